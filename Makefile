@@ -1,0 +1,31 @@
+# Every target sets up the virtual environment of the checkout by itself.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+SEED ?= 0
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check clean
+
+demo: $(INSTALLED)
+	$(RUN) launch/demo.py seed=$(SEED)
+
+test: check
+	OMP_NUM_THREADS=1 $(RUN) -m pytest
+
+check: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing the dependencies into $(VENV) (several GB with PyTorch; once)"
+	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) experiments build *.egg-info .mypy_cache .ruff_cache .pytest_cache

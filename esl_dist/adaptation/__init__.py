@@ -1,0 +1,5 @@
+"""The method: formulas on logits and labels; knows no files and no ranks.
+
+losses · methods (source-only, MinEnt, AdvEnt: one file each) · entropy (statistics per class that add up) ·
+pseudo_labels (scores, thresholds, and what they keep).
+"""

@@ -1,0 +1,5 @@
+"""No adaptation: the labelled source alone, the baseline of every table."""
+
+from esl_dist.adaptation.methods.method import Method
+
+SOURCE_ONLY = Method()

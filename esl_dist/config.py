@@ -1,0 +1,226 @@
+"""Every setting of every program: one dataclass a program, each field with its meaning, unit and default.
+
+This module only describes; `esl_dist.config_files` reads YAML and `key=value` against it. A recipe file holds what
+differs from the defaults here, which are the published ones (AdvEnt, arXiv 1811.12833; ESL, arXiv 2006.08658) unless
+the text of a setting says otherwise.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def setting(default: Any, meaning: str, **bounds: Any) -> Any:
+    """Describe one setting.
+
+    Args:
+        default: its default; `MISSING` if the user has to give one; a type or function is called to make one.
+        meaning: one sentence with the unit.
+        bounds: what `config_files.check_bounds` holds it to: `choices`, `minimum`, `above`, `maximum`.
+    """
+    metadata = {"meaning": meaning, **bounds}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Shards:
+    """One packed data set split and the size at which a network sees it."""
+
+    path: str = setting(MISSING, "Folder of shards with an index.json, as written by shards/prepare.py.")
+    size: list[int] | None = setting(
+        None,
+        "Width and height in pixels to which pictures and labels are resized when read; null: as packed.",
+        minimum=1,
+    )
+
+
+@dataclass
+class Network:
+    """The segmentation network."""
+
+    architecture: str = setting(
+        "resnet101",
+        "DeepLab-v2 on a residual network; `tiny` is for pictures of about 200 pixels.",
+        choices=("resnet101", "resnet50", "resnet18", "tiny"),
+    )
+    auxiliary_head: bool = setting(True, "Whether stage 3 has a classifier and losses of its own (two levels).")
+    batch_norm: str = setting(
+        "shared",
+        "Running statistics of batch norm: `shared` by source and target passes, as published, or `per_domain`: each "
+        "keeps its own, and evaluation, pseudo-labels and exported weights use the target's.",
+        choices=("shared", "per_domain"),
+    )
+    start: str | None = setting(
+        None,
+        "Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published "
+        "names or torchvision's; null: random ones.",
+    )
+
+
+@dataclass
+class LevelWeights:
+    """Weights of a loss at the two levels of the network."""
+
+    main: float = setting(MISSING, "Weight at the main head (stage 4), no unit.", minimum=0)
+    auxiliary: float = setting(MISSING, "Weight at the auxiliary head (stage 3), no unit.", minimum=0)
+
+
+@dataclass
+class Method:
+    """The adaptation method and the weights of its losses."""
+
+    name: str = setting("advent", "A name in the table of `esl_dist.adaptation.methods`.")
+    cross_entropy: LevelWeights = setting(
+        lambda: LevelWeights(main=1.0, auxiliary=0.1),
+        "Weights of the cross-entropy on source labels and pseudo-labels.",
+    )
+    target: LevelWeights = setting(
+        lambda: LevelWeights(main=1e-3, auxiliary=2e-4), "Weights of the method's loss on the unlabelled target."
+    )
+
+
+@dataclass
+class RateMultipliers:
+    """Factors on the learning rate of a part of the segmentation network, no unit.
+
+    The published program steps a parameter as often as its list of parameters holds it: stem 1, bottleneck
+    convolutions 3, shortcut convolutions 4 times.
+    """
+
+    stem: float = setting(1.0, "The first convolution.", above=0)
+    blocks: float = setting(1.0, "The convolutions inside residual blocks (published program: 3).", above=0)
+    shortcuts: float = setting(1.0, "The convolutions on the shortcuts (published program: 4).", above=0)
+    heads: float = setting(10.0, "The classifiers.", above=0)
+
+
+@dataclass
+class Optimizer:
+    """SGD for the segmentation network, Adam for the discriminators, one polynomial schedule for both."""
+
+    learning_rate: float = setting(2.5e-4, "Base learning rate of SGD.", above=0)
+    momentum: float = setting(0.9, "Momentum of SGD.", minimum=0, maximum=1)
+    weight_decay: float = setting(5e-4, "Weight decay of SGD.", minimum=0)
+    multipliers: RateMultipliers = setting(RateMultipliers, "Factors on the learning rate of SGD.")
+    discriminator_learning_rate: float = setting(1e-4, "Base learning rate of Adam.", above=0)
+    discriminator_betas: list[float] = setting(lambda: [0.9, 0.99], "Decay rates of Adam.", minimum=0, maximum=1)
+    schedule_steps: int = setting(250_000, "Steps over which the rate would fall to zero.", minimum=1)
+    schedule_power: float = setting(0.9, "rate = base · (1 - step / schedule_steps) ** schedule_power.", minimum=0)
+
+
+@dataclass
+class Loader:
+    """How samples are read. None of it but the window changes which sample comes when."""
+
+    workers: int = setting(2, "Reading processes a rank and domain; 0: read in the training process.", minimum=0)
+    shuffle_window: int = setting(
+        1024, "Samples among which the order is random; a quarter of it is read in sequence from the shards.", minimum=4
+    )
+
+
+@dataclass
+class Checkpoints:
+    """When to save, and what to keep."""
+
+    every: int = setting(2000, "Steps between two checkpoints; the last step always leaves one.", minimum=1)
+    keep_newest: int = setting(2, "Newest checkpoints that stay.", minimum=1)
+    keep_every: int = setting(0, "Checkpoints whose step is a multiple of this stay too; 0: none.", minimum=0)
+
+
+@dataclass
+class Train:
+    """launch/train.py: adapt a segmentation network, or go on where an earlier start of the same run stopped."""
+
+    name: str = setting(MISSING, "Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>.")
+    experiments: str = setting("experiments", "Folder of all runs.")
+    seed: int = setting(0, "Seed of initial weights and of the order of samples.", minimum=0)
+    class_set: str | None = setting(None, "Name of a class set of the source shards; null: their first.")
+    source: Shards = setting(Shards, "The labelled domain.")
+    target: Shards = setting(Shards, "The unlabelled domain; its labels, if it has any, are not read.")
+    pseudo_labels: str | None = setting(None, "Folder of pseudo-label shards of the target; null: train without.")
+    network: Network = setting(Network, "The segmentation network.")
+    method: Method = setting(Method, "The adaptation method.")
+    optimizer: Optimizer = setting(Optimizer, "Optimisers and schedule.")
+    batch_size: int = setting(
+        1, "Samples of each domain a step, over all processes and accumulated passes together.", minimum=1
+    )
+    accumulate: int = setting(1, "Passes a step, each with an equal part of the batch.", minimum=1)
+    steps: int = setting(120_000, "Steps to train; at most optimizer.schedule_steps.", minimum=1)
+    log_every: int = setting(20, "Steps between two entries in TensorBoard.", minimum=1)
+    loader: Loader = setting(Loader, "How samples are read.")
+    checkpoints: Checkpoints = setting(Checkpoints, "When to save, and what to keep.")
+
+
+@dataclass
+class PseudoLabel:
+    """launch/pseudo_label.py: label the target where the network may be trusted."""
+
+    checkpoint: str = setting(MISSING, "Run folder (its newest whole checkpoint) or checkpoint folder.")
+    target: Shards = setting(Shards, "The pictures to label, and the size at which the network sees them.")
+    output: str = setting(MISSING, "Folder for the pseudo-label shards.")
+    label_size: list[int] | None = setting(
+        None, "Width and height of the pseudo-labels in pixels; null: that of the network's input.", minimum=1
+    )
+    score: str = setting(
+        "entropy",
+        "What decides trust: `entropy` (ESL) or `confidence` (highest softmax score, the paper's baseline).",
+        choices=("entropy", "confidence"),
+    )
+    entropy_floor: float = setting(
+        0.1, "Least entropy threshold of a class, as a share of the highest entropy.", minimum=0, maximum=1
+    )
+    confidence_ceiling: float = setting(0.9, "Highest confidence threshold of a class.", minimum=0, maximum=1)
+    compare_with_labels: bool = setting(
+        False, "Whether the target's own labels are read, only to report the accuracy of the pseudo-labels."
+    )
+    workers: int = setting(2, "Reading processes a rank.", minimum=0)
+
+
+@dataclass
+class Evaluate:
+    """launch/evaluate.py: score a checkpoint on labelled shards."""
+
+    checkpoint: str = setting(MISSING, "Run folder (its newest whole checkpoint) or checkpoint folder.")
+    data: Shards = setting(Shards, "The labelled pictures; scored at their labels' own size.")
+    output: str | None = setting(None, "JSON file for the scores; null: print them only.")
+    statistics_from: str | None = setting(
+        None,
+        "Folder of shards on which the batch-norm statistics are estimated anew before scoring; null: those of the "
+        "checkpoint.",
+    )
+    workers: int = setting(2, "Reading processes a rank.", minimum=0)
+
+
+@dataclass
+class Prepare:
+    """shards/prepare.py: pack one split of a data set into WebDataset shards."""
+
+    dataset: str = setting(MISSING, "YAML file that describes the data set (configs/datasets/).")
+    root: str | None = setting(None, "Folder of the data set; null: the one its description names.")
+    split: str = setting(MISSING, "A split named by the description.")
+    output: str = setting(MISSING, "Folder for the shards.")
+    size: list[int] | None = setting(
+        None, "Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are.", minimum=1
+    )
+    label_size: list[int] | None = setting(
+        None, "Width and height of packed labels in pixels (nearest); null: as they are.", minimum=1
+    )
+    image_format: str = setting(
+        "keep",
+        "Encoding of packed pictures; `keep` copies the file where it is not resized, and takes png where it is.",
+        choices=("keep", "png", "jpg"),
+    )
+    jpg_quality: int = setting(95, "Quality of packed JPEG pictures, in percent.", minimum=1, maximum=100)
+    shard_megabytes: int = setting(256, "Largest size of a shard in units of 10⁶ bytes.", minimum=1)
+    processes: int | None = setting(None, "Packing processes; null: one a processor core.", minimum=1)
+
+
+@dataclass
+class Demo:
+    """launch/demo.py: the whole loop on Toytown, from drawing to one table."""
+
+    seed: int = setting(0, "Seed of the drawn scenes and of the three trainings.", minimum=0)
+    output: str | None = setting(None, "Folder of the demo; null: experiments/demo, with the seed where it is not 0.")
+    recipes: str = setting("configs/demo", "Folder with the recipes source_only, advent and advent_esl.")

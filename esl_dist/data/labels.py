@@ -1,0 +1,85 @@
+"""Classes: names, colours, and the map from a data set's raw ids to train ids.
+
+A train id is a class's position in its class set; the network's channel c scores train id c. Raw ids stay in files and
+shards, the map is applied when a label is read, so one packed data set serves every class set its description names.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esl_dist.errors import UserError
+
+IGNORE_INDEX = 255
+"""Train id of a pixel that no loss and no score counts."""
+
+_RAW_IDS = 2**16
+
+
+@dataclass(frozen=True)
+class SemanticClass:
+    """One class: its name, its colour (red, green, blue; 0 to 255) and the raw ids that mean it."""
+
+    name: str
+    color: tuple[int, int, int]
+    ids: tuple[int, ...]
+
+
+ClassSet = tuple[SemanticClass, ...]
+"""Classes in the order of their train ids."""
+
+
+def class_set_from(entries: Sequence[Mapping[str, Any]], origin: str) -> ClassSet:
+    """Read a class set from plain dictionaries with `name`, `color` and `ids`.
+
+    Raises:
+        UserError: a class without name, a colour that is none, a raw id out of [0, 65535] or given twice, no class
+            or more than 255 of them; the message starts with `origin`.
+    """
+    classes: list[SemanticClass] = []
+    owner: dict[int, str] = {}
+    for position, entry in enumerate(entries):
+        try:
+            name, color, ids = str(entry["name"]), tuple(map(int, entry["color"])), tuple(map(int, entry["ids"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{origin}: class {position}: expected name, color [r, g, b] and ids, got {entry}"
+            ) from error
+        if len(color) != 3 or not all(0 <= part <= 255 for part in color):
+            raise UserError(f"{origin}: class {name}: color {list(color)} is not [r, g, b] with values from 0 to 255")
+        for raw_id in ids:
+            if not 0 <= raw_id < _RAW_IDS:
+                raise UserError(f"{origin}: class {name}: raw id {raw_id} is not in [0, {_RAW_IDS - 1}]")
+            if raw_id in owner:
+                raise UserError(f"{origin}: raw id {raw_id} belongs to class {owner[raw_id]} and to class {name}")
+            owner[raw_id] = name
+        classes.append(SemanticClass(name, (color[0], color[1], color[2]), ids))
+    if not 1 <= len(classes) <= IGNORE_INDEX:
+        raise UserError(f"{origin}: {len(classes)} classes; expected 1 to {IGNORE_INDEX}")
+    return tuple(classes)
+
+
+def class_set_to(classes: ClassSet) -> list[dict[str, Any]]:
+    """Return a class set as plain dictionaries, the inverse of `class_set_from`."""
+    return [{"name": item.name, "color": list(item.color), "ids": list(item.ids)} for item in classes]
+
+
+def identity_class_set(classes: ClassSet) -> ClassSet:
+    """Return the same classes for labels that hold train ids already, such as pseudo-labels."""
+    return tuple(SemanticClass(item.name, item.color, (train_id,)) for train_id, item in enumerate(classes))
+
+
+def class_names(classes: ClassSet) -> list[str]:
+    """Return the class names in the order of their train ids."""
+    return [item.name for item in classes]
+
+
+def train_id_table(classes: ClassSet) -> NDArray[np.uint8]:
+    """Return the train id of every raw id, shape (65536,); `IGNORE_INDEX` for raw ids of no class."""
+    table = np.full(_RAW_IDS, IGNORE_INDEX, np.uint8)
+    for train_id, item in enumerate(classes):
+        table[list(item.ids)] = train_id
+    return table

@@ -1,0 +1,149 @@
+"""Samples as tensors: decode, resize, map to train ids, batch, prefetch.
+
+A network's input is the published one: BGR minus the mean colour of ImageNet, float32, channels first.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypedDict
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from esl_dist.data.images import Size, decode_image, decode_label, resize_image, resize_label
+from esl_dist.data.labels import ClassSet, train_id_table
+from esl_dist.data.shards import ShardReader
+from esl_dist.errors import UserError
+
+MEAN_COLOR = (104.00698793, 116.66876762, 122.67891434)
+"""Blue, green, red; grey levels from 0 to 255 (method.md, from the Caffe start of the published networks)."""
+
+
+class Batch(TypedDict):
+    """Samples of one domain.
+
+    images: float32 (batch, 3, height, width); labels: uint8 train ids (batch, height, width), absent where the samples
+    are used without; positions: int64 (batch,), the samples' positions in their shards.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    positions: Tensor
+
+
+def network_input(image: NDArray[np.uint8]) -> Tensor:
+    """Turn a BGR picture, uint8 (height, width, 3), into a network's input, float32 (3, height, width)."""
+    centred = image.astype(np.float32) - np.asarray(MEAN_COLOR, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(centred.transpose(2, 0, 1)))
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """Where labels come from: the pictures' own shards, or pseudo-label shards that line up with them."""
+
+    shards: ShardReader
+    classes: ClassSet
+
+
+class Samples(Dataset[dict[str, Tensor]]):
+    """The samples of a folder of shards, by position.
+
+    Args:
+        images: the shards with the pictures.
+        size: width and height at which pictures are given; None: as packed.
+        labels: where labels come from; None: samples without labels.
+        label_size: width and height at which labels are given; None: as packed.
+    """
+
+    def __init__(
+        self, images: ShardReader, size: Size | None, labels: LabelSource | None = None, label_size: Size | None = None
+    ) -> None:
+        """Check that labels line up with the pictures."""
+        self.images, self.size, self.labels, self.label_size = images, size, labels, label_size
+        self.table = None if labels is None else train_id_table(labels.classes)
+        if labels is not None and labels.shards is not images:
+            _refuse_misaligned(images, labels.shards)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.images)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        """Return the sample's image, label (if there are labels) and position.
+
+        Raises:
+            UserError: a member cannot be decoded; the message names shard and key.
+        """
+        try:
+            image = decode_image(self.images.read(position, "image"))
+        except ValueError as error:
+            raise UserError(f"{self.images.where(position)}: its image is damaged: {error}; pack it again") from error
+        sample = {
+            "images": network_input(image if self.size is None else resize_image(image, self.size)),
+            "positions": torch.tensor(position),
+        }
+        if self.labels is not None:
+            sample["labels"] = torch.from_numpy(self.label(position))
+        return sample
+
+    def label(self, position: int) -> NDArray[np.uint8]:
+        """Return a sample's label as train ids, (height, width).
+
+        Raises:
+            UserError: it cannot be decoded; the message names shard and key.
+        """
+        assert self.labels is not None
+        assert self.table is not None
+        shards = self.labels.shards
+        try:
+            raw = decode_label(shards.read(position, "label"))
+        except ValueError as error:
+            raise UserError(f"{shards.where(position)}: its label is damaged: {error}; pack it again") from error
+        return self.table[raw if self.label_size is None else resize_label(raw, self.label_size)]
+
+    def without_labels(self) -> "Samples":
+        """Return the same pictures, to be read without their labels."""
+        return Samples(self.images, self.size)
+
+
+def _refuse_misaligned(images: ShardReader, labels: ShardReader) -> None:
+    if len(images) != len(labels):
+        raise UserError(f"{labels.folder}: {len(labels)} labels for the {len(images)} pictures of {images.folder}")
+    for position, (image_key, label_key) in enumerate(zip(images.keys(), labels.keys(), strict=True)):
+        if image_key != label_key:
+            raise UserError(
+                f"{labels.folder}: sample {position} is {label_key!r}, but {image_key!r} in {images.folder}; "
+                "the labels were made for other shards: make them again"
+            )
+
+
+def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """Yield the batches named by `positions`, in this order, read ahead by `workers` processes."""
+    loader = DataLoader(
+        samples,
+        batch_sampler=_Positions(positions),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+    )
+    for batch in loader:
+        yield Batch(images=batch["images"], labels=batch.get("labels"), positions=batch["positions"])
+
+
+class _Positions:
+    """What DataLoader takes for a batch sampler: an iterable of lists of positions."""
+
+    def __init__(self, positions: Iterator[list[int]]) -> None:
+        self.positions = positions
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self.positions
+
+
+def _start_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -1,0 +1,211 @@
+"""Pack one split of a data set into shards: check every pair first, then encode in several processes, write in order.
+
+The order of samples and the cut into shards depend on the pairs alone, so packing twice gives the same bytes, however
+many processes help.
+"""
+
+import multiprocessing
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from esl_dist.data.images import (
+    Size,
+    decode_image,
+    decode_label,
+    encode_jpg,
+    encode_png,
+    resize_image,
+    resize_label,
+)
+from esl_dist.data.layouts import Layout, Pair
+from esl_dist.data.shards import (
+    INDEX_NAME,
+    Members,
+    ShardEntry,
+    ShardIndex,
+    read_index,
+    shard_name,
+    verify,
+    write_index,
+    write_shard,
+)
+from esl_dist.data.shards import open_shards as open_packed
+from esl_dist.errors import UserError
+
+Item = TypeVar("Item")
+Progress = Callable[[Iterable[Item], int, str], Iterable[Item]]
+"""Wraps an iterable of known length in a progress bar with a title."""
+
+REPORTED_PROBLEMS = 10
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a sample is stored; see the settings of the same names in `esl_dist.config.Prepare`."""
+
+    size: Size | None
+    label_size: Size | None
+    image_format: str
+    jpg_quality: int
+
+
+def pack(
+    layout: Layout, folder: Path, encoding: Encoding, shard_bytes: int, processes: int, progress: Progress[Any]
+) -> ShardIndex:
+    """Pack a split into `folder`; a folder that holds the same already is only verified.
+
+    Args:
+        layout: the split.
+        folder: where the shards go; its index.json is written last.
+        encoding: how samples are stored.
+        shard_bytes: largest size of a shard in bytes, though a shard has at least one sample.
+        processes: processes that check and encode.
+        progress: see `Progress`.
+
+    Raises:
+        UserError: pairs that cannot be packed (named, before anything is written), two names that give one key,
+            or a folder that holds something else.
+    """
+    made_with = {
+        "size": encoding.size,
+        "label_size": encoding.label_size,
+        "image_format": encoding.image_format,
+        "jpg_quality": encoding.jpg_quality,
+        "shard_bytes": shard_bytes,
+    }
+    keys = _keys(layout.pairs)
+    if (folder / INDEX_NAME).exists():
+        return _verify_packed(folder, layout, keys, made_with)
+    with _pool(processes) as pool:
+        checks = pool.imap(partial(_check, known_ids=layout.known_ids()), layout.pairs, chunksize=8)
+        sizes = _refuse_problems(list(progress(checks, len(layout.pairs), "checking")))
+        encoded = pool.imap(partial(_encode, encoding=encoding), layout.pairs, chunksize=4)
+        samples = zip(keys, progress(encoded, len(layout.pairs), "packing"), strict=True)
+        shards = list(_write_shards(folder, samples, shard_bytes))
+    index = ShardIndex(
+        dataset=layout.dataset,
+        split=layout.split,
+        image_size=encoding.size or _common(image for image, _ in sizes),
+        label_size=encoding.label_size or _common(label for _, label in sizes),
+        class_sets=layout.class_sets,
+        made_with=made_with,
+        shards=tuple(shards),
+    )
+    _remove_surplus(folder, index)
+    write_index(folder, index)
+    return index
+
+
+def _keys(pairs: Iterable[Pair]) -> list[str]:
+    keys: dict[str, str] = {}
+    for pair in pairs:
+        key = pair.name.replace(".", "_")
+        if key in keys:
+            raise UserError(f"samples {keys[key]!r} and {pair.name!r} would both have the key {key!r}; rename one")
+        keys[key] = pair.name
+    return list(keys)
+
+
+def _verify_packed(folder: Path, layout: Layout, keys: list[str], made_with: dict[str, Any]) -> ShardIndex:
+    index = read_index(folder)
+    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in made_with.items()}
+    packed_keys = [sample.key for shard in index.shards for sample in shard.samples]
+    same = (index.dataset, index.split, index.made_with) == (layout.dataset, layout.split, wanted)
+    if not same or packed_keys != keys or index.class_sets != layout.class_sets:
+        raise UserError(f"{folder}: holds shards of other samples or settings; choose another output or delete it")
+    verify(open_packed(folder))
+    return index
+
+
+def _check(pair: Pair, known_ids: frozenset[int]) -> tuple[Size, Size] | str:
+    """Return the sizes of picture and label, or what is wrong with the pair."""
+    try:
+        with Image.open(pair.image) as image:
+            # Pillow notices a file that ends too early, which OpenCV fills with grey.
+            image.load()
+            image_size = image.size
+    except (OSError, SyntaxError) as error:
+        return f"{pair.image}: not a whole picture ({error})"
+    try:
+        label = decode_label(pair.label.read_bytes())
+    except (OSError, ValueError) as error:
+        return f"{pair.label}: {error}"
+    if label.shape[::-1] != image_size:
+        return (
+            f"{pair.label}: {label.shape[1]}×{label.shape[0]} pixels, its picture has {image_size[0]}×{image_size[1]}"
+        )
+    unknown = sorted(set(np.unique(label).tolist()) - known_ids)
+    if unknown:
+        return f"{pair.label}: raw ids {unknown} are in no class and not in ignore_ids of the description"
+    return image_size, (label.shape[1], label.shape[0])
+
+
+def _refuse_problems(results: list[tuple[Size, Size] | str]) -> list[tuple[Size, Size]]:
+    problems = [result for result in results if isinstance(result, str)]
+    if problems:
+        shown = "\n  ".join(problems[:REPORTED_PROBLEMS])
+        more = f"\n  and {len(problems) - REPORTED_PROBLEMS} more" if len(problems) > REPORTED_PROBLEMS else ""
+        raise UserError(f"{len(problems)} samples cannot be packed; nothing was written:\n  {shown}{more}")
+    return [result for result in results if not isinstance(result, str)]
+
+
+def _common(sizes: Iterable[Size]) -> Size | None:
+    different = set(sizes)
+    return different.pop() if len(different) == 1 else None
+
+
+def _encode(pair: Pair, encoding: Encoding) -> Members:
+    content = pair.image.read_bytes()
+    image = decode_image(content)
+    resized = image if encoding.size is None else resize_image(image, encoding.size)
+    kind = pair.image.suffix.lower().lstrip(".")
+    if encoding.image_format == "keep" and resized is image and kind in ("png", "jpg", "jpeg"):
+        members = {f"image.{'jpg' if kind == 'jpeg' else kind}": content}
+    elif encoding.image_format == "jpg":
+        members = {"image.jpg": encode_jpg(resized, encoding.jpg_quality)}
+    else:
+        members = {"image.png": encode_png(resized)}
+    label = decode_label(pair.label.read_bytes())
+    members["label.png"] = encode_png(
+        label if encoding.label_size is None else resize_label(label, encoding.label_size)
+    )
+    return members
+
+
+def _write_shards(folder: Path, samples: Iterable[tuple[str, Members]], shard_bytes: int) -> Iterator[ShardEntry]:
+    waiting: list[tuple[str, Members]] = []
+    # A tar ends with up to a record of zeros, and stores each file behind a header, filled up to whole blocks.
+    size, position = tarfile.RECORDSIZE, 0
+    for sample in samples:
+        sample_size = sum(2 * tarfile.BLOCKSIZE + len(content) for content in sample[1].values())
+        if waiting and size + sample_size > shard_bytes:
+            yield write_shard(folder / shard_name(position), waiting)
+            waiting, size, position = [], tarfile.RECORDSIZE, position + 1
+        waiting.append(sample)
+        size += sample_size
+    yield write_shard(folder / shard_name(position), waiting)
+
+
+def _remove_surplus(folder: Path, index: ShardIndex) -> None:
+    """Remove tars of an earlier, interrupted packing with other settings."""
+    written = {shard.name for shard in index.shards}
+    for path in folder.glob("shard-*.tar"):
+        if path.name not in written:
+            path.unlink()
+
+
+@contextmanager
+def _pool(processes: int) -> Iterator[Pool]:
+    # "spawn", not "fork": OpenCV and PyTorch may hold locks in threads that a forked child would wait for.
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
+        yield pool

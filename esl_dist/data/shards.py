@@ -1,0 +1,279 @@
+"""The shard format: a folder of plain WebDataset tars with an index of byte offsets beside them.
+
+`webdataset.WebDataset` reads the tars as they are. The index gives what a stream cannot: the number of samples, any
+sample at once, and with that exact epochs and restarts inside one. shards/README.md describes the format.
+
+Nothing read here is unpickled or executed; a shard's name may not lead out of its folder.
+"""
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from esl_dist.data.images import Size
+from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
+from esl_dist.errors import UserError
+from esl_dist.files import read_json, sha256_of_file, whole_file, write_json
+
+FORMAT = "esl-dist shards"
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+
+Members = Mapping[str, bytes]
+"""A sample's files: extension (`image.png`, `label.png`, …) → bytes."""
+
+
+@dataclass(frozen=True)
+class SampleEntry:
+    """Where a sample lies in its shard: extension → (byte offset, byte count)."""
+
+    key: str
+    members: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar file."""
+
+    name: str
+    size: int
+    sha256: str
+    samples: tuple[SampleEntry, ...]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What index.json holds. A size is None where the samples differ in it."""
+
+    dataset: str
+    split: str
+    image_size: Size | None
+    label_size: Size | None
+    class_sets: dict[str, ClassSet]
+    made_with: dict[str, Any]
+    shards: tuple[ShardEntry, ...]
+
+
+def shard_name(position: int) -> str:
+    """Return the file name of a folder's shard number `position`, counted from 0."""
+    return f"shard-{position:06d}.tar"
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Members]]) -> ShardEntry:
+    """Write one tar, whole or not at all; the same samples give the same bytes.
+
+    Args:
+        path: the tar's final place.
+        samples: key and files of each sample; a key may hold folders but no dot (WebDataset cuts names at the first).
+    """
+    entries: list[SampleEntry] = []
+    with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for key, members in samples:
+            places: dict[str, tuple[int, int]] = {}
+            for extension, content in members.items():
+                header = tarfile.TarInfo(f"{key}.{extension}")
+                header.size, header.mode = len(content), 0o644
+                tar.addfile(header, io.BytesIO(content))
+                padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                places[extension] = (tar.offset - padded, len(content))
+            entries.append(SampleEntry(key, places))
+    return ShardEntry(path.name, path.stat().st_size, sha256_of_file(path), tuple(entries))
+
+
+def write_index(folder: Path, index: ShardIndex) -> None:
+    """Write `index` as the folder's index.json; its presence says that the folder is complete."""
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "dataset": index.dataset,
+        "split": index.split,
+        "samples": sum(len(shard.samples) for shard in index.shards),
+        "image_size": index.image_size,
+        "label_size": index.label_size,
+        "made_with": index.made_with,
+        "class_sets": {name: class_set_to(classes) for name, classes in index.class_sets.items()},
+        "shards": [shard_to(shard) for shard in index.shards],
+    }
+    write_json(folder / INDEX_NAME, content, indent=None)
+
+
+def shard_to(shard: ShardEntry) -> dict[str, Any]:
+    """Return a shard's entry as plain dictionaries."""
+    samples = [{"key": sample.key, "members": sample.members} for sample in shard.samples]
+    return {
+        "name": shard.name,
+        "bytes": shard.size,
+        "sha256": shard.sha256,
+        "sample_count": len(shard.samples),
+        "samples": samples,
+    }
+
+
+def shard_from(content: Mapping[str, Any], origin: Path) -> ShardEntry:
+    """Read a shard's entry back, the inverse of `shard_to`.
+
+    Raises:
+        UserError: the name leads out of the folder, or members lie outside the file.
+    """
+    name, size = str(content["name"]), int(content["bytes"])
+    if name != os.path.basename(name) or name in ("", ".", ".."):
+        raise UserError(f"{origin}: shard name {name!r} leads out of its folder; the index is not to be trusted")
+    samples = []
+    for sample in content["samples"]:
+        members = {str(kind): (int(offset), int(count)) for kind, (offset, count) in sample["members"].items()}
+        if any(offset < 0 or count < 0 or offset + count > size for offset, count in members.values()):
+            raise UserError(f"{origin}: sample {sample['key']!r} lies outside of {name}; make the shards again")
+        samples.append(SampleEntry(str(sample["key"]), members))
+    return ShardEntry(name, size, str(content["sha256"]), tuple(samples))
+
+
+def read_index(folder: Path) -> ShardIndex:
+    """Read and check a folder's index.json.
+
+    Raises:
+        UserError: it is missing, damaged or of another format version.
+    """
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with shards/prepare.py")
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path}: not an index of {FORMAT}; expected what shards/prepare.py writes")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format version {content.get('format_version')}, this program reads {FORMAT_VERSION}; pack again"
+        )
+    try:
+        return ShardIndex(
+            dataset=str(content["dataset"]),
+            split=str(content["split"]),
+            image_size=_size(content["image_size"]),
+            label_size=_size(content["label_size"]),
+            class_sets={name: class_set_from(item, str(path)) for name, item in content["class_sets"].items()},
+            made_with=dict(content["made_with"]),
+            shards=tuple(shard_from(shard, path) for shard in content["shards"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error!r}); make the shards again") from error
+
+
+def _size(value: Any) -> Size | None:
+    return None if value is None else (int(value[0]), int(value[1]))
+
+
+@dataclass
+class ShardReader:
+    """Reads any sample of a folder of shards, in any order, from any process.
+
+    Attributes:
+        folder: where the shards lie.
+        index: their index.
+    """
+
+    folder: Path
+    index: ShardIndex
+    _places: list[tuple[int, SampleEntry]] = field(init=False, repr=False)
+    _descriptors: dict[int, int] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that every shard is there with its size; its bytes are checked by `verify`."""
+        for shard in self.index.shards:
+            path = self.folder / shard.name
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard.size:
+                found = "is missing" if size is None else f"has {size} bytes"
+                raise UserError(f"{path}: {found}, the index says {shard.size}; pack the data set again")
+        self._places = [
+            (position, sample) for position, shard in enumerate(self.index.shards) for sample in shard.samples
+        ]
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self._places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave open files behind when a copy goes to another process."""
+        return {**self.__dict__, "_descriptors": {}}
+
+    def key(self, position: int) -> str:
+        """Return the key of the sample at `position`, counted over all shards from 0."""
+        return self._places[position][1].key
+
+    def keys(self) -> Iterator[str]:
+        """Yield all keys in the order of the shards."""
+        return (sample.key for _, sample in self._places)
+
+    def where(self, position: int) -> str:
+        """Name a sample in messages: folder, shard and key."""
+        shard, sample = self._places[position]
+        return f"{self.folder / self.index.shards[shard].name}, sample {sample.key!r}"
+
+    def read(self, position: int, kind: str) -> bytes:
+        """Return the bytes of a sample's member whose extension is `kind` or starts with `kind` and a dot.
+
+        Raises:
+            UserError: the sample has no such member, or its bytes cannot be read.
+        """
+        shard, sample = self._places[position]
+        for extension, (offset, count) in sample.members.items():
+            if extension == kind or extension.startswith(f"{kind}."):
+                content = os.pread(self._descriptor(shard), count, offset)
+                if len(content) != count:
+                    raise UserError(f"{self.where(position)}: the shard ends too early; pack the data set again")
+                return content
+        raise UserError(f"{self.where(position)}: no {kind}; it has {', '.join(sample.members)}")
+
+    def _descriptor(self, shard: int) -> int:
+        if shard not in self._descriptors:
+            self._descriptors[shard] = os.open(self.folder / self.index.shards[shard].name, os.O_RDONLY)
+        return self._descriptors[shard]
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 over all checksums and keys: equal means the same samples in the same order."""
+        digest = hashlib.sha256()
+        for shard in self.index.shards:
+            digest.update(shard.sha256.encode())
+            digest.update("\0".join(sample.key for sample in shard.samples).encode())
+        return digest.hexdigest()
+
+
+def open_shards(folder: str | Path) -> ShardReader:
+    """Open a folder of shards.
+
+    Raises:
+        UserError: the folder or a shard is missing, incomplete or damaged.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder of shards; make it with shards/prepare.py")
+    return ShardReader(path, read_index(path))
+
+
+def verify(reader: ShardReader) -> None:
+    """Compare every shard's bytes with the checksum in the index; reads the whole folder once.
+
+    Raises:
+        UserError: a shard was changed after it was packed.
+    """
+    for shard in reader.index.shards:
+        path = reader.folder / shard.name
+        if sha256_of_file(path) != shard.sha256:
+            raise UserError(f"{path}: its bytes are not those that were packed (checksum differs); pack it again")
+
+
+def choose_classes(shards: ShardReader, name: str | None) -> tuple[str, ClassSet]:
+    """Return the class set `name` of the shards, or their first one, with its name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    known = shards.index.class_sets
+    chosen = next(iter(known)) if name is None else name
+    if chosen not in known:
+        raise UserError(f"{shards.folder}: no class set {chosen!r}; it has {', '.join(known)}")
+    return chosen, known[chosen]

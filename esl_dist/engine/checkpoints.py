@@ -1,0 +1,196 @@
+"""Checkpoints: a folder a step, whole or absent, checksummed; the newest whole one is found without help.
+
+    <run>/checkpoints/step-00000400/
+        segmentation.safetensors     the network under its published names (with per-domain statistics: + source_*)
+        discriminators.safetensors   "<level>.<name>", if the method has discriminators
+        training.pt                  optimisers, loss scaler, random state: tensors and plain values, no code
+        manifest.json                step, configuration, classes, shards' fingerprints, bytes and SHA-256 of each file
+
+The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
+`data.sampling`), so the step is their state. A folder is written under a name that no reader takes, flushed, and
+renamed.
+"""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from esl_dist import config as settings
+from esl_dist.config_files import from_dictionary, to_dictionary
+from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
+from esl_dist.errors import UserError
+from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, read_json, sha256_of_file, write_json
+from esl_dist.models.deeplab import DeepLab
+
+FORMAT = "esl-dist checkpoint"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+SEGMENTATION, DISCRIMINATORS, TRAINING = "segmentation.safetensors", "discriminators.safetensors", "training.pt"
+
+TensorState = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training needs to go on as if it had never stopped.
+
+    Attributes:
+        step: steps done.
+        config: the run's configuration.
+        classes: the class set of its labels, and its name.
+        shards: fingerprints of the shards it reads: `source`, `target`, `pseudo_labels`.
+        segmentation: state of the segmentation network.
+        discriminators: state of the discriminators, empty if there are none.
+        training: states of optimisers, loss scaler and random generators.
+    """
+
+    step: int
+    config: settings.Train
+    class_set: str
+    classes: ClassSet
+    shards: dict[str, str]
+    segmentation: TensorState
+    discriminators: TensorState
+    training: dict[str, Any]
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
+    """Write a checkpoint and prune older ones; returns its folder."""
+    folder = run / "checkpoints" / f"step-{checkpoint.step:08d}"
+    partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file(_contiguous(checkpoint.segmentation), partial / SEGMENTATION)
+    save_file(_contiguous(checkpoint.discriminators), partial / DISCRIMINATORS)
+    torch.save(checkpoint.training, partial / TRAINING)
+    files = {}
+    for path in sorted(partial.iterdir()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "step": checkpoint.step,
+        "config": to_dictionary(checkpoint.config),
+        "class_set": checkpoint.class_set,
+        "classes": class_set_to(checkpoint.classes),
+        "shards": checkpoint.shards,
+        "files": files,
+    }
+    write_json(partial / MANIFEST, manifest)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    fsync_folder(folder.parent)
+    _prune(folder.parent, options)
+    return folder
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint folder.
+
+    Raises:
+        UserError: a file is missing or not the one that was written.
+    """
+    manifest = read_manifest(folder)
+    classes = class_set_from(manifest["classes"], str(folder / MANIFEST))
+    return Checkpoint(
+        step=int(manifest["step"]),
+        config=from_dictionary(settings.Train, manifest["config"], str(folder / MANIFEST)),
+        class_set=str(manifest["class_set"]),
+        classes=classes,
+        shards=dict(manifest["shards"]),
+        segmentation=load_file(folder / SEGMENTATION),
+        discriminators=load_file(folder / DISCRIMINATORS),
+        training=torch.load(folder / TRAINING, map_location="cpu", weights_only=True),
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest after comparing every file with its checksum.
+
+    Raises:
+        UserError: a file is missing, has other bytes, or the manifest is none.
+    """
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{folder / MANIFEST}: not a manifest of {FORMAT}")
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder}: format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}"
+        )
+    for name in (SEGMENTATION, DISCRIMINATORS, TRAINING):
+        expected = manifest.get("files", {}).get(name, {}).get("sha256")
+        path = folder / name
+        if not path.is_file() or sha256_of_file(path) != expected:
+            raise UserError(f"{path}: missing or not the bytes that were saved; choose another checkpoint")
+    return manifest
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Return the run's checkpoint folders, oldest first; folders that were not finished are not among them."""
+    found = (run / "checkpoints").glob("step-*")
+    return sorted(path for path in found if path.is_dir() and path.name.removeprefix("step-").isdigit())
+
+
+def newest_whole(run: Path) -> Path | None:
+    """Return the run's newest checkpoint whose files are all as saved; broken ones are named on standard error."""
+    for folder in reversed(checkpoint_folders(run)):
+        try:
+            read_manifest(folder)
+        except UserError as error:
+            print(f"warning: passing over a broken checkpoint: {error}", file=sys.stderr)
+        else:
+            return folder
+    return None
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return `path` itself if it is a checkpoint folder, the newest whole one in it if it is a run.
+
+    Raises:
+        UserError: it is neither, or a run without a whole checkpoint.
+    """
+    folder = Path(path)
+    if (folder / MANIFEST).is_file():
+        return folder
+    newest = newest_whole(folder) if folder.is_dir() else None
+    if newest is None:
+        raise UserError(f"{folder}: no checkpoint; expected a run folder with checkpoints/ or one checkpoint's folder")
+    return newest
+
+
+def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
+    """Return the segmentation network that a configuration describes."""
+    return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
+
+
+def load_segmentation(path: str | Path, device: torch.device) -> tuple[DeepLab, Checkpoint]:
+    """Return the segmentation network of a run or checkpoint in evaluation mode, and the checkpoint.
+
+    Raises:
+        UserError: there is no whole checkpoint.
+    """
+    checkpoint = load_checkpoint(find_checkpoint(path))
+    network = build_network(checkpoint.config.network, checkpoint.classes)
+    network.load_state_dict(checkpoint.segmentation)
+    return network.to(device).eval(), checkpoint
+
+
+def _contiguous(state: TensorState) -> TensorState:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _prune(folder: Path, options: settings.Checkpoints) -> None:
+    for old in checkpoint_folders(folder.parent)[: -options.keep_newest]:
+        step = int(old.name.removeprefix("step-"))
+        if options.keep_every == 0 or step % options.keep_every:
+            shutil.rmtree(old)

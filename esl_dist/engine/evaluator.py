@@ -1,0 +1,82 @@
+"""Scoring: every sample once, on one of the ranks; confusion matrices add up."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from esl_dist.data.labels import IGNORE_INDEX
+from esl_dist.data.loading import Batch, Samples, batches
+from esl_dist.engine.distributed import is_main, rank, sum_over_ranks, world_size
+from esl_dist.models.batch_norm import estimate_anew
+from esl_dist.models.deeplab import DeepLab, upsample
+from esl_dist.reporting.progress import progress, silent
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
+    """Count pixels by label (rows) and prediction (columns): int64 (classes, classes), on the CPU.
+
+    Args:
+        labels: train ids; `IGNORE_INDEX` is not counted.
+        predictions: train ids, same shape; `IGNORE_INDEX` is not counted either.
+        classes: number of classes.
+    """
+    counted = (labels != IGNORE_INDEX) & (predictions != IGNORE_INDEX)
+    pairs = labels[counted].to(torch.int64) * classes + predictions[counted].to(torch.int64)
+    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()
+
+
+@torch.inference_mode()
+def evaluate(network: DeepLab, samples: Samples, classes: int, workers: int, device: torch.device) -> NDArray[np.int64]:
+    """Return the confusion matrix over all samples and ranks, the same on every rank.
+
+    Args:
+        network: in evaluation mode, on `device`.
+        samples: with labels at their own size.
+        classes: number of classes.
+        workers: reading processes a rank.
+        device: where to compute.
+    """
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    for batch in own_samples(samples, workers, device, "scoring"):
+        labels = batch["labels"]
+        assert labels is not None
+        logits = network(batch["images"].to(device))["main"]
+        predictions = upsample(logits.float(), labels.shape[1:]).argmax(1)
+        confusion += confusion_matrix(labels.to(device), predictions, classes)
+    return sum_over_ranks(confusion).numpy()
+
+
+@torch.inference_mode()
+def estimate_statistics(
+    network: DeepLab, samples: Samples, workers: int, device: torch.device, batch_size: int
+) -> None:
+    """Estimate the network's batch-norm statistics anew as the mean over all batches of `samples`.
+
+    Every rank goes through all of them, so the statistics are the same (to rounding) for any number of ranks. Samples
+    that do not fill a last batch are left out, unless there is no other batch.
+
+    Args:
+        network: on `device`; in evaluation mode afterwards.
+        samples: pictures of the domain.
+        workers: reading processes a rank.
+        device: where to compute.
+        batch_size: pictures a batch.
+    """
+    estimate_anew(network)
+    network.train()
+    starts = range(0, max(len(samples) - batch_size + 1, 1), batch_size)
+    groups = [list(range(start, min(start + batch_size, len(samples)))) for start in starts]
+    show = progress if is_main() else silent
+    for batch in show(batches(samples, iter(groups), workers, device.type == "cuda"), len(groups), "statistics"):
+        network(batch["images"].to(device))
+    network.eval()
+
+
+def own_samples(samples: Samples, workers: int, device: torch.device, title: str) -> Iterator[Batch]:
+    """Yield this rank's part of all samples, one at a time: each sample on one rank, once."""
+    own = range(rank(), len(samples), world_size())
+    read = batches(samples, iter([[position] for position in own]), workers, device.type == "cuda")
+    yield from (progress if is_main() else silent)(read, len(own), title)

@@ -1,0 +1,273 @@
+"""The pseudo-label job: thresholds over the whole target, labels in shards that line up with the target's.
+
+Unit of work is a shard; rank r does shards r, r + W, …, so that nothing depends on the number of ranks W.
+
+1. Each rank predicts its shards, one picture at a time: labels and 16-bit levels go to a scratch shard, their histogram
+   per class is added up.
+2. One sum over ranks gives every rank the same histograms, hence the same thresholds.
+3. Each rank turns its scratch shards into pseudo-label shards; rank 0 writes the index and the summary.
+
+A job that is killed and started again keeps its whole scratch shards. Memory is one picture and one histogram.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esl_dist import config as settings
+from esl_dist.adaptation.entropy import HIGHEST_LEVEL, class_histograms
+from esl_dist.adaptation.pseudo_labels import (
+    TRUST,
+    Threshold,
+    Trust,
+    keep_trusted,
+    kept_pixels,
+    label_and_score,
+    thresholds,
+)
+from esl_dist.data.images import as_size, decode_label, encode_png, resize_label
+from esl_dist.data.labels import class_names, identity_class_set
+from esl_dist.data.loading import Samples, batches
+from esl_dist.data.shards import (
+    INDEX_NAME,
+    Members,
+    ShardEntry,
+    ShardIndex,
+    ShardReader,
+    read_index,
+    shard_from,
+    shard_to,
+    write_index,
+    write_shard,
+)
+from esl_dist.engine.checkpoints import Checkpoint
+from esl_dist.engine.distributed import is_main, rank, sum_over_ranks, wait_for_all, world_size
+from esl_dist.engine.evaluator import confusion_matrix
+from esl_dist.errors import UserError
+from esl_dist.files import read_json, write_json
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.reporting.progress import progress, silent
+from esl_dist.reporting.scores import pixel_accuracy
+
+SUMMARY = "summary.json"
+SCRATCH = ".scratch"
+JOB = "job.json"
+
+
+def write_pseudo_labels(
+    network: DeepLab, checkpoint: Checkpoint, target: Samples, config: settings.PseudoLabel, device: torch.device
+) -> dict[str, Any]:
+    """Label the target and return the summary, which is also written; a finished job is not done again.
+
+    Args:
+        network: in evaluation mode, on `device`.
+        checkpoint: where it comes from.
+        target: the pictures at the network's size; with labels if `config.compare_with_labels`.
+        config: the job's settings.
+        device: where to compute.
+
+    Raises:
+        UserError: the output folder holds pseudo-labels made otherwise.
+    """
+    output = Path(config.output)
+    made_with = _made_with(checkpoint, target, config)
+    if (output / INDEX_NAME).exists():
+        return _finished(output, made_with)
+    scratch = _open_scratch(output, made_with)
+    trust = TRUST[config.score]
+    classes = len(checkpoint.classes)
+
+    _predict(network, target, config, trust, scratch, device)
+    histograms = torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.int64)
+    for shard, _ in _own_shards(target.images):
+        for _, labels, levels in _read_scratch(scratch, shard):
+            histograms += class_histograms(labels, levels, classes)
+    histograms = sum_over_ranks(histograms)
+    limits = thresholds(histograms, trust, _bound(config))
+
+    own_confusion = _write_labels(target, output, limits, trust, scratch, classes)
+    summary = _summary(checkpoint, config, histograms, limits, sum_over_ranks(own_confusion))
+    if is_main():
+        write_index(output, _index(target.images, checkpoint, made_with, config, scratch))
+        write_json(output / SUMMARY, summary)
+        shutil.rmtree(scratch)
+    wait_for_all()
+    return summary
+
+
+def _made_with(checkpoint: Checkpoint, target: Samples, config: settings.PseudoLabel) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(checkpoint.segmentation.items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return {
+        "run": checkpoint.config.name,
+        "step": checkpoint.step,
+        "weights": digest.hexdigest(),
+        "target": target.images.fingerprint(),
+        "size": config.target.size,
+        "label_size": config.label_size,
+        "score": config.score,
+        "bound": _bound(config),
+        "compare_with_labels": config.compare_with_labels,
+    }
+
+
+def _bound(config: settings.PseudoLabel) -> float:
+    return config.entropy_floor if config.score == "entropy" else config.confidence_ceiling
+
+
+def _finished(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
+    made_before = read_index(output).made_with
+    changed = [key for key, value in made_with.items() if made_before.get(key) != value]
+    if changed:
+        raise UserError(
+            f"{output}: holds pseudo-labels made with another {', '.join(changed)}; choose another output or delete it"
+        )
+    summary: dict[str, Any] = read_json(output / SUMMARY)
+    return summary
+
+
+def _open_scratch(output: Path, made_with: dict[str, Any]) -> Path:
+    """Return the scratch folder; what a job with other settings left in it is removed."""
+    scratch = output / SCRATCH
+    if is_main():
+        job = scratch / JOB
+        if not job.is_file() or read_json(job) != made_with:
+            shutil.rmtree(scratch, ignore_errors=True)
+            write_json(job, made_with)
+    wait_for_all()
+    return scratch
+
+
+def _own_shards(reader: ShardReader) -> Iterator[tuple[ShardEntry, range]]:
+    """Yield this rank's shards with the positions of their samples."""
+    first = 0
+    for number, shard in enumerate(reader.index.shards):
+        if number % world_size() == rank():
+            yield shard, range(first, first + len(shard.samples))
+        first += len(shard.samples)
+
+
+def _scratch_entry(scratch: Path, shard: ShardEntry) -> ShardEntry | None:
+    """Return the entry of the scratch shard that belongs to a target shard, None if it is not whole."""
+    entry_file = scratch / f"{shard.name}.json"
+    return shard_from(read_json(entry_file), entry_file) if entry_file.is_file() else None
+
+
+@torch.inference_mode()
+def _predict(
+    network: DeepLab, target: Samples, config: settings.PseudoLabel, trust: Trust, scratch: Path, device: torch.device
+) -> None:
+    """Predict this rank's shards into scratch shards, where they are not there yet."""
+    waiting = [(shard, own) for shard, own in _own_shards(target.images) if _scratch_entry(scratch, shard) is None]
+    positions = [position for _, own in waiting for position in own]
+    pictures = batches(
+        target.without_labels(), iter([[one] for one in positions]), config.workers, device.type == "cuda"
+    )
+    predictions = (
+        _prediction(network, batch["images"].to(device), config, trust)
+        for batch in (progress if is_main() else silent)(pictures, len(positions), "predicting")
+    )
+    for shard, own in waiting:
+        keys = (target.images.key(position) for position in own)
+        entry = write_shard(scratch / shard.name, zip(keys, islice(predictions, len(own)), strict=True))
+        write_json(scratch / f"{shard.name}.json", shard_to(entry))
+
+
+def _prediction(network: DeepLab, images: Tensor, config: settings.PseudoLabel, trust: Trust) -> Members:
+    """Predict one picture: its labels and the levels of their scores, as PNG files."""
+    size = (
+        (images.shape[2], images.shape[3])
+        if config.label_size is None
+        else (config.label_size[1], config.label_size[0])
+    )
+    labels, levels = label_and_score(network(images)["main"].float(), size, trust)
+    return {
+        "label.png": encode_png(labels[0].cpu().numpy().astype(np.uint8)),
+        "level.png": encode_png(levels[0].cpu().numpy().astype(np.uint16)),
+    }
+
+
+def _read_scratch(scratch: Path, shard: ShardEntry) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield key, predicted labels and levels (int32) of every picture of a target shard."""
+    entry = _scratch_entry(scratch, shard)
+    assert entry is not None
+    with open(scratch / shard.name, "rb") as file:
+        for sample in entry.samples:
+            images = []
+            for kind in ("label.png", "level.png"):
+                offset, count = sample.members[kind]
+                file.seek(offset)
+                images.append(torch.from_numpy(decode_label(file.read(count)).astype(np.int32)))
+            yield sample.key, images[0], images[1]
+
+
+def _write_labels(
+    target: Samples, output: Path, limits: list[Threshold], trust: Trust, scratch: Path, classes: int
+) -> Tensor:
+    """Write this rank's pseudo-label shards; returns their confusion matrix with the target's labels, if it has any."""
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    own = list(_own_shards(target.images))
+    for shard, positions in (progress if is_main() else silent)(own, len(own), "labelling"):
+        pseudo_labels = [
+            (key, keep_trusted(labels, levels, limits, trust)) for key, labels, levels in _read_scratch(scratch, shard)
+        ]
+        entry = write_shard(
+            output / shard.name, ((key, {"label.png": encode_png(label.numpy())}) for key, label in pseudo_labels)
+        )
+        write_json(scratch / f"pseudo-{shard.name}.json", shard_to(entry))
+        if target.labels is not None:
+            for position, (_, pseudo_label) in zip(positions, pseudo_labels, strict=True):
+                confusion += _compare(target, position, pseudo_label, classes)
+    return confusion
+
+
+def _compare(target: Samples, position: int, pseudo_label: Tensor, classes: int) -> Tensor:
+    height, width = pseudo_label.shape
+    label = resize_label(target.label(position), (width, height))
+    return confusion_matrix(torch.from_numpy(label.copy()), pseudo_label, classes)
+
+
+def _index(
+    target: ShardReader, checkpoint: Checkpoint, made_with: dict[str, Any], config: settings.PseudoLabel, scratch: Path
+) -> ShardIndex:
+    entry_files = [scratch / f"pseudo-{shard.name}.json" for shard in target.index.shards]
+    size = as_size(config.label_size) or as_size(config.target.size) or target.index.image_size
+    return ShardIndex(
+        dataset=target.index.dataset,
+        split=target.index.split,
+        image_size=None,
+        label_size=size,
+        class_sets={checkpoint.class_set: identity_class_set(checkpoint.classes)},
+        made_with=made_with,
+        shards=tuple(shard_from(read_json(file), file) for file in entry_files),
+    )
+
+
+def _summary(
+    checkpoint: Checkpoint,
+    config: settings.PseudoLabel,
+    histograms: Tensor,
+    limits: list[Threshold],
+    confusion: Tensor,
+) -> dict[str, Any]:
+    predicted = [int(count) for count in histograms.sum(1)]
+    kept = kept_pixels(histograms, limits, TRUST[config.score])
+    return {
+        "score": config.score,
+        "kept": sum(kept) / max(sum(predicted), 1),
+        "accuracy": pixel_accuracy(confusion.numpy()),
+        "classes": {
+            name: {"threshold": limit.score, "pixels_predicted": one_predicted, "pixels_kept": one_kept}
+            for name, limit, one_predicted, one_kept in zip(
+                class_names(checkpoint.classes), limits, predicted, kept, strict=True
+            )
+        },
+    }

@@ -1,0 +1,347 @@
+"""The training loop: one for every method, on one rank or many, from the first step or from where a run stopped."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.optim import Optimizer
+
+from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS, Method
+from esl_dist.config_files import differing_keys, save_config, to_dictionary
+from esl_dist.data.images import as_size
+from esl_dist.data.labels import ClassSet, class_names
+from esl_dist.data.loading import Batch, LabelSource, Samples, batches
+from esl_dist.data.sampling import endless_order, rank_batches
+from esl_dist.data.shards import choose_classes, open_shards
+from esl_dist.engine.checkpoints import (
+    Checkpoint,
+    build_network,
+    find_checkpoint,
+    load_checkpoint,
+    newest_whole,
+    save_checkpoint,
+)
+from esl_dist.engine.distributed import (
+    is_main,
+    rank,
+    refuse_disagreement,
+    sum_over_ranks,
+    wait_for_all,
+    world_size,
+)
+from esl_dist.engine.optimisation import build_optimizers, set_rates, update
+from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
+from esl_dist.errors import UserError
+from esl_dist.models.discriminator import build_discriminator
+from esl_dist.models.weights import initialise, load_weights, read_weights
+from esl_dist.reporting.progress import progress
+from esl_dist.reporting.tensorboard import open_writer, write_scalars
+
+SOURCE_ORDER, TARGET_ORDER = 0, 1
+"""Domain numbers for `esl_dist.data.sampling`."""
+
+MAY_CHANGE = {"experiments", "steps", "log_every"}
+MAY_CHANGE_GROUPS = ("loader.workers", "checkpoints.")
+"""Settings in which a continued run may differ from its beginning: none of them changes what is computed."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The samples of both domains; `target` is None where the method does not look at it."""
+
+    source: Samples
+    target: Samples | None
+    class_set: str
+    classes: ClassSet
+    fingerprints: dict[str, str]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step changes."""
+
+    networks: Networks
+    optimizers: dict[str, Optimizer]
+
+
+def train(config: settings.Train, accelerator: Accelerator) -> Path:
+    """Train to `config.steps`, going on from the run's newest whole checkpoint; returns the run's folder.
+
+    Raises:
+        UserError: settings that cannot be, shards that do not fit, a run of the same name with other settings, or a
+            loss that is no number any more.
+    """
+    method = check_training(config)
+    refuse_disagreement(str(to_dictionary(config)), "configuration")
+    run = Path(config.experiments) / "snapshots" / config.name
+    data = open_training_data(config, method)
+    refuse_disagreement(str(data.fingerprints), "shards")
+    state = build_state(config, method, data.classes, accelerator.device)
+    step = _continue(run, config, data, state, accelerator)
+    if step >= config.steps:
+        _say(f"{config.name}: finished already, at step {step}")
+        return run
+    if is_main():
+        save_config(config, run / "config.yaml")
+    _say(f"{config.name}: {_describe(config, data, accelerator)}, from step {step} to {config.steps}")
+    _loop(config, method, data, state, accelerator, run, step)
+    wait_for_all()
+    return run
+
+
+def check_training(config: settings.Train) -> Method:
+    """Refuse settings that contradict each other; returns the method.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    if config.method.name not in METHODS:
+        raise UserError(f"method.name={config.method.name} is impossible: expected one of {', '.join(METHODS)}")
+    method = METHODS[config.method.name]
+    if config.steps > config.optimizer.schedule_steps:
+        raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
+    share = config.accumulate * world_size()
+    if config.batch_size % share:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {world_size()} processes in {config.accumulate} "
+            f"passes; expected a multiple of {share}"
+        )
+    if config.network.batch_norm == "per_domain" and method.target_loss is None and config.pseudo_labels is None:
+        raise UserError(
+            "network.batch_norm=per_domain needs passes over the target, and source_only without pseudo-labels has "
+            "none; choose network.batch_norm=shared"
+        )
+    return method
+
+
+def open_training_data(config: settings.Train, method: Method) -> TrainingData:
+    """Open the shards that a method reads.
+
+    Raises:
+        UserError: shards that are missing, damaged, or do not fit each other.
+    """
+    source = open_shards(config.source.path)
+    class_set, classes = choose_classes(source, config.class_set)
+    fingerprints = {"source": source.fingerprint()}
+    size = as_size(config.source.size)
+    source_samples = Samples(source, size, LabelSource(source, classes), size)
+    if method.target_loss is None and config.pseudo_labels is None:
+        return TrainingData(source_samples, None, class_set, classes, fingerprints)
+    target = open_shards(config.target.path)
+    fingerprints["target"] = target.fingerprint()
+    labels = None
+    if config.pseudo_labels is not None:
+        pseudo = open_shards(config.pseudo_labels)
+        fingerprints["pseudo_labels"] = pseudo.fingerprint()
+        _, pseudo_classes = choose_classes(pseudo, class_set)
+        if class_names(pseudo_classes) != class_names(classes):
+            raise UserError(f"{pseudo.folder}: its classes {class_names(pseudo_classes)} are not the source's")
+        labels = LabelSource(pseudo, pseudo_classes)
+    size = as_size(config.target.size)
+    return TrainingData(source_samples, Samples(target, size, labels, size), class_set, classes, fingerprints)
+
+
+def build_state(config: settings.Train, method: Method, classes: ClassSet, device: torch.device) -> State:
+    """Return networks with their initial weights, the same on every rank, and their optimisers.
+
+    Raises:
+        UserError: weights to start from that do not fit.
+    """
+    set_seed(config.seed)
+    segmentation = build_network(config.network, classes)
+    initialise(segmentation)
+    if config.network.start is not None:
+        _start_from(segmentation, config.network.start)
+    levels = segmentation.levels if method.discriminator_loss is not None else ()
+    discriminators = nn.ModuleDict({level: build_discriminator(len(classes)) for level in levels})
+    networks = Networks(segmentation.to(device).train(), discriminators.to(device).train())
+    return State(networks, build_optimizers(networks.segmentation, networks.discriminators, config.optimizer))
+
+
+def _start_from(network: nn.Module, start: str) -> None:
+    path = Path(start)
+    weights = load_checkpoint(find_checkpoint(path)).segmentation if path.is_dir() else read_weights(path)
+    report = load_weights(network, weights, start)  # type: ignore[arg-type]
+    if report.missing:
+        _say(f"{start}: keeps random weights in {len(report.missing)} tensors: {_shorten(report.missing)}")
+    if report.left_over:
+        _say(f"{start}: {len(report.left_over)} tensors find no place: {_shorten(report.left_over)}")
+
+
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+
+
+def _continue(run: Path, config: settings.Train, data: TrainingData, state: State, accelerator: Accelerator) -> int:
+    """Fill `state` from the run's newest whole checkpoint, if it has one; returns the steps done."""
+    folder = newest_whole(run)
+    if folder is None:
+        return 0
+    checkpoint = load_checkpoint(folder)
+    changed = [
+        key
+        for key in differing_keys(checkpoint.config, config)
+        if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_GROUPS)
+    ]
+    if changed:
+        raise UserError(
+            f"{run}: this run was begun with other values of {', '.join(changed)}; choose another name, "
+            "delete the folder, or use the values of its config.yaml"
+        )
+    if checkpoint.shards != data.fingerprints:
+        raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
+    state.networks.segmentation.load_state_dict(checkpoint.segmentation)
+    state.networks.discriminators.load_state_dict(checkpoint.discriminators)
+    for name, optimizer in state.optimizers.items():
+        optimizer.load_state_dict(checkpoint.training["optimizers"][name])
+    if accelerator.scaler is not None and checkpoint.training["scaler"]:
+        accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
+    torch.set_rng_state(checkpoint.training["random"])
+    return checkpoint.step
+
+
+def _loop(
+    config: settings.Train,
+    method: Method,
+    data: TrainingData,
+    state: State,
+    accelerator: Accelerator,
+    run: Path,
+    first_step: int,
+) -> None:
+    passes = _passes(config, data, first_step, accelerator.device)
+    precision = Precision(accelerator.autocast, _loss_scale(accelerator))
+    writer = open_writer(Path(config.experiments) / "logs" / config.name, first_step) if is_main() else None
+    interval = _Interval()
+    steps = range(first_step, config.steps)
+    for step in progress(steps, config.steps, config.name, first_step, "step") if is_main() else steps:
+        rates = set_rates(state.optimizers, step, config.optimizer)
+        own_passes = [next(passes) for _ in range(config.accumulate)]
+        valid_pixels = sum_over_ranks(local_valid_pixels(own_passes))
+        losses = add_gradients(
+            state.networks, method, config.method, own_passes, valid_pixels, config.batch_size, precision
+        )
+        update(list(state.optimizers.values()), accelerator.scaler)
+        interval.add(losses)
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            means = interval.mean_losses()
+            _refuse_nan(means, done, config.name)
+            if writer is not None:
+                write_scalars(writer, "loss", means, done)
+                write_scalars(writer, "learning_rate", rates, done)
+                write_scalars(writer, "speed", {"samples_per_second": interval.rate(config, data)}, done)
+            interval = _Interval()
+        if done % config.checkpoints.every == 0 or done == config.steps:
+            if is_main():
+                save_checkpoint(run, _checkpoint(done, config, data, state, accelerator), config.checkpoints)
+            wait_for_all()
+    if writer is not None:
+        writer.close()
+
+
+def _passes(config: settings.Train, data: TrainingData, first_step: int, device: torch.device) -> Iterator[Pass]:
+    """Yield this rank's passes from `first_step` on; finding the place costs no reading."""
+
+    def domain_batches(samples: Samples, domain: int) -> Iterator[Batch]:
+        order = endless_order(
+            len(samples), config.loader.shuffle_window, config.seed, domain, first_step * config.batch_size
+        )
+        positions = rank_batches(order, config.batch_size, config.accumulate, rank(), world_size())
+        for batch in batches(samples, positions, config.loader.workers, device.type == "cuda"):
+            yield _to_device(batch, device)
+
+    source = domain_batches(data.source, SOURCE_ORDER)
+    if data.target is None:
+        for source_batch in source:
+            yield Pass(source_batch, None)
+    else:
+        for source_batch, target_batch in zip(source, domain_batches(data.target, TARGET_ORDER), strict=True):
+            yield Pass(source_batch, target_batch)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    labels = batch["labels"]
+    return Batch(
+        images=batch["images"].to(device, non_blocking=True),
+        labels=None if labels is None else labels.to(device, non_blocking=True),
+        positions=batch["positions"],
+    )
+
+
+def _loss_scale(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
+    scaler: GradScaler | None = accelerator.scaler
+    return (lambda loss: loss) if scaler is None else (lambda loss: scaler.scale(loss))
+
+
+class _Interval:
+    """Losses and time between two log entries."""
+
+    def __init__(self) -> None:
+        self.steps, self.began = 0, time.monotonic()
+        self.sums: Losses = {}
+
+    def add(self, losses: Losses) -> None:
+        self.steps += 1
+        self.sums = {name: self.sums[name] + loss if name in self.sums else loss for name, loss in losses.items()}
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return the global losses, the same on every rank, averaged over the steps."""
+        means = sum_over_ranks(torch.stack(list(self.sums.values())).double()) / self.steps
+        return dict(zip(self.sums, means.tolist(), strict=True))
+
+    def rate(self, config: settings.Train, data: TrainingData) -> float:
+        """Return images of both domains a second, over all ranks."""
+        domains = 1 if data.target is None else 2
+        return domains * config.batch_size * self.steps / (time.monotonic() - self.began)
+
+
+def _refuse_nan(losses: dict[str, float], step: int, name: str) -> None:
+    broken = [loss for loss, value in losses.items() if not math.isfinite(value)]
+    if broken:
+        raise UserError(
+            f"{name}: by step {step} the loss {broken[0]} is no finite number any more; lower the learning rate and "
+            "start again: the checkpoints before are whole"
+        )
+
+
+def _checkpoint(
+    step: int, config: settings.Train, data: TrainingData, state: State, accelerator: Accelerator
+) -> Checkpoint:
+    return Checkpoint(
+        step=step,
+        config=config,
+        class_set=data.class_set,
+        classes=data.classes,
+        shards=data.fingerprints,
+        segmentation=state.networks.segmentation.state_dict(),
+        discriminators=state.networks.discriminators.state_dict(),
+        training={
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},
+            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+            "random": torch.get_rng_state(),
+        },
+    )
+
+
+def _describe(config: settings.Train, data: TrainingData, accelerator: Accelerator) -> str:
+    method = config.method.name + (" with pseudo-labels" if config.pseudo_labels else "")
+    target = "" if data.target is None else f" and {len(data.target)} target"
+    return (
+        f"{method} on {len(data.source)} source{target} samples, "
+        f"{world_size()} process{'es' if world_size() > 1 else ''} on {accelerator.device.type}, "
+        f"precision {accelerator.mixed_precision}"
+    )
+
+
+def _say(text: str) -> None:
+    if is_main():
+        print(text, flush=True)

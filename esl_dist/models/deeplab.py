@@ -1,0 +1,178 @@
+"""DeepLab-v2 on a residual network (Chen et al., arXiv 1606.00915), as AdvEnt publishes it; smaller ones of one family.
+
+Module names are those of the published checkpoints (`layer4.2.conv3.weight`, `layer6.conv2d_list.0.weight`). What
+differs from torchvision's ResNet: the stride of a bottleneck is on its first 1×1 convolution, stages 3 and 4 keep the
+resolution and are dilated by 2 and 4 (output stride 8), the max-pool rounds up, batch norm is frozen but for its
+statistics. Each classifier is the sum of four 3×3 convolutions, dilated by 6, 12, 18 and 24.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from esl_dist.models.batch_norm import Domain, DomainBatchNorm2d, set_domain
+
+CLASSIFIER_DILATIONS = (6, 12, 18, 24)
+
+Logits = dict[str, Tensor]
+"""Level (`main`, `auxiliary`) → logits, (batch, classes, ⌈height / 8⌉, ⌈width / 8⌉)."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A residual network: blocks a stage, channels of the first stage, and whether blocks are bottlenecks."""
+
+    blocks: tuple[int, int, int, int]
+    channels: int
+    bottleneck: bool
+
+
+ARCHITECTURES = {
+    "resnet101": Architecture((3, 4, 23, 3), 64, True),
+    "resnet50": Architecture((3, 4, 6, 3), 64, True),
+    "resnet18": Architecture((2, 2, 2, 2), 64, False),
+    "tiny": Architecture((1, 1, 1, 1), 24, False),
+}
+
+
+class ResidualBlock(nn.Module):
+    """x ↦ relu(residual(x) + shortcut(x)): a bottleneck of three convolutions, or a basic block of two."""
+
+    def __init__(
+        self,
+        inputs: int,
+        channels: int,
+        stride: int,
+        dilation: int,
+        projected: bool,
+        bottleneck: bool,
+        per_domain: bool,
+    ) -> None:
+        """Build a block from `inputs` to `channels` (bottleneck: 4 · `channels`); `projected`: shortcut convolution."""
+        super().__init__()
+        outputs = 4 * channels if bottleneck else channels
+        if bottleneck:
+            self.conv1 = nn.Conv2d(inputs, channels, 1, stride, bias=False)
+            self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(inputs, channels, 3, stride, dilation, dilation, bias=False)
+            self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
+        self.bn1 = DomainBatchNorm2d(channels, per_domain)
+        self.bn2 = DomainBatchNorm2d(channels, per_domain)
+        if bottleneck:
+            self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
+            self.bn3 = DomainBatchNorm2d(outputs, per_domain)
+        self.bottleneck = bottleneck
+        self.downsample = None
+        if projected:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), DomainBatchNorm2d(outputs, per_domain)
+            )
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride)."""
+        residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(input)))))
+        if self.bottleneck:
+            residual = self.bn3(self.conv3(F.relu(residual)))
+        shortcut = input if self.downsample is None else self.downsample(input)
+        return F.relu(residual + shortcut)
+
+
+class Classifier(nn.Module):
+    """Atrous spatial pyramid of DeepLab-v2: the sum of four dilated 3×3 convolutions."""
+
+    def __init__(self, inputs: int, classes: int) -> None:
+        """Build a classifier from `inputs` channels to `classes` logits."""
+        super().__init__()
+        self.conv2d_list = nn.ModuleList(
+            nn.Conv2d(inputs, classes, 3, 1, dilation, dilation) for dilation in CLASSIFIER_DILATIONS
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (batch, inputs, height, width) to logits of the same height and width."""
+        return torch.stack([convolution(features) for convolution in self.conv2d_list]).sum(0)
+
+
+class DeepLab(nn.Module):
+    """DeepLab-v2 with one or two levels.
+
+    Args:
+        architecture: a name in `ARCHITECTURES`.
+        classes: number of classes.
+        auxiliary_head: whether stage 3 has a classifier (`layer5`) too.
+        per_domain: whether source and target passes keep batch-norm statistics of their own.
+    """
+
+    def __init__(self, architecture: str, classes: int, auxiliary_head: bool, per_domain: bool) -> None:
+        """Build the network with random weights (see `esl_dist.models.weights.initialise`)."""
+        super().__init__()
+        shape = ARCHITECTURES[architecture]
+        widths = [shape.channels * 2**stage for stage in range(4)]
+        self.conv1 = nn.Conv2d(3, shape.channels, 7, 2, 3, bias=False)
+        self.bn1 = DomainBatchNorm2d(shape.channels, per_domain)
+        stages = []
+        inputs = shape.channels
+        for blocks, channels, stride, dilation in zip(shape.blocks, widths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True):
+            outputs = 4 * channels if shape.bottleneck else channels
+            stage = nn.Sequential()
+            for block in range(blocks):
+                first = block == 0
+                stage.append(
+                    ResidualBlock(
+                        inputs if first else outputs,
+                        channels,
+                        stride if first else 1,
+                        dilation,
+                        first and inputs != outputs,
+                        shape.bottleneck,
+                        per_domain,
+                    )
+                )
+            stages.append(stage)
+            inputs = outputs
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.layer5 = Classifier(inputs // 2, classes) if auxiliary_head else None
+        self.layer6 = Classifier(inputs, classes)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels, in the order of `forward`'s dictionary."""
+        return ("main",) if self.layer5 is None else ("main", "auxiliary")
+
+    def forward(self, images: Tensor, domain: Domain = "target") -> Logits:
+        """Score pictures of one domain.
+
+        Args:
+            images: (batch, 3, height, width), as `esl_dist.data.loading.network_input` makes them.
+            domain: whose batch-norm statistics are used in evaluation and fed in training.
+        """
+        set_domain(self, domain)
+        stem = F.relu(self.bn1(self.conv1(images)))
+        features = self.layer3(self.layer2(self.layer1(F.max_pool2d(stem, 3, 2, 1, ceil_mode=True))))
+        logits = {"main": self.layer6(self.layer4(features))}
+        if self.layer5 is not None:
+            logits["auxiliary"] = self.layer5(features)
+        return logits
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the trainable parameters by part: stem, blocks, shortcuts, heads; each parameter once."""
+        groups: dict[str, list[nn.Parameter]] = {"stem": [], "blocks": [], "shortcuts": [], "heads": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[_part(name)].append(parameter)
+        return groups
+
+
+def _part(name: str) -> str:
+    if name.startswith("conv1"):
+        return "stem"
+    if name.startswith(("layer5", "layer6")):
+        return "heads"
+    return "shortcuts" if "downsample" in name else "blocks"
+
+
+def upsample(scores: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Resize (batch, classes, …, …) to (height, width): bilinear, corners aligned, as published."""
+    return F.interpolate(scores, size=size, mode="bilinear", align_corners=True)

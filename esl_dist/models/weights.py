@@ -1,0 +1,97 @@
+"""Initial weights: random ones, or those of a file with the published names or torchvision's."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from esl_dist.errors import UserError
+from esl_dist.models.deeplab import Classifier, DeepLab
+
+CLASSIFIER_STD = 0.01
+"""Standard deviation of a classifier's random weights, as published."""
+
+
+def initialise(network: DeepLab) -> None:
+    """Fill a network with random weights from torch's generator.
+
+    Convolutions before a ReLU get He et al.'s normal weights (arXiv 1502.01852), classifiers the published ones.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    for classifier in network.modules():
+        if isinstance(classifier, Classifier):
+            for convolution in classifier.conv2d_list:
+                assert isinstance(convolution, nn.Conv2d)
+                assert convolution.bias is not None
+                nn.init.normal_(convolution.weight, std=CLASSIFIER_STD)
+                nn.init.zeros_(convolution.bias)
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """Names of the network's tensors that a file did not fill, and of the file's that found no place."""
+
+    missing: list[str]
+    left_over: list[str]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a plain state dict from .safetensors or .pth; nothing in it is executed.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds more than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file of weights") from None
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read as weights: {error}") from error
+    except Exception as error:  # torch wraps what its restricted unpickler refuses in pickle's exceptions
+        raise UserError(f"{path}: refused: it holds more than tensors ({type(error).__name__})") from error
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path}: expected a state dict, names → tensors")
+    return content
+
+
+def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -> LoadReport:
+    """Fill a network from a state dict with the published names, those of the ImageNet start, or torchvision's.
+
+    The ImageNet start of DeepLab-v2 has one leading name part more and classifiers of other classes, torchvision's
+    files a last linear layer: such classifiers stay as they are and are reported.
+
+    Raises:
+        UserError: a tensor of another shape (such as another number of classes), or no tensor that fits by name.
+    """
+    own = network.state_dict()
+    imagenet_start = not own.keys() & weights.keys()
+    if imagenet_start:
+        weights = {name.split(".", 1)[-1]: tensor for name, tensor in weights.items()}
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(("layer5", "layer6"))}
+    fitting = {name: tensor for name, tensor in weights.items() if name in own}
+    if not fitting:
+        raise UserError(f"{origin}: none of its {len(weights)} names is one of the network's; is it another network's?")
+    for name, tensor in fitting.items():
+        if tensor.shape != own[name].shape:
+            raise UserError(
+                f"{origin}: {name} has shape {list(tensor.shape)}, the network's {list(own[name].shape)}; "
+                "choose the architecture and the number of classes of the file"
+            )
+    network.load_state_dict(fitting, strict=False)
+    return LoadReport(sorted(own.keys() - fitting.keys()), sorted(weights.keys() - fitting.keys()))
+
+
+def published_state(network: DeepLab) -> dict[str, Tensor]:
+    """Return the network's state under the published names; per-domain statistics are reduced to the target's."""
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_SOURCE_STATISTICS)}
+
+
+_SOURCE_STATISTICS = ("source_mean", "source_var")

@@ -1,0 +1,1 @@
+"""What people read: tensorboard (curves), tables (scores), progress (bars)."""

@@ -1,0 +1,65 @@
+"""Scores of a segmentation from its confusion matrix, and the tables that show them.
+
+IoU = TP / (TP + FP + FN) per class; mIoU is its mean over the classes that occur, in labels or predictions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def intersection_over_union(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the IoU of each class, shape (classes,), in [0, 1]; NaN for a class that does not occur.
+
+    Args:
+        confusion: pixels by label (rows) and prediction (columns), shape (classes, classes).
+    """
+    hits = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    iou: NDArray[np.float64] = np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+    return iou
+
+
+def mean_iou(iou: NDArray[np.float64]) -> float:
+    """Return the mean over classes that occur; NaN if none does."""
+    return float(np.nanmean(iou)) if not np.isnan(iou).all() else float("nan")
+
+
+def pixel_accuracy(confusion: NDArray[np.int64]) -> float | None:
+    """Return the share of pixels whose prediction is their label; None without pixels."""
+    total = int(confusion.sum())
+    return float(np.trace(confusion) / total) if total else None
+
+
+def scores_of(confusion: NDArray[np.int64], class_names: Sequence[str]) -> dict[str, Any]:
+    """Return `miou`, `iou` by class name and `accuracy` as fractions, None where a class does not occur."""
+    iou = intersection_over_union(confusion)
+    return {
+        "miou": _or_none(mean_iou(iou)),
+        "iou": {name: _or_none(float(value)) for name, value in zip(class_names, iou, strict=True)},
+        "accuracy": pixel_accuracy(confusion),
+    }
+
+
+def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out scores (`scores_of`) as a table in percent: a line for each entry of `rows`, a column for each class."""
+    names = list(next(iter(rows.values()))["iou"])
+    title_width = max(len(title) for title in rows)
+    lines = [" " * title_width + "".join(f"  {name:>6}" for name in [*names, "mIoU"])]
+    for title, scores in rows.items():
+        values = [*(scores["iou"][name] for name in names), scores["miou"]]
+        cells = [
+            f"{_percent(value):>{max(6, len(name))}}" for name, value in zip([*names, "mIoU"], values, strict=True)
+        ]
+        lines.append(f"{title:<{title_width}}" + "".join(f"  {cell}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value

@@ -1,0 +1,29 @@
+"""Label the target: `accelerate launch launch/pseudo_label.py checkpoint=… target.path=… output=…`."""
+
+from esl_dist.command_line import run_program
+from esl_dist.config import PseudoLabel
+from esl_dist.data.images import as_size
+from esl_dist.data.loading import LabelSource, Samples
+from esl_dist.data.shards import choose_classes, open_shards
+from esl_dist.engine.checkpoints import load_segmentation
+from esl_dist.engine.distributed import is_main, start
+from esl_dist.engine.labelling import write_pseudo_labels
+
+
+def main(config: PseudoLabel) -> None:
+    """Write the pseudo-labels and print what was kept."""
+    device = start().device
+    network, checkpoint = load_segmentation(config.checkpoint, device)
+    shards = open_shards(config.target.path)
+    labels = None
+    if config.compare_with_labels:
+        labels = LabelSource(shards, choose_classes(shards, checkpoint.class_set)[1])
+    target = Samples(shards, as_size(config.target.size), labels)
+    summary = write_pseudo_labels(network, checkpoint, target, config, device)
+    if is_main():
+        accuracy = "" if summary["accuracy"] is None else f", {100 * summary['accuracy']:.1f} % of them right"
+        print(f"{config.output}: {100 * summary['kept']:.1f} % of the pixels kept{accuracy}")
+
+
+if __name__ == "__main__":
+    run_program(PseudoLabel, main)

@@ -1,0 +1,15 @@
+"""Train: `accelerate launch launch/train.py --config FILE key=value …`, or plain `python launch/train.py`."""
+
+from esl_dist.command_line import run_program
+from esl_dist.config import Train
+from esl_dist.engine.distributed import start
+from esl_dist.engine.trainer import train
+
+
+def main(config: Train) -> None:
+    """Train, or go on with, the run that `config` names."""
+    train(config, start())
+
+
+if __name__ == "__main__":
+    run_program(Train, main)

@@ -1,0 +1,32 @@
+"""Pack a data set split: `python shards/prepare.py dataset=configs/datasets/… root=… split=… output=…`."""
+
+import os
+from pathlib import Path
+
+from esl_dist.command_line import run_program
+from esl_dist.config import Prepare
+from esl_dist.data.images import as_size
+from esl_dist.data.layouts import read_layout
+from esl_dist.data.packing import Encoding, pack
+from esl_dist.reporting.progress import progress
+
+
+def main(config: Prepare) -> None:
+    """Pack the split, or verify that it is packed already."""
+    layout = read_layout(Path(config.dataset), config.split, None if config.root is None else Path(config.root))
+    encoding = Encoding(as_size(config.size), as_size(config.label_size), config.image_format, config.jpg_quality)
+    index = pack(
+        layout,
+        Path(config.output),
+        encoding,
+        config.shard_megabytes * 10**6,
+        config.processes or os.cpu_count() or 1,
+        progress,
+    )
+    size = sum(shard.size for shard in index.shards) / 1e6
+    samples = sum(len(shard.samples) for shard in index.shards)
+    print(f"{config.output}: {samples} samples in {len(index.shards)} shards, {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    run_program(Prepare, main)

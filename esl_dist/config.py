@@ -17,7 +17,8 @@ def setting(default: Any, meaning: str, **bounds: Any) -> Any:
     Args:
         default: its default; `MISSING` if the user has to give one; a type or function is called to make one.
         meaning: one sentence with the unit.
-        bounds: what `config_files.check_bounds` holds it to: `choices`, `minimum`, `above`, `maximum`.
+        bounds: what `config_files.check_bounds` holds it to: `choices`, `minimum`, `above`, `maximum`,
+            `below`; `length` for a list.
     """
     metadata = {"meaning": meaning, **bounds}
     if callable(default):
@@ -73,6 +74,7 @@ class Method:
     """The adaptation method and the weights of its losses."""
 
     name: str = setting("advent", "A name in the table of `esl_dist.adaptation.methods`.")
+    discriminator_channels: int = setting(64, "Channels of a discriminator's first layer (published: 64).", minimum=1)
     cross_entropy: LevelWeights = setting(
         lambda: LevelWeights(main=1.0, auxiliary=0.1),
         "Weights of the cross-entropy on source labels and pseudo-labels.",
@@ -105,7 +107,9 @@ class Optimizer:
     weight_decay: float = setting(5e-4, "Weight decay of SGD.", minimum=0)
     multipliers: RateMultipliers = setting(RateMultipliers, "Factors on the learning rate of SGD.")
     discriminator_learning_rate: float = setting(1e-4, "Base learning rate of Adam.", above=0)
-    discriminator_betas: list[float] = setting(lambda: [0.9, 0.99], "Decay rates of Adam.", minimum=0, maximum=1)
+    discriminator_betas: list[float] = setting(
+        lambda: [0.9, 0.99], "Decay rates of Adam.", minimum=0, below=1, length=2
+    )
     schedule_steps: int = setting(250_000, "Steps over which the rate would fall to zero.", minimum=1)
     schedule_power: float = setting(0.9, "rate = base · (1 - step / schedule_steps) ** schedule_power.", minimum=0)
 

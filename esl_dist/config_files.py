@@ -5,8 +5,10 @@ choices, the nearest known key) is checked here.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
@@ -30,22 +32,8 @@ def load_config(schema: type[Config], file: Path | None = None, overrides: Seque
     if file is not None:
         merged = _merge(merged, read_yaml(file), str(file))
     for word in overrides:
-        if "=" not in word.lstrip("="):
-            raise UserError(f"command line: {word!r} is not of the form key=value")
-        try:
-            override = OmegaConf.from_dotlist([word])
-        except (OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"command line: {word!r} cannot be read: {_first_line(error)}") from error
-        merged = _merge(merged, override, f"command line: {word}")
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise UserError(f"{_origin(file)}: no value for {', '.join(missing)}; give it in the file or as {missing[0]}=…")
-    try:
-        config = cast(Config, OmegaConf.to_object(merged))
-    except OmegaConfBaseException as error:
-        raise UserError(f"{_origin(file)}: {_first_line(error)}") from error
-    check_bounds(config, _origin(file))
-    return config
+        merged = _merge(merged, _read_override(word, schema), f"command line: {word}")
+    return cast(Config, _finished(merged, _origin(file)))
 
 
 def check_bounds(config: Any, origin: str) -> None:
@@ -61,6 +49,8 @@ def check_bounds(config: Any, origin: str) -> None:
                 raise UserError(f"{origin}: {key}={value} is impossible: {problem}")
         if isinstance(value, list) and key.endswith("size") and len(value) != 2:
             raise UserError(f"{origin}: {key}={value} is impossible: expected [width, height]")
+        if isinstance(value, list) and len(value) != bounds.get("length", len(value)):
+            raise UserError(f"{origin}: {key}={value} is impossible: expected {bounds['length']} values")
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -80,9 +70,9 @@ def from_dictionary(schema: type[Config], values: Any, origin: str) -> Config:
     Raises:
         UserError: as `load_config`; the message starts with `origin`.
     """
-    config = cast(Config, OmegaConf.to_object(_merge(OmegaConf.structured(schema), OmegaConf.create(values), origin)))
-    check_bounds(config, origin)
-    return config
+    if not isinstance(values, dict):
+        raise UserError(f"{origin}: expected settings by name, got {values!r}")
+    return cast(Config, _finished(_merge(OmegaConf.structured(schema), OmegaConf.create(values), origin), origin))
 
 
 def differing_keys(one: Any, other: Any) -> list[str]:
@@ -121,27 +111,83 @@ def read_yaml(file: Path) -> DictConfig:
     except FileNotFoundError:
         raise UserError(f"{file}: no such configuration file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{file}: cannot be read as YAML: {error}") from error
+        raise UserError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):
         raise UserError(f"{file}: expected settings of the form `key: value`")
     return content
 
 
-def _merge(base: Any, addition: Any, origin: str) -> Any:
+def _read_override(word: str, schema: type) -> DictConfig:
+    key, _, text = word.partition("=")
+    if not key or "=" not in word:
+        raise UserError(f"command line: {word!r} is not of the form key=value")
     try:
+        override = OmegaConf.from_dotlist([word])
+        # YAML would make a run named 0001 the number 1, and a split named no a False.
+        if _kinds(schema).get(key, "").startswith("str") and isinstance(_given(override, key), int | float):
+            OmegaConf.update(override, key, text)
+    except (OmegaConfBaseException, yaml.YAMLError, IndexError) as error:
+        raise UserError(f"command line: {word!r} cannot be read: {_first_line(error)}") from error
+    return override
+
+
+def _given(override: DictConfig, key: str) -> Any:
+    return OmegaConf.select(override, key, throw_on_resolution_failure=False)
+
+
+def _merge(base: Any, addition: DictConfig, origin: str) -> Any:
+    kinds = _kinds(cast(type, OmegaConf.get_type(base)))
+    try:
+        _refuse_misfits(OmegaConf.to_container(addition), kinds, origin)
         return OmegaConf.merge(base, addition)
     except ConfigKeyError as error:
-        raise UserError(f"{origin}: {_unknown_key(base, str(error.full_key))}") from error
+        raise UserError(f"{origin}: {_unknown_key(base, error)}") from error
+    except (OmegaConfBaseException, TypeError) as error:
+        key = str(getattr(error, "full_key", None) or "value")
+        expected = f"expected {kinds[key]}: " if key in kinds else ""
+        raise UserError(f"{origin}: {key}: {expected}{_first_line(error)}") from error
+
+
+def _refuse_misfits(values: Any, kinds: dict[str, str], origin: str, prefix: str = "") -> None:
+    """Refuse a single value for a group of settings, and a group for a single one, which OmegaConf does not name."""
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        inner = next((known for known in kinds if known.startswith(f"{key}.")), None)
+        if inner is not None and not isinstance(value, dict):
+            raise UserError(f"{origin}: {key}: a group of settings, not one; expected such as {inner}=…")
+        if inner is not None:
+            _refuse_misfits(value, kinds, origin, f"{key}.")
+        elif isinstance(value, dict) and not kinds.get(key, "dict").startswith("dict"):
+            raise UserError(f"{origin}: {key}: expected {kinds[key]}, got {value}")
+
+
+def _finished(merged: Any, origin: str) -> Any:
+    try:
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise UserError(f"{origin}: no value for {', '.join(missing)}; give it in the file or as {missing[0]}=…")
+        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise UserError(f"{origin}: {getattr(error, 'full_key', None) or 'value'}: {_first_line(error)}") from error
+    check_bounds(config, origin)
+    return config
 
 
-def _unknown_key(base: DictConfig, full_key: str) -> str:
-    known = list(_known_keys(base))
-    nearest = difflib.get_close_matches(full_key, known, n=1, cutoff=0.4)
-    if not nearest:
-        last = full_key.rsplit(".", 1)[-1]
-        nearest = difflib.get_close_matches(last, known, n=1, cutoff=0.3) or known[:1]
+@cache
+def _kinds(schema: type) -> dict[str, str]:
+    return {key: kind for key, kind, _, _ in describe(schema)}
+
+
+def _unknown_key(base: DictConfig, error: ConfigKeyError) -> str:
+    full_key = str(error.full_key)
+    group, _, last = full_key.rpartition(".")
+    siblings = [item.name for item in fields(error.object_type)] if is_dataclass(error.object_type) else []
+    nearest = [f"{group}.{name}".lstrip(".") for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
+    known = [key for key in _known_keys(base) if not full_key.startswith(f"{key}.")]
+    if full_key in known:
+        return f"unknown setting {full_key!r}; in a file it is written without dots, below {full_key.split('.')[0]!r}"
+    nearest = nearest or difflib.get_close_matches(full_key, known, n=1, cutoff=0.4)
+    nearest = nearest or difflib.get_close_matches(last, known, n=1, cutoff=0.3) or known[:1]
     return f"unknown setting {full_key!r}; the nearest known one is {nearest[0]!r}"
 
 
@@ -167,12 +213,14 @@ def _problem(value: Any, bounds: dict[str, Any]) -> str | None:
         return None
     if "choices" in bounds and value not in bounds["choices"]:
         return f"expected one of {', '.join(bounds['choices'])}"
-    if isinstance(value, float) and value != value:
-        return "expected a number"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "expected a finite number"
     if "minimum" in bounds and value < bounds["minimum"]:
         return f"expected at least {bounds['minimum']}"
     if "above" in bounds and value <= bounds["above"]:
         return f"expected more than {bounds['above']}"
+    if "below" in bounds and value >= bounds["below"]:
+        return f"expected less than {bounds['below']}"
     if "maximum" in bounds and value > bounds["maximum"]:
         return f"expected at most {bounds['maximum']}"
     return None

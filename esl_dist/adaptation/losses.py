@@ -33,13 +33,15 @@ def cross_entropy(logits: Tensor, labels: Tensor, valid_pixels: Tensor | int) ->
 
 def self_information(logits: Tensor) -> Tensor:
     """Weighted self-information −p·log2 p / log2 C of each class (AdvEnt, equation 5), shape as `logits`, in [0, 1]."""
-    probabilities: Tensor = F.softmax(logits, dim=1)
-    return -probabilities * torch.log2(probabilities + _TINY) / math.log2(logits.shape[1])
+    probabilities = F.softmax(logits, dim=1)
+    information: Tensor = -probabilities * torch.log2(probabilities + _TINY) / math.log2(logits.shape[1])
+    return information
 
 
 def normalised_entropy(probabilities: Tensor) -> Tensor:
     """Entropy −Σ p·ln p / ln C over dimension 1 (ESL, equation 3), in [0, 1]: (batch, classes, …) → (batch, …)."""
-    return torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])
+    entropy: Tensor = torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])
+    return entropy
 
 
 def entropy_loss(logits: Tensor, images: int) -> Tensor:
@@ -62,10 +64,11 @@ def domain_loss(domain_logits: Tensor, domain: float, images: int) -> Tensor:
     """
     labels = torch.full_like(domain_logits, domain)
     losses = F.binary_cross_entropy_with_logits(domain_logits, labels, reduction="none")
-    return losses.mean((1, 2, 3)).sum() / images
+    loss: Tensor = losses.mean((1, 2, 3)).sum() / images
+    return loss
 
 
 def without_gradient(network: nn.Module, input: Tensor) -> Tensor:
     """Apply a network whose parameters get no gradient, while its input does; the network itself is not touched."""
     frozen = {name: parameter.detach() for name, parameter in network.named_parameters()}
-    return torch.func.functional_call(network, frozen, (input,))
+    return torch.func.functional_call(network, frozen, (input,))  # type: ignore[no-any-return]

@@ -43,9 +43,12 @@ def decode_label(content: bytes) -> Label:
     """
     try:
         with Image.open(BytesIO(content)) as image:
-            if image.mode in ("P", "L"):
+            if image.mode == "L" and image.format == "PNG":
+                # Pillow stretches grey values of two or four bits over 0 … 255; byte 24 of a PNG holds their number.
+                return np.array(image, dtype=np.uint8) // np.uint8(255 // (2 ** content[24] - 1))
+            if image.mode in ("P", "L", "1"):
                 return np.array(image, dtype=np.uint8)
-    except OSError as error:
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"no picture that can be read ({error})") from error
     label = _decode(content, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):

@@ -4,7 +4,6 @@ A train id is a class's position in its class set; the network's channel c score
 shards, the map is applied when a label is read, so one packed data set serves every class set its description names.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,18 +31,20 @@ ClassSet = tuple[SemanticClass, ...]
 """Classes in the order of their train ids."""
 
 
-def class_set_from(entries: Sequence[Mapping[str, Any]], origin: str) -> ClassSet:
-    """Read a class set from plain dictionaries with `name`, `color` and `ids`.
+def class_set_from(entries: Any, origin: str) -> ClassSet:
+    """Read a class set from a list of plain dictionaries with `name`, `color` and `ids`.
 
     Raises:
-        UserError: a class without name, a colour that is none, a raw id out of [0, 65535] or given twice, no class
-            or more than 255 of them; the message starts with `origin`.
+        UserError: no list of classes, a class without name or with that of another, a colour that is none, a raw id out
+            of [0, 65535] or given twice, no class or more than 255 of them; the message starts with `origin`.
     """
+    if not isinstance(entries, list):
+        raise UserError(f"{origin}: expected a list of classes, got {entries}")
     classes: list[SemanticClass] = []
     owner: dict[int, str] = {}
     for position, entry in enumerate(entries):
         try:
-            name, color, ids = str(entry["name"]), tuple(map(int, entry["color"])), tuple(map(int, entry["ids"]))
+            name, color, ids = str(entry["name"]), _whole_numbers(entry["color"]), _whole_numbers(entry["ids"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{origin}: class {position}: expected name, color [r, g, b] and ids, got {entry}"
@@ -56,10 +57,18 @@ def class_set_from(entries: Sequence[Mapping[str, Any]], origin: str) -> ClassSe
             if raw_id in owner:
                 raise UserError(f"{origin}: raw id {raw_id} belongs to class {owner[raw_id]} and to class {name}")
             owner[raw_id] = name
+        if name in class_names(tuple(classes)):
+            raise UserError(f"{origin}: two classes have the name {name}")
         classes.append(SemanticClass(name, (color[0], color[1], color[2]), ids))
     if not 1 <= len(classes) <= IGNORE_INDEX:
         raise UserError(f"{origin}: {len(classes)} classes; expected 1 to {IGNORE_INDEX}")
     return tuple(classes)
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise TypeError(f"{values} is not a list of whole numbers")
+    return tuple(values)
 
 
 def class_set_to(classes: ClassSet) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ class _Description:
     image: str = setting("???", "Pattern of pictures, relative to the root.")
     label: str = setting("???", "Pattern of labels, relative to the root.")
     splits: dict[str, _Split] = setting("???", "Splits: name → names or list.")
-    class_sets: dict[str, list[dict[str, Any]]] = setting("???", "Name → classes with name, color [r, g, b], raw ids.")
+    class_sets: dict[str, Any] = setting("???", "Name → classes with name, color [r, g, b], raw ids.")
     ignore_ids: list[int] = setting(list, "Raw ids that belong to no class.", minimum=0, maximum=65535)
 
 
@@ -87,6 +87,8 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
         for name in names
     )
     _refuse_missing(pairs)
+    if not description.class_sets:
+        raise UserError(f"{description_file}: class_sets is empty; expected at least one")
     class_sets = {
         name: class_set_from(entries, f"{description_file}: class set {name}")
         for name, entries in description.class_sets.items()
@@ -102,20 +104,22 @@ def _pattern(pattern: str, split: str, origin: Path) -> str:
 
 
 def _names(split: _Split, folder: Path, image_pattern: str, origin: Path) -> list[str]:
+    if (split.list is None) == (not split.names):
+        raise UserError(f"{origin}: a split needs either names or list")
     if split.list is not None:
         file = origin.parent / split.list
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise UserError(f"{origin}: the split's list {file} cannot be read ({error.strerror})") from error
-        names = [line.strip() for line in lines if line.strip()]
-        outside = [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]
-        if outside:
-            raise UserError(f"{file}: {outside[0]!r} leads out of the data set's folder")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{origin}: the split's list {file} cannot be read ({error})") from error
+        # As a path, so that "a//b" and "./a/b" are the sample "a/b".
+        names = [Path(line.strip()).as_posix() for line in lines if line.strip()]
+        _refuse_outside(names, file)
         if len(set(names)) != len(names):
             raise UserError(f"{file}: names a sample twice")
         return sorted(names)
     before, after = image_pattern.split("{name}")
+    _refuse_outside(split.names, origin)
     found: set[str] = set()
     for pattern in split.names:
         for path in glob.glob(glob.escape(before) + pattern + glob.escape(after), root_dir=folder):
@@ -123,6 +127,12 @@ def _names(split: _Split, folder: Path, image_pattern: str, origin: Path) -> lis
             if fnmatch.fnmatchcase(name, pattern):
                 found.add(name)
     return sorted(found)
+
+
+def _refuse_outside(names: list[str], origin: Path) -> None:
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{origin}: {name!r} leads out of the data set's folder")
 
 
 def _refuse_missing(pairs: tuple[Pair, ...]) -> None:

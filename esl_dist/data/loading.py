@@ -130,8 +130,14 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
     )
-    for batch in loader:
-        yield Batch(images=batch["images"], labels=batch.get("labels"), positions=batch["positions"])
+    try:
+        for batch in loader:
+            yield Batch(images=batch["images"], labels=batch.get("labels"), positions=batch["positions"])
+    except UserError as error:
+        # DataLoader puts the worker's traceback before the message. And its own traceback holds the workers: kept, it
+        # would have the garbage collector end them, which waits five seconds for an answer they cannot give.
+        message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()
+        raise UserError(message) from error.with_traceback(None)
 
 
 class _Positions:

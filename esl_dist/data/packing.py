@@ -33,6 +33,7 @@ from esl_dist.data.shards import (
     Members,
     ShardEntry,
     ShardIndex,
+    packed_size,
     read_index,
     shard_name,
     verify,
@@ -84,6 +85,8 @@ def pack(
         "shard_bytes": shard_bytes,
     }
     keys = _keys(layout.pairs)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file; expected a folder for shards, or a place where there is nothing yet")
     if (folder / INDEX_NAME).exists():
         return _verify_packed(folder, layout, keys, made_with)
     with _pool(processes) as pool:
@@ -123,7 +126,10 @@ def _verify_packed(folder: Path, layout: Layout, keys: list[str], made_with: dic
     same = (index.dataset, index.split, index.made_with) == (layout.dataset, layout.split, wanted)
     if not same or packed_keys != keys or index.class_sets != layout.class_sets:
         raise UserError(f"{folder}: holds shards of other samples or settings; choose another output or delete it")
-    verify(open_packed(folder))
+    try:
+        verify(open_packed(folder))
+    except UserError as error:
+        raise UserError(f"{error}; delete {folder} first") from error
     return index
 
 
@@ -134,8 +140,10 @@ def _check(pair: Pair, known_ids: frozenset[int]) -> tuple[Size, Size] | str:
             # Pillow notices a file that ends too early, which OpenCV fills with grey.
             image.load()
             image_size = image.size
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"{pair.image}: not a whole picture ({error})"
+    if not cv2.haveImageReader(str(pair.image)):
+        return f"{pair.image}: OpenCV cannot read a picture of this format; expected png or jpg"
     try:
         label = decode_label(pair.label.read_bytes())
     except (OSError, ValueError) as error:
@@ -184,14 +192,15 @@ def _encode(pair: Pair, encoding: Encoding) -> Members:
 
 def _write_shards(folder: Path, samples: Iterable[tuple[str, Members]], shard_bytes: int) -> Iterator[ShardEntry]:
     waiting: list[tuple[str, Members]] = []
-    # A tar ends with up to a record of zeros, and stores each file behind a header, filled up to whole blocks.
-    size, position = tarfile.RECORDSIZE, 0
-    for sample in samples:
-        sample_size = sum(2 * tarfile.BLOCKSIZE + len(content) for content in sample[1].values())
-        if waiting and size + sample_size > shard_bytes:
+    # A tar ends with two blocks of zeros and is filled up to whole records.
+    largest = shard_bytes // tarfile.RECORDSIZE * tarfile.RECORDSIZE - 2 * tarfile.BLOCKSIZE
+    size, position = 0, 0
+    for key, members in samples:
+        sample_size = packed_size(key, members)
+        if waiting and size + sample_size > largest:
             yield write_shard(folder / shard_name(position), waiting)
-            waiting, size, position = [], tarfile.RECORDSIZE, position + 1
-        waiting.append(sample)
+            waiting, size, position = [], 0, position + 1
+        waiting.append((key, members))
         size += sample_size
     yield write_shard(folder / shard_name(position), waiting)
 

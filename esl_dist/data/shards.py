@@ -79,10 +79,21 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Members]]) -> ShardEntr
                 header = tarfile.TarInfo(f"{key}.{extension}")
                 header.size, header.mode = len(content), 0o644
                 tar.addfile(header, io.BytesIO(content))
-                padded = -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                places[extension] = (tar.offset - padded, len(content))
+                places[extension] = (tar.offset - _whole_blocks(len(content)), len(content))
             entries.append(SampleEntry(key, places))
     return ShardEntry(path.name, path.stat().st_size, sha256_of_file(path), tuple(entries))
+
+
+def packed_size(key: str, members: Members) -> int:
+    """Return the bytes that a sample takes in a tar: headers, longer for long names, and contents in whole blocks."""
+    return sum(
+        len(tarfile.TarInfo(f"{key}.{extension}").tobuf(tarfile.PAX_FORMAT)) + _whole_blocks(len(content))
+        for extension, content in members.items()
+    )
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
@@ -158,7 +169,7 @@ def read_index(folder: Path) -> ShardIndex:
             made_with=dict(content["made_with"]),
             shards=tuple(shard_from(shard, path) for shard in content["shards"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({error!r}); make the shards again") from error
 
 

@@ -6,6 +6,7 @@ backward pass a step, and forms its buckets anew after the first step, so that a
 order. A sum in buckets of a fixed layout crosses the network once a step, for all networks together.
 """
 
+import atexit
 import hashlib
 from collections.abc import Iterable
 from datetime import timedelta
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 
+from esl_dist.engine.launching import start_missing_processes
 from esl_dist.errors import UserError
 
 TIMEOUT = timedelta(minutes=10)
@@ -29,10 +31,14 @@ def start() -> Accelerator:
     Raises:
         UserError: a precision that the device does not have.
     """
+    start_missing_processes()
     try:
         accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
     except ValueError as error:
         raise UserError(f"cannot start: {error}") from error
+    if dist.is_initialized():
+        # Gloo's threads abort a process that ends without this.
+        atexit.register(dist.destroy_process_group)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
     return accelerator

@@ -161,7 +161,9 @@ def build_state(config: settings.Train, method: Method, classes: ClassSet, devic
     if config.network.start is not None:
         _start_from(segmentation, config.network.start)
     levels = segmentation.levels if method.discriminator_loss is not None else ()
-    discriminators = nn.ModuleDict({level: build_discriminator(len(classes)) for level in levels})
+    discriminators = nn.ModuleDict(
+        {level: build_discriminator(len(classes), config.method.discriminator_channels) for level in levels}
+    )
     networks = Networks(segmentation.to(device).train(), discriminators.to(device).train())
     return State(networks, build_optimizers(networks.segmentation, networks.discriminators, config.optimizer))
 

@@ -4,7 +4,7 @@ Its scale and shift are frozen, as in the published network; its statistics are 
 
 - *Domains.* With running statistics shared between source and target passes (as published), evaluation uses a blend
   that fits neither. A layer may keep one set a domain; a forward pass in training feeds the set of its domain. The
-  published names `running_mean` and `running_var` are those of the target then, so that exported weights fit the target.
+  published names `running_mean` and `running_var` are then those of the target: exported weights fit the target.
 - *Ranks.* In training, mean and variance are those of the global batch. On CUDA this is torch's `SyncBatchNorm`, which
   refuses CPU tensors; there, the same formula is written with a differentiable sum over ranks.
 """
@@ -110,7 +110,7 @@ def set_domain(network: nn.Module, domain: Domain) -> None:
 
 
 def estimate_anew(network: nn.Module) -> None:
-    """Forget the target's running statistics; the passes in training that follow are averaged, all counting the same."""
+    """Forget the target's running statistics; the passes in training that follow are averaged, each alike."""
     for module in network.modules():
         if isinstance(module, DomainBatchNorm2d):
             module.reset_running_stats()

@@ -17,7 +17,7 @@ from esl_dist.models.batch_norm import Domain, DomainBatchNorm2d, set_domain
 CLASSIFIER_DILATIONS = (6, 12, 18, 24)
 
 Logits = dict[str, Tensor]
-"""Level (`main`, `auxiliary`) → logits, (batch, classes, ⌈height / 8⌉, ⌈width / 8⌉)."""
+"""Level (`main`, `auxiliary`) → logits, (batch, classes, ⌊(height + 1) / 8⌋ + 1, ⌊(width + 1) / 8⌋ + 1): an 8th."""
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ import itertools
 from torch import nn
 
 
-def build_discriminator(classes: int) -> nn.Sequential:
+def build_discriminator(classes: int, channels: int = 64) -> nn.Sequential:
     """Return five 4×4 convolutions of stride 2: classes → 64 → 128 → 256 → 512 → 1, leaky ReLU 0.2 between them.
+
+    `channels` stands for the 64, of which the other widths are multiples.
 
     It maps (batch, classes, height, width) to logits of about a 32nd of height and width; 0 means source, 1 target.
     """
-    widths = (classes, 64, 128, 256, 512)
+    widths = (classes, channels, 2 * channels, 4 * channels, 8 * channels)
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2)]

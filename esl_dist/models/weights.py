@@ -54,10 +54,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of weights") from None
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as weights: {error}") from error
+        raise UserError(f"{path}: cannot be read as weights: {str(error) or 'it ends too early'}") from error
     except Exception as error:  # torch wraps what its restricted unpickler refuses in pickle's exceptions
-        raise UserError(f"{path}: refused: it holds more than tensors ({type(error).__name__})") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(
+            f"{path}: refused: it is damaged or holds more than tensors ({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+    ):
         raise UserError(f"{path}: expected a state dict, names → tensors")
     return content
 

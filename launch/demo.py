@@ -1,0 +1,150 @@
+"""The whole loop on Toytown: draw, pack, train three times, pseudo-label, score, one table (`make demo`).
+
+It starts the programs a user would start, one after another, and prints each command. A stopped demo goes on where it
+stopped; a finished one only prints its table.
+"""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from esl_dist.command_line import run_program
+from esl_dist.config import Demo
+from esl_dist.data.shards import INDEX_NAME
+from esl_dist.data.toytown import write_toytown
+from esl_dist.errors import UserError
+from esl_dist.files import read_json, write_json
+from esl_dist.reporting.progress import progress
+from esl_dist.reporting.scores import score_table
+
+PROJECT = Path(__file__).resolve().parent.parent
+SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
+ROWS = {
+    "source_only": "source only",
+    "source_only_target_statistics": "source only, target statistics",
+    "advent": "AdvEnt",
+    "advent_esl": "AdvEnt + ESL",
+}
+
+
+def main(config: Demo) -> None:
+    """Run what is still missing, then print the table and leave summary.json."""
+    name = "demo" if config.seed == 0 else f"demo_seed_{config.seed}"
+    folder = Path(config.output) if config.output is not None else Path("experiments") / name
+    summary_file = folder / "summary.json"
+    if summary_file.is_file():
+        print(f"finished already; delete {folder} to run the demo again\n")
+    else:
+        write_json(summary_file, run_demo(folder, Path(config.recipes), config.seed))
+    print_summary(read_json(summary_file))
+    print(f"\n{summary_file} holds the same figures; curves: tensorboard --logdir {folder / 'logs'}")
+
+
+def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
+    """Go through all programs and return the summary."""
+    shards = prepare_shards(folder, seed)
+    data = [f"source.path={shards}/source_train", f"target.path={shards}/target_train"]
+
+    train(folder, recipes, "source_only", seed, *data)
+    train(folder, recipes, "advent", seed, *data)
+    pseudo_labels = folder / "pseudo_labels"
+    run_step(
+        "launch/pseudo_label.py",
+        f"checkpoint={folder}/snapshots/advent",
+        f"target.path={shards}/target_train",
+        f"output={pseudo_labels}",
+        "compare_with_labels=true",
+        "workers=0",
+    )
+    start = f"network.start={folder}/snapshots/advent"
+    train(folder, recipes, "advent_esl", seed, *data, f"pseudo_labels={pseudo_labels}", start)
+
+    target_statistics = f"statistics_from={shards}/target_train"
+    scores = {
+        "source_only": evaluate(folder, shards, "source_only", "source_only"),
+        "source_only_target_statistics": evaluate(
+            folder, shards, "source_only", "source_only_target_statistics", target_statistics
+        ),
+        "advent": evaluate(folder, shards, "advent", "advent"),
+        "advent_esl": evaluate(folder, shards, "advent_esl", "advent_esl"),
+    }
+    labelled = read_json(pseudo_labels / "summary.json")
+    return {
+        **{name: {"miou": one["miou"], "iou": one["iou"]} for name, one in scores.items()},
+        "pseudo_labels": {"kept": labelled["kept"], "accuracy": labelled["accuracy"]},
+        "seed": seed,
+    }
+
+
+def prepare_shards(folder: Path, seed: int) -> Path:
+    """Draw Toytown and pack its splits, if that is not done; returns the folder of the splits' shards."""
+    shards = folder / "shards"
+    if all((shards / split / INDEX_NAME).is_file() for split in SCENES):
+        return shards
+    pictures = folder / "toytown"
+    total = sum(SCENES.values())
+    write_toytown(pictures, seed=seed, counts=SCENES, progress=lambda scenes: progress(scenes, total, "drawing"))
+    for split in SCENES:
+        run_step(
+            "shards/prepare.py",
+            f"dataset={PROJECT}/configs/datasets/toytown.yaml",
+            f"root={pictures}",
+            f"split={split}",
+            f"output={shards / split}",
+        )
+    return shards
+
+
+def train(folder: Path, recipes: Path, name: str, seed: int, *settings: str) -> None:
+    """Train the recipe `name` as the run of the same name."""
+    run_step(
+        "launch/train.py",
+        "--config",
+        str(recipes / f"{name}.yaml"),
+        f"name={name}",
+        f"experiments={folder}",
+        f"seed={seed}",
+        *settings,
+    )
+
+
+def evaluate(folder: Path, shards: Path, run: str, name: str, *settings: str) -> dict[str, Any]:
+    """Score a run on the target's validation set and return the scores."""
+    output = folder / "scores" / f"{name}.json"
+    run_step(
+        "launch/evaluate.py",
+        f"checkpoint={folder}/snapshots/{run}",
+        f"data.path={shards}/target_val",
+        f"output={output}",
+        "workers=0",
+        *settings,
+    )
+    scores: dict[str, Any] = read_json(output)
+    return scores
+
+
+def run_step(program: str, *arguments: str) -> None:
+    """Run one program of the project.
+
+    Raises:
+        UserError: it failed; its own message stands above.
+    """
+    print(f"\n$ python {program} {shlex.join(arguments)}", flush=True)
+    done = subprocess.run([sys.executable, str(PROJECT / program), *arguments], check=False)
+    if done.returncode:
+        raise UserError(f"{program} ended with exit code {done.returncode}; its message is above")
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Print the table of the four rows and a line on the pseudo-labels."""
+    print(score_table({title: summary[name] for name, title in ROWS.items()}))
+    kept, accuracy = (100 * summary["pseudo_labels"][key] for key in ("kept", "accuracy"))
+    print(f"\npseudo-labels: {kept:.1f} % of the target's pixels kept, {accuracy:.1f} % of them right")
+    print("IoU in percent on the target's validation set. AdvEnt and ESL keep batch-norm statistics per domain and are")
+    print("scored with the target's; the second row gives source-only training the target's statistics too.")
+
+
+if __name__ == "__main__":
+    run_program(Demo, main)

@@ -1,0 +1,158 @@
+"""Samples become tensors; the number of workers is not visible in the batches."""
+
+import multiprocessing
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from esl_dist.data.images import encode_png, resize_image, resize_label
+from esl_dist.data.labels import identity_class_set, train_id_table
+from esl_dist.data.loading import MEAN_COLOR, Batch, LabelSource, Samples, batches, network_input
+from esl_dist.data.sampling import endless_order, rank_batches
+from esl_dist.data.shards import ShardReader
+from esl_dist.errors import UserError
+from tests.builders import class_set, draw, drawn_samples, drawn_shards, write_shards
+
+
+def labelled(shards: ShardReader, **options) -> Samples:
+    return Samples(shards, options.pop("size", None), LabelSource(shards, class_set()), **options)
+
+
+def read(samples: Samples, positions: list[list[int]], workers: int = 0) -> list[Batch]:
+    return list(batches(samples, iter(positions), workers, pin_memory=False))
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(one[key], other[key]) for key in ("images", "labels", "positions"))
+
+
+def test_the_network_input_is_bgr_minus_the_mean_colour() -> None:
+    picture, _ = draw(0)
+    result = network_input(picture)
+    assert (result.dtype, tuple(result.shape)) == (torch.float32, (3, 12, 16))
+    assert result.is_contiguous()
+    for channel, mean in enumerate(MEAN_COLOR):
+        np.testing.assert_allclose(result[channel].numpy(), picture[:, :, channel] - mean, rtol=1e-5, atol=1e-4)
+    assert MEAN_COLOR[0] < MEAN_COLOR[2], "blue comes first"
+
+
+def test_a_sample_has_its_picture_its_train_ids_and_its_position(tmp_path: Path) -> None:
+    samples = labelled(drawn_shards(tmp_path, 3))
+    picture, label = draw(2)
+    sample = samples[2]
+    assert torch.equal(sample["images"], network_input(picture))
+    assert sample["labels"].dtype == torch.uint8
+    np.testing.assert_array_equal(sample["labels"].numpy(), train_id_table(class_set())[label])
+    assert sample["positions"].item() == 2
+    assert len(samples) == 3
+
+
+def test_picture_and_label_are_resized_each_to_its_size(tmp_path: Path) -> None:
+    sample = labelled(drawn_shards(tmp_path, 1), size=(8, 6), label_size=(5, 7))[0]
+    picture, label = draw(0)
+    assert torch.equal(sample["images"], network_input(resize_image(picture, (8, 6))))
+    expected = train_id_table(class_set())[resize_label(label, (5, 7))]
+    np.testing.assert_array_equal(sample["labels"].numpy(), expected)
+
+
+def test_labels_of_16_bits_are_mapped(tmp_path: Path) -> None:
+    label = np.array([[7, 23000], [11, 65535]], np.uint16)
+    members = {"image.png": encode_png(draw(0, 2, 2)[0]), "label.png": encode_png(label)}
+    sample = labelled(write_shards(tmp_path, [("a", members)]))[0]
+    assert sample["labels"].tolist() == [[0, 255], [1, 255]]
+
+
+def test_without_labels_no_label_is_read(tmp_path: Path) -> None:
+    members = {"image.png": encode_png(draw(0)[0])}
+    shards = write_shards(tmp_path, [("a", members)])
+    batch = read(labelled(shards).without_labels(), [[0]])[0]
+    assert batch["labels"] is None
+    assert tuple(batch["images"].shape) == (1, 3, 12, 16)
+    with pytest.raises(UserError, match="sample 'a': no label"):
+        labelled(shards)[0]
+
+
+def test_batches_hold_the_named_samples_in_the_named_order(tmp_path: Path) -> None:
+    samples = labelled(drawn_shards(tmp_path, 5))
+    first, second = read(samples, [[3, 0], [4, 4, 1]])
+    assert first["positions"].tolist() == [3, 0]
+    assert second["positions"].tolist() == [4, 4, 1]
+    for row, position in enumerate([4, 4, 1]):
+        assert torch.equal(second["images"][row], samples[position]["images"])
+        assert torch.equal(second["labels"][row], samples[position]["labels"])
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
+    return drawn_shards(tmp_path_factory.mktemp("loading"), 11, in_a_shard=4)
+
+
+def order(first: int = 0) -> Iterator[list[int]]:
+    return rank_batches(endless_order(11, 8, 2, 0, first), 3, 1, 0, 1)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_number_of_workers_does_not_change_the_batches(shards: ShardReader) -> None:
+    """Over more than two epochs, from an endless order, with files opened before the workers start."""
+    samples = labelled(shards)
+    expected = [samples[position] for batch in islice(order(), 9) for position in batch]
+    for workers in (0, 1, 3):
+        found = list(islice(batches(samples, order(), workers, pin_memory=False), 9))
+        assert [batch["positions"].tolist() for batch in found] == list(islice(order(), 9))
+        for key in ("images", "labels"):
+            assert torch.equal(torch.cat([batch[key] for batch in found]), stacked(expected, key))
+
+
+def stacked(samples: list[dict[str, Tensor]], key: str) -> Tensor:
+    return torch.stack([sample[key] for sample in samples])
+
+
+def test_reading_on_from_the_middle_gives_the_next_batch(shards: ShardReader) -> None:
+    samples = labelled(shards)
+    whole = list(islice(batches(samples, order(), 0, pin_memory=False), 7))
+    rest = list(islice(batches(samples, order(first=4 * 3), 1, pin_memory=False), 3))
+    assert all(equal(one, other) for one, other in zip(rest, whole[4:], strict=True))
+
+
+def pseudo_label_shards(folder: Path, keys: list[str]) -> ShardReader:
+    samples = [(key, {"label.png": encode_png(np.full((12, 16), n % 3, np.uint8))}) for n, key in enumerate(keys)]
+    return write_shards(folder, samples, in_a_shard=2, class_sets={"village3": identity_class_set(class_set())})
+
+
+def test_labels_may_come_from_other_shards_cut_elsewhere(tmp_path: Path) -> None:
+    pictures = drawn_shards(tmp_path / "pictures", 5, in_a_shard=3)
+    labels = pseudo_label_shards(tmp_path / "labels", list(pictures.keys()))
+    samples = Samples(pictures, None, LabelSource(labels, identity_class_set(class_set())))
+    assert [samples[position]["labels"].unique().tolist() for position in range(5)] == [[0], [1], [2], [0], [1]]
+
+
+def test_labels_of_other_pictures_are_refused(tmp_path: Path) -> None:
+    pictures = drawn_shards(tmp_path / "pictures", 3)
+    for folder, keys, message in (
+        ("few", ["scene_000"], "few: 1 labels for the 3 pictures of .*pictures"),
+        ("other", ["scene_000", "scene_002", "scene_001"], "other: sample 1 is 'scene_002', but 'scene_001' in .*"),
+    ):
+        labels = pseudo_label_shards(tmp_path / folder, keys)
+        with pytest.raises(UserError, match=message):
+            Samples(pictures, None, LabelSource(labels, class_set()))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_a_damaged_member_is_named_on_one_line_whoever_reads_it(tmp_path: Path, kind: str, workers: int) -> None:
+    before = set(multiprocessing.active_children())
+    good = drawn_samples(2)
+    bad = ("bad/one", {**good[0][1], f"{kind}.png": b"no picture"})
+    shards = write_shards(tmp_path, [*good, bad])
+    message = rf"^\S*shard-000000\.tar, sample 'bad/one': its {kind} is damaged: .*; pack it again$"
+    with pytest.raises(UserError, match=message) as found:
+        read(labelled(shards), [[0, 1], [1, 2]], workers)
+    assert "Traceback" not in str(found.value)
+    assert set(multiprocessing.active_children()) <= before, (
+        "the workers ended with the error, not when garbage is collected"
+    )

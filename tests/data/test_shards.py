@@ -1,0 +1,268 @@
+"""Shards are plain WebDataset tars; the index finds every byte again; damage is named."""
+
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esl_dist.data.images import decode_image, decode_label
+from esl_dist.data.labels import identity_class_set
+from esl_dist.data.shards import (
+    INDEX_NAME,
+    choose_classes,
+    open_shards,
+    packed_size,
+    read_index,
+    verify,
+    write_shard,
+)
+from esl_dist.errors import UserError
+from tests.builders import class_set, draw, drawn_samples, drawn_shards, write_shards
+
+ODD_KEYS = [
+    "plain",
+    "frankfurt/frankfurt_000000",
+    "näher an Ümläuten/ß",
+    "図",
+    "x" * 99,
+    "x" * 150,
+    "folder/" * 30 + "deep",
+    "ü" * 120,
+    "two words",
+]
+
+
+def webdataset_samples(folder: Path) -> list[dict]:
+    """Read a folder with WebDataset's own reader, in the order of the shards."""
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    return list(webdataset.WebDataset(urls, shardshuffle=False))
+
+
+def changed_index(folder: Path, change) -> Path:
+    """Edit index.json as a person or a bad disk might."""
+    content = json.loads((folder / INDEX_NAME).read_text())
+    content = change(content) or content
+    (folder / INDEX_NAME).write_text(json.dumps(content))
+    return folder
+
+
+def test_any_sample_can_be_read_at_once_and_in_any_order(tmp_path: Path) -> None:
+    reader = drawn_shards(tmp_path, 7, in_a_shard=3)
+    assert (len(reader), len(reader.index.shards)) == (7, 3)
+    for seed in (6, 0, 3, 2, 5, 1, 4):
+        picture, label = draw(seed)
+        assert reader.key(seed) == f"scene_{seed:03d}"
+        np.testing.assert_array_equal(decode_image(reader.read(seed, "image")), picture)
+        np.testing.assert_array_equal(decode_label(reader.read(seed, "label.png")), label)
+    assert list(reader.keys()) == [f"scene_{seed:03d}" for seed in range(7)]
+
+
+def test_webdataset_reads_the_same_keys_pictures_and_labels(tmp_path: Path) -> None:
+    reader = drawn_shards(tmp_path, 7, in_a_shard=3)
+    found = webdataset_samples(tmp_path)
+    assert [sample["__key__"] for sample in found] == list(reader.keys())
+    for position, sample in enumerate(found):
+        assert sample["image.png"] == reader.read(position, "image")
+        np.testing.assert_array_equal(decode_image(sample["image.png"]), draw(position)[0])
+        np.testing.assert_array_equal(decode_label(sample["label.png"]), draw(position)[1])
+
+
+def test_odd_and_long_names_keep_their_offsets(tmp_path: Path) -> None:
+    """Names over 100 characters or beyond ASCII get headers of their own, which move the bytes."""
+    samples = [(key, {"image.png": os.urandom(700 + 100 * n), "label.png": b"l"}) for n, key in enumerate(ODD_KEYS)]
+    reader = write_shards(tmp_path, samples, in_a_shard=len(samples))
+    found = webdataset_samples(tmp_path)
+    assert [sample["__key__"] for sample in found] == ODD_KEYS
+    for position, (_, members) in enumerate(samples):
+        assert reader.read(position, "image") == members["image.png"] == found[position]["image.png"]
+        assert reader.read(position, "label") == b"l"
+
+
+keys = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="./"), min_size=1, max_size=130)
+contents = st.dictionaries(
+    st.sampled_from(["image.png", "label.png", "a", "b.c.d"]), st.binary(max_size=1100), min_size=1
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(samples=st.lists(st.tuples(keys, contents), min_size=1, max_size=4))
+def test_offsets_and_sizes_are_those_of_the_tar(tmp_path_factory: pytest.TempPathFactory, samples: list) -> None:
+    path = tmp_path_factory.mktemp("shard") / "shard-000000.tar"
+    entry = write_shard(path, samples)
+    content = path.read_bytes()
+    with tarfile.open(path) as tar:
+        stored = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
+    for (key, members), sample in zip(samples, entry.samples, strict=True):
+        for extension, (offset, count) in sample.members.items():
+            assert content[offset : offset + count] == members[extension]
+            assert f"{key}.{extension}" in stored
+    used = sum(packed_size(key, members) for key, members in samples)
+    record = tarfile.RECORDSIZE
+    assert entry.size == len(content) == -(-(used + 2 * tarfile.BLOCKSIZE) // record) * record
+
+
+def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
+    drawn_shards(tmp_path / "a", 4)
+    drawn_shards(tmp_path / "b", 4)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
+
+
+def test_a_tar_names_no_owner_and_no_time(tmp_path: Path) -> None:
+    drawn_shards(tmp_path, 1)
+    with tarfile.open(tmp_path / "shard-000000.tar") as tar:
+        for member in tar:
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+            assert member.mode == 0o644
+
+
+def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
+    def samples():
+        yield from drawn_samples(1)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shard(tmp_path / "shard-000000.tar", samples())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_index_comes_back(tmp_path: Path) -> None:
+    made_with = {"size": [8, 6], "image_format": "keep"}
+    reader = write_shards(tmp_path, drawn_samples(2), image_size=(8, 6), made_with=made_with)
+    index = read_index(tmp_path)
+    assert index == reader.index
+    assert (index.image_size, index.label_size, index.made_with) == ((8, 6), None, made_with)
+    assert index.class_sets == {"village3": class_set()}
+
+
+def test_a_copy_in_another_process_opens_its_own_files(tmp_path: Path) -> None:
+    reader = drawn_shards(tmp_path, 2)
+    expected = reader.read(1, "image")
+    copy = pickle.loads(pickle.dumps(reader))
+    assert copy._descriptors == {}
+    assert copy.read(1, "image") == expected
+
+
+def test_the_fingerprint_knows_samples_and_order_but_not_the_place(tmp_path: Path) -> None:
+    first = drawn_shards(tmp_path / "a", 4).fingerprint()
+    assert drawn_shards(tmp_path / "b", 4).fingerprint() == first
+    assert drawn_shards(tmp_path / "c", 3).fingerprint() != first
+    assert write_shards(tmp_path / "d", drawn_samples(4)[::-1]).fingerprint() != first
+
+
+def test_a_missing_folder_or_index_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent: no such folder of shards; make it with shards/prepare\.py"):
+        open_shards(tmp_path / "absent")
+    drawn_shards(tmp_path, 2)
+    (tmp_path / INDEX_NAME).unlink()
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: no index\.json, so no complete folder"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize("version", [0, 2, None, "1"])
+def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
+    drawn_shards(tmp_path, 1)
+    changed_index(tmp_path, lambda index: index.update(format_version=version))
+    with pytest.raises(UserError, match=rf"index\.json: format version {version}, this program reads 1"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}', "3", "null"])
+def test_what_is_no_index_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / INDEX_NAME).write_text(content)
+    with pytest.raises(UserError, match=r"index\.json: not an index of esl-dist shards"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, "absent") for key in ("dataset", "split", "image_size", "class_sets", "made_with", "shards")),
+        *((key, value) for key in ("image_size", "class_sets", "shards") for value in (3, "x", [1], {"a": 1})),
+        *(("made_with", value) for value in (3, "x", [1])),
+    ],
+)
+def test_a_damaged_index_is_named(tmp_path: Path, key: str, value: object) -> None:
+    drawn_shards(tmp_path, 1)
+    changed_index(tmp_path, lambda index: index.pop(key) if value == "absent" else index.update({key: value}))
+    with pytest.raises(UserError, match=r"index\.json"):
+        open_shards(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x.tar", "/etc/passwd", "inner/x.tar", "..", ".", ""])
+def test_a_shard_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "shards"
+    drawn_shards(folder, 1)
+    (tmp_path / "x.tar").write_bytes((folder / "shard-000000.tar").read_bytes())
+    changed_index(folder, lambda index: index["shards"][0].update(name=name))
+    with pytest.raises(UserError, match=rf"index\.json: shard name '{name}' leads out of its folder"):
+        open_shards(folder)
+
+
+@pytest.mark.parametrize("place", [[-1, 5], [0, -1], [0, 10**9], [10**9, 1]])
+def test_a_sample_outside_of_its_shard_is_refused(tmp_path: Path, place: list[int]) -> None:
+    drawn_shards(tmp_path, 1)
+    changed_index(tmp_path, lambda index: index["shards"][0]["samples"][0]["members"].update({"image.png": place}))
+    with pytest.raises(UserError, match=r"index\.json: sample 'scene_000' lies outside of shard-000000\.tar"):
+        open_shards(tmp_path)
+
+
+def test_a_number_too_large_to_be_one_is_refused(tmp_path: Path) -> None:
+    drawn_shards(tmp_path, 1)
+    index = (tmp_path / INDEX_NAME).read_text()
+    (tmp_path / INDEX_NAME).write_text(index.replace('"bytes": 10240', '"bytes": 1e999'))
+    with pytest.raises(UserError, match=r"index\.json: damaged"):
+        open_shards(tmp_path)
+
+
+def test_a_missing_and_a_truncated_shard_are_named(tmp_path: Path) -> None:
+    drawn_shards(tmp_path, 4, in_a_shard=2)
+    path = tmp_path / "shard-000001.tar"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"shard-000001\.tar: has 10239 bytes, the index says 10240"):
+        open_shards(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"shard-000001\.tar: is missing"):
+        open_shards(tmp_path)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    reader = drawn_shards(tmp_path, 1)
+    os.truncate(tmp_path / "shard-000000.tar", 600)
+    with pytest.raises(UserError, match=r"shard-000000\.tar, sample 'scene_000': the shard ends too early"):
+        reader.read(0, "image")
+
+
+def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:
+    reader = drawn_shards(tmp_path, 4, in_a_shard=2)
+    verify(reader)
+    path = tmp_path / "shard-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard-000001\.tar: its bytes are not those that were packed"):
+        verify(open_shards(tmp_path))
+
+
+def test_a_missing_member_is_named_with_those_there_are(tmp_path: Path) -> None:
+    reader = write_shards(tmp_path, [("a/b", {"image.png": b"x", "imagery": b"y"})])
+    with pytest.raises(UserError, match=r"shard-000000\.tar, sample 'a/b': no label; it has image\.png, imagery"):
+        reader.read(0, "label")
+    with pytest.raises(UserError, match="no imag;"):
+        reader.read(0, "imag")
+
+
+def test_a_class_set_is_chosen_by_name_or_the_first(tmp_path: Path) -> None:
+    sets = {"second": identity_class_set(class_set()), "first": class_set()}
+    reader = write_shards(tmp_path, drawn_samples(1), class_sets=sets)
+    assert choose_classes(reader, None) == ("second", sets["second"])
+    assert choose_classes(open_shards(tmp_path), "first") == ("first", sets["first"])
+    with pytest.raises(UserError, match=rf"{tmp_path.name}: no class set 'third'; it has second, first"):
+        choose_classes(reader, "third")

@@ -1,0 +1,67 @@
+"""Batch norm on several ranks: what each of them runs, in real processes that meet over a file."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from esl_dist.models.batch_norm import DomainBatchNorm2d, estimate_anew, set_domain
+
+PASSES = ("source", "target", "source", "target")
+"""Domains of the passes, in training."""
+
+Results = dict[str, Tensor]
+
+
+def small_network(per_domain: bool) -> nn.Sequential:
+    """Return two convolutions with a batch norm each, whose scales and shifts are not those of the identity."""
+    generator = torch.Generator().manual_seed(3)
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3, bias=False), DomainBatchNorm2d(5, per_domain), nn.ReLU(), nn.Conv2d(5, 4, 3, bias=False)
+    )
+    network.append(DomainBatchNorm2d(4, per_domain)).double()
+    for tensor in network.parameters():
+        tensor.data.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+    return network.train()
+
+
+def global_batches() -> list[Tensor]:
+    """Return a batch of six pictures for each pass; far from mean 0, and every picture another mean."""
+    generator = torch.Generator().manual_seed(4)
+    offsets = torch.arange(6)[:, None, None, None] * 3.0
+    return [torch.randn(6, 3, 6, 7, generator=generator, dtype=torch.float64) + offsets + 5 * i for i in range(4)]
+
+
+def run_passes(per_domain: bool, anew: bool, rank: int, world_size: int) -> Results:
+    """Run every pass on this rank's part of the batches: outputs, gradients of a sum over pixels, and the state."""
+    network = small_network(per_domain)
+    if anew:
+        estimate_anew(network)
+    results: Results = {}
+    for number, (domain, batch) in enumerate(zip(PASSES, global_batches(), strict=True)):
+        share = len(batch) // world_size
+        part = batch[rank * share : (rank + 1) * share].clone().requires_grad_()
+        set_domain(network, domain)
+        output = network(part)
+        # Not a plain square: batch norm makes its sum constant, and with it the gradient zero.
+        (output**3 + output.sin()).sum().backward()
+        results[f"output {number}"] = output.detach()
+        results[f"gradient {number}"] = part.grad
+    results |= {f"state {name}": tensor for name, tensor in network.state_dict().items()}
+    return results | {f"sum {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
+
+
+def _work(rank: int, world_size: int, folder: str, cases: list[tuple[bool, bool]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    results = {case: run_passes(*case, rank, world_size) for case in cases}
+    torch.save(results, f"{folder}/rank{rank}.pth")
+    dist.destroy_process_group()
+
+
+def run_on_ranks(world_size: int, folder: Path, cases: list[tuple[bool, bool]]) -> list[dict]:
+    """Return what each of `world_size` processes got, case by case."""
+    mp.spawn(_work, args=(world_size, str(folder), cases), nprocs=world_size)
+    return [torch.load(folder / f"rank{rank}.pth") for rank in range(world_size)]

@@ -1,0 +1,123 @@
+"""Batch norm sees the global batch on any number of ranks, and keeps the domains apart where it is told to."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from esl_dist.models.batch_norm import DomainBatchNorm2d, estimate_anew, set_domain
+from tests.models.ranks import run_on_ranks, run_passes
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+CASES = [(per_domain, anew) for per_domain in (False, True) for anew in (False, True)]
+
+
+def batch(seed: int, channels: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(4, channels, 5, 6, generator=generator, dtype=torch.float64) * (1 + seed) + seed
+
+
+def layer(per_domain: bool) -> DomainBatchNorm2d:
+    return DomainBatchNorm2d(3, per_domain).double().train()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_are_one_process_with_the_whole_batch(world_size: int, tmp_path: Path) -> None:
+    ranks = run_on_ranks(world_size, tmp_path, CASES)
+    for case in CASES:
+        expected = run_passes(*case, rank=0, world_size=1)
+        parts = [results[case] for results in ranks]
+        for name, tensor in expected.items():
+            values = [part[name] for part in parts]
+            if name.startswith("state"):
+                for value in values:
+                    torch.testing.assert_close(value, tensor, msg=lambda text: f"{case} {name}: {text}", **TOLERANCE)  # noqa: B023
+                continue
+            whole = torch.stack(values).sum(0) if name.startswith("sum") else torch.cat(values)
+            scale = float(tensor.abs().max())
+            assert float((whole - tensor).abs().max()) <= 1e-9 * max(scale, 1.0), (case, name)
+
+
+def test_in_training_it_is_torchs_batch_norm() -> None:
+    ours, theirs = layer(False), nn.BatchNorm2d(3).double().train()
+    for seed in range(3):
+        torch.testing.assert_close(ours(batch(seed)), theirs(batch(seed)), **TOLERANCE)
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), **TOLERANCE)
+    torch.testing.assert_close(ours.eval()(batch(9)), theirs.eval()(batch(9)), **TOLERANCE)
+
+
+@pytest.mark.parametrize("per_domain", [False, True])
+def test_scale_and_shift_are_frozen(per_domain: bool) -> None:
+    assert not any(parameter.requires_grad for parameter in layer(per_domain).parameters())
+
+
+@pytest.mark.parametrize(("domain", "fed"), [("source", "source_"), ("target", "running_")])
+def test_a_pass_feeds_only_the_statistics_of_its_domain(domain: str, fed: str) -> None:
+    norm = layer(per_domain=True)
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    set_domain(norm, domain)
+    norm(batch(1))
+    changed = {name for name, tensor in norm.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed - {"num_batches_tracked"} == {f"{fed}mean", f"{fed}var"}
+
+
+def test_shared_statistics_are_fed_by_both_domains() -> None:
+    norm = layer(per_domain=False)
+    for seed, domain in enumerate(("source", "target")):
+        before = norm.running_mean.clone()
+        set_domain(norm, domain)
+        norm(batch(seed + 1))
+        momentum = 0.1
+        expected = (1 - momentum) * before + momentum * batch(seed + 1).mean((0, 2, 3))
+        torch.testing.assert_close(norm.running_mean, expected, **TOLERANCE)
+    assert norm.source_mean is None
+    assert not any(name.startswith("source") for name in norm.state_dict())
+
+
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_evaluation_uses_the_statistics_of_the_domain(domain: str) -> None:
+    norm = layer(per_domain=True)
+    statistics = {"source": (2.0, 4.0), "target": (-1.0, 0.25)}
+    norm.source_mean.fill_(2.0)
+    norm.source_var.fill_(4.0)
+    norm.running_mean.fill_(-1.0)
+    norm.running_var.fill_(0.25)
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    set_domain(norm.eval(), domain)
+    mean, variance = statistics[domain]
+    torch.testing.assert_close(norm(batch(3)), (batch(3) - mean) / (variance + norm.eps) ** 0.5, **TOLERANCE)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+
+
+def test_without_a_word_the_domain_is_the_target() -> None:
+    norm = layer(per_domain=True)
+    norm(batch(1))
+    assert torch.equal(norm.source_mean, torch.zeros(3, dtype=torch.float64))
+    assert not torch.equal(norm.running_mean, torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("per_domain", [False, True])
+def test_statistics_estimated_anew_are_the_mean_over_the_passes(per_domain: bool) -> None:
+    network = nn.Sequential(layer(per_domain))
+    norm = network[0]
+    for domain in ("source", "target"):
+        set_domain(network, domain)
+        network(batch(7))
+    source = norm.source_mean.clone() if per_domain else None
+    set_domain(network, "target")
+    estimate_anew(network)
+    passes = [batch(seed) for seed in range(5)]
+    for values in passes:
+        network(values)
+    means = torch.stack([values.mean((0, 2, 3)) for values in passes])
+    variances = torch.stack([values.var((0, 2, 3)) for values in passes])
+    torch.testing.assert_close(norm.running_mean, means.mean(0), **TOLERANCE)
+    torch.testing.assert_close(norm.running_var, variances.mean(0), **TOLERANCE)
+    assert source is None or torch.equal(norm.source_mean, source)
+
+
+def test_set_domain_reaches_every_layer() -> None:
+    network = nn.Sequential(layer(True), nn.Sequential(nn.ReLU(), layer(True)))
+    set_domain(network, "source")
+    assert [module.domain for module in network.modules() if isinstance(module, DomainBatchNorm2d)] == ["source"] * 2

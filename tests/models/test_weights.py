@@ -1,0 +1,202 @@
+"""Weights come from plain files under three kinds of names; what does not fit is named, what is not data is refused."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from esl_dist.errors import UserError
+from esl_dist.models.deeplab import Classifier, DeepLab
+from esl_dist.models.weights import initialise, load_weights, published_state, read_weights
+
+
+def network(classes: int = 4, auxiliary: bool = True, per_domain: bool = False, seed: int = 0) -> DeepLab:
+    torch.manual_seed(seed)
+    built = DeepLab("tiny", classes, auxiliary, per_domain)
+    initialise(built)
+    return built
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def write(path: Path, state: dict[str, Tensor]) -> Path:
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=path.stem != "legacy")
+    return path
+
+
+FILES = ["weights.pth", "legacy.pth", "weights.safetensors"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_gives_back_what_was_saved(name: str, tmp_path: Path) -> None:
+    saved, loaded = network(seed=1), network(seed=2)
+    path = write(tmp_path / name, saved.state_dict())
+    report = load_weights(loaded, read_weights(path), str(path))
+    assert same(loaded.state_dict(), saved.state_dict())
+    assert (report.missing, report.left_over) == ([], [])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) -> None:
+    path = write(tmp_path / name, network().state_dict())
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=name):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>"])
+def test_a_file_of_something_else_is_refused_with_a_reason(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: .*(damaged|cannot be read as weights: .+)"):
+        read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{name}: no such file"):
+        read_weights(tmp_path / name)
+
+
+class WritesFile:
+    """Unpickled, it writes a file: what an attacker's pickle could do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.write_text, (self.path, "executed")
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "plain pickle"])
+def test_code_in_a_file_is_refused_and_not_executed(form: str, tmp_path: Path) -> None:
+    witness, path = tmp_path / "witness", tmp_path / "weights.pth"
+    content = {"conv1.weight": torch.zeros(1), "evil": WritesFile(witness)}
+    if form == "plain pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(UserError, match="refused"):
+        read_weights(path)
+    assert not witness.exists()
+    # The file is indeed as bad as it is meant to be.
+    if form == "plain pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert witness.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"state_dict": {"conv1.weight": torch.zeros(1)}}, [torch.zeros(1)], {"step": 3}, {0: torch.zeros(1)}],
+)
+def test_a_file_that_is_no_state_dict_is_refused(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match="expected a state dict"):
+        read_weights(tmp_path / "weights.pth")
+
+
+def test_another_number_of_classes_names_the_tensor_and_both_shapes() -> None:
+    target = network(classes=7, auxiliary=False)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        load_weights(target, network(classes=4, auxiliary=False, seed=1).state_dict(), "some.pth")
+    for part in ("some.pth", "layer6.conv2d_list.0.weight", "[4, 192, 3, 3]", "[7, 192, 3, 3]"):
+        assert part in str(caught.value)
+    assert same(target.state_dict(), before), "a refused file leaves the network as it was"
+
+
+def test_the_imagenet_start_fills_all_but_the_heads() -> None:
+    start, loaded = network(seed=1), network(classes=7, seed=2)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    names = {f"Scale.{name}": tensor for name, tensor in start.state_dict().items() if "layer6" not in name}
+    report = load_weights(loaded, names, "imagenet.pth")
+    heads = sorted(name for name in before if name.startswith(("layer5", "layer6")))
+    assert report.missing == heads
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in heads else start.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_torchvisions_weights_fill_all_but_the_heads(architecture: str) -> None:
+    torch.manual_seed(0)
+    weights = getattr(torchvision.models, architecture)(weights=None).state_dict()
+    loaded = DeepLab(architecture, 5, auxiliary_head=True, per_domain=False)
+    report = load_weights(loaded, weights, "torchvision")
+    assert report.left_over == ["fc.bias", "fc.weight"]
+    assert report.missing == sorted(
+        f"layer{head}.conv2d_list.{number}.{part}"
+        for head in (5, 6)
+        for number in range(4)
+        for part in ("bias", "weight")
+    )
+    state = loaded.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in weights.items() if not name.startswith("fc"))
+
+
+@pytest.mark.parametrize("weights", [{"a.b": torch.zeros(1)}, {"encoder": torch.zeros(1)}, {}])
+def test_a_file_without_a_fitting_name_is_refused(weights: dict[str, Tensor]) -> None:
+    with pytest.raises(UserError, match=r"some\.pth: none of its"):
+        load_weights(network(), weights, "some.pth")
+
+
+def test_published_weights_fill_a_network_with_statistics_per_domain() -> None:
+    loaded = network(per_domain=True, seed=2)
+    report = load_weights(loaded, network(seed=1).state_dict(), "published.pth")
+    assert report.missing
+    assert all(name.endswith(("source_mean", "source_var")) for name in report.missing)
+
+
+def test_the_published_state_holds_the_statistics_of_the_target_alone() -> None:
+    exported = network(per_domain=True, seed=1).train()
+    exported(torch.randn(2, 3, 33, 33), "source")
+    exported(torch.randn(2, 3, 33, 33) + 3, "target")
+    state = published_state(exported)
+    plain = network(seed=2)
+    assert state.keys() == plain.state_dict().keys()
+    load_weights(plain, state, "exported")
+    images = torch.randn(1, 3, 33, 33)
+    assert torch.equal(plain.eval()(images)["main"], exported.eval()(images, "target")["main"])
+
+
+def test_random_weights_are_those_of_the_seed() -> None:
+    assert same(network(seed=3).state_dict(), network(seed=3).state_dict())
+    assert not torch.equal(network(seed=3).conv1.weight, network(seed=4).conv1.weight)
+
+
+@pytest.mark.parametrize("architecture", ["tiny", "resnet18"])
+def test_random_weights_keep_signals_at_their_size(architecture: str) -> None:
+    torch.manual_seed(0)
+    built = DeepLab(architecture, 6, auxiliary_head=True, per_domain=False).train()
+    initialise(built)
+    sizes: list[float] = []
+    for stage in (built.layer1, built.layer2, built.layer3, built.layer4):
+        stage.register_forward_hook(lambda module, args, output: sizes.append(float(output.std())))
+    with torch.no_grad():
+        logits = built(torch.randn(2, 3, 65, 65) * 60)
+    assert len(sizes) == 4
+    assert all(0.3 < size < 10 for size in sizes), sizes
+    for scores in logits.values():
+        assert 0.05 < float(scores.std()) < 10
+
+
+def test_classifiers_start_near_zero_and_without_preference() -> None:
+    classifiers = [module for module in network(classes=19).modules() if isinstance(module, Classifier)]
+    assert len(classifiers) == 2
+    for classifier in classifiers:
+        for convolution in classifier.conv2d_list:
+            assert isinstance(convolution, nn.Conv2d)
+            assert 0.009 < float(convolution.weight.detach().std()) < 0.011
+            assert float(convolution.bias.detach().abs().max()) == 0

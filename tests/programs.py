@@ -1,0 +1,83 @@
+"""The programs as a user starts them: real processes, on a small Toytown."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from esl_dist.data.images import as_size
+from esl_dist.data.layouts import read_layout
+from esl_dist.data.packing import Encoding, pack
+from esl_dist.data.toytown import write_toytown
+
+PROJECT = Path(__file__).resolve().parent.parent
+TOYTOWN = PROJECT / "configs/datasets/toytown.yaml"
+
+TINY_TRAINING = (
+    "network.architecture=tiny",
+    "method.discriminator_channels=4",
+    "optimizer.learning_rate=0.01",
+    "batch_size=2",
+    "loader.workers=0",
+    "loader.shuffle_window=8",
+    "log_every=2",
+)
+
+
+def small_town(folder: Path, source: int = 6, target: int = 6, shard_bytes: int = 20_000) -> Path:
+    """Draw and pack a Toytown of 64×32 pixels in several shards; returns the folder of its splits."""
+    counts = {"source_train": source, "target_train": target, "target_val": 3}
+    write_toytown(folder / "pictures", seed=1, counts=counts, width=64, height=32)
+    for split in counts:
+        layout = read_layout(TOYTOWN, split, folder / "pictures")
+        encoding = Encoding(as_size(None), None, "keep", 95)
+        pack(layout, folder / "shards" / split, encoding, shard_bytes, 1, lambda items, total, title: items)
+    return folder / "shards"
+
+
+def command(program: str, *words: str, processes: int = 1) -> list[str]:
+    """Return the command line of a program, under `accelerate launch` if there are several processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        options = ["--cpu", "--num_processes", str(processes), "--main_process_port", "0"]
+        launcher += ["-m", "accelerate.commands.launch", *options]
+    return [*launcher, str(PROJECT / program), *words]
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment with one thread a rank."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": ""}
+
+
+def run(program: str, *words: str, processes: int = 1, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run(
+        command(program, *words, processes=processes),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=environment(),
+        check=False,
+        timeout=300,
+    )
+
+
+def succeed(program: str, *words: str, processes: int = 1) -> str:
+    """Run a program that must succeed; returns what it printed."""
+    done = run(program, *words, processes=processes)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def signal_when(process: subprocess.Popen[str], condition: Callable[[], bool], number: signal.Signals) -> int:
+    """Send a signal as soon as `condition` holds; returns the exit code. The process must still be running then."""
+    deadline = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode} before its time"
+        assert time.monotonic() < deadline, "the condition did not come about"
+        time.sleep(0.002)
+    process.send_signal(number)
+    return process.wait(timeout=60)

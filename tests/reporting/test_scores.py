@@ -1,0 +1,91 @@
+"""Scores from a confusion matrix are what counting pixels gives, and a table shows all of them."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esl_dist.reporting.scores import intersection_over_union, mean_iou, pixel_accuracy, score_table, scores_of
+
+CLASSES = 4
+NAMES = ["road", "sky", "vegetation", "bus"]
+pairs = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), max_size=40)
+"""Label and prediction of each pixel."""
+
+
+def confusion_of(pixels: list[tuple[int, int]]) -> np.ndarray:
+    confusion = np.zeros((CLASSES, CLASSES), np.int64)
+    for label, prediction in pixels:
+        confusion[label, prediction] += 1
+    return confusion
+
+
+@given(pairs)
+@settings(deadline=None)
+def test_iou_is_intersection_over_union_of_sets_of_pixels(pixels: list[tuple[int, int]]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        iou = intersection_over_union(confusion_of(pixels))
+        mean = mean_iou(iou)
+    occurring = []
+    for name in range(CLASSES):
+        labelled = {place for place, (label, _) in enumerate(pixels) if label == name}
+        predicted = {place for place, (_, prediction) in enumerate(pixels) if prediction == name}
+        if not labelled | predicted:
+            assert math.isnan(iou[name])
+            continue
+        occurring.append(len(labelled & predicted) / len(labelled | predicted))
+        assert iou[name] == pytest.approx(occurring[-1], abs=1e-12)
+    assert mean == pytest.approx(np.mean(occurring), abs=1e-12) if occurring else math.isnan(mean)
+
+
+@given(pairs)
+@settings(deadline=None)
+def test_accuracy_is_the_share_of_right_pixels(pixels: list[tuple[int, int]]) -> None:
+    right = sum(label == prediction for label, prediction in pixels)
+    assert pixel_accuracy(confusion_of(pixels)) == (pytest.approx(right / len(pixels)) if pixels else None)
+
+
+def test_a_class_that_is_only_predicted_counts_as_0() -> None:
+    scores = scores_of(confusion_of([(0, 0), (0, 1)]), NAMES)
+    assert scores["iou"] == {"road": 0.5, "sky": 0.0, "vegetation": None, "bus": None}
+    assert scores["miou"] == 0.25
+
+
+def test_an_empty_confusion_has_no_scores() -> None:
+    assert scores_of(confusion_of([]), NAMES) == {"miou": None, "iou": dict.fromkeys(NAMES), "accuracy": None}
+
+
+def test_scores_can_be_written_as_json_numbers() -> None:
+    scores = scores_of(confusion_of([(0, 0), (1, 2)]), NAMES)
+    numbers = [scores["miou"], scores["accuracy"], *scores["iou"].values()]
+    assert all(number is None or type(number) is float for number in numbers)
+
+
+def test_names_and_classes_have_to_match() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        scores_of(confusion_of([(0, 0)]), NAMES[:2])
+
+
+def test_large_counts_are_exact() -> None:
+    confusion = np.array([[2**53 + 2, 0], [0, 2**53]], np.int64)
+    assert intersection_over_union(confusion).tolist() == [1.0, 1.0]
+
+
+def test_a_table_shows_every_score_below_its_class() -> None:
+    rows = {
+        "source only": scores_of(confusion_of([(0, 0), (0, 1), (1, 1), (2, 2)]), NAMES),
+        "advent": scores_of(confusion_of([(0, 0)] * 5 + [(0, 3)] * 3), NAMES),
+    }
+    header, *lines = score_table(rows).splitlines()
+    assert header.split() == [*NAMES, "mIoU"]
+    cells = [line.removeprefix(title).split() for line, title in zip(lines, rows, strict=True)]
+    assert cells == [["50.0", "50.0", "100.0", "-", "66.7"], ["62.5", "-", "-", "0.0", "31.2"]]
+    for line in lines:
+        assert len(line) == len(header)
+        for name, cell in zip([*NAMES, "mIoU"], line.removeprefix(line[:11]).split(), strict=True):
+            end = header.index(name) + len(name)
+            assert line[:end].endswith(cell), "columns are aligned at the right"

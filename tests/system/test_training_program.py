@@ -1,0 +1,201 @@
+"""launch/train.py as a whole: methods, processes, restarts, mistakes."""
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.programs import TINY_TRAINING, command, environment, run, signal_when, small_town, succeed
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_town(tmp_path_factory.mktemp("town"))
+
+
+def data_words(town: Path) -> list[str]:
+    return [f"source.path={town}/source_train", f"target.path={town}/target_train"]
+
+
+def train(town: Path, experiments: Path, name: str, *words: str, processes: int = 1) -> dict[str, torch.Tensor]:
+    all_words = [*TINY_TRAINING, *data_words(town), f"experiments={experiments}", f"name={name}", *words]
+    succeed("launch/train.py", *all_words, processes=processes)
+    return final_weights(experiments, name)
+
+
+def final_weights(experiments: Path, name: str) -> dict[str, torch.Tensor]:
+    newest = sorted((experiments / "snapshots" / name / "checkpoints").iterdir())[-1]
+    return load_file(newest / "segmentation.safetensors")
+
+
+def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def scalars(experiments: Path, name: str) -> dict[str, list[int]]:
+    events = EventAccumulator(str(experiments / "logs" / name))
+    events.Reload()
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("source_only", {"loss/source_cross_entropy/main", "loss/source_cross_entropy/auxiliary"}),
+        ("minent", {"loss/target_minent/main", "loss/target_minent/auxiliary"}),
+        ("advent", {"loss/target_advent/main", "loss/discriminator/main", "loss/discriminator/auxiliary"}),
+    ],
+)
+def test_every_method_trains_and_reports_its_losses_rates_and_speed(
+    town: Path, tmp_path: Path, method: str, expected: set[str]
+) -> None:
+    train(town, tmp_path, method, f"method.name={method}", "steps=4")
+    curves = scalars(tmp_path, method)
+    assert expected <= curves.keys()
+    assert {"learning_rate/stem", "learning_rate/heads", "speed/samples_per_second"} <= curves.keys()
+    assert curves["loss/source_cross_entropy/main"] == [2, 4]
+
+
+def test_two_processes_compute_what_one_does(town: Path, tmp_path: Path) -> None:
+    words = ("steps=3", "network.batch_norm=per_domain")
+    one = train(town, tmp_path, "one", *words)
+    two = train(town, tmp_path, "two", *words, processes=2)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=2e-3, atol=2e-4, msg=name)
+
+
+def test_loader_workers_are_not_visible_in_the_weights(town: Path, tmp_path: Path) -> None:
+    assert_same_bits(
+        train(town, tmp_path, "none", "steps=4"), train(town, tmp_path, "three", "steps=4", "loader.workers=3")
+    )
+
+
+def test_a_killed_training_ends_with_the_bits_of_an_uninterrupted_one(town: Path, tmp_path: Path) -> None:
+    words = ["network.batch_norm=per_domain", "steps=60", "checkpoints.every=3"]
+    whole = train(town, tmp_path, "whole", *words)
+
+    all_words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=killed", *words]
+    process = subprocess.Popen(
+        command("launch/train.py", *all_words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
+    checkpoints = tmp_path / "snapshots/killed/checkpoints"
+    code = signal_when(process, lambda: any(checkpoints.glob("step-0000001?")), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (checkpoints / "step-00000060").exists()
+
+    assert_same_bits(train(town, tmp_path, "killed", *words), whole)
+    steps = scalars(tmp_path, "killed")["loss/source_cross_entropy/main"]
+    assert steps == sorted(set(steps)), "a step was reported twice"
+
+
+def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(town: Path, tmp_path: Path) -> None:
+    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=40", "checkpoints.every=2"]
+    process = subprocess.Popen(
+        command("launch/train.py", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    checkpoints = tmp_path / "snapshots/r/checkpoints"
+    code = signal_when(process, lambda: any(checkpoints.glob("step-*[0-9]")), signal.SIGINT)
+    assert code == 130
+    assert process.stderr is not None
+    message = process.stderr.read()
+    assert "interrupted" in message
+    assert "Traceback" not in message
+    assert "from step 0" not in succeed("launch/train.py", *words)
+
+
+def test_a_finished_training_says_so(town: Path, tmp_path: Path) -> None:
+    train(town, tmp_path, "r", "steps=2")
+    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=2"]
+    assert "finished already, at step 2" in succeed("launch/train.py", *words)
+
+
+def test_the_resolved_configuration_lies_with_the_run(town: Path, tmp_path: Path) -> None:
+    train(town, tmp_path, "r", "steps=2")
+    stored = (tmp_path / "snapshots/r/config.yaml").read_text()
+    assert "architecture: tiny" in stored
+    assert "momentum: 0.9" in stored, "defaults are stored too"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["bach_size=4"], "'bach_size'; the nearest known one is 'batch_size'"),
+        (["batch_size=three"], "batch_size"),
+        (["steps=0"], "steps=0 is impossible: expected at least 1"),
+        (["source.path=/nowhere"], "/nowhere: no such folder of shards"),
+        (["method.name=magic"], "expected one of source_only, minent, advent"),
+        (["network.start=/nowhere.pth"], "/nowhere.pth: no such file of weights"),
+        (["accumulate=2", "batch_size=3"], "expected a multiple of 2"),
+        (["class_set=cityscapes19"], "no class set 'cityscapes19'; it has toytown9"),
+        (["method.name=source_only", "network.batch_norm=per_domain"], "choose network.batch_norm=shared"),
+        (["steps=11", "optimizer.schedule_steps=10"], "steps=11 goes beyond optimizer.schedule_steps=10"),
+        (["--wrong"], "unrecognized arguments: --wrong"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml: no such configuration file"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(
+    town: Path, tmp_path: Path, words: list[str], expected: str
+) -> None:
+    basis = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r"]
+    done = run("launch/train.py", *basis, *words)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_the_same_name_with_other_settings_is_refused(town: Path, tmp_path: Path) -> None:
+    train(town, tmp_path, "r", "steps=2")
+    basis = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=4"]
+    done = run("launch/train.py", *basis, "optimizer.momentum=0.5")
+    assert done.returncode == 2
+    assert "begun with other values of optimizer.momentum" in done.stderr
+    assert "finished" not in succeed("launch/train.py", *basis), "a longer run of the same settings goes on"
+
+
+def test_ranks_that_were_given_different_settings_refuse_to_start(town: Path, tmp_path: Path) -> None:
+    program = tmp_path / "disagree.py"
+    program.write_text(
+        "import os\n"
+        "from esl_dist.command_line import run_program\n"
+        "from esl_dist.config import Train\n"
+        "from esl_dist.engine.distributed import start\n"
+        "from esl_dist.engine.trainer import train\n"
+        "def main(config):\n"
+        "    config.seed = int(os.environ['RANK'])\n"
+        "    train(config, start())\n"
+        "run_program(Train, main)\n"
+    )
+    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=2"]
+    done = run(str(program), *words, processes=2)
+    assert done.returncode != 0
+    assert "ranks [1] were started with another configuration than rank 0" in done.stderr
+
+
+def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(town: Path, tmp_path: Path) -> None:
+    words = ["steps=6", "checkpoints.every=2"]
+    whole = train(town, tmp_path, "r", *words)
+    newest = tmp_path / "snapshots/r/checkpoints/step-00000006"
+    content = bytearray((newest / "training.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "training.pt").write_bytes(content)
+    basis = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", *words]
+    done = run("launch/train.py", *basis)
+    assert done.returncode == 0
+    assert "broken checkpoint" in done.stderr
+    assert "from step 4 to 6" in done.stdout
+    assert_same_bits(final_weights(tmp_path, "r"), whole)
+
+
+def test_a_checkpoint_names_its_files_with_checksums(town: Path, tmp_path: Path) -> None:
+    train(town, tmp_path, "r", "steps=2")
+    manifest = json.loads((tmp_path / "snapshots/r/checkpoints/step-00000002/manifest.json").read_text())
+    assert manifest["step"] == 2
+    assert set(manifest["files"]) == {"segmentation.safetensors", "discriminators.safetensors", "training.pt"}

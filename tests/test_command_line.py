@@ -1,0 +1,113 @@
+"""Programs end with an exit code and one line for people, not with a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_program
+from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train
+from esl_dist.config_files import describe
+from esl_dist.errors import UserError
+
+PROJECT = Path(__file__).resolve().parent.parent
+WORDS = ("dataset=d", "split=s", "output=o")
+
+
+@pytest.fixture(autouse=True)
+def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, schema: type, words: tuple[str, ...], main=lambda config: None) -> object:
+    """Run a program in this process; returns its exit code, None for a plain end."""
+    monkeypatch.setattr(sys, "argv", ["program", *words])
+    try:
+        run_program(schema, main)
+    except SystemExit as end:
+        return end.code
+    return None
+
+
+def raising(error: BaseException):
+    def main(_: object) -> None:
+        raise error
+
+    return main
+
+
+def test_main_gets_the_configuration_of_file_and_words(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text("split: s\nsize: [4, 2]\njpg_quality: 5\n")
+    seen: list[Prepare] = []
+    words = ("dataset=d", "--config", str(tmp_path / "some.yaml"), "output=o", "jpg_quality=6")
+    assert ending(monkeypatch, Prepare, words, seen.append) is None
+    assert (seen[0].size, seen[0].jpg_quality, seen[0].split) == ([4, 2], 6, "s")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("siz=[1,2]",),
+        ("size=[1]",),
+        ("novalue",),
+        ("--config", "absent.yaml"),
+        ("output=null",),
+        ("size={a: 1}",),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, words: tuple[str, ...]) -> None:
+    assert ending(monkeypatch, Prepare, (*WORDS, *words)) == EXIT_USER_ERROR == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+
+
+def test_a_mistake_found_by_the_program_is_one_line_too(monkeypatch, capsys) -> None:
+    assert ending(monkeypatch, Prepare, WORDS, raising(UserError("d.yaml: is wrong"))) == 2
+    assert capsys.readouterr().err == "error: d.yaml: is wrong\n"
+
+
+def test_one_rank_of_several_says_which_it_is(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    ending(monkeypatch, Prepare, WORDS, raising(UserError("wrong")))
+    assert capsys.readouterr().err == "error (rank 3): wrong\n"
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch, capsys) -> None:
+    assert ending(monkeypatch, Prepare, WORDS, raising(KeyboardInterrupt())) == EXIT_INTERRUPTED == 130
+    assert capsys.readouterr().err.startswith("interrupted")
+
+
+def test_a_defect_of_the_program_is_not_hidden(monkeypatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        ending(monkeypatch, Prepare, WORDS, raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("schema", [Train, PseudoLabel, Evaluate, Prepare, Demo])
+def test_help_lists_every_setting_with_type_and_default(monkeypatch, capsys, schema: type) -> None:
+    assert ending(monkeypatch, schema, ("--help",)) == 0
+    text = capsys.readouterr().out
+    for key, kind, default, meaning in describe(schema):
+        assert f"  {key} ({kind}; {default})\n      {meaning}\n" in text
+    assert "--config FILE" in text
+
+
+def started(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT / "shards/prepare.py"), *words]
+    environment = {key: value for key, value in os.environ.items() if key not in ("WORLD_SIZE", "RANK")}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_a_real_program_ends_with_one_line_from_any_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.yaml").write_text("name: a\nimage: [\n")
+    done = started("dataset=broken.yaml", "split=s", "output=o")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("error: broken.yaml: cannot be read as YAML")
+    assert not (tmp_path / "o").exists()

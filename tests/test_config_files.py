@@ -1,0 +1,290 @@
+"""YAML and key=value become a checked configuration; every mistake names file, key and what was expected."""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train, setting
+from esl_dist.config_files import (
+    describe,
+    differing_keys,
+    from_dictionary,
+    load_config,
+    save_config,
+    to_dictionary,
+)
+from esl_dist.errors import UserError
+
+SCHEMAS = (Train, PseudoLabel, Evaluate, Prepare, Demo)
+TRAIN = ("name=run", "source.path=a", "target.path=b")
+PREPARE = ("dataset=d", "split=s", "output=o")
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    file = folder / "recipe.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return file
+
+
+def test_defaults_then_file_then_words_the_last_one_counts(tmp_path: Path) -> None:
+    file = written(tmp_path, "name: run\nsteps: 5\nsource: {path: a, size: [8, 6]}\ntarget: {path: b}\nseed: 1\n")
+    config = load_config(Train, file, ["seed=3", "network.architecture=tiny", "seed=4", "target.size=[4,2]"])
+    assert (config.name, config.steps, config.seed) == ("run", 5, 4)
+    assert (config.source.size, config.target.size) == ([8, 6], [4, 2])
+    assert config.network.architecture == "tiny"
+    assert config.optimizer.learning_rate == 2.5e-4
+
+
+def test_a_partly_given_group_keeps_its_other_defaults() -> None:
+    weights = load_config(Train, None, [*TRAIN, "method.target={main: 0.5}"]).method.target
+    assert (weights.main, weights.auxiliary) == (0.5, 2e-4)
+
+
+def test_two_configurations_share_no_default() -> None:
+    first, second = (load_config(Train, None, TRAIN) for _ in range(2))
+    first.optimizer.discriminator_betas.append(1.0)
+    first.method.target.main = 9.0
+    assert second.optimizer.discriminator_betas == [0.9, 0.99]
+    assert load_config(Train, None, TRAIN).method.target.main == 1e-3
+
+
+@pytest.mark.parametrize("text", ["0001", "1e3", "no", "yes", "3", "0x10", "1_0", "on"])
+def test_a_word_for_a_text_is_taken_as_written(text: str) -> None:
+    assert load_config(Prepare, None, ["dataset=d", "output=o", f"split={text}"]).split == text
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [("root=null", None), ("root=", None), ("root=a=b", "a=b"), ("root='a: b'", "a: b"), ("root=/a b/ü", "/a b/ü")],
+)
+def test_odd_texts(word: str, value: str | None) -> None:
+    assert load_config(Prepare, None, [*PREPARE, word]).root == value
+
+
+def test_a_reference_to_another_setting_or_variable_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESL_TEST_PLACE", "/somewhere")
+    config = load_config(Prepare, None, [*PREPARE, "root=${oc.env:ESL_TEST_PLACE}", "output=${split}"])
+    assert (config.root, config.output) == ("/somewhere", "s")
+
+
+@pytest.mark.parametrize(
+    ("word", "unknown", "nearest"),
+    [
+        ("batch_sise=2", "batch_sise", "batch_size"),
+        ("network.arch=tiny", "network.arch", "network.architecture"),
+        ("network.foo=1", "network.foo", r"network\.\w+"),
+        ("optimizer.multipliers.steem=1", "optimizer.multipliers.steem", "optimizer.multipliers.stem"),
+        ("optimiser.momentum=1", "optimiser", "optimizer"),
+        ("learning_rate=1", "learning_rate", "optimizer.learning_rate"),
+        ("source.pth=x", "source.pth", "source.path"),
+        ("zzz=1", "zzz", r"[\w.]+"),
+    ],
+)
+def test_an_unknown_setting_names_the_nearest_known_one(word: str, unknown: str, nearest: str) -> None:
+    message = rf"^command line: {re.escape(word)}: unknown setting '{unknown}'; the nearest known one is '{nearest}'$"
+    with pytest.raises(UserError, match=message):
+        load_config(Train, None, [*TRAIN, word])
+
+
+def test_an_unknown_setting_in_a_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml: unknown setting 'loader\.worker'.*'loader\.workers'"):
+        load_config(Train, written(tmp_path, "loader:\n  worker: 1\n"), TRAIN)
+
+
+def test_a_dotted_key_in_a_file_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml: .*'network\.architecture'.*without dots, below 'network'"):
+        load_config(Train, written(tmp_path, "network.architecture: tiny\n"), TRAIN)
+
+
+WRONG = [
+    (Train, "steps=many", "steps: expected int"),
+    (Train, "steps=1e3", "steps: expected int"),
+    (Train, "steps=null", "steps: expected int"),
+    (Train, "network.auxiliary_head=maybe", "network.auxiliary_head: expected bool"),
+    (Train, "network=3", r"network: a group of settings.*network\.architecture"),
+    (Train, "network=null", r"network: a group of settings.*network\.architecture"),
+    (Train, "source=[1]", r"source: a group of settings.*source\.path"),
+    (Train, "optimizer.multipliers=2", r"optimizer\.multipliers: a group of settings"),
+    (Train, "optimizer.discriminator_betas=null", r"optimizer\.discriminator_betas: expected list\[float\]"),
+    (Train, "source.size=10", r"source\.size: expected list\[int\] or null"),
+    (Prepare, "size=10", r"size: expected list\[int\] or null"),
+    (Prepare, "size=[a,b]", r"size\[0\]: .*'a'"),
+    (Prepare, "size=[1.5,2]", r"size\[0\]: .*1\.5"),
+    (Prepare, "size=[null,2]", r"size\[0\]: "),
+    (Prepare, "size={a: 1}", r"size: expected list\[int\] or null"),
+    (Prepare, "size.0=3", r"size: expected list\[int\] or null"),
+    (Prepare, "root={a: b}", "root: expected str or null"),
+    (Prepare, "root=[1]", "root: expected str or null"),
+]
+
+
+@pytest.mark.parametrize(("schema", "word", "message"), WRONG)
+def test_a_wrong_type_names_the_setting_and_what_was_expected(schema: type, word: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^command line: {re.escape(word)}: {message}"):
+        load_config(schema, None, [*(TRAIN if schema is Train else PREPARE), word])
+
+
+@pytest.mark.parametrize("text", ["network: 3\n", "network:\n", "network: tiny\n", "network: [1]\n"])
+def test_a_group_given_as_one_value_in_a_file_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml: network: a group of settings"):
+        load_config(Train, written(tmp_path, text), TRAIN)
+
+
+IMPOSSIBLE = [
+    (Train, "seed=-1", "seed=-1.*at least 0"),
+    (Train, "batch_size=0", "batch_size=0.*at least 1"),
+    (Train, "network.architecture=vgg", "network.architecture=vgg.*one of resnet101, resnet50, resnet18, tiny"),
+    (Train, "optimizer.learning_rate=0", "optimizer.learning_rate=0.0.*more than 0"),
+    (Train, "optimizer.learning_rate=nan", "optimizer.learning_rate=nan.*finite"),
+    (Train, "optimizer.learning_rate=.inf", "optimizer.learning_rate=inf.*finite"),
+    (Train, "optimizer.momentum=1.5", "optimizer.momentum=1.5.*at most 1"),
+    (Train, "optimizer.discriminator_betas=[0.9]", "optimizer.discriminator_betas.*2 values"),
+    (Train, "optimizer.discriminator_betas=[0.9,1]", "optimizer.discriminator_betas.*less than 1"),
+    (Train, "method.target.main=-1", "method.target.main=-1.0.*at least 0"),
+    (Train, "target.size=[3,-2]", r"target.size=\[3, -2\].*at least 1"),
+    (Prepare, "size=[10]", r"size=\[10\].*\[width, height\]"),
+    (Prepare, "size=[]", r"size=\[\].*\[width, height\]"),
+    (Prepare, "size=[1,2,3]", r"size=\[1, 2, 3\].*\[width, height\]"),
+    (Prepare, "size=[0,5]", r"size=\[0, 5\].*at least 1"),
+    (Prepare, "jpg_quality=101", "jpg_quality=101.*at most 100"),
+    (Prepare, "processes=0", "processes=0.*at least 1"),
+    (Prepare, "image_format=gif", "image_format=gif.*one of keep, png, jpg"),
+]
+
+
+@pytest.mark.parametrize(("schema", "word", "message"), IMPOSSIBLE)
+def test_an_impossible_value_is_refused_with_its_bound(schema: type, word: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"^command line: {message}"):
+        load_config(schema, None, [*(TRAIN if schema is Train else PREPARE), word])
+
+
+def test_an_impossible_value_in_a_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml: log_every=0 is impossible"):
+        load_config(Train, written(tmp_path, "log_every: 0\n"), TRAIN)
+
+
+def test_all_missing_values_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml: no value for name, target\.path; .* name=…"):
+        load_config(Train, written(tmp_path, "source: {path: a}\n"))
+
+
+@pytest.mark.parametrize("word", ["novalue", "=3", "==3", "", "="])
+def test_a_word_without_key_or_value_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match=rf"command line: '{word}' is not of the form key=value"):
+        load_config(Train, None, [*TRAIN, word])
+
+
+@pytest.mark.parametrize("word", ["name=[1,", "name=*", "[=1", "name=${foo", "name={a: b", "name=a: b: c"])
+def test_a_word_that_is_no_yaml_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match=rf"^command line: '?{re.escape(word)}'?.*$"):
+        load_config(Train, None, [*TRAIN, word])
+
+
+def test_a_reference_to_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match=r"command line: name: .*nope"):
+        load_config(Train, None, [*TRAIN, "name=${nope}"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: [", "a: 1\n b: 2", "\t\n", "name: *x", "name: a\nname: b\n", "name: !!python/object:os.system x\n"),
+        *("---\na: 1\n---\nb: 1\n", "null: 2\n", "3", "- a\n", b"\xff\xfe\x00", "name: ${foo\n"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused_on_one_line(tmp_path: Path, text: str | bytes) -> None:
+    with pytest.raises(UserError, match=r"recipe\.yaml: (cannot be read as YAML: |expected settings of the form)") as e:
+        load_config(Train, written(tmp_path, text))
+    assert "\n" not in str(e.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.yaml: no such configuration file"):
+        load_config(Train, tmp_path / "absent.yaml")
+    with pytest.raises(UserError, match=tmp_path.name):
+        load_config(Train, tmp_path)
+
+
+def test_an_empty_file_is_one_without_settings(tmp_path: Path) -> None:
+    assert load_config(Train, written(tmp_path, "# nothing\n"), TRAIN) == load_config(Train, None, TRAIN)
+
+
+@settings(max_examples=40, deadline=None)
+@given(word=st.text(st.characters(exclude_categories=["Cs"]), max_size=20), key=st.sampled_from(["", "name=", "size="]))
+def test_no_word_gives_anything_but_a_configuration_or_one_message(word: str, key: str) -> None:
+    with suppress(UserError):
+        load_config(Prepare, None, [*PREPARE, key + word])
+
+
+def test_a_saved_configuration_comes_back_whole(tmp_path: Path) -> None:
+    config = load_config(Train, None, [*TRAIN, "target.size=[4,2]", "optimizer.momentum=0.25", "class_set=0001"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(Train, tmp_path / "config.yaml") == config
+    assert from_dictionary(Train, to_dictionary(config), "there") == config
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (None, "expected settings by name"),
+        ([1], "expected settings by name"),
+        ({"nope": 1}, "unknown setting 'nope'"),
+        ({"network": 3}, "network: a group"),
+        ({"name": "x"}, r"no value for source\.path, target\.path"),
+        ({"name": "x", "source": {"path": "a"}, "target": {"path": "b"}, "seed": -1}, "seed=-1 is impossible"),
+    ],
+)
+def test_dictionaries_are_read_as_strictly_as_files(values: object, message: str) -> None:
+    with pytest.raises(UserError, match=f"^manifest: {message}"):
+        from_dictionary(Train, values, "manifest")
+
+
+def test_differing_keys_are_dotted_and_complete() -> None:
+    one = load_config(Train, None, TRAIN)
+    other = load_config(Train, None, [*TRAIN, "seed=2", "source.size=[1,2]", "optimizer.multipliers.stem=3"])
+    assert differing_keys(one, one) == []
+    assert differing_keys(one, other) == ["seed", "source.size", "optimizer.multipliers.stem"]
+
+
+def test_the_description_names_type_and_default() -> None:
+    rows = {key: (kind, default) for key, kind, default, _ in describe(Train)}
+    assert rows["name"] == ("str", "required")
+    assert rows["source.path"] == ("str", "required")
+    assert rows["source.size"] == ("list[int] or null", "null")
+    assert rows["method.cross_entropy.main"] == ("float", "1.0")
+    assert rows["method.target.auxiliary"] == ("float", "0.0002")
+    assert rows["optimizer.multipliers.heads"] == ("float", "10.0")
+    assert rows["optimizer.discriminator_betas"] == ("list[float]", "[0.9, 0.99]")
+    assert rows["network.auxiliary_head"] == ("bool", "True")
+    assert {key: kind for key, kind, *_ in describe(Prepare)}["processes"] == "int or null"
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_every_setting_is_described_and_its_default_is_accepted(schema: type) -> None:
+    rows = list(describe(schema))
+    assert len({key for key, *_ in rows}) == len(rows)
+    required = [f"{key}=x" for key, _, default, _ in rows if default == "required"]
+    config = load_config(schema, None, required)
+    given = [f"{key}={default}" for key, _, default, _ in rows if default != "required"]
+    assert load_config(schema, None, required + given) == config
+    for key, kind, default, meaning in rows:
+        assert re.fullmatch(r"(str|int|float|bool|list\[(int|float)\])( or null)?", kind), key
+        assert default
+        assert meaning.endswith("."), key
+    assert schema.__doc__
+    assert any("One of entropy, confidence" in row[3] for row in rows) == (schema is PseudoLabel)
+
+
+def test_bounds_hold_for_every_member_of_a_list() -> None:
+    @dataclass
+    class Some:
+        shares: list[float] = setting(lambda: [0.5], "Shares.", above=0, maximum=1)
+
+    assert load_config(Some, None, ["shares=[0.1,1]"]).shares == [0.1, 1.0]
+    with pytest.raises(UserError, match=r"shares=\[0\.1, 0\.0\].*more than 0"):
+        load_config(Some, None, ["shares=[0.1,0]"])

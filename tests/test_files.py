@@ -1,0 +1,113 @@
+"""A file is whole or absent."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from esl_dist.errors import UserError
+from esl_dist.files import PARTIAL_SUFFIX, read_json, sha256_of_file, whole_file, write_json
+
+KILLED_WHILE_WRITING = """
+import os, sys
+from pathlib import Path
+from esl_dist.files import whole_file
+with whole_file(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    os._exit(9)
+"""
+
+
+def write_half(file: IO[bytes], error: type[BaseException]) -> None:
+    file.write(b"half")
+    raise error
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with whole_file(path) as file:
+        file.write(b"some ")
+        file.flush()
+        assert not path.exists()
+        file.write(b"bytes")
+    assert path.read_bytes() == b"some bytes"
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_file_as_it_was_and_nothing_beside_it(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(error), whole_file(path) as file:
+        write_half(file, error)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_writer_leaves_no_file_and_does_not_disturb_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(path)], check=False)
+    assert done.returncode == 9
+    assert [found.name for found in tmp_path.iterdir()] == [f"file{PARTIAL_SUFFIX}"]
+    with whole_file(path) as file:
+        file.write(b"w")
+    assert path.read_bytes() == b"w"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut would show cannot be tried; the order of the calls can."""
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("sync"), sync(descriptor))[1])
+    monkeypatch.setattr(os, "replace", lambda *paths: (calls.append("rename"), replace(*paths))[1])
+    with whole_file(tmp_path / "file") as file:
+        file.write(b"bytes")
+    assert calls == ["sync", "rename", "sync"]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_json_comes_back(tmp_path: Path, indent: int | None) -> None:
+    content = {"größe": [1, 2.5, None, True], "inner": {"a": "b\nc"}}
+    write_json(tmp_path / "file.json", content, indent)
+    assert read_json(tmp_path / "file.json") == content
+    assert (tmp_path / "file.json").read_bytes().count(b"\n") == 1 or indent is not None
+
+
+def test_json_that_no_other_reader_would_take_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "file.json", {"score": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"not json"])
+def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "damaged.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"damaged\.json: cannot be read as JSON .*make it again"):
+        read_json(path)
+
+
+def test_missing_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent\.json: no such file"):
+        read_json(tmp_path / "absent.json")
+
+
+def test_a_folder_in_place_of_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=tmp_path.name):
+        read_json(tmp_path)
+
+
+def test_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 1_000_000)
+    assert sha256_of_file(path) == hashlib.sha256(b"x" * 1_000_000).hexdigest()

@@ -42,14 +42,14 @@ def command(program: str, *words: str, processes: int = 1) -> list[str]:
     """Return the command line of a program, under `accelerate launch` if there are several processes."""
     launcher = [sys.executable]
     if processes > 1:
-        options = ["--cpu", "--num_processes", str(processes), "--main_process_port", "0"]
+        options = ["--cpu", "--num_processes", str(processes)]
         launcher += ["-m", "accelerate.commands.launch", *options]
     return [*launcher, str(PROJECT / program), *words]
 
 
 def environment() -> dict[str, str]:
     """Return this process's environment with one thread a rank."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": ""}
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def run(program: str, *words: str, processes: int = 1, folder: Path | None = None) -> subprocess.CompletedProcess[str]:

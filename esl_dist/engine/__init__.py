@@ -1,5 +1,5 @@
 """What knows ranks, runs and time.
 
-launching, distributed (start, sums over ranks) · optimisation (optimisers, schedule, update) · step (one training step) ·
+launching, distributed (ranks) · optimisation (optimisers, schedule, update) · step (one training step) ·
 trainer (the loop) · checkpoints · evaluator · labelling (the pseudo-label job).
 """

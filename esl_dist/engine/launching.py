@@ -1,7 +1,7 @@
 """Start the processes that `accelerate launch --cpu --num_processes N` was asked for and does not start.
 
-Without mpirun, Accelerate's launcher for CPUs starts one process whatever N is, and says nothing (its issue 2741). A run on
-one process where several were asked for is a silent mistake, so that one process starts the N ranks with torchrun.
+Without mpirun, Accelerate's launcher for CPUs starts one process whatever N is, and says nothing (its issue 2741). A
+run on one process where several were asked for is a silent mistake, so that process starts the N ranks with torchrun.
 """
 
 import os

@@ -107,6 +107,13 @@ def test_the_bound_holds_from_its_own_level_on(name: str, median: int, expected:
 
 
 @trusts
+def test_a_bound_that_is_a_level_is_that_level(name: str) -> None:
+    nobody = torch.zeros(1, HIGHEST_LEVEL + 1, dtype=torch.int64)
+    for level in [*range(0, HIGHEST_LEVEL, 97), HIGHEST_LEVEL]:
+        assert thresholds(nobody, TRUST[name], level / HIGHEST_LEVEL)[0].level == level
+
+
+@trusts
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
 def test_pictures_keep_their_shape(name: str, kind: torch.dtype) -> None:
     labels = torch.tensor([[[0, 1, 2], [2, 1, 0]]])

@@ -66,6 +66,15 @@ def test_two_processes_compute_what_one_does(town: Path, tmp_path: Path) -> None
     words = ("steps=3", "network.batch_norm=per_domain")
     one = train(town, tmp_path, "one", *words)
     two = train(town, tmp_path, "two", *words, processes=2)
+    assert "2 processes on cpu" in succeed(
+        "launch/train.py",
+        *TINY_TRAINING,
+        *data_words(town),
+        f"experiments={tmp_path}",
+        "name=r",
+        "steps=1",
+        processes=2,
+    )
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(one[name], two[name], rtol=2e-3, atol=2e-4, msg=name)

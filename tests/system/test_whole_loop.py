@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import TINY_TRAINING, run, small_town, succeed
+from tests.programs import PROJECT, TINY_TRAINING, run, small_town, succeed
 
 
 @pytest.fixture(scope="module")
@@ -45,35 +45,42 @@ def test_pseudo_labels_have_the_same_bits_on_one_and_on_two_processes(
     assert sum(row["pixels_predicted"] for row in one["classes"].values()) == 9 * 64 * 32
 
 
+COUNTING_PROGRAM = """
+import atexit, os, runpy, signal, sys
+from esl_dist.engine import labelling
+
+killed_at, program = int(sys.argv.pop(1)), sys.argv.pop(1)
+plain, calls = labelling.label_and_score, []
+
+def counted(*arguments):
+    calls.append(1)
+    if len(calls) == killed_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(*arguments)
+
+labelling.label_and_score = counted
+atexit.register(lambda: print("predicted", len(calls)))
+runpy.run_path(program, run_name="__main__")
+"""
+
+
 def test_a_killed_labelling_keeps_its_whole_shards(town: Path, trained: Path, tmp_path: Path) -> None:
     whole = label(town, trained, tmp_path / "whole")
-    # What a job leaves that was killed in its second pass: all predictions, some labels, no index.
     killed = tmp_path / "killed"
-    program = tmp_path / "killed.py"
-    program.write_text(
-        "import os, signal\n"
-        "from esl_dist.engine import labelling\n"
-        "plain = labelling.keep_trusted\n"
-        "calls = []\n"
-        "def keep_trusted(*arguments):\n"
-        "    calls.append(1)\n"
-        "    if len(calls) == 3:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return plain(*arguments)\n"
-        "labelling.keep_trusted = keep_trusted\n"
-        "import runpy, sys\n"
-        "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
-    )
-    from tests.programs import PROJECT
-
+    program = tmp_path / "counting.py"
+    program.write_text(COUNTING_PROGRAM)
     words = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={killed}", "workers=0"]
-    assert run(str(program), str(PROJECT / "launch/pseudo_label.py"), *words).returncode == -9
+    target = str(PROJECT / "launch/pseudo_label.py")
+    assert run(str(program), "8", target, *words).returncode == -9
     assert not (killed / "index.json").exists()
-    predicted = {path.name: path.stat().st_mtime_ns for path in (killed / ".scratch").glob("shard-*.tar")}
-    assert predicted
-    done = run("launch/pseudo_label.py", *words)
+    kept = sum(
+        json.loads(entry.read_text())["sample_count"] for entry in (killed / ".scratch").glob("shard-*.tar.json")
+    )
+    assert 0 < kept < 8
+
+    done = run(str(program), "0", target, *words)
     assert done.returncode == 0, done.stderr
-    assert "0sample" not in done.stderr.split("labelling")[0].replace("0.00sample", ""), "pictures were predicted again"
+    assert f"predicted {9 - kept}" in done.stdout
     assert json.loads((killed / "summary.json").read_text()) == whole
     assert content_of(killed) == content_of(tmp_path / "whole")
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from esl_dist import config as settings
@@ -216,23 +217,22 @@ def _write_labels(
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     own = list(_own_shards(target.images))
     for shard, positions in (progress if is_main() else silent)(own, len(own), "labelling"):
-        pseudo_labels = [
-            (key, keep_trusted(labels, levels, limits, trust)) for key, labels, levels in _read_scratch(scratch, shard)
-        ]
-        entry = write_shard(
-            output / shard.name, ((key, {"label.png": encode_png(label.numpy())}) for key, label in pseudo_labels)
-        )
+
+        def samples(shard: ShardEntry = shard, positions: range = positions) -> Iterator[tuple[str, Members]]:
+            for position, (key, labels, levels) in zip(positions, _read_scratch(scratch, shard), strict=True):
+                pseudo_label = keep_trusted(labels, levels, limits, trust).numpy()
+                if target.labels is not None:
+                    confusion.add_(_compare(target.label(position), pseudo_label, classes))
+                yield key, {"label.png": encode_png(pseudo_label)}
+
+        entry = write_shard(output / shard.name, samples())
         write_json(scratch / f"pseudo-{shard.name}.json", shard_to(entry))
-        if target.labels is not None:
-            for position, (_, pseudo_label) in zip(positions, pseudo_labels, strict=True):
-                confusion += _compare(target, position, pseudo_label, classes)
     return confusion
 
 
-def _compare(target: Samples, position: int, pseudo_label: Tensor, classes: int) -> Tensor:
-    height, width = pseudo_label.shape
-    label = resize_label(target.label(position), (width, height))
-    return confusion_matrix(torch.from_numpy(label.copy()), pseudo_label, classes)
+def _compare(label: NDArray[np.uint8], pseudo_label: NDArray[np.uint8], classes: int) -> Tensor:
+    resized = resize_label(label, (pseudo_label.shape[1], pseudo_label.shape[0]))
+    return confusion_matrix(torch.from_numpy(resized), torch.from_numpy(pseudo_label), classes)
 
 
 def _index(

@@ -20,7 +20,7 @@ from esl_dist.data.images import as_size
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches
 from esl_dist.data.sampling import endless_order, rank_batches
-from esl_dist.data.shards import choose_classes, open_shards
+from esl_dist.data.shards import ShardReader, choose_classes, open_shards
 from esl_dist.engine.checkpoints import (
     Checkpoint,
     build_network,
@@ -86,6 +86,7 @@ def train(config: settings.Train, accelerator: Accelerator) -> Path:
     refuse_disagreement(str(data.fingerprints), "shards")
     state = build_state(config, method, data.classes, accelerator.device)
     step = _continue(run, config, data, state, accelerator)
+    refuse_disagreement(str(step), "checkpoint")
     if step >= config.steps:
         _say(f"{config.name}: finished already, at step {step}")
         return run
@@ -132,11 +133,13 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     class_set, classes = choose_classes(source, config.class_set)
     fingerprints = {"source": source.fingerprint()}
     size = as_size(config.source.size)
+    _refuse_mixed_sizes(source, config.source.size, "source")
     source_samples = Samples(source, size, LabelSource(source, classes), size)
     if method.target_loss is None and config.pseudo_labels is None:
         return TrainingData(source_samples, None, class_set, classes, fingerprints)
     target = open_shards(config.target.path)
     fingerprints["target"] = target.fingerprint()
+    _refuse_mixed_sizes(target, config.target.size, "target")
     labels = None
     if config.pseudo_labels is not None:
         pseudo = open_shards(config.pseudo_labels)
@@ -147,6 +150,11 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
         labels = LabelSource(pseudo, pseudo_classes)
     size = as_size(config.target.size)
     return TrainingData(source_samples, Samples(target, size, labels, size), class_set, classes, fingerprints)
+
+
+def _refuse_mixed_sizes(shards: ShardReader, size: list[int] | None, domain: str) -> None:
+    if size is None and (shards.index.image_size is None or shards.index.label_size is None):
+        raise UserError(f"{shards.folder}: its pictures have different sizes; give one as {domain}.size=[width,height]")
 
 
 def build_state(config: settings.Train, method: Method, classes: ClassSet, device: torch.device) -> State:

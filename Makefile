@@ -5,13 +5,19 @@ RUN := $(VENV)/bin/python
 SEED ?= 0
 INSTALLED := $(VENV)/.installed
 
+# Debian keeps what `python3 -m venv` needs in a package of its own.
+GET_VENV := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing python3-venv" && \
+  apt-get update -qq && apt-get install -y -qq python3-venv; } || \
+  { echo "error: $(PYTHON) cannot make a virtual environment; as root: apt-get install python3-venv"; exit 1; }
+
 .PHONY: demo test check clean
 
 demo: $(INSTALLED)
 	$(RUN) launch/demo.py seed=$(SEED)
 
-test: check
+test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest
+	$(MAKE) check
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .
@@ -21,11 +27,11 @@ check: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || \
-	  { echo "error: $(PYTHON) cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(GET_VENV)
+	@$(PYTHON) -m venv $(VENV)
 	@echo "installing the dependencies into $(VENV) (several GB with PyTorch; once)"
 	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -e '.[test]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) experiments build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -27,6 +27,11 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     except UserError as error:
         print(f"error{_rank()}: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error{_rank()}: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         print(f"interrupted{_rank()}; the same command goes on from what is saved", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -139,10 +139,13 @@ class Train:
 
     name: str = setting(MISSING, "Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>.")
     experiments: str = setting("experiments", "Folder of all runs.")
-    seed: int = setting(0, "Seed of initial weights and of the order of samples.", minimum=0)
+    seed: int = setting(0, "Seed of initial weights and of the order of samples.", minimum=0, maximum=2**32 - 1)
     class_set: str | None = setting(None, "Name of a class set of the source shards; null: their first.")
     source: Shards = setting(Shards, "The labelled domain.")
-    target: Shards = setting(Shards, "The unlabelled domain; its labels, if it has any, are not read.")
+    target: Shards = setting(
+        lambda: Shards(path=""),
+        "The unlabelled domain; its labels, if it has any, are not read. Source-only training needs none.",
+    )
     pseudo_labels: str | None = setting(None, "Folder of pseudo-label shards of the target; null: train without.")
     network: Network = setting(Network, "The segmentation network.")
     method: Method = setting(Method, "The adaptation method.")
@@ -225,6 +228,6 @@ class Prepare:
 class Demo:
     """launch/demo.py: the whole loop on Toytown, from drawing to one table."""
 
-    seed: int = setting(0, "Seed of the drawn scenes and of the three trainings.", minimum=0)
+    seed: int = setting(0, "Seed of the drawn scenes and of the three trainings.", minimum=0, maximum=2**32 - 1)
     output: str | None = setting(None, "Folder of the demo; null: experiments/demo, with the seed where it is not 0.")
     recipes: str = setting("configs/demo", "Folder with the recipes source_only, advent and advent_esl.")

@@ -21,6 +21,7 @@ from esl_dist.reporting.scores import score_table
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
+RECIPES = ("source_only", "advent", "advent_esl")
 ROWS = {
     "source_only": "source only",
     "source_only_target_statistics": "source only, target statistics",
@@ -33,6 +34,7 @@ def main(config: Demo) -> None:
     """Run what is still missing, then print the table and leave summary.json."""
     name = "demo" if config.seed == 0 else f"demo_seed_{config.seed}"
     folder = Path(config.output) if config.output is not None else Path("experiments") / name
+    refuse_other_demo(folder, {"seed": config.seed, "recipes": read_recipes(Path(config.recipes))})
     summary_file = folder / "summary.json"
     if summary_file.is_file():
         print(f"finished already; delete {folder} to run the demo again\n")
@@ -40,6 +42,31 @@ def main(config: Demo) -> None:
         write_json(summary_file, run_demo(folder, Path(config.recipes), config.seed))
     print_summary(read_json(summary_file))
     print(f"\n{summary_file} holds the same figures; curves: tensorboard --logdir {folder / 'logs'}")
+
+
+def read_recipes(folder: Path) -> dict[str, str]:
+    """Return the text of each recipe.
+
+    Raises:
+        UserError: one is missing.
+    """
+    try:
+        return {name: (folder / f"{name}.yaml").read_text() for name in RECIPES}
+    except OSError as error:
+        raise UserError(f"{error.filename}: no such recipe; expected {', '.join(RECIPES)} there") from error
+
+
+def refuse_other_demo(folder: Path, asked: dict[str, Any]) -> None:
+    """Note what the demo in `folder` is made of.
+
+    Raises:
+        UserError: it was begun with something else.
+    """
+    note = folder / "demo.json"
+    if not note.is_file():
+        write_json(note, asked)
+    elif read_json(note) != asked:
+        raise UserError(f"{folder}: this demo was begun with another seed or other recipes; delete it first")
 
 
 def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
@@ -74,7 +101,6 @@ def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
     return {
         **{name: {"miou": one["miou"], "iou": one["iou"]} for name, one in scores.items()},
         "pseudo_labels": {"kept": labelled["kept"], "accuracy": labelled["accuracy"]},
-        "seed": seed,
     }
 
 

@@ -3,21 +3,20 @@
 from esl_dist.command_line import run_program
 from esl_dist.config import PseudoLabel
 from esl_dist.data.images import as_size
-from esl_dist.data.loading import LabelSource, Samples
-from esl_dist.data.shards import choose_classes, open_shards
+from esl_dist.data.loading import Samples, label_source
+from esl_dist.data.shards import open_shards
 from esl_dist.engine.checkpoints import load_segmentation
-from esl_dist.engine.distributed import is_main, start
+from esl_dist.engine.distributed import is_main, refuse_disagreement, start_inference
 from esl_dist.engine.labelling import write_pseudo_labels
 
 
 def main(config: PseudoLabel) -> None:
     """Write the pseudo-labels and print what was kept."""
-    device = start().device
+    device = start_inference().device
     network, checkpoint = load_segmentation(config.checkpoint, device)
     shards = open_shards(config.target.path)
-    labels = None
-    if config.compare_with_labels:
-        labels = LabelSource(shards, choose_classes(shards, checkpoint.class_set)[1])
+    refuse_disagreement(shards.fingerprint(), "shards")
+    labels = label_source(shards, checkpoint.class_set, checkpoint.classes) if config.compare_with_labels else None
     target = Samples(shards, as_size(config.target.size), labels)
     summary = write_pseudo_labels(network, checkpoint, target, config, device)
     if is_main():

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from esl_dist.data.images import as_size
@@ -27,10 +27,12 @@ TINY_TRAINING = (
 )
 
 
-def small_town(folder: Path, source: int = 6, target: int = 6, shard_bytes: int = 20_000) -> Path:
-    """Draw and pack a Toytown of 64×32 pixels in several shards; returns the folder of its splits."""
+def small_town(
+    folder: Path, source: int = 6, target: int = 6, shard_bytes: int = 20_000, width: int = 64, height: int = 32
+) -> Path:
+    """Draw and pack a small Toytown in several shards; returns the folder of its splits."""
     counts = {"source_train": source, "target_train": target, "target_val": 3}
-    write_toytown(folder / "pictures", seed=1, counts=counts, width=64, height=32)
+    write_toytown(folder / "pictures", seed=1, counts=counts, width=width, height=height)
     for split in counts:
         layout = read_layout(TOYTOWN, split, folder / "pictures")
         encoding = Encoding(as_size(None), None, "keep", 95)
@@ -38,28 +40,36 @@ def small_town(folder: Path, source: int = 6, target: int = 6, shard_bytes: int 
     return folder / "shards"
 
 
-def command(program: str, *words: str, processes: int = 1) -> list[str]:
-    """Return the command line of a program, under `accelerate launch` if there are several processes."""
-    launcher = [sys.executable]
-    if processes > 1:
-        options = ["--cpu", "--num_processes", str(processes)]
-        launcher += ["-m", "accelerate.commands.launch", *options]
-    return [*launcher, str(PROJECT / program), *words]
+ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes")
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
-def environment() -> dict[str, str]:
-    """Return this process's environment with one thread a rank."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def command(program: str, *words: str, processes: int = 1, launcher: Sequence[str] = ACCELERATE) -> list[str]:
+    """Return the command line of a program, behind `launcher` if there are several processes."""
+    launch = ["-m", *launcher, str(processes)] if processes > 1 else []
+    return [sys.executable, *launch, str(PROJECT / program), *words]
 
 
-def run(program: str, *words: str, processes: int = 1, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+def environment(threads: int = 1) -> dict[str, str]:
+    """Return this process's environment with a number of threads a rank."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+
+def run(
+    program: str,
+    *words: str,
+    processes: int = 1,
+    folder: Path | None = None,
+    threads: int = 1,
+    launcher: Sequence[str] = ACCELERATE,
+) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     return subprocess.run(
-        command(program, *words, processes=processes),
+        command(program, *words, processes=processes, launcher=launcher),
         capture_output=True,
         text=True,
         cwd=folder,
-        env=environment(),
+        env=environment(threads),
         check=False,
         timeout=300,
     )

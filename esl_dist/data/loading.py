@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from esl_dist.data.images import Size, decode_image, decode_label, resize_image, resize_label
-from esl_dist.data.labels import ClassSet, train_id_table
-from esl_dist.data.shards import ShardReader
+from esl_dist.data.labels import ClassSet, class_names, train_id_table
+from esl_dist.data.shards import ShardReader, choose_classes
 from esl_dist.errors import UserError
 
 MEAN_COLOR = (104.00698793, 116.66876762, 122.67891434)
-"""Blue, green, red; grey levels from 0 to 255 (method.md, from the Caffe start of the published networks)."""
+"""Blue, green, red; grey levels from 0 to 255, those of AdvEnt's published program."""
 
 
 class Batch(TypedDict):
@@ -47,6 +47,31 @@ class LabelSource:
 
     shards: ShardReader
     classes: ClassSet
+
+
+def label_source(shards: ShardReader, class_set: str, classes: ClassSet) -> LabelSource:
+    """Return the labels of `shards` for a network of `classes`.
+
+    Raises:
+        UserError: the shards have no class set of this name, or one of other classes.
+    """
+    _, own_classes = choose_classes(shards, class_set)
+    if class_names(own_classes) != class_names(classes):
+        raise UserError(
+            f"{shards.folder}: the classes of {class_set!r} are {class_names(own_classes)}, "
+            f"the network's {class_names(classes)}; choose shards of the same classes"
+        )
+    return LabelSource(shards, own_classes)
+
+
+def refuse_mixed_sizes(shards: ShardReader, size: Size | None, key: str) -> None:
+    """Make sure that samples can be put into one batch.
+
+    Raises:
+        UserError: their sizes differ and no `size` makes them the same; the message names the setting `key`.
+    """
+    if size is None and (shards.index.image_size is None or shards.index.label_size is None):
+        raise UserError(f"{shards.folder}: its pictures have different sizes; give one as {key}=[width,height]")
 
 
 class Samples(Dataset[dict[str, Tensor]]):

@@ -6,11 +6,12 @@ many processes help.
 
 import multiprocessing
 import tarfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.pool import Pool
+from multiprocessing.pool import AsyncResult, Pool
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,10 +45,13 @@ from esl_dist.data.shards import open_shards as open_packed
 from esl_dist.errors import UserError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 Progress = Callable[[Iterable[Item], int, str], Iterable[Item]]
 """Wraps an iterable of known length in a progress bar with a title."""
 
 REPORTED_PROBLEMS = 10
+WAITING_RESULTS = 16
+"""Results a packing process may be ahead of the writer."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,9 @@ def pack(
     if (folder / INDEX_NAME).exists():
         return _verify_packed(folder, layout, keys, made_with)
     with _pool(processes) as pool:
-        checks = pool.imap(partial(_check, known_ids=layout.known_ids()), layout.pairs, chunksize=8)
+        checks = _in_order(pool, partial(_check, known_ids=layout.known_ids()), layout.pairs, processes)
         sizes = _refuse_problems(list(progress(checks, len(layout.pairs), "checking")))
-        encoded = pool.imap(partial(_encode, encoding=encoding), layout.pairs, chunksize=4)
+        encoded = _in_order(pool, partial(_encode, encoding=encoding), layout.pairs, processes)
         samples = zip(keys, progress(encoded, len(layout.pairs), "packing"), strict=True)
         shards = list(_write_shards(folder, samples, shard_bytes))
     index = ShardIndex(
@@ -211,6 +215,19 @@ def _remove_surplus(folder: Path, index: ShardIndex) -> None:
     for path in folder.glob("shard-*.tar"):
         if path.name not in written:
             path.unlink()
+
+
+def _in_order(
+    pool: Pool, function: Callable[[Pair], Result], pairs: Iterable[Pair], processes: int
+) -> Iterator[Result]:
+    """Yield the results in the order of `pairs`; unlike `Pool.imap`, few wait in memory for a slow reader."""
+    waiting: deque[AsyncResult[Result]] = deque()
+    for pair in pairs:
+        waiting.append(pool.apply_async(function, (pair,)))
+        if len(waiting) >= WAITING_RESULTS * processes:
+            yield waiting.popleft().get()
+    while waiting:
+        yield waiting.popleft().get()
 
 
 @contextmanager

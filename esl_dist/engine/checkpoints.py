@@ -4,6 +4,7 @@
         segmentation.safetensors     the network under its published names (with per-domain statistics: + source_*)
         discriminators.safetensors   "<level>.<name>", if the method has discriminators
         training.pt                  optimisers, loss scaler, random state: tensors and plain values, no code
+                                     (after the initial weights nothing draws from the random state)
         manifest.json                step, configuration, classes, shards' fingerprints, bytes and SHA-256 of each file
 
 The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
@@ -25,6 +26,7 @@ from torch import Tensor
 from esl_dist import config as settings
 from esl_dist.config_files import from_dictionary, to_dictionary
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
+from esl_dist.engine.distributed import refuse_disagreement
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, read_json, sha256_of_file, write_json
 from esl_dist.models.deeplab import DeepLab
@@ -90,7 +92,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
         shutil.rmtree(folder)
     os.replace(partial, folder)
     fsync_folder(folder.parent)
-    _prune(folder.parent, options)
+    _prune(run, checkpoint.step, options)
     return folder
 
 
@@ -174,12 +176,14 @@ def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
 
 
 def load_segmentation(path: str | Path, device: torch.device) -> tuple[DeepLab, Checkpoint]:
-    """Return the segmentation network of a run or checkpoint in evaluation mode, and the checkpoint.
+    """Return the segmentation network of a run or checkpoint in evaluation mode, and the checkpoint; on every rank.
 
     Raises:
-        UserError: there is no whole checkpoint.
+        UserError: there is no whole checkpoint, or the ranks do not find the same.
     """
-    checkpoint = load_checkpoint(find_checkpoint(path))
+    folder = find_checkpoint(path)
+    refuse_disagreement(sha256_of_file(folder / MANIFEST), "checkpoint")
+    checkpoint = load_checkpoint(folder)
     network = build_network(checkpoint.config.network, checkpoint.classes)
     network.load_state_dict(checkpoint.segmentation)
     return network.to(device).eval(), checkpoint
@@ -189,8 +193,13 @@ def _contiguous(state: TensorState) -> TensorState:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
-def _prune(folder: Path, options: settings.Checkpoints) -> None:
-    for old in checkpoint_folders(folder.parent)[: -options.keep_newest]:
-        step = int(old.name.removeprefix("step-"))
-        if options.keep_every == 0 or step % options.keep_every:
-            shutil.rmtree(old)
+def _prune(run: Path, newest_step: int, options: settings.Checkpoints) -> None:
+    """Remove what the settings do not keep, and later steps: a run only goes back behind them if they are broken."""
+    steps = {int(folder.name.removeprefix("step-")): folder for folder in checkpoint_folders(run)}
+    done = [step for step in steps if step <= newest_step]
+    kept = set(done[-options.keep_newest :])
+    if options.keep_every:
+        kept |= {step for step in done if step % options.keep_every == 0}
+    for step, folder in steps.items():
+        if step not in kept:
+            shutil.rmtree(folder)

@@ -44,6 +44,18 @@ def start() -> Accelerator:
     return accelerator
 
 
+def start_inference() -> Accelerator:
+    """Join the other ranks as `start` does, to compute what must not depend on their number by a single bit.
+
+    On CPU a convolution adds in another order on another number of threads; so every rank computes on one, and more
+    ranks make it faster.
+    """
+    accelerator = start()
+    if accelerator.device.type == "cpu":
+        torch.set_num_threads(1)
+    return accelerator
+
+
 def rank() -> int:
     """Return this process's rank, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -67,6 +79,12 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
         dist.all_reduce(on_device)
         total = on_device.to(tensor.device)
     return total
+
+
+def from_main(flags: list[bool]) -> list[bool]:
+    """Return rank 0's answers on every rank, where each might see another state of the files."""
+    own = torch.tensor(flags, dtype=torch.int64)
+    return [bool(flag) for flag in sum_over_ranks(own if is_main() else torch.zeros_like(own)).tolist()]
 
 
 def wait_for_all() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch, Samples, batches
 from esl_dist.engine.distributed import is_main, rank, sum_over_ranks, world_size
-from esl_dist.models.batch_norm import estimate_anew
+from esl_dist.models.batch_norm import batch_norms, estimate_anew
 from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.reporting.progress import progress, silent
 
@@ -55,8 +55,9 @@ def estimate_statistics(
 ) -> None:
     """Estimate the network's batch-norm statistics anew as the mean over all batches of `samples`.
 
-    Every rank goes through all of them, so the statistics are the same (to rounding) for any number of ranks. Samples
-    that do not fill a last batch are left out, unless there is no other batch.
+    The ranks share the batches; every batch is one rank's, with statistics of its own, so that the mean over all of
+    them is the same (to rounding) for any number of ranks. Samples that do not fill a last batch are left out, unless
+    there is no other batch.
 
     Args:
         network: on `device`; in evaluation mode afterwards.
@@ -69,9 +70,14 @@ def estimate_statistics(
     network.train()
     starts = range(0, max(len(samples) - batch_size + 1, 1), batch_size)
     groups = [list(range(start, min(start + batch_size, len(samples)))) for start in starts]
+    own = groups[rank() :: world_size()]
     show = progress if is_main() else silent
-    for batch in show(batches(samples, iter(groups), workers, device.type == "cuda"), len(groups), "statistics"):
+    for batch in show(batches(samples, iter(own), workers, device.type == "cuda"), len(own), "statistics"):
         network(batch["images"].to(device))
+    for module in batch_norms(network):
+        for statistic in (module.running_mean, module.running_var):
+            assert statistic is not None
+            statistic.copy_(sum_over_ranks(statistic * len(own)) / len(groups))
     network.eval()
 
 

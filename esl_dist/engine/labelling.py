@@ -1,21 +1,22 @@
 """The pseudo-label job: thresholds over the whole target, labels in shards that line up with the target's.
 
-Unit of work is a shard; rank r does shards r, r + W, …, so that nothing depends on the number of ranks W.
+Shards are cut into pieces of a few pictures; the ranks share the pieces that are still to do, one after another, so
+that nothing depends on the number of ranks. They share a folder too: on several machines, one that all of them see.
 
-1. Each rank predicts its shards, one picture at a time: labels and 16-bit levels go to a scratch shard, their histogram
-   per class is added up.
-2. One sum over ranks gives every rank the same histograms, hence the same thresholds.
-3. Each rank turns its scratch shards into pseudo-label shards; rank 0 writes the index and the summary.
+1. Each rank predicts its pieces, one picture at a time: labels and 16-bit levels go to a scratch tar a piece.
+2. Each rank counts its part of the pieces; one sum gives every rank the same histograms, hence the same thresholds.
+3. Each rank turns the pieces of its shards into pseudo-label shards; rank 0 writes the summary and, last, the index.
 
-A job that is killed and started again keeps its whole scratch shards. Memory is one picture and one histogram.
+A job that is killed and started again keeps its whole pieces. Memory is one picture and one histogram.
 """
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ from esl_dist.data.shards import (
     write_shard,
 )
 from esl_dist.engine.checkpoints import Checkpoint
-from esl_dist.engine.distributed import is_main, rank, sum_over_ranks, wait_for_all, world_size
+from esl_dist.engine.distributed import from_main, is_main, rank, sum_over_ranks, wait_for_all, world_size
 from esl_dist.engine.evaluator import confusion_matrix
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
@@ -60,6 +61,10 @@ from esl_dist.reporting.scores import pixel_accuracy
 SUMMARY = "summary.json"
 SCRATCH = ".scratch"
 JOB = "job.json"
+PIECE_SAMPLES = 8
+"""Few, so that ranks wait little for the last piece; a tar and its entry a piece are written anyway."""
+
+Item = TypeVar("Item")
 
 
 def write_pseudo_labels(
@@ -79,16 +84,17 @@ def write_pseudo_labels(
     """
     output = Path(config.output)
     made_with = _made_with(checkpoint, target, config)
-    if (output / INDEX_NAME).exists():
+    if all(from_main([(output / INDEX_NAME).exists()])):
         return _finished(output, made_with)
     scratch = _open_scratch(output, made_with)
     trust = TRUST[config.score]
     classes = len(checkpoint.classes)
 
     _predict(network, target, config, trust, scratch, device)
+    wait_for_all()
     histograms = torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.int64)
-    for shard, _ in _own_shards(target.images):
-        for _, labels, levels in _read_scratch(scratch, shard):
+    for piece in _own(_pieces(target.images)):
+        for _, labels, levels in _read_piece(scratch, piece):
             histograms += class_histograms(labels, levels, classes)
     histograms = sum_over_ranks(histograms)
     limits = thresholds(histograms, trust, _bound(config))
@@ -96,8 +102,8 @@ def write_pseudo_labels(
     own_confusion = _write_labels(target, output, limits, trust, scratch, classes)
     summary = _summary(checkpoint, config, histograms, limits, sum_over_ranks(own_confusion))
     if is_main():
-        write_index(output, _index(target.images, checkpoint, made_with, config, scratch))
         write_json(output / SUMMARY, summary)
+        write_index(output, _index(target.images, checkpoint, made_with, config, scratch))
         shutil.rmtree(scratch)
     wait_for_all()
     return summary
@@ -132,6 +138,9 @@ def _finished(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
             f"{output}: holds pseudo-labels made with another {', '.join(changed)}; choose another output or delete it"
         )
     summary: dict[str, Any] = read_json(output / SUMMARY)
+    wait_for_all()
+    if is_main():
+        shutil.rmtree(output / SCRATCH, ignore_errors=True)
     return summary
 
 
@@ -147,39 +156,67 @@ def _open_scratch(output: Path, made_with: dict[str, Any]) -> Path:
     return scratch
 
 
-def _own_shards(reader: ShardReader) -> Iterator[tuple[ShardEntry, range]]:
-    """Yield this rank's shards with the positions of their samples."""
+@dataclass(frozen=True)
+class Piece:
+    """A run of neighbouring samples of one shard: the name of its scratch tar and the samples' positions."""
+
+    name: str
+    positions: range
+
+
+def _pieces(reader: ShardReader) -> list[Piece]:
+    return [piece for pieces in _pieces_by_shard(reader) for piece in pieces]
+
+
+def _pieces_by_shard(reader: ShardReader) -> list[list[Piece]]:
+    pieces_by_shard: list[list[Piece]] = []
     first = 0
-    for number, shard in enumerate(reader.index.shards):
-        if number % world_size() == rank():
-            yield shard, range(first, first + len(shard.samples))
-        first += len(shard.samples)
+    for shard in reader.index.shards:
+        end = first + len(shard.samples)
+        starts = range(first, end, PIECE_SAMPLES)
+        pieces_by_shard.append(
+            [Piece(f"piece-{start:09d}.tar", range(start, min(start + PIECE_SAMPLES, end))) for start in starts]
+        )
+        first = end
+    return pieces_by_shard
 
 
-def _scratch_entry(scratch: Path, shard: ShardEntry) -> ShardEntry | None:
-    """Return the entry of the scratch shard that belongs to a target shard, None if it is not whole."""
-    entry_file = scratch / f"{shard.name}.json"
-    return shard_from(read_json(entry_file), entry_file) if entry_file.is_file() else None
+def _own(items: Sequence[Item]) -> Sequence[Item]:
+    """Return this rank's part: every W-th item of W ranks."""
+    return items[rank() :: world_size()]
+
+
+def _entry_file(scratch: Path, name: str) -> Path:
+    """Return where the entry of a tar is kept; it is written after the tar, so it says that the tar is whole."""
+    return scratch / f"{name}.json"
+
+
+def _write_tar(scratch: Path, tar: Path, samples: Iterable[tuple[str, Members]]) -> None:
+    write_json(_entry_file(scratch, tar.name), shard_to(write_shard(tar, samples)))
+
+
+def _read_entry(scratch: Path, name: str) -> ShardEntry:
+    return shard_from(read_json(_entry_file(scratch, name)), _entry_file(scratch, name))
 
 
 @torch.inference_mode()
 def _predict(
     network: DeepLab, target: Samples, config: settings.PseudoLabel, trust: Trust, scratch: Path, device: torch.device
 ) -> None:
-    """Predict this rank's shards into scratch shards, where they are not there yet."""
-    waiting = [(shard, own) for shard, own in _own_shards(target.images) if _scratch_entry(scratch, shard) is None]
-    positions = [position for _, own in waiting for position in own]
-    pictures = batches(
-        target.without_labels(), iter([[one] for one in positions]), config.workers, device.type == "cuda"
-    )
+    """Predict this rank's share of the pieces that are not there yet."""
+    pieces = _pieces(target.images)
+    missing = from_main([not _entry_file(scratch, piece.name).is_file() for piece in pieces])
+    own = _own([piece for piece, is_missing in zip(pieces, missing, strict=True) if is_missing])
+    positions = [position for piece in own for position in piece.positions]
+    pictures = batches(target.without_labels(), ([one] for one in positions), config.workers, device.type == "cuda")
     predictions = (
         _prediction(network, batch["images"].to(device), config, trust)
         for batch in (progress if is_main() else silent)(pictures, len(positions), "predicting")
     )
-    for shard, own in waiting:
-        keys = (target.images.key(position) for position in own)
-        entry = write_shard(scratch / shard.name, zip(keys, islice(predictions, len(own)), strict=True))
-        write_json(scratch / f"{shard.name}.json", shard_to(entry))
+    for piece in own:
+        keys = (target.images.key(position) for position in piece.positions)
+        samples = zip(keys, islice(predictions, len(piece.positions)), strict=True)
+        _write_tar(scratch, scratch / piece.name, samples)
 
 
 def _prediction(network: DeepLab, images: Tensor, config: settings.PseudoLabel, trust: Trust) -> Members:
@@ -196,12 +233,10 @@ def _prediction(network: DeepLab, images: Tensor, config: settings.PseudoLabel, 
     }
 
 
-def _read_scratch(scratch: Path, shard: ShardEntry) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield key, predicted labels and levels (int32) of every picture of a target shard."""
-    entry = _scratch_entry(scratch, shard)
-    assert entry is not None
-    with open(scratch / shard.name, "rb") as file:
-        for sample in entry.samples:
+def _read_piece(scratch: Path, piece: Piece) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield key, predicted labels and levels (int32) of every picture of a piece."""
+    with open(scratch / piece.name, "rb") as file:
+        for sample in _read_entry(scratch, piece.name).samples:
             images = []
             for kind in ("label.png", "level.png"):
                 offset, count = sample.members[kind]
@@ -215,18 +250,18 @@ def _write_labels(
 ) -> Tensor:
     """Write this rank's pseudo-label shards; returns their confusion matrix with the target's labels, if it has any."""
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    own = list(_own_shards(target.images))
-    for shard, positions in (progress if is_main() else silent)(own, len(own), "labelling"):
 
-        def samples(shard: ShardEntry = shard, positions: range = positions) -> Iterator[tuple[str, Members]]:
-            for position, (key, labels, levels) in zip(positions, _read_scratch(scratch, shard), strict=True):
+    def pseudo_labels(pieces: list[Piece]) -> Iterator[tuple[str, Members]]:
+        for piece in pieces:
+            for position, (key, labels, levels) in zip(piece.positions, _read_piece(scratch, piece), strict=True):
                 pseudo_label = keep_trusted(labels, levels, limits, trust).numpy()
                 if target.labels is not None:
                     confusion.add_(_compare(target.label(position), pseudo_label, classes))
                 yield key, {"label.png": encode_png(pseudo_label)}
 
-        entry = write_shard(output / shard.name, samples())
-        write_json(scratch / f"pseudo-{shard.name}.json", shard_to(entry))
+    own = _own(list(zip(target.images.index.shards, _pieces_by_shard(target.images), strict=True)))
+    for shard, pieces in (progress if is_main() else silent)(own, len(own), "labelling"):
+        _write_tar(scratch, output / shard.name, pseudo_labels(pieces))
     return confusion
 
 
@@ -238,7 +273,6 @@ def _compare(label: NDArray[np.uint8], pseudo_label: NDArray[np.uint8], classes:
 def _index(
     target: ShardReader, checkpoint: Checkpoint, made_with: dict[str, Any], config: settings.PseudoLabel, scratch: Path
 ) -> ShardIndex:
-    entry_files = [scratch / f"pseudo-{shard.name}.json" for shard in target.index.shards]
     size = as_size(config.label_size) or as_size(config.target.size) or target.index.image_size
     return ShardIndex(
         dataset=target.index.dataset,
@@ -247,7 +281,7 @@ def _index(
         label_size=size,
         class_sets={checkpoint.class_set: identity_class_set(checkpoint.classes)},
         made_with=made_with,
-        shards=tuple(shard_from(read_json(file), file) for file in entry_files),
+        shards=tuple(_read_entry(scratch, shard.name) for shard in target.index.shards),
     )
 
 

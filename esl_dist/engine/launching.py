@@ -9,6 +9,7 @@ import sys
 
 import psutil
 from accelerate.utils.environment import get_cpu_distributed_information
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
@@ -19,30 +20,33 @@ def start_missing_processes() -> None:
     """Become the launcher of N ranks where Accelerate's launcher started one of N; else return at once.
 
     Raises:
-        UserError: N cannot be found out.
+        UserError: N cannot be found out, or several machines were asked for.
     """
     # The launcher sets MASTER_PORT only for several processes, and WORLD_SIZE only where it starts them all.
     alone = "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ and "ACCELERATE_USE_CPU" in os.environ
     if not alone or get_cpu_distributed_information().world_size > 1:
         return
-    processes = _asked_processes(psutil.Process().parent())
-    if processes is None:
+    processes, machines = (_asked(psutil.Process().parent(), f"num_{what}") for what in ("processes", "machines"))
+    if processes is None or machines not in (None, 1):
         raise UserError(
             "accelerate launch --cpu started one process where several were asked for; start them with "
-            "torchrun --nproc_per_node N instead"
+            "torchrun --nproc_per_node N (and --nnodes on several machines) instead"
         )
     try:
         torchrun(["--standalone", "--nproc_per_node", str(processes), *sys.argv])
     except ChildFailedError as error:
         sys.exit(next(iter(error.failures.values())).exitcode)
+    except SignalException as error:
+        # The ranks got the signal too, and have said so.
+        sys.exit(128 + error.sigval.value)
     sys.exit(0)
 
 
-def _asked_processes(launcher: psutil.Process | None) -> int | None:
-    """Return what stands behind --num_processes in the launcher's command line."""
+def _asked(launcher: psutil.Process | None, option: str) -> int | None:
+    """Return the number behind an option in the launcher's command line; None if there is none."""
     words = [] if launcher is None else [part for word in launcher.cmdline() for part in word.split("=", 1)]
-    for option in ("--num_processes", "--num-processes"):
-        if option in words and words[words.index(option) + 1 :][:1]:
-            number = words[words.index(option) + 1]
+    for spelling in (f"--{option}", f"--{option}".replace("_", "-")):
+        if spelling in words[:-1]:
+            number = words[words.index(spelling) + 1]
             return int(number) if number.isdigit() else None
     return None

@@ -17,10 +17,10 @@ from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method
 from esl_dist.config_files import differing_keys, save_config, to_dictionary
 from esl_dist.data.images import as_size
-from esl_dist.data.labels import ClassSet, class_names
-from esl_dist.data.loading import Batch, LabelSource, Samples, batches
+from esl_dist.data.labels import ClassSet
+from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
-from esl_dist.data.shards import ShardReader, choose_classes, open_shards
+from esl_dist.data.shards import choose_classes, open_shards
 from esl_dist.engine.checkpoints import (
     Checkpoint,
     build_network,
@@ -41,16 +41,19 @@ from esl_dist.engine.optimisation import build_optimizers, set_rates, update
 from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.errors import UserError
 from esl_dist.models.discriminator import build_discriminator
-from esl_dist.models.weights import initialise, load_weights, read_weights
+from esl_dist.models.weights import initialise, load_weights, published_state, read_weights, write_weights
 from esl_dist.reporting.progress import progress
 from esl_dist.reporting.tensorboard import open_writer, write_scalars
 
 SOURCE_ORDER, TARGET_ORDER = 0, 1
 """Domain numbers for `esl_dist.data.sampling`."""
 
-MAY_CHANGE = {"experiments", "steps", "log_every"}
+MAY_CHANGE = {"experiments", "steps", "log_every", "source.path", "target.path", "pseudo_labels"}
 MAY_CHANGE_GROUPS = ("loader.workers", "checkpoints.")
-"""Settings in which a continued run may differ from its beginning: none of them changes what is computed."""
+"""Settings in which a continued run may differ from its beginning: none of them changes what is computed.
+
+Shards may have moved: their fingerprints decide whether they are the same.
+"""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,9 @@ def train(config: settings.Train, accelerator: Accelerator) -> Path:
     run = Path(config.experiments) / "snapshots" / config.name
     data = open_training_data(config, method)
     refuse_disagreement(str(data.fingerprints), "shards")
-    state = build_state(config, method, data.classes, accelerator.device)
-    step = _continue(run, config, data, state, accelerator)
+    folder = newest_whole(run)
+    state = build_state(config, method, data.classes, accelerator.device, with_start=folder is None)
+    step = 0 if folder is None else _continue(folder, config, data, state, accelerator)
     refuse_disagreement(str(step), "checkpoint")
     if step >= config.steps:
         _say(f"{config.name}: finished already, at step {step}")
@@ -94,6 +98,8 @@ def train(config: settings.Train, accelerator: Accelerator) -> Path:
         save_config(config, run / "config.yaml")
     _say(f"{config.name}: {_describe(config, data, accelerator)}, from step {step} to {config.steps}")
     _loop(config, method, data, state, accelerator, run, step)
+    if is_main():
+        write_weights(run / "weights.safetensors", published_state(state.networks.segmentation))
     wait_for_all()
     return run
 
@@ -115,6 +121,10 @@ def check_training(config: settings.Train) -> Method:
             f"batch_size={config.batch_size} cannot be shared by {world_size()} processes in {config.accumulate} "
             f"passes; expected a multiple of {share}"
         )
+    if config.target.path == "" and (method.target_loss is not None or config.pseudo_labels is not None):
+        raise UserError(
+            "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
+        )
     if config.network.batch_norm == "per_domain" and method.target_loss is None and config.pseudo_labels is None:
         raise UserError(
             "network.batch_norm=per_domain needs passes over the target, and source_only without pseudo-labels has "
@@ -133,32 +143,33 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     class_set, classes = choose_classes(source, config.class_set)
     fingerprints = {"source": source.fingerprint()}
     size = as_size(config.source.size)
-    _refuse_mixed_sizes(source, config.source.size, "source")
+    refuse_mixed_sizes(source, size, "source.size")
     source_samples = Samples(source, size, LabelSource(source, classes), size)
     if method.target_loss is None and config.pseudo_labels is None:
         return TrainingData(source_samples, None, class_set, classes, fingerprints)
     target = open_shards(config.target.path)
     fingerprints["target"] = target.fingerprint()
-    _refuse_mixed_sizes(target, config.target.size, "target")
+    size = as_size(config.target.size)
+    refuse_mixed_sizes(target, size, "target.size")
     labels = None
     if config.pseudo_labels is not None:
         pseudo = open_shards(config.pseudo_labels)
         fingerprints["pseudo_labels"] = pseudo.fingerprint()
-        _, pseudo_classes = choose_classes(pseudo, class_set)
-        if class_names(pseudo_classes) != class_names(classes):
-            raise UserError(f"{pseudo.folder}: its classes {class_names(pseudo_classes)} are not the source's")
-        labels = LabelSource(pseudo, pseudo_classes)
-    size = as_size(config.target.size)
+        labels = label_source(pseudo, class_set, classes)
     return TrainingData(source_samples, Samples(target, size, labels, size), class_set, classes, fingerprints)
 
 
-def _refuse_mixed_sizes(shards: ShardReader, size: list[int] | None, domain: str) -> None:
-    if size is None and (shards.index.image_size is None or shards.index.label_size is None):
-        raise UserError(f"{shards.folder}: its pictures have different sizes; give one as {domain}.size=[width,height]")
-
-
-def build_state(config: settings.Train, method: Method, classes: ClassSet, device: torch.device) -> State:
+def build_state(
+    config: settings.Train, method: Method, classes: ClassSet, device: torch.device, with_start: bool
+) -> State:
     """Return networks with their initial weights, the same on every rank, and their optimisers.
+
+    Args:
+        config: the run's settings.
+        method: whether there are discriminators.
+        classes: the class set.
+        device: where the networks go.
+        with_start: whether `network.start` is read; a run that goes on needs it no more.
 
     Raises:
         UserError: weights to start from that do not fit.
@@ -166,7 +177,7 @@ def build_state(config: settings.Train, method: Method, classes: ClassSet, devic
     set_seed(config.seed)
     segmentation = build_network(config.network, classes)
     initialise(segmentation)
-    if config.network.start is not None:
+    if with_start and config.network.start is not None:
         _start_from(segmentation, config.network.start)
     levels = segmentation.levels if method.discriminator_loss is not None else ()
     discriminators = nn.ModuleDict(
@@ -181,7 +192,7 @@ def _start_from(network: nn.Module, start: str) -> None:
     weights = load_checkpoint(find_checkpoint(path)).segmentation if path.is_dir() else read_weights(path)
     report = load_weights(network, weights, start)  # type: ignore[arg-type]
     if report.missing:
-        _say(f"{start}: keeps random weights in {len(report.missing)} tensors: {_shorten(report.missing)}")
+        _say(f"{start}: {len(report.missing)} tensors keep their initial values: {_shorten(report.missing)}")
     if report.left_over:
         _say(f"{start}: {len(report.left_over)} tensors find no place: {_shorten(report.left_over)}")
 
@@ -190,11 +201,9 @@ def _shorten(names: list[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
-def _continue(run: Path, config: settings.Train, data: TrainingData, state: State, accelerator: Accelerator) -> int:
-    """Fill `state` from the run's newest whole checkpoint, if it has one; returns the steps done."""
-    folder = newest_whole(run)
-    if folder is None:
-        return 0
+def _continue(folder: Path, config: settings.Train, data: TrainingData, state: State, accelerator: Accelerator) -> int:
+    """Fill `state` from a checkpoint of the run; returns the steps done."""
+    run = folder.parent.parent
     checkpoint = load_checkpoint(folder)
     changed = [
         key
@@ -242,15 +251,18 @@ def _loop(
         update(list(state.optimizers.values()), accelerator.scaler)
         interval.add(losses)
         done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
+        last = done == config.steps
+        log, save = last or done % config.log_every == 0, last or done % config.checkpoints.every == 0
+        if log or save:
             means = interval.mean_losses()
-            _refuse_nan(means, done, config.name)
+            _refuse_nan(means, done, config)
+        if log:
             if writer is not None:
                 write_scalars(writer, "loss", means, done)
                 write_scalars(writer, "learning_rate", rates, done)
                 write_scalars(writer, "speed", {"samples_per_second": interval.rate(config, data)}, done)
             interval = _Interval()
-        if done % config.checkpoints.every == 0 or done == config.steps:
+        if save:
             if is_main():
                 save_checkpoint(run, _checkpoint(done, config, data, state, accelerator), config.checkpoints)
             wait_for_all()
@@ -314,12 +326,12 @@ class _Interval:
         return domains * config.batch_size * self.steps / (time.monotonic() - self.began)
 
 
-def _refuse_nan(losses: dict[str, float], step: int, name: str) -> None:
+def _refuse_nan(losses: dict[str, float], step: int, config: settings.Train) -> None:
     broken = [loss for loss, value in losses.items() if not math.isfinite(value)]
     if broken:
         raise UserError(
-            f"{name}: by step {step} the loss {broken[0]} is no finite number any more; lower the learning rate and "
-            "start again: the checkpoints before are whole"
+            f"{config.name}: by step {step} the loss {broken[0]} is no finite number any more; start a run of another "
+            f"name with a lower optimizer.learning_rate (now {config.optimizer.learning_rate})"
         )
 
 

@@ -9,6 +9,7 @@ Its scale and shift are frozen, as in the published network; its statistics are 
   refuses CPU tensors; there, the same formula is written with a differentiable sum over ranks.
 """
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -36,6 +37,7 @@ class DomainBatchNorm2d(nn.SyncBatchNorm):
         self.weight.requires_grad_(False)
         self.bias.requires_grad_(False)
         self.domain: Domain = "target"
+        self.synchronised = True
         self.register_buffer("source_mean", torch.zeros(channels) if per_domain else None)
         self.register_buffer("source_var", torch.ones(channels) if per_domain else None)
 
@@ -48,7 +50,7 @@ class DomainBatchNorm2d(nn.SyncBatchNorm):
         assert var is not None
         if not self.training:
             return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        world_size = dist.get_world_size() if dist.is_initialized() else 1
+        world_size = dist.get_world_size() if self.synchronised and dist.is_initialized() else 1
         if world_size > 1 and input.is_cuda:
             return self._on_cuda(input, mean, var)
         assert self.num_batches_tracked is not None
@@ -102,16 +104,23 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
+def batch_norms(network: nn.Module) -> Iterator[DomainBatchNorm2d]:
+    """Yield every batch norm in `network`."""
+    return (module for module in network.modules() if isinstance(module, DomainBatchNorm2d))
+
+
 def set_domain(network: nn.Module, domain: Domain) -> None:
     """Name the domain of the passes that follow, for every batch norm in `network`."""
-    for module in network.modules():
-        if isinstance(module, DomainBatchNorm2d):
-            module.domain = domain
+    for module in batch_norms(network):
+        module.domain = domain
 
 
 def estimate_anew(network: nn.Module) -> None:
-    """Forget the target's running statistics; the passes in training that follow are averaged, each alike."""
-    for module in network.modules():
-        if isinstance(module, DomainBatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
+    """Forget the target's running statistics; those of the passes in training that follow are averaged, each alike.
+
+    The averages are the rank's own: passes that only estimate need no other rank.
+    """
+    for module in batch_norms(network):
+        module.reset_running_stats()
+        module.momentum = None
+        module.synchronised = False

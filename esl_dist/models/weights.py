@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from esl_dist.errors import UserError
+from esl_dist.files import whole_file
 from esl_dist.models.deeplab import Classifier, DeepLab
 
 CLASSIFIER_STD = 0.01
@@ -93,9 +94,15 @@ def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -
     return LoadReport(sorted(own.keys() - fitting.keys()), sorted(weights.keys() - fitting.keys()))
 
 
+_SOURCE_STATISTICS = ("source_mean", "source_var")
+
+
 def published_state(network: DeepLab) -> dict[str, Tensor]:
     """Return the network's state under the published names; per-domain statistics are reduced to the target's."""
     return {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_SOURCE_STATISTICS)}
 
 
-_SOURCE_STATISTICS = ("source_mean", "source_var")
+def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a state dict as .safetensors, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))

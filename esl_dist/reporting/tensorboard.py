@@ -6,9 +6,9 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 
-def open_writer(folder: Path, first_step: int) -> SummaryWriter:
-    """Open a run's event files; a continued run hides what an interrupted one wrote from `first_step` on."""
-    return SummaryWriter(str(folder), purge_step=first_step)
+def open_writer(folder: Path, steps_done: int) -> SummaryWriter:
+    """Open a run's event files; what an interrupted run wrote after `steps_done`, which comes again, is hidden."""
+    return SummaryWriter(str(folder), purge_step=steps_done + 1)
 
 
 def write_scalars(writer: SummaryWriter, group: str, values: Mapping[str, float], step: int) -> None:

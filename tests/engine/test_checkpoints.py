@@ -98,6 +98,14 @@ def test_the_newest_and_every_so_many_steps_stay(tmp_path: Path) -> None:
     assert [int(folder.name.removeprefix("step-")) for folder in checkpoint_folders(tmp_path)] == [4, 8, 9, 10]
 
 
+def test_a_broken_later_checkpoint_does_not_cost_the_one_just_saved(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, checkpoint(4), KEEP_ALL)
+    broken = save_checkpoint(tmp_path, checkpoint(6), KEEP_ALL)
+    (broken / "training.pt").unlink()
+    saved = save_checkpoint(tmp_path, checkpoint(5), settings.Checkpoints(keep_newest=1))
+    assert checkpoint_folders(tmp_path) == [saved]
+
+
 def test_a_checkpoint_of_another_format_version_is_refused(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
     manifest = json.loads((folder / "manifest.json").read_text())

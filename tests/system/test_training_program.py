@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import TINY_TRAINING, command, environment, run, signal_when, small_town, succeed
+from tests.programs import TINY_TRAINING, TORCHRUN, command, environment, run, signal_when, small_town, succeed
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +100,8 @@ def test_a_killed_training_ends_with_the_bits_of_an_uninterrupted_one(town: Path
     assert not (checkpoints / "step-00000060").exists()
 
     assert_same_bits(train(town, tmp_path, "killed", *words), whole)
-    steps = scalars(tmp_path, "killed")["loss/source_cross_entropy/main"]
-    assert steps == sorted(set(steps)), "a step was reported twice"
+    curves = [scalars(tmp_path, name)["loss/source_cross_entropy/main"] for name in ("whole", "killed")]
+    assert curves[0] == curves[1] == list(range(2, 61, 2)), "every step is reported, once"
 
 
 def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(town: Path, tmp_path: Path) -> None:
@@ -145,6 +145,9 @@ def test_the_resolved_configuration_lies_with_the_run(town: Path, tmp_path: Path
         (["class_set=cityscapes19"], "no class set 'cityscapes19'; it has toytown9"),
         (["method.name=source_only", "network.batch_norm=per_domain"], "choose network.batch_norm=shared"),
         (["steps=11", "optimizer.schedule_steps=10"], "steps=11 goes beyond optimizer.schedule_steps=10"),
+        (["target.path=''"], "no value for target.path"),
+        (["seed=4294967296"], "seed=4294967296 is impossible: expected at most 4294967295"),
+        (["experiments=/proc/x"], "/proc/x: No such file or directory"),
         (["--wrong"], "unrecognized arguments: --wrong"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml: no such configuration file"),
     ],
@@ -158,6 +161,39 @@ def test_a_mistake_is_one_message_and_leaves_nothing(
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_source_only_training_needs_no_target(town: Path, tmp_path: Path) -> None:
+    words = [*TINY_TRAINING, f"source.path={town}/source_train", f"experiments={tmp_path}", "name=r", "steps=1"]
+    succeed("launch/train.py", *words, "method.name=source_only")
+
+
+def test_a_run_goes_on_where_its_shards_lie_now_and_without_the_weights_it_started_from(
+    town: Path, tmp_path: Path
+) -> None:
+    train(town, tmp_path, "teacher", "steps=1")
+    start = f"network.start={tmp_path}/snapshots/teacher"
+    train(town, tmp_path, "r", start, "steps=1")
+    (tmp_path / "snapshots/teacher").rename(tmp_path / "elsewhere")
+    (tmp_path / "moved").symlink_to(town)
+    train(tmp_path / "moved", tmp_path, "r", start, "steps=2")
+
+
+def test_a_loss_that_is_no_number_ends_the_training_before_it_is_saved(town: Path, tmp_path: Path) -> None:
+    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=8", "log_every=100"]
+    done = run("launch/train.py", *words, "optimizer.learning_rate=1e30", "checkpoints.every=4")
+    assert done.returncode == 2
+    assert (
+        "is no finite number any more; start a run of another name with a lower optimizer.learning_rate" in done.stderr
+    )
+    assert not (tmp_path / "snapshots/r/checkpoints").exists()
+
+
+def test_the_exported_weights_are_those_of_the_target_under_the_published_names(town: Path, tmp_path: Path) -> None:
+    trained = train(town, tmp_path, "r", "steps=2", "network.batch_norm=per_domain")
+    exported = load_file(tmp_path / "snapshots/r/weights.safetensors")
+    assert sorted(trained.keys() - exported.keys()) == sorted(name for name in trained if "source_" in name)
+    assert all(torch.equal(trained[name], tensor) for name, tensor in exported.items())
 
 
 def test_a_run_of_the_same_name_with_other_settings_is_refused(town: Path, tmp_path: Path) -> None:
@@ -183,7 +219,7 @@ def test_ranks_that_were_given_different_settings_refuse_to_start(town: Path, tm
         "run_program(Train, main)\n"
     )
     words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=2"]
-    done = run(str(program), *words, processes=2)
+    done = run(str(program), *words, processes=2, launcher=TORCHRUN)
     assert done.returncode != 0
     assert "ranks [1] were started with another configuration than rank 0" in done.stderr
 

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from tests.programs import PROJECT, TINY_TRAINING, run, small_town, succeed
+from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, run, small_town, succeed
 
 
 @pytest.fixture(scope="module")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_town(tmp_path_factory.mktemp("town"), source=8, target=9)
+    return small_town(tmp_path_factory.mktemp("town"), source=8, target=18)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +42,7 @@ def test_pseudo_labels_have_the_same_bits_on_one_and_on_two_processes(
     two = label(town, trained, tmp_path / "two", f"score={score}", "workers=1", processes=2)
     assert one == two
     assert content_of(tmp_path / "one") == content_of(tmp_path / "two")
-    assert len(list((tmp_path / "one").glob("*.tar"))) > 2, "the job was not shared"
-    assert sum(row["pixels_predicted"] for row in one["classes"].values()) == 9 * 64 * 32
+    assert sum(row["pixels_predicted"] for row in one["classes"].values()) == 18 * 64 * 32
 
 
 COUNTING_PROGRAM = """
@@ -59,30 +59,78 @@ def counted(*arguments):
     return plain(*arguments)
 
 labelling.label_and_score = counted
-atexit.register(lambda: print("predicted", len(calls)))
+atexit.register(lambda: os.write(1, f"predicted {len(calls)}.\\n".encode()))
 runpy.run_path(program, run_name="__main__")
 """
 
 
-def test_a_killed_labelling_keeps_its_whole_shards(town: Path, trained: Path, tmp_path: Path) -> None:
+def test_a_killed_labelling_keeps_its_whole_pieces(town: Path, trained: Path, tmp_path: Path) -> None:
     whole = label(town, trained, tmp_path / "whole")
     killed = tmp_path / "killed"
     program = tmp_path / "counting.py"
     program.write_text(COUNTING_PROGRAM)
     words = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={killed}", "workers=0"]
     target = str(PROJECT / "launch/pseudo_label.py")
-    assert run(str(program), "8", target, *words).returncode == -9
+    assert run(str(program), "12", target, *words).returncode == -9
     assert not (killed / "index.json").exists()
     kept = sum(
-        json.loads(entry.read_text())["sample_count"] for entry in (killed / ".scratch").glob("shard-*.tar.json")
+        json.loads(entry.read_text())["sample_count"] for entry in (killed / ".scratch").glob("piece-*.tar.json")
     )
-    assert 0 < kept < 8
+    assert 0 < kept < 12
 
     done = run(str(program), "0", target, *words)
     assert done.returncode == 0, done.stderr
-    assert f"predicted {9 - kept}" in done.stdout
+    assert f"predicted {18 - kept}." in done.stdout
     assert json.loads((killed / "summary.json").read_text()) == whole
     assert content_of(killed) == content_of(tmp_path / "whole")
+
+
+def test_ranks_share_the_pictures_of_a_single_shard(trained: Path, tmp_path: Path) -> None:
+    town = small_town(tmp_path, source=1, target=18, shard_bytes=10**8)
+    program = tmp_path / "counting.py"
+    program.write_text(COUNTING_PROGRAM)
+    words = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={tmp_path}/labels", "workers=0"]
+    done = run(str(program), "0", str(PROJECT / "launch/pseudo_label.py"), *words, processes=2, launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    assert sorted(re.findall(r"predicted (\d+)\.", done.stdout)) == ["10", "8"]
+    assert len(list((tmp_path / "labels").glob("*.tar"))) == 1
+
+
+def test_pseudo_labels_do_not_depend_on_the_number_of_threads(trained: Path, tmp_path: Path) -> None:
+    town = small_town(tmp_path, source=1, target=3, width=240, height=180)
+    for threads in (1, 2):
+        words = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={tmp_path}/{threads}"]
+        done = run("launch/pseudo_label.py", *words, "workers=0", threads=threads)
+        assert done.returncode == 0, done.stderr
+    assert content_of(tmp_path / "1") == content_of(tmp_path / "2")
+
+
+def test_a_labelling_killed_before_its_index_can_be_finished(town: Path, trained: Path, tmp_path: Path) -> None:
+    summary = label(town, trained, tmp_path / "labels")
+    (tmp_path / "labels/index.json").unlink()
+    (tmp_path / "labels/.scratch").mkdir()
+    assert label(town, trained, tmp_path / "labels") == summary
+    assert not (tmp_path / "labels/.scratch").exists()
+
+
+def test_ranks_that_find_different_checkpoints_refuse_to_score(town: Path, trained: Path, tmp_path: Path) -> None:
+    experiments = tmp_path / "other"
+    data = [f"source.path={town}/source_train", f"target.path={town}/target_train"]
+    succeed("launch/train.py", *TINY_TRAINING, *data, f"experiments={experiments}", "name=advent", "steps=2")
+    program = tmp_path / "differ.py"
+    program.write_text(
+        "import os, runpy, sys\n"
+        "program, other = sys.argv.pop(1), sys.argv.pop(1)\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    sys.argv.append('checkpoint=' + other)\n"
+        "runpy.run_path(program, run_name='__main__')\n"
+    )
+    words = [str(PROJECT / "launch/evaluate.py"), str(experiments / "snapshots/advent")]
+    words += [f"checkpoint={trained}", f"data.path={town}/target_val", "workers=0"]
+    done = run(str(program), *words, processes=2, launcher=TORCHRUN)
+    assert done.returncode != 0
+    assert "ranks [1] were started with another checkpoint than rank 0" in done.stderr
+    assert "mIoU" not in done.stdout
 
 
 def test_finished_pseudo_labels_are_not_made_again_and_not_overwritten(
@@ -106,7 +154,7 @@ def test_training_with_pseudo_labels_starts_from_the_teacher(town: Path, trained
         output = succeed(
             "launch/train.py", *words, f"experiments={tmp_path}", f"name={method}", f"method.name={method}", "steps=2"
         )
-        assert "with pseudo-labels on 8 source and 9 target samples" in output
+        assert "with pseudo-labels on 8 source and 18 target samples" in output
 
 
 def test_pseudo_labels_of_other_shards_are_refused(town: Path, trained: Path, tmp_path: Path) -> None:
@@ -121,7 +169,7 @@ def test_pseudo_labels_of_other_shards_are_refused(town: Path, trained: Path, tm
     ]
     done = run("launch/train.py", *words)
     assert done.returncode == 2
-    assert "9 labels for the 3 pictures" in done.stderr
+    assert "18 labels for the 3 pictures" in done.stderr
 
 
 def test_scores_are_the_same_on_one_and_on_two_processes(town: Path, trained: Path, tmp_path: Path) -> None:
@@ -134,13 +182,17 @@ def test_scores_are_the_same_on_one_and_on_two_processes(town: Path, trained: Pa
     assert one["step"] == 20
 
 
-def test_statistics_estimated_on_the_target_change_the_scores(town: Path, trained: Path, tmp_path: Path) -> None:
+def test_statistics_estimated_on_the_target_change_the_scores_on_any_number_of_processes(
+    town: Path, trained: Path, tmp_path: Path
+) -> None:
     words = [f"checkpoint={trained}", f"data.path={town}/target_val", "workers=0"]
     succeed("launch/evaluate.py", *words, f"output={tmp_path}/own.json")
     target = f"statistics_from={town}/target_train"
-    succeed("launch/evaluate.py", *words, f"output={tmp_path}/estimated.json", target)
-    own, estimated = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("own", "estimated"))
-    assert own["iou"] != estimated["iou"]
+    succeed("launch/evaluate.py", *words, f"output={tmp_path}/one.json", target)
+    succeed("launch/evaluate.py", *words, f"output={tmp_path}/two.json", target, processes=2)
+    own, one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("own", "one", "two"))
+    assert own["iou"] != one["iou"]
+    assert two["miou"] == pytest.approx(one["miou"], abs=1e-3)
 
 
 def test_a_checkpoint_that_is_none_is_one_message(town: Path, tmp_path: Path) -> None:

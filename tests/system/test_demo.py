@@ -1,0 +1,63 @@
+"""The demo as a whole, with few scenes and steps: the summary that is promised, and a second run that does nothing."""
+
+import json
+import re
+from pathlib import Path
+
+from tests.programs import PROJECT, run
+
+SMALL_DEMO = """
+import runpy, sys
+from esl_dist.data import toytown
+
+plain = toytown.write_toytown
+toytown.write_toytown = lambda root, **options: plain(root, **{**options, "width": 64, "height": 32})
+demo = runpy.run_path(sys.argv.pop(1))
+demo["SCENES"].update(source_train=4, target_train=4, target_val=2)
+demo["run_program"](demo["Demo"], demo["main"])
+"""
+
+
+def small_recipes(folder: Path) -> Path:
+    """Copy the demo's recipes with a few steps in place of theirs."""
+    folder.mkdir()
+    for recipe in (PROJECT / "configs/demo").glob("*.yaml"):
+        (folder / recipe.name).write_text(re.sub(r"(?m)^steps: \d+$", "steps: 2", recipe.read_text()))
+    return folder
+
+
+def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tmp_path: Path) -> None:
+    program = tmp_path / "small_demo.py"
+    program.write_text(SMALL_DEMO)
+    words = [
+        str(PROJECT / "launch/demo.py"),
+        f"output={tmp_path}/demo",
+        f"recipes={small_recipes(tmp_path / 'recipes')}",
+        "seed=3",
+    ]
+    first = run(str(program), *words, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    summary = json.loads((tmp_path / "demo/summary.json").read_text())
+    for row in ("source_only", "source_only_target_statistics", "advent", "advent_esl"):
+        assert 0 <= summary[row]["miou"] <= 1
+        assert "traffic sign" in summary[row]["iou"]
+    assert 0 < summary["pseudo_labels"]["kept"] <= 1
+    assert 0 <= summary["pseudo_labels"]["accuracy"] <= 1
+    assert f"{100 * summary['advent_esl']['miou']:.1f}" in first.stdout, "the table shows the summary's figures"
+
+    second = run(str(program), *words, folder=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "finished already" in second.stdout
+    assert "$ python" not in second.stdout, "a program was started again"
+    assert first.stdout.splitlines()[-3:] == second.stdout.splitlines()[-3:]
+
+
+def test_a_program_that_fails_ends_the_demo_with_its_name(tmp_path: Path) -> None:
+    program = tmp_path / "small_demo.py"
+    program.write_text(SMALL_DEMO)
+    words = [str(PROJECT / "launch/demo.py"), f"output={tmp_path}/demo", f"recipes={tmp_path}/nowhere"]
+    done = run(str(program), *words, folder=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere/source_only.yaml: no such configuration file" in done.stderr
+    assert "error: launch/train.py ended with exit code 2" in done.stderr
+    assert not (tmp_path / "demo/summary.json").exists()

@@ -1,0 +1,63 @@
+"""Mixed precision and the ways to start several processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.programs import PROJECT, TINY_TRAINING, environment, small_town
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_town(tmp_path_factory.mktemp("town"), source=2, target=2)
+
+
+def launch(launcher: list[str], town: Path, experiments: Path) -> subprocess.CompletedProcess[str]:
+    words = [*TINY_TRAINING, f"source.path={town}/source_train", f"target.path={town}/target_train"]
+    words += [f"experiments={experiments}", "name=r", "steps=2"]
+    return subprocess.run(
+        [sys.executable, "-m", *launcher, str(PROJECT / "launch/train.py"), *words],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+        timeout=200,
+    )
+
+
+ACCELERATE = ["accelerate.commands.launch", "--cpu"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "expected"),
+    [
+        ([*ACCELERATE, "--num_processes", "2"], "2 processes on cpu, precision no"),
+        ([*ACCELERATE, "--num_processes=2", "--mixed_precision", "bf16"], "2 processes on cpu, precision bf16"),
+        ([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "2 processes on cpu, precision no"),
+    ],
+)
+def test_as_many_processes_train_as_the_launcher_was_asked_for(
+    town: Path, tmp_path: Path, launcher: list[str], expected: str
+) -> None:
+    done = launch(launcher, town, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert expected in done.stdout
+    assert (tmp_path / "snapshots/r/checkpoints/step-00000002").is_dir()
+
+
+def test_half_precision_without_a_gpu_is_refused(town: Path, tmp_path: Path) -> None:
+    done = launch([*ACCELERATE, "--num_processes", "1", "--mixed_precision", "fp16"], town, tmp_path)
+    assert done.returncode != 0
+    assert "error: mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16" in done.stderr
+
+
+def test_a_mistake_on_several_processes_is_told_with_the_rank(town: Path, tmp_path: Path) -> None:
+    launcher = [*ACCELERATE, "--num_processes", "3", "--quiet"]
+    done = launch(launcher, town, tmp_path)
+    assert done.returncode != 0
+    assert "batch_size=2 cannot be shared by 3 processes in 1 passes; expected a multiple of 3" in done.stderr
+    assert "error (rank 0)" in done.stderr
+    assert "Traceback" not in done.stderr

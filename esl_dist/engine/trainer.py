@@ -78,6 +78,8 @@ class State:
 def train(config: settings.Train, accelerator: Accelerator) -> Path:
     """Train to `config.steps`, going on from the run's newest whole checkpoint; returns the run's folder.
 
+    It holds config.yaml, checkpoints/, and in the end weights.safetensors: the network under its published names.
+
     Raises:
         UserError: settings that cannot be, shards that do not fit, a run of the same name with other settings, or a
             loss that is no number any more.
@@ -93,11 +95,11 @@ def train(config: settings.Train, accelerator: Accelerator) -> Path:
     refuse_disagreement(str(step), "checkpoint")
     if step >= config.steps:
         _say(f"{config.name}: finished already, at step {step}")
-        return run
-    if is_main():
-        save_config(config, run / "config.yaml")
-    _say(f"{config.name}: {_describe(config, data, accelerator)}, from step {step} to {config.steps}")
-    _loop(config, method, data, state, accelerator, run, step)
+    else:
+        if is_main():
+            save_config(config, run / "config.yaml")
+        _say(f"{config.name}: {_describe(config, data, accelerator)}, from step {step} to {config.steps}")
+        _loop(config, method, data, state, accelerator, run, step)
     if is_main():
         write_weights(run / "weights.safetensors", published_state(state.networks.segmentation))
     wait_for_all()

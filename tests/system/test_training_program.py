@@ -119,10 +119,12 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(town: Path, tmp_
     assert "from step 0" not in succeed("launch/train.py", *words)
 
 
-def test_a_finished_training_says_so(town: Path, tmp_path: Path) -> None:
+def test_a_finished_training_says_so_and_leaves_its_weights(town: Path, tmp_path: Path) -> None:
     train(town, tmp_path, "r", "steps=2")
     words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=2"]
+    (tmp_path / "snapshots/r/weights.safetensors").unlink()
     assert "finished already, at step 2" in succeed("launch/train.py", *words)
+    assert (tmp_path / "snapshots/r/weights.safetensors").exists(), "what a kill may have left out is made up for"
 
 
 def test_the_resolved_configuration_lies_with_the_run(town: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def write(folder: Path, first_step: int, last_step: int, value: float) -> None:
-    writer = open_writer(folder, first_step)
+    writer = open_writer(folder, steps_done=first_step - 1)
     for step in range(first_step, last_step + 1):
         write_scalars(writer, "loss", {"main": value, "auxiliary": 2 * value}, step)
     writer.close()

@@ -52,12 +52,34 @@ def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tm
     assert first.stdout.splitlines()[-3:] == second.stdout.splitlines()[-3:]
 
 
+def test_a_demo_of_another_seed_or_other_recipes_is_not_passed_off_as_this_one(tmp_path: Path) -> None:
+    program = tmp_path / "small_demo.py"
+    program.write_text(SMALL_DEMO)
+    recipes = small_recipes(tmp_path / "recipes")
+    asked = {"seed": 0, "recipes": {path.stem: path.read_text() for path in recipes.glob("*.yaml")}}
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/demo.json").write_text(json.dumps(asked))
+    words = [str(PROJECT / "launch/demo.py"), f"output={tmp_path}/demo", f"recipes={recipes}"]
+    done = run(str(program), *words, "seed=1", folder=tmp_path)
+    assert done.returncode == 2
+    assert f"{tmp_path}/demo: this demo was begun with another seed or other recipes; delete it first" in done.stderr
+    assert "$ python" not in done.stdout
+
+
 def test_a_program_that_fails_ends_the_demo_with_its_name(tmp_path: Path) -> None:
     program = tmp_path / "small_demo.py"
     program.write_text(SMALL_DEMO)
-    words = [str(PROJECT / "launch/demo.py"), f"output={tmp_path}/demo", f"recipes={tmp_path}/nowhere"]
+    recipes = small_recipes(tmp_path / "recipes")
+    (recipes / "source_only.yaml").write_text("bach_size: 4\n")
+    words = [str(PROJECT / "launch/demo.py"), f"output={tmp_path}/demo", f"recipes={recipes}"]
     done = run(str(program), *words, folder=tmp_path)
     assert done.returncode == 2
-    assert "nowhere/source_only.yaml: no such configuration file" in done.stderr
+    assert "the nearest known one is 'batch_size'" in done.stderr
     assert "error: launch/train.py ended with exit code 2" in done.stderr
     assert not (tmp_path / "demo/summary.json").exists()
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    done = run("launch/demo.py", f"output={tmp_path}/demo", f"recipes={tmp_path}/nowhere", folder=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere/source_only.yaml: no such recipe; expected source_only, advent, advent_esl there" in done.stderr

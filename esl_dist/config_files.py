@@ -90,7 +90,7 @@ def describe(schema: type) -> Iterator[tuple[str, str, str, str]]:
         if is_dataclass(kind):
             for key, type_name, default, meaning in describe(cast(type, kind)):
                 if default == "required" and not OmegaConf.is_missing(template[item.name], key):
-                    default = str(template[item.name][key])
+                    default = str(template[item.name][key]) or "''"
                 yield f"{item.name}.{key}", type_name, default, meaning
             continue
         default = "required" if OmegaConf.is_missing(template, item.name) else str(template[item.name])

@@ -169,8 +169,8 @@ def test_an_impossible_value_in_a_file_names_the_file(tmp_path: Path) -> None:
 
 
 def test_all_missing_values_are_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"recipe\.yaml: no value for name, target\.path; .* name=…"):
-        load_config(Train, written(tmp_path, "source: {path: a}\n"))
+    with pytest.raises(UserError, match=r"recipe\.yaml: no value for name, source\.path; .* name=…"):
+        load_config(Train, written(tmp_path, "target: {path: a}\n"))
 
 
 @pytest.mark.parametrize("word", ["novalue", "=3", "==3", "", "="])
@@ -235,7 +235,7 @@ def test_a_saved_configuration_comes_back_whole(tmp_path: Path) -> None:
         ([1], "expected settings by name"),
         ({"nope": 1}, "unknown setting 'nope'"),
         ({"network": 3}, "network: a group"),
-        ({"name": "x"}, r"no value for source\.path, target\.path"),
+        ({"name": "x"}, r"no value for source\.path"),
         ({"name": "x", "source": {"path": "a"}, "target": {"path": "b"}, "seed": -1}, "seed=-1 is impossible"),
     ],
 )

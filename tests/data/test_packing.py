@@ -31,9 +31,17 @@ HERE = 0
 """A number of processes that means: none but this one. Each takes a second to start; most tests are not about them."""
 
 
+class _Done:
+    def __init__(self, result: Any) -> None:
+        self.result = result
+
+    def get(self) -> Any:
+        return self.result
+
+
 class _ThisProcess:
-    def imap(self, function: Callable[[Any], Any], items: Iterable[Any], chunksize: int) -> Iterator[Any]:
-        return map(function, items)
+    def apply_async(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Done:
+        return _Done(function(*arguments))
 
 
 @pytest.fixture(autouse=True)

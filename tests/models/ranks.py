@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from esl_dist.models.batch_norm import DomainBatchNorm2d, estimate_anew, set_domain
+from esl_dist.models.batch_norm import DomainBatchNorm2d, batch_norms, estimate_anew, set_domain
 
 PASSES = ("source", "target", "source", "target")
 """Domains of the passes, in training."""
@@ -39,6 +39,8 @@ def run_passes(per_domain: bool, anew: bool, rank: int, world_size: int) -> Resu
     network = small_network(per_domain)
     if anew:
         estimate_anew(network)
+        for norm in batch_norms(network):
+            norm.synchronised = True
     results: Results = {}
     for number, (domain, batch) in enumerate(zip(PASSES, global_batches(), strict=True)):
         share = len(batch) // world_size

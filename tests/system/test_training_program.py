@@ -107,7 +107,13 @@ def test_a_killed_training_ends_with_the_bits_of_an_uninterrupted_one(town: Path
 def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(town: Path, tmp_path: Path) -> None:
     words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=40", "checkpoints.every=2"]
     process = subprocess.Popen(
-        command("launch/train.py", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        command("launch/train.py", *words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # A shell starts its background jobs, and with them these tests, deaf to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     checkpoints = tmp_path / "snapshots/r/checkpoints"
     code = signal_when(process, lambda: any(checkpoints.glob("step-*[0-9]")), signal.SIGINT)

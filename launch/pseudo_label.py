@@ -17,7 +17,8 @@ def main(config: PseudoLabel) -> None:
     shards = open_shards(config.target.path)
     refuse_disagreement(shards.fingerprint(), "shards")
     labels = label_source(shards, checkpoint.class_set, checkpoint.classes) if config.compare_with_labels else None
-    target = Samples(shards, as_size(config.target.size), labels)
+    size = as_size(config.target.size)
+    target = Samples(shards, size, labels, as_size(config.label_size) or size)
     summary = write_pseudo_labels(network, checkpoint, target, config, device)
     if is_main():
         accuracy = "" if summary["accuracy"] is None else f", {100 * summary['accuracy']:.1f} % of them right"

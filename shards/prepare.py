@@ -1,13 +1,14 @@
 """Pack a data set split: `python shards/prepare.py dataset=configs/datasets/… root=… split=… output=…`."""
 
 import os
+import sys
 from pathlib import Path
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Prepare
 from esl_dist.data.images import as_size
 from esl_dist.data.layouts import read_layout
-from esl_dist.data.packing import Encoding, pack
+from esl_dist.data.packing import SKIPPED, Encoding, pack
 from esl_dist.reporting.progress import progress
 
 
@@ -23,6 +24,13 @@ def main(config: Prepare) -> None:
         config.processes or os.cpu_count() or 1,
         progress,
     )
+    skipped = index.made_with[SKIPPED]
+    if skipped:
+        print(
+            f"warning: {len(skipped)} pictures are left out, for their labels have another size: "
+            f"{', '.join(skipped[:10])}{', …' if len(skipped) > 10 else ''} (all of them: made_with in index.json)",
+            file=sys.stderr,
+        )
     size = sum(shard.size for shard in index.shards) / 1e6
     samples = sum(len(shard.samples) for shard in index.shards)
     print(f"{config.output}: {samples} samples in {len(index.shards)} shards, {size:.1f} MB")

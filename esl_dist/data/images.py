@@ -5,6 +5,7 @@ antialiased, which OpenCV's is not, and the published numbers were made with it.
 """
 
 from io import BytesIO
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 
 Label = NDArray[np.uint8] | NDArray[np.uint16]
 """Raw ids, (height, width)."""
+
+Array = TypeVar("Array", NDArray[np.uint8], NDArray[np.uint16], Label)
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -35,12 +38,26 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
     return _decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
 
 
-def decode_label(content: bytes) -> Label:
+CHANNELS = {"blue": 0, "green": 1, "red": 2}
+"""Channels in the order in which OpenCV decodes them."""
+
+
+def decode_label(content: bytes, channel: str | None = None) -> Label:
     """Decode a label to raw ids, shape (height, width): a grey PNG's values or a palette PNG's indices.
 
+    Args:
+        content: the bytes of a picture file.
+        channel: `red`, `green` or `blue`, the channel of a colour picture that holds the ids (8 or 16 bits); None: the
+            label has one channel.
+
     Raises:
-        ValueError: the bytes are no picture, or one with several channels.
+        ValueError: the bytes are no picture, or one with another number of channels.
     """
+    if channel is not None:
+        colors = _decode(content, cv2.IMREAD_UNCHANGED)
+        if colors.ndim != 3 or colors.dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"a label with shape {colors.shape}; expected a colour picture with ids in {channel}")
+        return np.ascontiguousarray(colors[:, :, CHANNELS[channel]])  # type: ignore[return-value]
     try:
         with Image.open(BytesIO(content)) as image:
             if image.mode == "L" and image.format == "PNG":
@@ -82,6 +99,30 @@ def resize_label(label: Label, size: Size) -> Label:
     # Pillow has no 16-bit nearest filter for every mode; "I" holds any raw id.
     resized = Image.fromarray(label.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
     return np.asarray(resized).astype(label.dtype)  # type: ignore[return-value]
+
+
+def fitted_size(size: Size, frame: Size) -> Size:
+    """Return the largest size of the same aspect ratio that fits into `frame`; fractions are cut, as published."""
+    (width, height), (frame_width, frame_height) = size, frame
+    if width * frame_height > height * frame_width:
+        return frame_width, max(1, height * frame_width // width)
+    return max(1, width * frame_height // height), frame_height
+
+
+def framed_size(size: Size, frame: Size) -> Size:
+    """Return the smallest size of the aspect ratio of `frame` that holds `size`; fractions are cut."""
+    (width, height), (frame_width, frame_height) = size, frame
+    if width * frame_height > height * frame_width:
+        return width, max(height, width * frame_height // frame_width)
+    return max(width, height * frame_width // frame_height), height
+
+
+def padded(image: Array, size: Size, value: int) -> Array:
+    """Put an array of shape (height, width, …) at the top left of one of `size`, filled up with `value`."""
+    width, height = size
+    result = np.full((height, width, *image.shape[2:]), value, image.dtype)
+    result[: image.shape[0], : image.shape[1]] = image
+    return result  # type: ignore[return-value]
 
 
 def encode_png(image: Label) -> bytes:

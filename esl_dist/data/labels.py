@@ -15,7 +15,8 @@ from esl_dist.errors import UserError
 IGNORE_INDEX = 255
 """Train id of a pixel that no loss and no score counts."""
 
-_RAW_IDS = 2**16
+RAW_IDS = 2**16
+"""Raw ids have at most 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
         if len(color) != 3 or not all(0 <= part <= 255 for part in color):
             raise UserError(f"{origin}: class {name}: color {list(color)} is not [r, g, b] with values from 0 to 255")
         for raw_id in ids:
-            if not 0 <= raw_id < _RAW_IDS:
-                raise UserError(f"{origin}: class {name}: raw id {raw_id} is not in [0, {_RAW_IDS - 1}]")
+            if not 0 <= raw_id < RAW_IDS:
+                raise UserError(f"{origin}: class {name}: raw id {raw_id} is not in [0, {RAW_IDS - 1}]")
             if raw_id in owner:
                 raise UserError(f"{origin}: raw id {raw_id} belongs to class {owner[raw_id]} and to class {name}")
             owner[raw_id] = name
@@ -88,7 +89,7 @@ def class_names(classes: ClassSet) -> list[str]:
 
 def train_id_table(classes: ClassSet) -> NDArray[np.uint8]:
     """Return the train id of every raw id, shape (65536,); `IGNORE_INDEX` for raw ids of no class."""
-    table = np.full(_RAW_IDS, IGNORE_INDEX, np.uint8)
+    table = np.full(RAW_IDS, IGNORE_INDEX, np.uint8)
     for train_id, item in enumerate(classes):
         table[list(item.ids)] = train_id
     return table

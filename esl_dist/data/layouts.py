@@ -2,19 +2,24 @@
 
 A description (configs/datasets/*.yaml) names the folder, a pattern for pictures and one for labels, the splits, and
 the class sets. In the patterns `{split}` stands for the split's name and `{name}` for a sample's name, which may
-hold folders (`frankfurt/frankfurt_000000_000294`).
+hold folders (`frankfurt/frankfurt_000000_000294`); a pattern may end in `.*`, any of the usual extensions of pictures.
 """
 
 import fnmatch
 import glob
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from esl_dist.config import setting
 from esl_dist.config_files import load_config
-from esl_dist.data.labels import ClassSet, class_set_from
+from esl_dist.data.images import CHANNELS
+from esl_dist.data.labels import RAW_IDS, ClassSet, class_set_from
 from esl_dist.errors import UserError
+from esl_dist.files import read_json
+
+EXTENSIONS = (".png", ".jpg", ".jpeg")
 
 
 @dataclass
@@ -31,7 +36,21 @@ class _Description:
     label: str = setting("???", "Pattern of labels, relative to the root.")
     splits: dict[str, _Split] = setting("???", "Splits: name → names or list.")
     class_sets: dict[str, Any] = setting("???", "Name → classes with name, color [r, g, b], raw ids.")
-    ignore_ids: list[int] = setting(list, "Raw ids that belong to no class.", minimum=0, maximum=65535)
+    ignore_ids: list[Any] = setting(list, "Raw ids that belong to no class.")
+    id_names: str | None = setting(
+        None,
+        "JSON file below the root whose `labels` name the raw ids (`readable`), in their order; class_sets and "
+        "ignore_ids then hold names in lower case. null: they hold ids.",
+    )
+    label_channel: str | None = setting(
+        None, "Channel of colour labels that holds the raw id; null: labels of one channel.", choices=tuple(CHANNELS)
+    )
+    keep_aspect_ratio: bool = setting(
+        False, "Whether pictures are resized to fit and padded (right and bottom) where a size is asked for."
+    )
+    skip_other_sizes: bool = setting(
+        False, "Whether pictures whose label has another size are left out, with a warning, instead of refused."
+    )
 
 
 @dataclass(frozen=True)
@@ -45,13 +64,27 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layout:
-    """One split of a data set: pairs sorted by name, class sets and the raw ids that belong to no class."""
+    """One split of a data set.
+
+    Attributes:
+        dataset: the data set's name.
+        split: the split's name.
+        pairs: sorted by name.
+        class_sets: name → classes.
+        ignore_ids: the raw ids that belong to no class.
+        label_channel: the channel of colour labels that holds the raw id; None: labels of one channel.
+        keep_aspect_ratio: whether pictures are fitted and padded, not stretched.
+        skip_other_sizes: whether a pair whose sizes differ is left out, not refused.
+    """
 
     dataset: str
     split: str
     pairs: tuple[Pair, ...]
     class_sets: dict[str, ClassSet]
     ignore_ids: frozenset[int]
+    label_channel: str | None = None
+    keep_aspect_ratio: bool = False
+    skip_other_sizes: bool = False
 
     def known_ids(self) -> frozenset[int]:
         """Return the raw ids that the description accounts for."""
@@ -68,7 +101,7 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
 
     Raises:
         UserError: a mistake in the description, an unknown split, a missing folder, a split without pictures, or
-            pictures without labels (the first few are named).
+            pictures without labels or labels without pictures (the first few are named).
     """
     description = load_config(_Description, description_file)
     if split not in description.splits:
@@ -79,21 +112,68 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
         raise UserError(f"{folder}: no such folder (the data set {description.name}); give its place as root=…")
     image_pattern = _pattern(description.image, split, description_file)
     label_pattern = _pattern(description.label, split, description_file)
-    names = _names(description.splits[split], folder, image_pattern, description_file)
+    names = _names(description.splits[split], folder, (image_pattern, label_pattern), description_file)
     if not names:
         raise UserError(f"{folder}: split {split} of {description.name} has no pictures ({image_pattern})")
-    pairs = tuple(
-        Pair(name, folder / image_pattern.replace("{name}", name), folder / label_pattern.replace("{name}", name))
-        for name in names
-    )
+    pairs = tuple(Pair(name, _file(folder, image_pattern, name), _file(folder, label_pattern, name)) for name in names)
     _refuse_missing(pairs)
     if not description.class_sets:
         raise UserError(f"{description_file}: class_sets is empty; expected at least one")
-    class_sets = {
-        name: class_set_from(entries, f"{description_file}: class set {name}")
-        for name, entries in description.class_sets.items()
-    }
-    return Layout(description.name, split, pairs, class_sets, frozenset(description.ignore_ids))
+    ids = _RawIds(description_file, _id_names(description, folder, description_file))
+    return Layout(
+        dataset=description.name,
+        split=split,
+        pairs=pairs,
+        class_sets={
+            name: class_set_from(ids.of_classes(entries), f"{description_file}: class set {name}")
+            for name, entries in description.class_sets.items()
+        },
+        ignore_ids=frozenset(ids.of(description.ignore_ids)),
+        label_channel=description.label_channel,
+        keep_aspect_ratio=description.keep_aspect_ratio,
+        skip_other_sizes=description.skip_other_sizes,
+    )
+
+
+def _id_names(description: _Description, folder: Path, origin: Path) -> list[str] | None:
+    """Return the names of the raw ids, in lower case and in the order of the ids, where the data set lists them."""
+    if description.id_names is None:
+        return None
+    _refuse_outside([description.id_names], origin)
+    file = folder / description.id_names
+    content = read_json(file)
+    try:
+        return [str(label["readable"]).lower() for label in content["labels"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file}: expected a list `labels` whose entries have a name `readable`") from error
+
+
+@dataclass(frozen=True)
+class _RawIds:
+    """Turns what a description lists as raw ids into numbers: they may be names, if the data set names its ids."""
+
+    origin: Path
+    names: list[str] | None
+
+    def of(self, values: Any) -> list[int]:
+        return [self._number(value) for value in values]
+
+    def of_classes(self, entries: Any) -> Any:
+        if self.names is None or not isinstance(entries, list):
+            return entries
+        return [
+            {**entry, "ids": self.of(entry["ids"])} if isinstance(entry, dict) and "ids" in entry else entry
+            for entry in entries
+        ]
+
+    def _number(self, value: Any) -> int:
+        if self.names is not None:
+            if value not in self.names:
+                raise UserError(f"{self.origin}: the data set has no label {value!r}; it names {', '.join(self.names)}")
+            return self.names.index(value)
+        if type(value) is not int or not 0 <= value < RAW_IDS:
+            raise UserError(f"{self.origin}: ignore_ids: {value!r} is not a raw id, a whole number below {RAW_IDS}")
+        return value
 
 
 def _pattern(pattern: str, split: str, origin: Path) -> str:
@@ -103,7 +183,8 @@ def _pattern(pattern: str, split: str, origin: Path) -> str:
     return filled
 
 
-def _names(split: _Split, folder: Path, image_pattern: str, origin: Path) -> list[str]:
+def _names(split: _Split, folder: Path, file_patterns: tuple[str, str], origin: Path) -> list[str]:
+    """Return the names of the split's samples, also of those with a label and no picture: they are to be reported."""
     if (split.list is None) == (not split.names):
         raise UserError(f"{origin}: a split needs either names or list")
     if split.list is not None:
@@ -118,15 +199,29 @@ def _names(split: _Split, folder: Path, image_pattern: str, origin: Path) -> lis
         if len(set(names)) != len(names):
             raise UserError(f"{file}: names a sample twice")
         return sorted(names)
-    before, after = image_pattern.split("{name}")
     _refuse_outside(split.names, origin)
     found: set[str] = set()
-    for pattern in split.names:
-        for path in glob.glob(glob.escape(before) + pattern + glob.escape(after), root_dir=folder):
-            name = path[len(before) : len(path) - len(after)]
-            if fnmatch.fnmatchcase(name, pattern):
-                found.add(name)
+    for filled in itertools.chain(*map(_with_extensions, file_patterns)):
+        before, after = filled.split("{name}")
+        for pattern in split.names:
+            for path in glob.glob(glob.escape(before) + pattern + glob.escape(after), root_dir=folder):
+                name = path[len(before) : len(path) - len(after)]
+                if fnmatch.fnmatchcase(name, pattern):
+                    found.add(name)
     return sorted(found)
+
+
+def _with_extensions(pattern: str) -> list[str]:
+    return [pattern[:-2] + extension for extension in EXTENSIONS] if pattern.endswith(".*") else [pattern]
+
+
+def _file(folder: Path, pattern: str, name: str) -> Path:
+    """Return a sample's file: the one there is of the extensions it may have, or the first if there is none."""
+    files = [folder / filled.replace("{name}", name) for filled in _with_extensions(pattern)]
+    there = [file for file in files if file.is_file()] if len(files) > 1 else files
+    if len(there) > 1:
+        raise UserError(f"two files of one sample: {', '.join(map(str, there))}; remove one")
+    return (there or files)[0]
 
 
 def _refuse_outside(names: list[str], origin: Path) -> None:
@@ -139,4 +234,4 @@ def _refuse_missing(pairs: tuple[Pair, ...]) -> None:
     missing = [str(path) for pair in pairs for path in (pair.image, pair.label) if not path.is_file()]
     if missing:
         shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise UserError(f"{len(missing)} files of the split do not exist: {shown}")
+        raise UserError(f"{len(missing)} files of the split do not exist: {shown}; a sample is a picture and its label")

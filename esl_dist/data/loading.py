@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from esl_dist.data.images import Size, decode_image, decode_label, resize_image, resize_label
-from esl_dist.data.labels import ClassSet, class_names, train_id_table
+from esl_dist.data.images import (
+    Size,
+    decode_image,
+    decode_label,
+    fitted_size,
+    framed_size,
+    padded,
+    resize_image,
+    resize_label,
+)
+from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names, train_id_table
 from esl_dist.data.shards import ShardReader, choose_classes
 from esl_dist.errors import UserError
 
@@ -27,12 +36,14 @@ class Batch(TypedDict):
     """Samples of one domain.
 
     images: float32 (batch, 3, height, width); labels: uint8 train ids (batch, height, width), absent where the samples
-    are used without; positions: int64 (batch,), the samples' positions in their shards.
+    are used without; positions: int64 (batch,), the samples' positions in their shards; own_sizes: int64 (batch, 2),
+    width and height of each picture as packed.
     """
 
     images: Tensor
     labels: Tensor | None
     positions: Tensor
+    own_sizes: Tensor
 
 
 def network_input(image: NDArray[np.uint8]) -> Tensor:
@@ -77,6 +88,9 @@ def refuse_mixed_sizes(shards: ShardReader, size: Size | None, key: str) -> None
 class Samples(Dataset[dict[str, Tensor]]):
     """The samples of a folder of shards, by position.
 
+    Where the data set keeps aspect ratios, pictures of a given size are padded with black before the mean is taken, and
+    labels with `IGNORE_INDEX`: labels at their own size to the aspect ratio of their picture.
+
     Args:
         images: the shards with the pictures.
         size: width and height at which pictures are given; None: as packed.
@@ -107,9 +121,15 @@ class Samples(Dataset[dict[str, Tensor]]):
             image = decode_image(self.images.read(position, "image"))
         except ValueError as error:
             raise UserError(f"{self.images.where(position)}: its image is damaged: {error}; pack it again") from error
+        own_size = (image.shape[1], image.shape[0])
+        if self.size is not None and self.images.index.keep_aspect_ratio:
+            image = padded(resize_image(image, fitted_size(own_size, self.size)), self.size, 0)
+        elif self.size is not None:
+            image = resize_image(image, self.size)
         sample = {
-            "images": network_input(image if self.size is None else resize_image(image, self.size)),
+            "images": network_input(image),
             "positions": torch.tensor(position),
+            "own_sizes": torch.tensor(own_size),
         }
         if self.labels is not None:
             sample["labels"] = torch.from_numpy(self.label(position))
@@ -128,7 +148,14 @@ class Samples(Dataset[dict[str, Tensor]]):
             raw = decode_label(shards.read(position, "label"))
         except ValueError as error:
             raise UserError(f"{shards.where(position)}: its label is damaged: {error}; pack it again") from error
-        return self.table[raw if self.label_size is None else resize_label(raw, self.label_size)]
+        own_size = (raw.shape[1], raw.shape[0])
+        if not shards.index.keep_aspect_ratio:
+            return self.table[resize_label(raw, self.label_size or own_size)]
+        if self.label_size is not None:
+            fitted = resize_label(raw, fitted_size(own_size, self.label_size))
+            return padded(self.table[fitted], self.label_size, IGNORE_INDEX)
+        frame = own_size if self.size is None else framed_size(own_size, self.size)
+        return padded(self.table[raw], frame, IGNORE_INDEX)
 
     def without_labels(self) -> "Samples":
         """Return the same pictures, to be read without their labels."""
@@ -157,7 +184,12 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_
     )
     try:
         for batch in loader:
-            yield Batch(images=batch["images"], labels=batch.get("labels"), positions=batch["positions"])
+            yield Batch(
+                images=batch["images"],
+                labels=batch.get("labels"),
+                positions=batch["positions"],
+                own_sizes=batch["own_sizes"],
+            )
     except UserError as error:
         # DataLoader puts the worker's traceback before the message. And its own traceback holds the workers: kept, it
         # would have the garbage collector end them, which waits five seconds for an answer they cannot give.

@@ -25,6 +25,7 @@ from esl_dist.data.images import (
     decode_label,
     encode_jpg,
     encode_png,
+    fitted_size,
     resize_image,
     resize_label,
 )
@@ -50,6 +51,8 @@ Progress = Callable[[Iterable[Item], int, str], Iterable[Item]]
 """Wraps an iterable of known length in a progress bar with a title."""
 
 REPORTED_PROBLEMS = 10
+SKIPPED = "skipped"
+"""Key in an index's `made_with`: names of the samples left out because picture and label differ in size."""
 WAITING_RESULTS = 16
 """Results a packing process may be ahead of the writer."""
 
@@ -88,25 +91,38 @@ def pack(
         "jpg_quality": encoding.jpg_quality,
         "shard_bytes": shard_bytes,
     }
-    keys = _keys(layout.pairs)
+    _keys(layout.pairs)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file; expected a folder for shards, or a place where there is nothing yet")
     if (folder / INDEX_NAME).exists():
-        return _verify_packed(folder, layout, keys, made_with)
+        return _verify_packed(folder, layout, made_with)
     with _pool(processes) as pool:
-        checks = _in_order(pool, partial(_check, known_ids=layout.known_ids()), layout.pairs, processes)
-        sizes = _refuse_problems(list(progress(checks, len(layout.pairs), "checking")))
-        encoded = _in_order(pool, partial(_encode, encoding=encoding), layout.pairs, processes)
-        samples = zip(keys, progress(encoded, len(layout.pairs), "packing"), strict=True)
+        check = partial(_check, known_ids=layout.known_ids(), label_channel=layout.label_channel)
+        found = list(progress(_in_order(pool, check, layout.pairs, processes), len(layout.pairs), "checking"))
+        _refuse_problems(found, layout.skip_other_sizes)
+        pairs = [pair for pair, one in zip(layout.pairs, found, strict=True) if isinstance(one, tuple)]
+        skipped = [pair.name for pair, one in zip(layout.pairs, found, strict=True) if not isinstance(one, tuple)]
+        if not pairs:
+            raise UserError(f"{folder}: no picture of {layout.dataset} has the size of its label; nothing was written")
+        encode = partial(
+            _encode,
+            encoding=encoding,
+            label_channel=layout.label_channel,
+            keep_aspect_ratio=layout.keep_aspect_ratio,
+        )
+        encoded = _in_order(pool, encode, pairs, processes)
+        samples = zip(_keys(pairs), progress(encoded, len(pairs), "packing"), strict=True)
         shards = list(_write_shards(folder, samples, shard_bytes))
+    sizes = [one for one in found if isinstance(one, tuple)]
     index = ShardIndex(
         dataset=layout.dataset,
         split=layout.split,
-        image_size=encoding.size or _common(image for image, _ in sizes),
-        label_size=encoding.label_size or _common(label for _, label in sizes),
+        image_size=_common(stored_size(size, encoding.size, layout.keep_aspect_ratio) for size in sizes),
+        label_size=_common(stored_size(size, encoding.label_size, layout.keep_aspect_ratio) for size in sizes),
         class_sets=layout.class_sets,
-        made_with=made_with,
+        made_with=made_with | {SKIPPED: skipped},
         shards=tuple(shards),
+        keep_aspect_ratio=layout.keep_aspect_ratio,
     )
     _remove_surplus(folder, index)
     write_index(folder, index)
@@ -123,11 +139,26 @@ def _keys(pairs: Iterable[Pair]) -> list[str]:
     return list(keys)
 
 
-def _verify_packed(folder: Path, layout: Layout, keys: list[str], made_with: dict[str, Any]) -> ShardIndex:
+def stored_size(size: Size, asked: Size | None, keep_aspect_ratio: bool) -> Size:
+    """Return the size at which a picture of `size` is packed: without padding, which is added when it is read."""
+    if asked is None:
+        return size
+    return fitted_size(size, asked) if keep_aspect_ratio else asked
+
+
+def _verify_packed(folder: Path, layout: Layout, made_with: dict[str, Any]) -> ShardIndex:
     index = read_index(folder)
+    skipped = index.made_with.get(SKIPPED, [])
     wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in made_with.items()}
+    wanted[SKIPPED] = skipped
     packed_keys = [sample.key for shard in index.shards for sample in shard.samples]
-    same = (index.dataset, index.split, index.made_with) == (layout.dataset, layout.split, wanted)
+    keys = _keys(pair for pair in layout.pairs if pair.name not in skipped)
+    same = (index.dataset, index.split, index.made_with, index.keep_aspect_ratio) == (
+        layout.dataset,
+        layout.split,
+        wanted,
+        layout.keep_aspect_ratio,
+    )
     if not same or packed_keys != keys or index.class_sets != layout.class_sets:
         raise UserError(f"{folder}: holds shards of other samples or settings; choose another output or delete it")
     try:
@@ -137,8 +168,15 @@ def _verify_packed(folder: Path, layout: Layout, keys: list[str], made_with: dic
     return index
 
 
-def _check(pair: Pair, known_ids: frozenset[int]) -> tuple[Size, Size] | str:
-    """Return the sizes of picture and label, or what is wrong with the pair."""
+@dataclass(frozen=True)
+class _OtherSize:
+    """A pair whose label has another size than its picture."""
+
+    message: str
+
+
+def _check(pair: Pair, known_ids: frozenset[int], label_channel: str | None) -> Size | _OtherSize | str:
+    """Return the size of picture and label, or what is wrong with the pair."""
     try:
         with Image.open(pair.image) as image:
             # Pillow notices a file that ends too early, which OpenCV fills with grey.
@@ -149,26 +187,29 @@ def _check(pair: Pair, known_ids: frozenset[int]) -> tuple[Size, Size] | str:
     if not cv2.haveImageReader(str(pair.image)):
         return f"{pair.image}: OpenCV cannot read a picture of this format; expected png or jpg"
     try:
-        label = decode_label(pair.label.read_bytes())
+        label = decode_label(pair.label.read_bytes(), label_channel)
     except (OSError, ValueError) as error:
         return f"{pair.label}: {error}"
     if label.shape[::-1] != image_size:
-        return (
+        return _OtherSize(
             f"{pair.label}: {label.shape[1]}×{label.shape[0]} pixels, its picture has {image_size[0]}×{image_size[1]}"
         )
     unknown = sorted(set(np.unique(label).tolist()) - known_ids)
     if unknown:
         return f"{pair.label}: raw ids {unknown} are in no class and not in ignore_ids of the description"
-    return image_size, (label.shape[1], label.shape[0])
+    return image_size
 
 
-def _refuse_problems(results: list[tuple[Size, Size] | str]) -> list[tuple[Size, Size]]:
-    problems = [result for result in results if isinstance(result, str)]
+def _refuse_problems(results: list[Size | _OtherSize | str], skip_other_sizes: bool) -> None:
+    problems = [
+        result.message if isinstance(result, _OtherSize) else result
+        for result in results
+        if isinstance(result, str) or (isinstance(result, _OtherSize) and not skip_other_sizes)
+    ]
     if problems:
         shown = "\n  ".join(problems[:REPORTED_PROBLEMS])
         more = f"\n  and {len(problems) - REPORTED_PROBLEMS} more" if len(problems) > REPORTED_PROBLEMS else ""
         raise UserError(f"{len(problems)} samples cannot be packed; nothing was written:\n  {shown}{more}")
-    return [result for result in results if not isinstance(result, str)]
 
 
 def _common(sizes: Iterable[Size]) -> Size | None:
@@ -176,10 +217,11 @@ def _common(sizes: Iterable[Size]) -> Size | None:
     return different.pop() if len(different) == 1 else None
 
 
-def _encode(pair: Pair, encoding: Encoding) -> Members:
+def _encode(pair: Pair, encoding: Encoding, label_channel: str | None, keep_aspect_ratio: bool) -> Members:
     content = pair.image.read_bytes()
     image = decode_image(content)
-    resized = image if encoding.size is None else resize_image(image, encoding.size)
+    own_size = (image.shape[1], image.shape[0])
+    resized = resize_image(image, stored_size(own_size, encoding.size, keep_aspect_ratio))
     kind = pair.image.suffix.lower().lstrip(".")
     if encoding.image_format == "keep" and resized is image and kind in ("png", "jpg", "jpeg"):
         members = {f"image.{'jpg' if kind == 'jpeg' else kind}": content}
@@ -187,11 +229,9 @@ def _encode(pair: Pair, encoding: Encoding) -> Members:
         members = {"image.jpg": encode_jpg(resized, encoding.jpg_quality)}
     else:
         members = {"image.png": encode_png(resized)}
-    label = decode_label(pair.label.read_bytes())
-    members["label.png"] = encode_png(
-        label if encoding.label_size is None else resize_label(label, encoding.label_size)
-    )
-    return members
+    label = decode_label(pair.label.read_bytes(), label_channel)
+    label_size = stored_size(own_size, encoding.label_size, keep_aspect_ratio)
+    return {**members, "label.png": encode_png(resize_label(label, label_size))}
 
 
 def _write_shards(folder: Path, samples: Iterable[tuple[str, Members]], shard_bytes: int) -> Iterator[ShardEntry]:

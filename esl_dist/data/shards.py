@@ -48,7 +48,10 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What index.json holds. A size is None where the samples differ in it."""
+    """What index.json holds. A size is None where the samples differ in it.
+
+    `keep_aspect_ratio` says that pictures are fitted and padded where a size is asked for, not stretched.
+    """
 
     dataset: str
     split: str
@@ -57,6 +60,7 @@ class ShardIndex:
     class_sets: dict[str, ClassSet]
     made_with: dict[str, Any]
     shards: tuple[ShardEntry, ...]
+    keep_aspect_ratio: bool = False
 
 
 def shard_name(position: int) -> str:
@@ -106,6 +110,7 @@ def write_index(folder: Path, index: ShardIndex) -> None:
         "samples": sum(len(shard.samples) for shard in index.shards),
         "image_size": index.image_size,
         "label_size": index.label_size,
+        "keep_aspect_ratio": index.keep_aspect_ratio,
         "made_with": index.made_with,
         "class_sets": {name: class_set_to(classes) for name, classes in index.class_sets.items()},
         "shards": [shard_to(shard) for shard in index.shards],
@@ -168,6 +173,7 @@ def read_index(folder: Path) -> ShardIndex:
             class_sets={name: class_set_from(item, str(path)) for name, item in content["class_sets"].items()},
             made_with=dict(content["made_with"]),
             shards=tuple(shard_from(shard, path) for shard in content["shards"]),
+            keep_aspect_ratio=bool(content.get("keep_aspect_ratio", False)),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({error!r}); make the shards again") from error

@@ -34,9 +34,9 @@ from esl_dist.adaptation.pseudo_labels import (
     label_and_score,
     thresholds,
 )
-from esl_dist.data.images import as_size, decode_label, encode_png, resize_label
-from esl_dist.data.labels import class_names, identity_class_set
-from esl_dist.data.loading import Samples, batches
+from esl_dist.data.images import Size, as_size, decode_label, encode_png, fitted_size, padded, resize_label
+from esl_dist.data.labels import IGNORE_INDEX, class_names, identity_class_set
+from esl_dist.data.loading import Batch, Samples, batches
 from esl_dist.data.shards import (
     INDEX_NAME,
     Members,
@@ -99,11 +99,12 @@ def write_pseudo_labels(
     histograms = sum_over_ranks(histograms)
     limits = thresholds(histograms, trust, _bound(config))
 
-    own_confusion = _write_labels(target, output, limits, trust, scratch, classes)
+    frame = _frame(target, config)
+    own_confusion = _write_labels(target, output, limits, trust, scratch, classes, frame)
     summary = _summary(checkpoint, config, histograms, limits, sum_over_ranks(own_confusion))
     if is_main():
         write_json(output / SUMMARY, summary)
-        write_index(output, _index(target.images, checkpoint, made_with, config, scratch))
+        write_index(output, _index(target, checkpoint, made_with, config, scratch))
         shutil.rmtree(scratch)
     wait_for_all()
     return summary
@@ -210,7 +211,7 @@ def _predict(
     positions = [position for piece in own for position in piece.positions]
     pictures = batches(target.without_labels(), ([one] for one in positions), config.workers, device.type == "cuda")
     predictions = (
-        _prediction(network, batch["images"].to(device), config, trust)
+        _prediction(network, batch, config, trust, device, target.images.index.keep_aspect_ratio)
         for batch in (progress if is_main() else silent)(pictures, len(positions), "predicting")
     )
     for piece in own:
@@ -219,17 +220,24 @@ def _predict(
         _write_tar(scratch, scratch / piece.name, samples)
 
 
-def _prediction(network: DeepLab, images: Tensor, config: settings.PseudoLabel, trust: Trust) -> Members:
-    """Predict one picture: its labels and the levels of their scores, as PNG files."""
-    size = (
-        (images.shape[2], images.shape[3])
-        if config.label_size is None
-        else (config.label_size[1], config.label_size[0])
-    )
-    labels, levels = label_and_score(network(images)["main"].float(), size, trust)
+def _prediction(
+    network: DeepLab,
+    batch: Batch,
+    config: settings.PseudoLabel,
+    trust: Trust,
+    device: torch.device,
+    keep_aspect_ratio: bool,
+) -> Members:
+    """Predict one picture: its labels and the levels of their scores, without padding, as PNG files."""
+    images = batch["images"].to(device)
+    width, height = as_size(config.label_size) or (images.shape[3], images.shape[2])
+    labels, levels = label_and_score(network(images)["main"].float(), (height, width), trust)
+    if keep_aspect_ratio:
+        own_width, own_height = batch["own_sizes"][0].tolist()
+        width, height = fitted_size((own_width, own_height), (width, height))
     return {
-        "label.png": encode_png(labels[0].cpu().numpy().astype(np.uint8)),
-        "level.png": encode_png(levels[0].cpu().numpy().astype(np.uint16)),
+        "label.png": encode_png(labels[0, :height, :width].cpu().numpy().astype(np.uint8)),
+        "level.png": encode_png(levels[0, :height, :width].cpu().numpy().astype(np.uint16)),
     }
 
 
@@ -245,8 +253,19 @@ def _read_piece(scratch: Path, piece: Piece) -> Iterator[tuple[str, Tensor, Tens
             yield sample.key, images[0], images[1]
 
 
+def _frame(target: Samples, config: settings.PseudoLabel) -> Size | None:
+    """Return the size of all pseudo-labels; None where each has that of its picture."""
+    return as_size(config.label_size) or as_size(config.target.size) or target.images.index.image_size
+
+
 def _write_labels(
-    target: Samples, output: Path, limits: list[Threshold], trust: Trust, scratch: Path, classes: int
+    target: Samples,
+    output: Path,
+    limits: list[Threshold],
+    trust: Trust,
+    scratch: Path,
+    classes: int,
+    frame: Size | None,
 ) -> Tensor:
     """Write this rank's pseudo-label shards; returns their confusion matrix with the target's labels, if it has any."""
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
@@ -255,6 +274,8 @@ def _write_labels(
         for piece in pieces:
             for position, (key, labels, levels) in zip(piece.positions, _read_piece(scratch, piece), strict=True):
                 pseudo_label = keep_trusted(labels, levels, limits, trust).numpy()
+                if frame is not None:
+                    pseudo_label = padded(pseudo_label, frame, IGNORE_INDEX)
                 if target.labels is not None:
                     confusion.add_(_compare(target.label(position), pseudo_label, classes))
                 yield key, {"label.png": encode_png(pseudo_label)}
@@ -271,17 +292,18 @@ def _compare(label: NDArray[np.uint8], pseudo_label: NDArray[np.uint8], classes:
 
 
 def _index(
-    target: ShardReader, checkpoint: Checkpoint, made_with: dict[str, Any], config: settings.PseudoLabel, scratch: Path
+    target: Samples, checkpoint: Checkpoint, made_with: dict[str, Any], config: settings.PseudoLabel, scratch: Path
 ) -> ShardIndex:
-    size = as_size(config.label_size) or as_size(config.target.size) or target.index.image_size
+    frame = _frame(target, config)
     return ShardIndex(
-        dataset=target.index.dataset,
-        split=target.index.split,
+        dataset=target.images.index.dataset,
+        split=target.images.index.split,
         image_size=None,
-        label_size=size,
+        label_size=frame,
+        keep_aspect_ratio=target.images.index.keep_aspect_ratio and frame is None,
         class_sets={checkpoint.class_set: identity_class_set(checkpoint.classes)},
         made_with=made_with,
-        shards=tuple(_read_entry(scratch, shard.name) for shard in target.index.shards),
+        shards=tuple(_read_entry(scratch, shard.name) for shard in target.images.index.shards),
     )
 
 

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method
 from esl_dist.config_files import differing_keys, save_config, to_dictionary
-from esl_dist.data.images import as_size
+from esl_dist.data.images import Size, as_size
 from esl_dist.data.labels import ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
-from esl_dist.data.shards import choose_classes, open_shards
+from esl_dist.data.shards import ShardReader, choose_classes, open_shards
 from esl_dist.engine.checkpoints import (
     Checkpoint,
     build_network,
@@ -158,7 +158,20 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
         pseudo = open_shards(config.pseudo_labels)
         fingerprints["pseudo_labels"] = pseudo.fingerprint()
         labels = label_source(pseudo, class_set, classes)
+        _refuse_other_frame(target, pseudo, size)
     return TrainingData(source_samples, Samples(target, size, labels, size), class_set, classes, fingerprints)
+
+
+def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:
+    """Make sure that padded pseudo-labels and padded pictures lie on each other."""
+    label_size = pseudo.index.label_size
+    if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or size is None or label_size is None:
+        return
+    if size[0] * label_size[1] != size[1] * label_size[0]:
+        raise UserError(
+            f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, target.size is "
+            f"{size[0]}×{size[1]}; choose one of the same aspect ratio"
+        )
 
 
 def build_state(
@@ -298,6 +311,7 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         images=batch["images"].to(device, non_blocking=True),
         labels=None if labels is None else labels.to(device, non_blocking=True),
         positions=batch["positions"],
+        own_sizes=batch["own_sizes"],
     )
 
 

@@ -1,0 +1,178 @@
+"""The training runs of the published programs, through this project's functions, in one process or on several ranks."""
+
+import contextlib
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from esl_dist import config as settings
+from esl_dist.adaptation.losses import SOURCE, domain_loss, self_information
+from esl_dist.adaptation.methods import METHODS, Method
+from esl_dist.adaptation.methods.method import DiscriminatorLoss
+from esl_dist.data.loading import Batch, network_input
+from esl_dist.engine.distributed import rank, sum_over_ranks, world_size
+from esl_dist.engine.optimisation import build_optimizers, set_rates, update
+from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.discriminator import build_discriminator
+from tests.reference.arrays import arrays, filled
+
+CLASSES = 19
+PLAIN = Precision(contextlib.nullcontext, lambda loss: loss)
+
+OPTIONS = settings.Optimizer(learning_rate=5e-5, schedule_steps=20)
+"""What the description of the runs sets; the rest is as published, and so by default here."""
+
+LEVELS = {"main": "main", "auxiliary": "aux"}
+LOSSES = {
+    "source_cross_entropy": "loss_seg_src",
+    "target_cross_entropy": "loss_seg_trg",
+    "target_minent": "loss_ent",
+    "target_advent": "loss_adv_trg",
+    "discriminator": "loss_d",
+}
+"""Names here → names in the files."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the name of a run stands for."""
+
+    method: str
+    pseudo_labels: bool
+
+
+RUNS = {
+    "train_esl_batch2": Run("advent", pseudo_labels=True),
+    "train_esl": Run("advent", pseudo_labels=True),
+    "train_advent": Run("advent", pseudo_labels=False),
+    "train_advent_single_level": Run("advent", pseudo_labels=False),
+    "train_minent": Run("minent", pseudo_labels=False),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves, or should leave, under the names in the files.
+
+    losses: name → the global batch's loss at each step; norms: of the segmentation network's tensors, by name; tensors:
+    those that were recorded whole, by name.
+    """
+
+    losses: dict[str, NDArray[np.float64]]
+    norms: dict[str, float]
+    tensors: dict[str, NDArray[np.float64]]
+
+
+def recorded(name: str) -> Outcome:
+    """Read what the published program left."""
+    file = arrays(name)
+    norms = dict(zip(file.pop("final/names").tolist(), file.pop("final/l2").tolist(), strict=True))
+    return Outcome(_below("loss/", file), norms, _below("final/", file))
+
+
+def train_as_rank(name: str, number: int, ranks: int, meeting: Path) -> Outcome:
+    """Do as `train` does, as one of several ranks that meet over a file."""
+    dist.init_process_group("gloo", f"file://{meeting}", timedelta(minutes=5), ranks, number)
+    try:
+        return train(name)
+    finally:
+        dist.destroy_process_group()
+
+
+def train(name: str) -> Outcome:
+    """Train as the run called `name` was trained; on several ranks, each takes its part of every batch."""
+    expected = recorded(name)
+    method = METHODS[RUNS[name].method]
+    auxiliary_head = any(tensor.startswith("layer5") for tensor in expected.norms)
+    segmentation = filled(DeepLab("resnet101", CLASSES, auxiliary_head, False))
+    assert isinstance(segmentation, DeepLab)
+    discriminators = _discriminators(method)
+    # The published program builds a discriminator for a level that is not there too, and never trains it.
+    trained = {level: discriminators[level] for level in segmentation.levels if level in discriminators}
+    losses = _train(Networks(segmentation, nn.ModuleDict(trained)), name, len(expected.losses["loss_seg_src_main"]))
+    state = segmentation.state_dict()
+    whole = state | {
+        f"discriminator_{LEVELS[level]}/{tensor}": values
+        for level, discriminator in discriminators.items()
+        for tensor, values in discriminator.state_dict().items()
+    }
+    return Outcome(
+        losses,
+        {tensor: float(state[tensor].norm()) for tensor in expected.norms},
+        {tensor: whole[tensor].numpy() for tensor in expected.tensors},
+    )
+
+
+def _below(prefix: str, file: dict[str, NDArray]) -> dict[str, NDArray[np.float64]]:
+    return {name.removeprefix(prefix): values for name, values in file.items() if name.startswith(prefix)}
+
+
+def _discriminators(method: Method) -> dict[str, nn.Module]:
+    if method.discriminator_loss is None:
+        return {}
+    return {level: filled(build_discriminator(CLASSES), f"{prefix}.") for level, prefix in LEVELS.items()}
+
+
+def _train(networks: Networks, name: str, steps: int) -> dict[str, NDArray[np.float64]]:
+    """Take every step of a run; returns the losses under the names in the files."""
+    run, images, batches = RUNS[name], int(arrays(name)["batch_size"]), arrays("batches")
+    method = METHODS[run.method]
+    if method.discriminator_loss is not None:
+        method = replace(method, discriminator_loss=_less_source_half(method.discriminator_loss))
+    weights = settings.Method(name=run.method)
+    optimizers = build_optimizers(networks.segmentation, networks.discriminators, OPTIONS)
+    history: list[Losses] = []
+    for step in range(steps):
+        set_rates(optimizers, step, OPTIONS)
+        passes = [_own_pass(batches, step, images, run.pseudo_labels)]
+        valid_pixels = sum_over_ranks(local_valid_pixels(passes))
+        history.append(add_gradients(networks, method, weights, passes, valid_pixels, images, PLAIN))
+        update(list(optimizers.values()), None)
+    return {
+        _name_in_file(loss): sum_over_ranks(torch.stack([losses[loss] for losses in history])).numpy()
+        for loss in history[0]
+    }
+
+
+def _less_source_half(loss: DiscriminatorLoss) -> DiscriminatorLoss:
+    """Return a loss of the same gradients and the value of its target half alone, as it was recorded."""
+
+    def target_half(source_logits: Tensor, target_logits: Tensor, discriminator: nn.Module, images: int) -> Tensor:
+        with torch.no_grad():
+            source_half = domain_loss(discriminator(self_information(source_logits)), SOURCE, images) / 2
+        return loss(source_logits, target_logits, discriminator, images) - source_half
+
+    return target_half
+
+
+def _own_pass(batches: dict[str, NDArray], step: int, images: int, pseudo_labels: bool) -> Pass:
+    """Return this rank's part of a step's batch."""
+    share = images // world_size()
+    first = step * images + rank() * share
+    rows = slice(first, first + share)
+    target_labels = batches["target_pseudo_labels"][rows] if pseudo_labels else None
+    return Pass(
+        _batch(batches["source_images"][rows], batches["source_labels"][rows]),
+        _batch(batches["target_images"][rows], target_labels),
+    )
+
+
+def _batch(images: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> Batch:
+    inputs = [network_input(image.transpose(1, 2, 0)) for image in images]
+    return Batch(
+        images=torch.stack(inputs).double(),
+        labels=None if labels is None else torch.from_numpy(labels),
+        positions=torch.arange(len(images)),
+    )
+
+
+def _name_in_file(loss: str) -> str:
+    kind, level = loss.split("/")
+    return f"{LOSSES[kind]}_{LEVELS[level]}"

@@ -45,7 +45,7 @@ class Network:
     architecture: str = setting(
         "resnet101",
         "DeepLab-v2 on a residual network; `tiny` is for pictures of about 200 pixels.",
-        choices=("resnet101", "resnet50", "resnet18", "tiny"),
+        choices=("resnet152", "resnet101", "resnet50", "resnet34", "resnet18", "tiny"),
     )
     auxiliary_head: bool = setting(True, "Whether stage 3 has a classifier and losses of its own (two levels).")
     batch_norm: str = setting(

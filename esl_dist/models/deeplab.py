@@ -30,8 +30,10 @@ class Architecture:
 
 
 ARCHITECTURES = {
+    "resnet152": Architecture((3, 8, 36, 3), 64, True),
     "resnet101": Architecture((3, 4, 23, 3), 64, True),
     "resnet50": Architecture((3, 4, 6, 3), 64, True),
+    "resnet34": Architecture((3, 4, 6, 3), 64, False),
     "resnet18": Architecture((2, 2, 2, 2), 64, False),
     "tiny": Architecture((1, 1, 1, 1), 24, False),
 }

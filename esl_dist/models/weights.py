@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from esl_dist.errors import UserError
 from esl_dist.files import whole_file
-from esl_dist.models.deeplab import Classifier, DeepLab
+from esl_dist.models.deeplab import ARCHITECTURES, Classifier, DeepLab
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
+
+FIRST_CONVOLUTION = "conv1.weight"
+TORCHVISION_CLASSIFIER = "fc.weight"
+TORCHVISION_STD = (0.229, 0.224, 0.225)
+"""By which torchvision's networks expect red, green and blue to be divided."""
 
 
 def initialise(network: DeepLab) -> None:
@@ -71,16 +76,14 @@ def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -
     """Fill a network from a state dict with the published names, those of the ImageNet start, or torchvision's.
 
     The ImageNet start of DeepLab-v2 has one leading name part more and classifiers of other classes, torchvision's
-    files a last linear layer: such classifiers stay as they are and are reported.
+    files a last linear layer: such classifiers stay as they are and are reported. Torchvision's first convolution is
+    turned to the input of the published networks.
 
     Raises:
         UserError: a tensor of another shape (such as another number of classes), or no tensor that fits by name.
     """
     own = network.state_dict()
-    imagenet_start = not own.keys() & weights.keys()
-    if imagenet_start:
-        weights = {name.split(".", 1)[-1]: tensor for name, tensor in weights.items()}
-        weights = {name: tensor for name, tensor in weights.items() if not name.startswith(("layer5", "layer6"))}
+    weights, dropped = published_names(weights)
     fitting = {name: tensor for name, tensor in weights.items() if name in own}
     if not fitting:
         raise UserError(f"{origin}: none of its {len(weights)} names is one of the network's; is it another network's?")
@@ -91,7 +94,51 @@ def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -
                 "choose the architecture and the number of classes of the file"
             )
     network.load_state_dict(fitting, strict=False)
-    return LoadReport(sorted(own.keys() - fitting.keys()), sorted(weights.keys() - fitting.keys()))
+    return LoadReport(sorted(own.keys() - fitting.keys()), sorted([*dropped, *(weights.keys() - fitting.keys())]))
+
+
+def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a state dict under the published names, and the names that were dropped from it.
+
+    A leading `module.` is DataParallel's. Another leading part is that of the ImageNet start, whose classifier
+    (`layer5`) is for other classes.
+    """
+    prefixes = {name.split(".", 1)[0] for name in weights if "." in name}
+    if len(prefixes) != 1 or FIRST_CONVOLUTION in weights:
+        return _for_published_input(weights), []
+    (prefix,) = prefixes
+    renamed = {name: name.removeprefix(f"{prefix}.") for name in weights}
+    dropped = [name for name in weights if prefix != "module" and renamed[name].startswith(("layer5", "layer6"))]
+    return {renamed[name]: tensor for name, tensor in weights.items() if name not in dropped}, dropped
+
+
+def _for_published_input(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Turn torchvision's first convolution, which reads (RGB / 255 − mean) / std, to BGR − mean in grey levels."""
+    if TORCHVISION_CLASSIFIER not in weights or FIRST_CONVOLUTION not in weights:
+        return dict(weights)
+    scale = 255 * torch.tensor(TORCHVISION_STD)
+    first = weights[FIRST_CONVOLUTION] / scale[:, None, None].to(weights[FIRST_CONVOLUTION].dtype)
+    return {**weights, FIRST_CONVOLUTION: first.flip(1)}
+
+
+def describe_weights(weights: Mapping[str, Tensor], origin: str) -> tuple[str, int, bool]:
+    """Return architecture, number of classes, and whether there is an auxiliary head, of a trained network's weights.
+
+    Raises:
+        UserError: they are not those of a network of this family with its classifiers.
+    """
+    published, _ = published_names(weights)
+    classifier = published.get("layer6.conv2d_list.0.weight")
+    if classifier is None:
+        raise UserError(f"{origin}: no trained segmentation network, for it has no classifier layer6")
+    auxiliary_head = any(name.startswith("layer5.") for name in published)
+    shapes = {name: tensor.shape for name, tensor in published.items() if not name.endswith("num_batches_tracked")}
+    for architecture in ARCHITECTURES:
+        with torch.device("meta"):
+            own = DeepLab(architecture, len(classifier), auxiliary_head, per_domain=False).state_dict()
+        if shapes == {name: tensor.shape for name, tensor in own.items() if not name.endswith("num_batches_tracked")}:
+            return architecture, len(classifier), auxiliary_head
+    raise UserError(f"{origin}: its tensors are those of none of the networks {', '.join(ARCHITECTURES)}")
 
 
 _SOURCE_STATISTICS = ("source_mean", "source_var")
@@ -103,6 +150,10 @@ def published_state(network: DeepLab) -> dict[str, Tensor]:
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict as .safetensors, whole or not at all."""
+    """Write a state dict as .safetensors or, for the published programs, as .pth; whole or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with whole_file(path) as file:
-        file.write(save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}))
+        if path.suffix == ".pth":
+            torch.save(plain, file)
+        else:
+            file.write(save(plain))

@@ -120,7 +120,7 @@ def test_missing_files_are_counted_and_the_first_ones_named(tmp_path: Path) -> N
         (tmp_path / SPLIT / "labels" / f"s{number}.png").unlink()
     with pytest.raises(
         UserError,
-        match=r"^7 files of the split do not exist: .*labels/s0\.png, .*s4\.png, …; a sample is a picture and its label$",
+        match=r"^7 files of the split do not exist: .*labels/s0\.png, .*s4\.png, …; a sample is .*$",
     ):
         read_layout(tmp_path / "village.yaml", SPLIT)
 

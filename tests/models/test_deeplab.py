@@ -11,7 +11,7 @@ from torch import nn
 
 from esl_dist.models.batch_norm import DomainBatchNorm2d
 from esl_dist.models.deeplab import ARCHITECTURES, CLASSIFIER_DILATIONS, Classifier, DeepLab, upsample
-from esl_dist.models.weights import initialise, load_weights
+from esl_dist.models.weights import TORCHVISION_STD, initialise, load_weights
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -134,12 +134,15 @@ def test_the_first_stages_of_resnet18_are_torchvisions() -> None:
     theirs = torchvision.models.resnet18(weights=None).eval()
     ours = DeepLab("resnet18", 3, False, False).eval()
     load_weights(ours, theirs.state_dict(), "torchvision")
+    normalised = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(2))
+    # Theirs reads normalised RGB, ours BGR in grey levels about the mean.
+    inputs = {"theirs": normalised, "ours": (normalised * 255 * torch.tensor(TORCHVISION_STD)[:, None, None]).flip(1)}
     features = {}
     for name, network in (("ours", ours), ("theirs", theirs)):
         network.layer2.register_forward_hook(lambda module, args, output, name=name: features.update({name: output}))
         with torch.no_grad():
             # At this size the max-pool gives the same whether it rounds up or down.
-            network(torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(2)))
+            network(inputs[name])
     torch.testing.assert_close(features["ours"], features["theirs"])
 
 

@@ -6,12 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import Classifier, DeepLab
-from esl_dist.models.weights import initialise, load_weights, published_state, read_weights
+from esl_dist.models.weights import (
+    describe_weights,
+    initialise,
+    load_weights,
+    published_state,
+    read_weights,
+    write_weights,
+)
 
 
 def network(classes: int = 4, auxiliary: bool = True, per_domain: bool = False, seed: int = 0) -> DeepLab:
@@ -129,7 +136,52 @@ def test_the_imagenet_start_fills_all_but_the_heads() -> None:
         assert torch.equal(tensor, before[name] if name in heads else start.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50"])
+def test_what_the_imagenet_start_has_for_other_classes_is_named_as_left_over() -> None:
+    names = {
+        f"Scale.{name}": tensor for name, tensor in network(classes=21).state_dict().items() if "layer6" not in name
+    }
+    report = load_weights(network(classes=4, seed=1), names, "imagenet.pth")
+    assert report.left_over == sorted(name for name in names if name.startswith("Scale.layer5"))
+    assert report.left_over
+
+
+def test_weights_saved_from_data_parallel_fill_the_heads_too() -> None:
+    saved, loaded = network(seed=1), network(seed=2)
+    report = load_weights(loaded, {f"module.{name}": value for name, value in saved.state_dict().items()}, "file")
+    assert (report.missing, report.left_over) == ([], [])
+    assert same(loaded.state_dict(), saved.state_dict())
+
+
+@pytest.mark.parametrize("architecture", ["tiny", "resnet18"])
+@pytest.mark.parametrize("auxiliary", [False, True])
+def test_weights_say_which_network_they_are_of(architecture: str, auxiliary: bool) -> None:
+    state = DeepLab(architecture, 6, auxiliary, per_domain=False).state_dict()
+    assert describe_weights(state, "file") == (architecture, 6, auxiliary)
+    without_counters = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    assert describe_weights(without_counters, "file") == (architecture, 6, auxiliary)
+
+
+def test_weights_of_no_trained_network_of_the_family_are_refused() -> None:
+    start = torchvision.models.resnet18(weights=None).state_dict()
+    with pytest.raises(UserError, match=r"start\.pth: no trained segmentation network, .* no classifier layer6"):
+        describe_weights(start, "start.pth")
+    state = network().state_dict()
+    with pytest.raises(UserError, match=r"other\.pth: its tensors are those of none of the networks resnet152, "):
+        describe_weights({**state, "layer1.0.conv1.weight": torch.zeros(1)}, "other.pth")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_exported_weights_are_a_plain_state_dict_of_the_published_names(name: str, tmp_path: Path) -> None:
+    exported = network(per_domain=True)
+    write_weights(tmp_path / name, published_state(exported))
+    published = torch.load(tmp_path / name, weights_only=True) if name.endswith("pth") else load_file(tmp_path / name)
+    plain = network(seed=2)
+    plain.load_state_dict(published, strict=True)
+    assert same(plain.state_dict(), published_state(exported))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 def test_torchvisions_weights_fill_all_but_the_heads(architecture: str) -> None:
     torch.manual_seed(0)
     weights = getattr(torchvision.models, architecture)(weights=None).state_dict()
@@ -143,7 +195,8 @@ def test_torchvisions_weights_fill_all_but_the_heads(architecture: str) -> None:
         for part in ("bias", "weight")
     )
     state = loaded.state_dict()
-    assert all(torch.equal(state[name], tensor) for name, tensor in weights.items() if not name.startswith("fc"))
+    filled = weights.keys() - {"fc.bias", "fc.weight", "conv1.weight"}
+    assert all(torch.equal(state[name], weights[name]) for name in filled)
 
 
 @pytest.mark.parametrize("weights", [{"a.b": torch.zeros(1)}, {"encoder": torch.zeros(1)}, {}])

@@ -137,9 +137,18 @@ class Checkpoints:
 class Train:
     """launch/train.py: adapt a segmentation network, or go on where an earlier start of the same run stopped."""
 
-    name: str = setting(MISSING, "Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>.")
+    name: str | None = setting(
+        None,
+        "Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>; null: made of data sets, "
+        "number of classes, network and method.",
+    )
     experiments: str = setting("experiments", "Folder of all runs.")
-    seed: int = setting(0, "Seed of initial weights and of the order of samples.", minimum=0, maximum=2**32 - 1)
+    seed: int | None = setting(
+        0,
+        "Seed of initial weights and of the order of samples; null: a random one, noted in the run's config.yaml.",
+        minimum=0,
+        maximum=2**32 - 1,
+    )
     class_set: str | None = setting(None, "Name of a class set of the source shards; null: their first.")
     source: Shards = setting(Shards, "The labelled domain.")
     target: Shards = setting(
@@ -156,6 +165,11 @@ class Train:
     accumulate: int = setting(1, "Passes a step, each with an equal part of the batch.", minimum=1)
     steps: int = setting(120_000, "Steps to train; at most optimizer.schedule_steps.", minimum=1)
     log_every: int = setting(20, "Steps between two entries in TensorBoard.", minimum=1)
+    pictures_every: int = setting(
+        1000,
+        "Steps between two sets of pictures in TensorBoard: image, prediction and entropy of both domains; 0: none.",
+        minimum=0,
+    )
     loader: Loader = setting(Loader, "How samples are read.")
     checkpoints: Checkpoints = setting(Checkpoints, "When to save, and what to keep.")
 
@@ -164,7 +178,14 @@ class Train:
 class PseudoLabel:
     """launch/pseudo_label.py: label the target where the network may be trusted."""
 
-    checkpoint: str = setting(MISSING, "Run folder (its newest whole checkpoint) or checkpoint folder.")
+    checkpoint: str = setting(
+        MISSING,
+        "Run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors, .pth) with "
+        "the published names.",
+    )
+    class_set: str | None = setting(
+        None, "Class set of a file of weights; null: the first of the shards with as many classes."
+    )
     target: Shards = setting(Shards, "The pictures to label, and the size at which the network sees them.")
     output: str = setting(MISSING, "Folder for the pseudo-label shards.")
     label_size: list[int] | None = setting(
@@ -187,11 +208,43 @@ class PseudoLabel:
 
 @dataclass
 class Evaluate:
-    """launch/evaluate.py: score a checkpoint on labelled shards."""
+    """launch/evaluate.py: score a network, an ensemble, or all snapshots of a run on labelled shards."""
 
-    checkpoint: str = setting(MISSING, "Run folder (its newest whole checkpoint) or checkpoint folder.")
+    mode: str = setting(
+        "single",
+        "`single`: one network; `ensemble`: the weighted sum of several networks' logits; `best`: every snapshot of a "
+        "run, those that are scored already excepted.",
+        choices=("single", "ensemble", "best"),
+    )
+    checkpoint: str | None = setting(
+        None,
+        "For `single`: run folder (its newest whole checkpoint), checkpoint folder, or a file of weights "
+        "(.safetensors, .pth) with the published names; for `best`: run folder.",
+    )
+    checkpoints: list[str] = setting(list, "For `ensemble`: its networks, each given as `checkpoint` is.")
+    ensemble_weights: list[float] = setting(
+        list, "For `ensemble`: factor on each network's logits, no unit; empty: 1 for each.", minimum=0
+    )
+    class_set: str | None = setting(
+        None, "Class set of a file of weights; null: the first of the shards with as many classes."
+    )
     data: Shards = setting(Shards, "The labelled pictures; scored at their labels' own size.")
-    output: str | None = setting(None, "JSON file for the scores; null: print them only.")
+    output: str | None = setting(
+        None,
+        "JSON file for the scores; null: none, but for `best`, whose scores are kept in <run>/scores/<data "
+        "set>_<split>.json.",
+    )
+    experiments: str = setting(
+        "experiments",
+        "Folder of all runs; in its logs/ are the curves of ensembles and files of weights, those of a run are beside "
+        "it.",
+    )
+    predictions: str | None = setting(
+        None, "Folder for the predictions as PNG files in the colours of the classes; null: none."
+    )
+    wait_minutes: float = setting(
+        0.0, "For `best`: how long to wait for each snapshot that a running training has yet to write.", minimum=0
+    )
     statistics_from: str | None = setting(
         None,
         "Folder of shards on which the batch-norm statistics are estimated anew before scoring; null: those of the "

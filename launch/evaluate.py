@@ -1,39 +1,99 @@
-"""Score a checkpoint: `accelerate launch launch/evaluate.py checkpoint=… data.path=… output=scores.json`."""
+"""Score networks: `accelerate launch launch/evaluate.py checkpoint=… data.path=… output=scores.json`.
+
+Modes: one network, a weighted ensemble, or every snapshot of a run and the best of them.
+"""
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate
-from esl_dist.data.images import as_size
-from esl_dist.data.labels import class_names
-from esl_dist.data.loading import Samples, label_source, refuse_mixed_sizes
-from esl_dist.data.shards import open_shards
-from esl_dist.engine.checkpoints import load_segmentation
+from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.engine.distributed import is_main, refuse_disagreement, start_inference
-from esl_dist.engine.evaluator import estimate_statistics, evaluate
+from esl_dist.engine.scoring import score_networks
+from esl_dist.engine.snapshots import best_step, score_snapshots
+from esl_dist.engine.trained import load_trained
+from esl_dist.errors import UserError
 from esl_dist.files import write_json
-from esl_dist.reporting.scores import score_table, scores_of
+from esl_dist.reporting.scores import percent, score_table
 
 
 def main(config: Evaluate) -> None:
-    """Print the table of scores and write them as JSON."""
+    """Print the table of scores, write them as JSON and to TensorBoard."""
+    check(config)
     device = start_inference().device
-    network, checkpoint = load_segmentation(config.checkpoint, device)
     shards = open_shards(config.data.path)
     refuse_disagreement(shards.fingerprint(), "shards")
-    labels = label_source(shards, checkpoint.class_set, checkpoint.classes)
-    names = class_names(checkpoint.classes)
-    size = as_size(config.data.size)
-    if config.statistics_from is not None:
-        pictures = Samples(open_shards(config.statistics_from), size)
-        refuse_mixed_sizes(pictures.images, size, "data.size")
-        estimate_statistics(network, pictures, config.workers, device, checkpoint.config.batch_size)
-    confusion = evaluate(network, Samples(shards, size, labels), len(names), config.workers, device)
-    scores = scores_of(confusion, names)
+    if config.mode == "best":
+        evaluate_snapshots(config, shards, device)
+    else:
+        evaluate_once(config, shards, device)
+
+
+def check(config: Evaluate) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    if config.mode == "ensemble":
+        if not config.checkpoints:
+            raise UserError("mode=ensemble needs its networks: checkpoints=[…,…]")
+        if len(config.ensemble_weights) not in (0, len(config.checkpoints)):
+            raise UserError(
+                f"ensemble_weights={config.ensemble_weights} is impossible: expected one for each of the "
+                f"{len(config.checkpoints)} checkpoints, or none"
+            )
+        if config.checkpoint is not None:
+            raise UserError("mode=ensemble takes checkpoints=[…,…], not checkpoint=…")
+    else:
+        if config.checkpoint is None:
+            raise UserError(f"mode={config.mode} needs a network: checkpoint=…")
+        if config.checkpoints or config.ensemble_weights:
+            raise UserError("checkpoints and ensemble_weights are for mode=ensemble")
+    if config.wait_minutes and config.mode != "best":
+        raise UserError("wait_minutes is for mode=best")
+
+
+def evaluate_once(config: Evaluate, shards: ShardReader, device: torch.device) -> None:
+    """Score one network or an ensemble."""
+    paths = config.checkpoints if config.mode == "ensemble" else [str(config.checkpoint)]
+    networks = [load_trained(path, shards.index.class_sets, config.class_set, device) for path in paths]
+    weights = config.ensemble_weights or [1.0] * len(networks)
+    predictions = None if config.predictions is None else Path(config.predictions)
+    scores = score_networks(networks, weights, shards, config, predictions, device)
     if is_main():
-        print(score_table({checkpoint.config.name: scores}))
+        print(score_table({" + ".join(one.name for one in networks): scores}))
         if config.output is not None:
-            write_json(Path(config.output), {**scores, "checkpoint": config.checkpoint, "step": checkpoint.step})
+            origin: dict[str, Any] = {"checkpoint": paths[0], "step": networks[0].step}
+            if config.mode == "ensemble":
+                origin = {"checkpoints": paths, "weights": weights}
+            write_json(Path(config.output), {**scores, **origin})
+
+
+def evaluate_snapshots(config: Evaluate, shards: ShardReader, device: torch.device) -> None:
+    """Score the snapshots of a run that are not scored yet, and name the best."""
+    run = Path(str(config.checkpoint))
+    data = f"{shards.index.dataset}_{shards.index.split}"
+    kept = run / "scores" / f"{data}.json" if config.output is None else Path(config.output)
+    statistics = None if config.statistics_from is None else open_shards(config.statistics_from).fingerprint()
+    made_with = {"data": shards.fingerprint(), "size": config.data.size, "statistics_from": statistics}
+
+    def score(folder: Path) -> dict[str, Any]:
+        network = load_trained(folder, shards.index.class_sets, config.class_set, device)
+        predictions = None if config.predictions is None else Path(config.predictions) / folder.name
+        scores = score_networks([network], [1.0], shards, config, predictions, device)
+        if is_main():
+            print(f"{network.name}, step {network.step}: mIoU {percent(scores['miou'])}", flush=True)
+        return scores
+
+    scores = score_snapshots(run, kept, made_with, config.wait_minutes, score)
+    if is_main():
+        best = best_step(scores)
+        print(score_table({f"step {step}": one for step, one in sorted(scores.items())}))
+        print(f"best: step {best}, mIoU {percent(scores[best]['miou'])}; all scores are in {kept}")
 
 
 if __name__ == "__main__":

@@ -5,21 +5,21 @@ from esl_dist.config import PseudoLabel
 from esl_dist.data.images import as_size
 from esl_dist.data.loading import Samples, label_source
 from esl_dist.data.shards import open_shards
-from esl_dist.engine.checkpoints import load_segmentation
 from esl_dist.engine.distributed import is_main, refuse_disagreement, start_inference
 from esl_dist.engine.labelling import write_pseudo_labels
+from esl_dist.engine.trained import load_trained
 
 
 def main(config: PseudoLabel) -> None:
     """Write the pseudo-labels and print what was kept."""
     device = start_inference().device
-    network, checkpoint = load_segmentation(config.checkpoint, device)
     shards = open_shards(config.target.path)
     refuse_disagreement(shards.fingerprint(), "shards")
-    labels = label_source(shards, checkpoint.class_set, checkpoint.classes) if config.compare_with_labels else None
+    trained = load_trained(config.checkpoint, shards.index.class_sets, config.class_set, device)
+    labels = label_source(shards, trained.class_set, trained.classes) if config.compare_with_labels else None
     size = as_size(config.target.size)
     target = Samples(shards, size, labels, as_size(config.label_size) or size)
-    summary = write_pseudo_labels(network, checkpoint, target, config, device)
+    summary = write_pseudo_labels(trained, target, config, device)
     if is_main():
         accuracy = "" if summary["accuracy"] is None else f", {100 * summary['accuracy']:.1f} % of them right"
         print(f"{config.output}: {100 * summary['kept']:.1f} % of the pixels kept{accuracy}")

@@ -15,6 +15,31 @@ from esl_dist.errors import UserError
 IGNORE_INDEX = 255
 """Train id of a pixel that no loss and no score counts."""
 
+CITYSCAPES_19 = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+CITYSCAPES_16 = tuple(name for name in CITYSCAPES_19 if name not in ("terrain", "truck", "train"))
+CITYSCAPES_13 = tuple(name for name in CITYSCAPES_16 if name not in ("wall", "fence", "pole"))
+"""The classes over which the field takes its means: 16 and 13 are for SYNTHIA as the source."""
+
 RAW_IDS = 2**16
 """Raw ids have at most 16 bits."""
 

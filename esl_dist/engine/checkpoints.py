@@ -26,7 +26,6 @@ from torch import Tensor
 from esl_dist import config as settings
 from esl_dist.config_files import from_dictionary, to_dictionary
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
-from esl_dist.engine.distributed import refuse_disagreement
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, read_json, sha256_of_file, write_json
 from esl_dist.models.deeplab import DeepLab
@@ -34,6 +33,8 @@ from esl_dist.models.deeplab import DeepLab
 FORMAT = "esl-dist checkpoint"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+RUN_CONFIG = "config.yaml"
+"""In a run's folder: its settings, defaults, name and seed included."""
 SEGMENTATION, DISCRIMINATORS, TRAINING = "segmentation.safetensors", "discriminators.safetensors", "training.pt"
 
 TensorState = dict[str, Tensor]
@@ -65,7 +66,7 @@ class Checkpoint:
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
     """Write a checkpoint and prune older ones; returns its folder."""
-    folder = run / "checkpoints" / f"step-{checkpoint.step:08d}"
+    folder = checkpoint_folder(run, checkpoint.step)
     partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -137,6 +138,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Return the place of a run's checkpoint after `step` steps."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the run's checkpoint folders, oldest first; folders that were not finished are not among them."""
     found = (run / "checkpoints").glob("step-*")
@@ -166,27 +172,21 @@ def find_checkpoint(path: str | Path) -> Path:
         return folder
     newest = newest_whole(folder) if folder.is_dir() else None
     if newest is None:
-        raise UserError(f"{folder}: no checkpoint; expected a run folder with checkpoints/ or one checkpoint's folder")
+        raise UserError(
+            f"{folder}: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file "
+            "of weights"
+        )
     return newest
+
+
+def log_folder(run: Path) -> Path:
+    """Return the folder of a run's TensorBoard files: <experiments>/logs/<name> for <experiments>/snapshots/<name>."""
+    return run.parent.parent / "logs" / run.name
 
 
 def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
     """Return the segmentation network that a configuration describes."""
     return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
-
-
-def load_segmentation(path: str | Path, device: torch.device) -> tuple[DeepLab, Checkpoint]:
-    """Return the segmentation network of a run or checkpoint in evaluation mode, and the checkpoint; on every rank.
-
-    Raises:
-        UserError: there is no whole checkpoint, or the ranks do not find the same.
-    """
-    folder = find_checkpoint(path)
-    refuse_disagreement(sha256_of_file(folder / MANIFEST), "checkpoint")
-    checkpoint = load_checkpoint(folder)
-    network = build_network(checkpoint.config.network, checkpoint.classes)
-    network.load_state_dict(checkpoint.segmentation)
-    return network.to(device).eval(), checkpoint
 
 
 def _contiguous(state: TensorState) -> TensorState:

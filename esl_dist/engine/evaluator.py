@@ -1,6 +1,7 @@
 """Scoring: every sample once, on one of the ranks; confusion matrices add up."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,24 +29,45 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tenso
     return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()
 
 
+@dataclass(frozen=True)
+class Member:
+    """A network of an ensemble, in evaluation mode, and the factor on its logits."""
+
+    network: DeepLab
+    weight: float
+
+
 @torch.inference_mode()
-def evaluate(network: DeepLab, samples: Samples, classes: int, workers: int, device: torch.device) -> NDArray[np.int64]:
+def evaluate(
+    ensemble: Sequence[Member],
+    samples: Samples,
+    classes: int,
+    workers: int,
+    device: torch.device,
+    show: Callable[[Batch, Tensor], None] | None = None,
+) -> NDArray[np.int64]:
     """Return the confusion matrix over all samples and ranks, the same on every rank.
 
     Args:
-        network: in evaluation mode, on `device`.
+        ensemble: networks on `device`, whose upsampled logits are added up; a single one is an ensemble, too.
         samples: with labels at their own size.
         classes: number of classes.
         workers: reading processes a rank.
         device: where to compute.
+        show: called with each of this rank's batches of one sample and its prediction, train ids (height, width).
     """
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     for batch in own_samples(samples, workers, device, "scoring"):
         labels = batch["labels"]
         assert labels is not None
-        logits = network(batch["images"].to(device))["main"]
-        predictions = upsample(logits.float(), labels.shape[1:]).argmax(1)
+        images = batch["images"].to(device)
+        logits = torch.stack(
+            [member.weight * upsample(member.network(images)["main"].float(), labels.shape[1:]) for member in ensemble]
+        ).sum(0)
+        predictions = logits.argmax(1)
         confusion += confusion_matrix(labels.to(device), predictions, classes)
+        if show is not None:
+            show(batch, predictions[0])
     return sum_over_ranks(confusion).numpy()
 
 

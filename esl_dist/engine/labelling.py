@@ -49,9 +49,9 @@ from esl_dist.data.shards import (
     write_index,
     write_shard,
 )
-from esl_dist.engine.checkpoints import Checkpoint
 from esl_dist.engine.distributed import from_main, is_main, rank, sum_over_ranks, wait_for_all, world_size
 from esl_dist.engine.evaluator import confusion_matrix
+from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
 from esl_dist.models.deeplab import DeepLab
@@ -68,13 +68,12 @@ Item = TypeVar("Item")
 
 
 def write_pseudo_labels(
-    network: DeepLab, checkpoint: Checkpoint, target: Samples, config: settings.PseudoLabel, device: torch.device
+    trained: TrainedNetwork, target: Samples, config: settings.PseudoLabel, device: torch.device
 ) -> dict[str, Any]:
     """Label the target and return the summary, which is also written; a finished job is not done again.
 
     Args:
-        network: in evaluation mode, on `device`.
-        checkpoint: where it comes from.
+        trained: its network is on `device`.
         target: the pictures at the network's size; with labels if `config.compare_with_labels`.
         config: the job's settings.
         device: where to compute.
@@ -83,14 +82,14 @@ def write_pseudo_labels(
         UserError: the output folder holds pseudo-labels made otherwise.
     """
     output = Path(config.output)
-    made_with = _made_with(checkpoint, target, config)
+    made_with = _made_with(trained, target, config)
     if all(from_main([(output / INDEX_NAME).exists()])):
         return _finished(output, made_with)
     scratch = _open_scratch(output, made_with)
     trust = TRUST[config.score]
-    classes = len(checkpoint.classes)
+    classes = len(trained.classes)
 
-    _predict(network, target, config, trust, scratch, device)
+    _predict(trained.network, target, config, trust, scratch, device)
     wait_for_all()
     histograms = torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.int64)
     for piece in _own(_pieces(target.images)):
@@ -101,22 +100,22 @@ def write_pseudo_labels(
 
     frame = _frame(target, config)
     own_confusion = _write_labels(target, output, limits, trust, scratch, classes, frame)
-    summary = _summary(checkpoint, config, histograms, limits, sum_over_ranks(own_confusion))
+    summary = _summary(trained, config, histograms, limits, sum_over_ranks(own_confusion))
     if is_main():
         write_json(output / SUMMARY, summary)
-        write_index(output, _index(target, checkpoint, made_with, config, scratch))
+        write_index(output, _index(target, trained, made_with, config, scratch))
         shutil.rmtree(scratch)
     wait_for_all()
     return summary
 
 
-def _made_with(checkpoint: Checkpoint, target: Samples, config: settings.PseudoLabel) -> dict[str, Any]:
+def _made_with(trained: TrainedNetwork, target: Samples, config: settings.PseudoLabel) -> dict[str, Any]:
     digest = hashlib.sha256()
-    for name, tensor in sorted(checkpoint.segmentation.items()):
-        digest.update(name.encode() + tensor.numpy().tobytes())
+    for name, tensor in sorted(trained.network.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return {
-        "run": checkpoint.config.name,
-        "step": checkpoint.step,
+        "run": trained.name,
+        "step": trained.step,
         "weights": digest.hexdigest(),
         "target": target.images.fingerprint(),
         "size": config.target.size,
@@ -292,7 +291,7 @@ def _compare(label: NDArray[np.uint8], pseudo_label: NDArray[np.uint8], classes:
 
 
 def _index(
-    target: Samples, checkpoint: Checkpoint, made_with: dict[str, Any], config: settings.PseudoLabel, scratch: Path
+    target: Samples, trained: TrainedNetwork, made_with: dict[str, Any], config: settings.PseudoLabel, scratch: Path
 ) -> ShardIndex:
     frame = _frame(target, config)
     return ShardIndex(
@@ -301,14 +300,14 @@ def _index(
         image_size=None,
         label_size=frame,
         keep_aspect_ratio=target.images.index.keep_aspect_ratio and frame is None,
-        class_sets={checkpoint.class_set: identity_class_set(checkpoint.classes)},
+        class_sets={trained.class_set: identity_class_set(trained.classes)},
         made_with=made_with,
         shards=tuple(_read_entry(scratch, shard.name) for shard in target.images.index.shards),
     )
 
 
 def _summary(
-    checkpoint: Checkpoint,
+    trained: TrainedNetwork,
     config: settings.PseudoLabel,
     histograms: Tensor,
     limits: list[Threshold],
@@ -323,7 +322,7 @@ def _summary(
         "classes": {
             name: {"threshold": limit.score, "pixels_predicted": one_predicted, "pixels_kept": one_kept}
             for name, limit, one_predicted, one_kept in zip(
-                class_names(checkpoint.classes), limits, predicted, kept, strict=True
+                class_names(trained.classes), limits, predicted, kept, strict=True
             )
         },
     }

@@ -1,9 +1,10 @@
 """The training loop: one for every method, on one rank or many, from the first step or from where a run stopped."""
 
 import math
+import secrets
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,26 +13,24 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method
-from esl_dist.config_files import differing_keys, save_config, to_dictionary
-from esl_dist.data.images import Size, as_size
+from esl_dist.config_files import differing_keys, load_config, save_config, to_dictionary
 from esl_dist.data.labels import ClassSet
-from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
-from esl_dist.data.sampling import endless_order, rank_batches
-from esl_dist.data.shards import ShardReader, choose_classes, open_shards
 from esl_dist.engine.checkpoints import (
+    RUN_CONFIG,
     Checkpoint,
     build_network,
     find_checkpoint,
     load_checkpoint,
+    log_folder,
     newest_whole,
     save_checkpoint,
 )
 from esl_dist.engine.distributed import (
     is_main,
-    rank,
     refuse_disagreement,
     sum_over_ranks,
     wait_for_all,
@@ -39,32 +38,23 @@ from esl_dist.engine.distributed import (
 )
 from esl_dist.engine.optimisation import build_optimizers, set_rates, update
 from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
+from esl_dist.engine.training_data import TrainingData, open_training_data, own_passes
 from esl_dist.errors import UserError
+from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.models.weights import initialise, load_weights, published_state, read_weights, write_weights
+from esl_dist.reporting.pictures import prediction_pictures
 from esl_dist.reporting.progress import progress
-from esl_dist.reporting.tensorboard import open_writer, write_scalars
+from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_scalars
 
-SOURCE_ORDER, TARGET_ORDER = 0, 1
-"""Domain numbers for `esl_dist.data.sampling`."""
+EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
 
-MAY_CHANGE = {"experiments", "steps", "log_every", "source.path", "target.path", "pseudo_labels"}
+MAY_CHANGE = {"experiments", "steps", "log_every", "pictures_every", "source.path", "target.path", "pseudo_labels"}
 MAY_CHANGE_GROUPS = ("loader.workers", "checkpoints.")
 """Settings in which a continued run may differ from its beginning: none of them changes what is computed.
 
 Shards may have moved: their fingerprints decide whether they are the same.
 """
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The samples of both domains; `target` is None where the method does not look at it."""
-
-    source: Samples
-    target: Samples | None
-    class_set: str
-    classes: ClassSet
-    fingerprints: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -78,7 +68,8 @@ class State:
 def train(config: settings.Train, accelerator: Accelerator) -> Path:
     """Train to `config.steps`, going on from the run's newest whole checkpoint; returns the run's folder.
 
-    It holds config.yaml, checkpoints/, and in the end weights.safetensors: the network under its published names.
+    It holds config.yaml, checkpoints/, and in the end the network under its published names, in two forms:
+    weights.safetensors and weights.pth.
 
     Raises:
         UserError: settings that cannot be, shards that do not fit, a run of the same name with other settings, or a
@@ -86,9 +77,11 @@ def train(config: settings.Train, accelerator: Accelerator) -> Path:
     """
     method = check_training(config)
     refuse_disagreement(str(to_dictionary(config)), "configuration")
-    run = Path(config.experiments) / "snapshots" / config.name
     data = open_training_data(config, method)
     refuse_disagreement(str(data.fingerprints), "shards")
+    config = replace(config, name=config.name or run_name(config, data))
+    run = run_folder(config)
+    config = replace(config, seed=_agreed_seed(run) if config.seed is None else config.seed)
     folder = newest_whole(run)
     state = build_state(config, method, data.classes, accelerator.device, with_start=folder is None)
     step = 0 if folder is None else _continue(folder, config, data, state, accelerator)
@@ -97,13 +90,38 @@ def train(config: settings.Train, accelerator: Accelerator) -> Path:
         _say(f"{config.name}: finished already, at step {step}")
     else:
         if is_main():
-            save_config(config, run / "config.yaml")
+            save_config(config, run / RUN_CONFIG)
         _say(f"{config.name}: {_describe(config, data, accelerator)}, from step {step} to {config.steps}")
         _loop(config, method, data, state, accelerator, run, step)
     if is_main():
-        write_weights(run / "weights.safetensors", published_state(state.networks.segmentation))
+        for name in EXPORTED_WEIGHTS:
+            write_weights(run / name, published_state(state.networks.segmentation))
     wait_for_all()
     return run
+
+
+def run_name(config: settings.Train, data: TrainingData) -> str:
+    """Return the name of a run that was given none: data sets, number of classes, network, method."""
+    data_sets = [data.source.images.index.dataset]
+    if data.target is not None:
+        data_sets.append(data.target.images.index.dataset)
+    parts = ["_to_".join(data_sets), str(len(data.classes)), config.network.architecture, config.method.name]
+    return "_".join(parts + (["esl"] if config.pseudo_labels is not None else []))
+
+
+def run_folder(config: settings.Train) -> Path:
+    """Return the folder of a run's configuration, checkpoints and weights."""
+    assert config.name is not None
+    return Path(config.experiments) / "snapshots" / config.name
+
+
+def _agreed_seed(run: Path) -> int:
+    """Return the seed that the run was begun with or, at its beginning, a random one; the same on every rank."""
+    own = 0
+    if is_main():
+        begun = run / RUN_CONFIG
+        own = secrets.randbelow(2**32) if not begun.is_file() else load_config(settings.Train, begun).seed or 0
+    return int(sum_over_ranks(torch.tensor(own, dtype=torch.int64)))
 
 
 def check_training(config: settings.Train) -> Method:
@@ -135,45 +153,6 @@ def check_training(config: settings.Train) -> Method:
     return method
 
 
-def open_training_data(config: settings.Train, method: Method) -> TrainingData:
-    """Open the shards that a method reads.
-
-    Raises:
-        UserError: shards that are missing, damaged, or do not fit each other.
-    """
-    source = open_shards(config.source.path)
-    class_set, classes = choose_classes(source, config.class_set)
-    fingerprints = {"source": source.fingerprint()}
-    size = as_size(config.source.size)
-    refuse_mixed_sizes(source, size, "source.size")
-    source_samples = Samples(source, size, LabelSource(source, classes), size)
-    if method.target_loss is None and config.pseudo_labels is None:
-        return TrainingData(source_samples, None, class_set, classes, fingerprints)
-    target = open_shards(config.target.path)
-    fingerprints["target"] = target.fingerprint()
-    size = as_size(config.target.size)
-    refuse_mixed_sizes(target, size, "target.size")
-    labels = None
-    if config.pseudo_labels is not None:
-        pseudo = open_shards(config.pseudo_labels)
-        fingerprints["pseudo_labels"] = pseudo.fingerprint()
-        labels = label_source(pseudo, class_set, classes)
-        _refuse_other_frame(target, pseudo, size)
-    return TrainingData(source_samples, Samples(target, size, labels, size), class_set, classes, fingerprints)
-
-
-def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:
-    """Make sure that padded pseudo-labels and padded pictures lie on each other."""
-    label_size = pseudo.index.label_size
-    if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or size is None or label_size is None:
-        return
-    if size[0] * label_size[1] != size[1] * label_size[0]:
-        raise UserError(
-            f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, target.size is "
-            f"{size[0]}×{size[1]}; choose one of the same aspect ratio"
-        )
-
-
 def build_state(
     config: settings.Train, method: Method, classes: ClassSet, device: torch.device, with_start: bool
 ) -> State:
@@ -189,6 +168,7 @@ def build_state(
     Raises:
         UserError: weights to start from that do not fit.
     """
+    assert config.seed is not None
     set_seed(config.seed)
     segmentation = build_network(config.network, classes)
     initialise(segmentation)
@@ -251,17 +231,17 @@ def _loop(
     run: Path,
     first_step: int,
 ) -> None:
-    passes = _passes(config, data, first_step, accelerator.device)
+    passes = own_passes(config, data, first_step, accelerator.device)
     precision = Precision(accelerator.autocast, _loss_scale(accelerator))
-    writer = open_writer(Path(config.experiments) / "logs" / config.name, first_step) if is_main() else None
+    writer = open_writer(log_folder(run), first_step) if is_main() else None
     interval = _Interval()
     steps = range(first_step, config.steps)
-    for step in progress(steps, config.steps, config.name, first_step, "step") if is_main() else steps:
+    for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
         rates = set_rates(state.optimizers, step, config.optimizer)
-        own_passes = [next(passes) for _ in range(config.accumulate)]
-        valid_pixels = sum_over_ranks(local_valid_pixels(own_passes))
+        step_passes = [next(passes) for _ in range(config.accumulate)]
+        valid_pixels = sum_over_ranks(local_valid_pixels(step_passes))
         losses = add_gradients(
-            state.networks, method, config.method, own_passes, valid_pixels, config.batch_size, precision
+            state.networks, method, config.method, step_passes, valid_pixels, config.batch_size, precision
         )
         update(list(state.optimizers.values()), accelerator.scaler)
         interval.add(losses)
@@ -277,6 +257,8 @@ def _loop(
                 write_scalars(writer, "learning_rate", rates, done)
                 write_scalars(writer, "speed", {"samples_per_second": interval.rate(config, data)}, done)
             interval = _Interval()
+        if writer is not None and config.pictures_every and done % config.pictures_every == 0:
+            _write_pictures(writer, state.networks.segmentation, step_passes[-1], data, done)
         if save:
             if is_main():
                 save_checkpoint(run, _checkpoint(done, config, data, state, accelerator), config.checkpoints)
@@ -285,34 +267,17 @@ def _loop(
         writer.close()
 
 
-def _passes(config: settings.Train, data: TrainingData, first_step: int, device: torch.device) -> Iterator[Pass]:
-    """Yield this rank's passes from `first_step` on; finding the place costs no reading."""
-
-    def domain_batches(samples: Samples, domain: int) -> Iterator[Batch]:
-        order = endless_order(
-            len(samples), config.loader.shuffle_window, config.seed, domain, first_step * config.batch_size
-        )
-        positions = rank_batches(order, config.batch_size, config.accumulate, rank(), world_size())
-        for batch in batches(samples, positions, config.loader.workers, device.type == "cuda"):
-            yield _to_device(batch, device)
-
-    source = domain_batches(data.source, SOURCE_ORDER)
-    if data.target is None:
-        for source_batch in source:
-            yield Pass(source_batch, None)
-    else:
-        for source_batch, target_batch in zip(source, domain_batches(data.target, TARGET_ORDER), strict=True):
-            yield Pass(source_batch, target_batch)
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    labels = batch["labels"]
-    return Batch(
-        images=batch["images"].to(device, non_blocking=True),
-        labels=None if labels is None else labels.to(device, non_blocking=True),
-        positions=batch["positions"],
-        own_sizes=batch["own_sizes"],
+def _write_pictures(writer: SummaryWriter, network: DeepLab, last: Pass, data: TrainingData, done: int) -> None:
+    """Show the main rank's first sample of each domain as evaluation would see it now; nothing is updated."""
+    network.eval()
+    write_pictures(
+        writer, "source", prediction_pictures(network, last.source["images"][:1], "source", data.classes), done
     )
+    if last.target is not None:
+        write_pictures(
+            writer, "target", prediction_pictures(network, last.target["images"][:1], "target", data.classes), done
+        )
+    network.train()
 
 
 def _loss_scale(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:

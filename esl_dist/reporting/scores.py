@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from esl_dist.data.labels import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19
+
 
 def intersection_over_union(confusion: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the IoU of each class, shape (classes,), in [0, 1]; NaN for a class that does not occur.
@@ -34,30 +36,48 @@ def pixel_accuracy(confusion: NDArray[np.int64]) -> float | None:
 
 
 def scores_of(confusion: NDArray[np.int64], class_names: Sequence[str]) -> dict[str, Any]:
-    """Return `miou`, `iou` by class name and `accuracy` as fractions, None where a class does not occur."""
+    """Return `miou`, `iou` by class name and `accuracy` as fractions, None where a class does not occur.
+
+    `miou_over` holds the means over 19, 16 and 13 classes of Cityscapes, as far as `class_names` has them all.
+    """
     iou = intersection_over_union(confusion)
+    position = {name: place for place, name in enumerate(class_names)}
     return {
         "miou": _or_none(mean_iou(iou)),
+        "miou_over": {
+            str(len(names)): _or_none(mean_iou(iou[[position[name] for name in names]]))
+            for names in (CITYSCAPES_19, CITYSCAPES_16, CITYSCAPES_13)
+            if position.keys() >= set(names)
+        },
         "iou": {name: _or_none(float(value)) for name, value in zip(class_names, iou, strict=True)},
         "accuracy": pixel_accuracy(confusion),
     }
 
 
 def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out scores (`scores_of`) as a table in percent: a line for each entry of `rows`, a column for each class."""
-    names = list(next(iter(rows.values()))["iou"])
+    """Lay out scores (`scores_of`) as a table in percent.
+
+    There is a line for each entry of `rows`, a column for each class, the mean, and each mean over fewer classes.
+    """
+    first = next(iter(rows.values()))
+    names = list(first["iou"])
+    fewer = [count for count in first.get("miou_over", {}) if int(count) < len(names)]
+    columns = [*names, "mIoU", *(f"mIoU {count}" for count in fewer)]
     title_width = max(len(title) for title in rows)
-    lines = [" " * title_width + "".join(f"  {name:>6}" for name in [*names, "mIoU"])]
+    lines = [" " * title_width + "".join(f"  {name:>6}" for name in columns)]
     for title, scores in rows.items():
-        values = [*(scores["iou"][name] for name in names), scores["miou"]]
-        cells = [
-            f"{_percent(value):>{max(6, len(name))}}" for name, value in zip([*names, "mIoU"], values, strict=True)
+        values = [
+            *(scores["iou"][name] for name in names),
+            scores["miou"],
+            *(scores["miou_over"][count] for count in fewer),
         ]
+        cells = [f"{percent(value):>{max(6, len(name))}}" for name, value in zip(columns, values, strict=True)]
         lines.append(f"{title:<{title_width}}" + "".join(f"  {cell}" for cell in cells))
     return "\n".join(lines)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Write a share in percent with one decimal; a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 

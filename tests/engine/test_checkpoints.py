@@ -16,7 +16,6 @@ from esl_dist.engine.checkpoints import (
     checkpoint_folders,
     find_checkpoint,
     load_checkpoint,
-    load_segmentation,
     newest_whole,
     save_checkpoint,
 )
@@ -125,14 +124,6 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         load_checkpoint(folder)
     assert folder.exists()
-
-
-def test_a_network_is_built_from_its_checkpoint_alone(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, checkpoint(3), KEEP_ALL)
-    network, loaded = load_segmentation(tmp_path, torch.device("cpu"))
-    assert not network.training
-    assert network(torch.zeros(1, 3, 32, 64))["main"].shape == (1, 2, 5, 9)
-    assert loaded.class_set == "two"
 
 
 def test_a_folder_without_checkpoints_says_what_was_expected(tmp_path: Path) -> None:

@@ -56,7 +56,12 @@ def test_a_class_that_is_only_predicted_counts_as_0() -> None:
 
 
 def test_an_empty_confusion_has_no_scores() -> None:
-    assert scores_of(confusion_of([]), NAMES) == {"miou": None, "iou": dict.fromkeys(NAMES), "accuracy": None}
+    assert scores_of(confusion_of([]), NAMES) == {
+        "miou": None,
+        "miou_over": {},
+        "iou": dict.fromkeys(NAMES),
+        "accuracy": None,
+    }
 
 
 def test_scores_can_be_written_as_json_numbers() -> None:

@@ -1,0 +1,101 @@
+"""What a training reads: the samples of both domains, and from them this rank's part of every step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from esl_dist import config as settings
+from esl_dist.adaptation.methods import Method
+from esl_dist.data.images import Size, as_size
+from esl_dist.data.labels import ClassSet
+from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
+from esl_dist.data.sampling import endless_order, rank_batches
+from esl_dist.data.shards import ShardReader, choose_classes, open_shards
+from esl_dist.engine.distributed import rank, world_size
+from esl_dist.engine.step import Pass
+from esl_dist.errors import UserError
+
+SOURCE_ORDER, TARGET_ORDER = 0, 1
+"""Domain numbers for `esl_dist.data.sampling`."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The samples of both domains; `target` is None where the method does not look at it."""
+
+    source: Samples
+    target: Samples | None
+    class_set: str
+    classes: ClassSet
+    fingerprints: dict[str, str]
+
+
+def open_training_data(config: settings.Train, method: Method) -> TrainingData:
+    """Open the shards that a method reads.
+
+    Raises:
+        UserError: shards that are missing, damaged, or do not fit each other.
+    """
+    source = open_shards(config.source.path)
+    class_set, classes = choose_classes(source, config.class_set)
+    fingerprints = {"source": source.fingerprint()}
+    size = as_size(config.source.size)
+    refuse_mixed_sizes(source, size, "source.size")
+    source_samples = Samples(source, size, LabelSource(source, classes), size)
+    if method.target_loss is None and config.pseudo_labels is None:
+        return TrainingData(source_samples, None, class_set, classes, fingerprints)
+    target = open_shards(config.target.path)
+    fingerprints["target"] = target.fingerprint()
+    size = as_size(config.target.size)
+    refuse_mixed_sizes(target, size, "target.size")
+    labels = None
+    if config.pseudo_labels is not None:
+        pseudo = open_shards(config.pseudo_labels)
+        fingerprints["pseudo_labels"] = pseudo.fingerprint()
+        labels = label_source(pseudo, class_set, classes)
+        _refuse_other_frame(target, pseudo, size)
+    return TrainingData(source_samples, Samples(target, size, labels, size), class_set, classes, fingerprints)
+
+
+def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:
+    """Make sure that padded pseudo-labels and padded pictures lie on each other."""
+    label_size = pseudo.index.label_size
+    if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or size is None or label_size is None:
+        return
+    if size[0] * label_size[1] != size[1] * label_size[0]:
+        raise UserError(
+            f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, target.size is "
+            f"{size[0]}×{size[1]}; choose one of the same aspect ratio"
+        )
+
+
+def own_passes(config: settings.Train, data: TrainingData, first_step: int, device: torch.device) -> Iterator[Pass]:
+    """Yield this rank's passes from `first_step` on; finding the place costs no reading."""
+
+    assert config.seed is not None
+    seed = config.seed
+
+    def domain_batches(samples: Samples, domain: int) -> Iterator[Batch]:
+        order = endless_order(len(samples), config.loader.shuffle_window, seed, domain, first_step * config.batch_size)
+        positions = rank_batches(order, config.batch_size, config.accumulate, rank(), world_size())
+        for batch in batches(samples, positions, config.loader.workers, device.type == "cuda"):
+            yield _to_device(batch, device)
+
+    source = domain_batches(data.source, SOURCE_ORDER)
+    if data.target is None:
+        for source_batch in source:
+            yield Pass(source_batch, None)
+    else:
+        for source_batch, target_batch in zip(source, domain_batches(data.target, TARGET_ORDER), strict=True):
+            yield Pass(source_batch, target_batch)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    labels = batch["labels"]
+    return Batch(
+        images=batch["images"].to(device, non_blocking=True),
+        labels=None if labels is None else labels.to(device, non_blocking=True),
+        positions=batch["positions"],
+        own_sizes=batch["own_sizes"],
+    )

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from esl_dist import config
-from esl_dist.config_files import load_config
+from esl_dist.adaptation.methods import METHODS
+from esl_dist.config_files import describe, load_config, read_yaml
+from esl_dist.engine.trainer import check_training
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -22,23 +24,72 @@ def test_the_configuration_reference_is_that_of_the_settings() -> None:
     assert written == module.reference(), "run: python docs/make_configuration.py"
 
 
-RECIPES = sorted(path for folder in ("demo", "camvid") for path in (PROJECT / "configs" / folder).glob("*.yaml"))
+RECIPES = sorted(path for path in (PROJECT / "configs").glob("*/*.yaml") if path.parent.name != "datasets")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_recipe_is_a_configuration_that_can_be(recipe: Path) -> None:
-    given = [] if recipe.parent.name == "camvid" else ["name=n", "source.path=s", "target.path=t"]
-    assert (
-        load_config(config.Train, recipe, given).steps
-        <= load_config(config.Train, recipe, given).optimizer.schedule_steps
-    )
+    given = ["source.path=s", "target.path=t"] if recipe.parent.name == "demo" else []
+    loaded = load_config(config.Train, recipe, given)
+    assert loaded.steps <= loaded.optimizer.schedule_steps
+    assert check_training(loaded) is METHODS[loaded.method.name]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "shards/README.md"])
+PUBLISHED = [path for path in RECIPES if path.parent.name not in ("demo", "camvid")]
+NAMES = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "mapillary": "Mapillary"}
+
+
+def test_there_is_a_recipe_for_every_pair_of_data_sets_and_method() -> None:
+    names = {f"{recipe.parent.name}/{recipe.stem}" for recipe in PUBLISHED}
+    methods = ("source_only", "minent", "advent", "advent_esl")
+    pairs = [f"{source}_{target}" for source in ("gta5", "synthia") for target in ("cityscapes", "mapillary")]
+    assert names == {f"{pair}/{method}" for pair in pairs for method in methods}
+
+
+@pytest.mark.parametrize("recipe", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_published_recipes_have_the_published_settings(recipe: Path) -> None:
+    loaded = load_config(config.Train, recipe)
+    source, target = (NAMES[name] for name in recipe.parent.name.split("_"))
+    splits = {"GTA5": "all", "SYNTHIA": "all", "Cityscapes": "train", "Mapillary": "training"}
+    assert loaded.name == f"{recipe.parent.name}_{recipe.stem}"
+    assert (loaded.source.path, loaded.source.size) == (f"data/shards/{source}/{splits[source]}", [1280, 720])
+    assert (loaded.target.path, loaded.target.size) == (f"data/shards/{target}/{splits[target]}", [1024, 512])
+    classes = {"GTA5_Cityscapes": 19, "SYNTHIA_Cityscapes": 16}.get(f"{source}_{target}", 7)
+    assert loaded.class_set == f"cityscapes{classes}"
+    for name in (source, target):
+        layout = read_yaml(PROJECT / f"configs/datasets/{name.lower()}.yaml")
+        assert layout.root == f"data/{name}"
+        assert len(layout.class_sets[loaded.class_set]) == classes
+        assert splits[name] in layout.splits
+    esl = recipe.stem == "advent_esl"
+    assert loaded.pseudo_labels == (f"experiments/pseudo_labels/{recipe.parent.name}" if esl else None)
+    assert loaded.method.name == ("advent" if esl else recipe.stem)
+    network, optimizer = loaded.network, loaded.optimizer
+    assert (network.architecture, network.auxiliary_head, network.batch_norm) == ("resnet101", True, "shared")
+    assert vars(optimizer.multipliers) == {"stem": 1, "blocks": 3, "shortcuts": 4, "heads": 10}
+    assert (optimizer.learning_rate, optimizer.momentum, optimizer.weight_decay) == (2.5e-4, 0.9, 5e-4)
+    assert (optimizer.discriminator_learning_rate, optimizer.discriminator_betas) == (1e-4, [0.9, 0.99])
+    assert (optimizer.schedule_steps, optimizer.schedule_power, loaded.steps) == (250_000, 0.9, 120_000)
+    assert (loaded.batch_size, loaded.checkpoints.every, loaded.checkpoints.keep_every) == (1, 2000, 2000)
+    assert (loaded.method.cross_entropy.main, loaded.method.cross_entropy.auxiliary) == (1.0, 0.1)
+    assert (loaded.method.target.main, loaded.method.target.auxiliary) == (1e-3, 2e-4)
+
+
+def test_the_table_of_published_settings_names_only_settings_there_are() -> None:
+    known = {
+        key
+        for schema in (config.Train, config.Evaluate, config.PseudoLabel, config.Prepare)
+        for key, *_ in describe(schema)
+    }
+    page = (PROJECT / "docs/published.md").read_text(encoding="utf-8")
+    commands = re.findall(r"[ \"`]([a-z_.]+)=", page)
+    assert commands
+    assert set(commands) - {"key"} <= known
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/published.md", "shards/README.md"])
 def test_files_that_a_page_names_exist(page: str) -> None:
     text = (PROJECT / page).read_text(encoding="utf-8")
-    named = set(
-        re.findall(r"\b((?:esl_dist|launch|configs|shards|docs|tests)/[\w./-]*\w\.(?:py|ya?ml|md|txt))\b", text)
-    )
+    named = set(re.findall(r"\b((?:esl_dist|launch|configs|shards|docs|tests)/[\w./-]*\w\.(?:py|yaml|md|txt))\b", text))
     assert named, "the page names no file"
     assert sorted(name for name in named if not (PROJECT / name).exists()) == []

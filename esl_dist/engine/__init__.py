@@ -1,5 +1,6 @@
 """What knows ranks, runs and time.
 
 launching, distributed (ranks) · optimisation (optimisers, schedule, update) · step (one training step) ·
-trainer (the loop) · checkpoints · evaluator · labelling (the pseudo-label job).
+training_data · trainer (the loop) · checkpoints · trained (networks to predict with) · evaluator · scoring ·
+snapshots (of a run, in turn) · labelling (the pseudo-label job).
 """

@@ -1,1 +1,1 @@
-"""What people read: tensorboard (curves), tables (scores), progress (bars)."""
+"""What people read: tensorboard (curves), pictures (predictions), tables (scores), progress (bars)."""

@@ -2,9 +2,11 @@
 
 import struct
 import zlib
+from fractions import Fraction
 from io import BytesIO
 from itertools import product
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,6 +20,9 @@ from esl_dist.data.images import (
     decode_label,
     encode_jpg,
     encode_png,
+    fitted_size,
+    framed_size,
+    padded,
     resize_image,
     resize_label,
 )
@@ -197,3 +202,94 @@ def test_a_resized_label_holds_the_nearest_raw_ids(width: int, height: int, labe
 def test_sizes_of_the_configuration() -> None:
     assert as_size(None) is None
     assert as_size([8, 6]) == (8, 6)
+
+
+def channels(kind: type) -> np.ndarray:
+    """Return a colour picture (BGR) whose three channels hold other ids."""
+    place = np.arange(12 * 16, dtype=kind).reshape(12, 16)
+    factor = 300 if kind is np.uint16 else 1
+    return np.dstack([place, place[::-1], place[:, ::-1]]).astype(kind) * kind(factor)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("channel", "place"), [("blue", 0), ("green", 1), ("red", 2)])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_a_label_in_a_channel_is_that_channel_s_values(kind: type, channel: str, place: int, alpha: bool) -> None:
+    colors = channels(kind)
+    done, content = cv2.imencode(".png", np.dstack([colors, colors[:, :, :1] + kind(1)]) if alpha else colors)
+    assert done
+    label = decode_label(content.tobytes(), channel)
+    assert label.dtype == kind
+    assert label.flags.c_contiguous
+    np.testing.assert_array_equal(label, colors[:, :, place])
+
+
+def test_the_red_channel_is_red_in_a_file_that_another_program_wrote() -> None:
+    np.testing.assert_array_equal(decode_label(encoded(RGB), "red"), RGB[:, :, 0])
+    np.testing.assert_array_equal(decode_label(encoded(RGB, exif=turned()), "blue"), RGB[:, :, 2])
+
+
+@pytest.mark.parametrize("image", [IDS, IDS_16], ids=["8 bits", "16 bits"])
+def test_a_grey_label_has_no_channel(image: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="expected a colour picture with ids in green"):
+        decode_label(encoded(image), "green")
+
+
+sides = st.integers(1, 3000)
+sizes = st.tuples(sides, sides)
+
+
+@settings(max_examples=300, deadline=None)
+@given(sizes, sizes)
+def test_a_fitted_size_touches_its_frame_and_keeps_the_ratio(size: tuple[int, int], frame: tuple[int, int]) -> None:
+    (width, height), (fitted_width, fitted_height) = size, fitted_size(size, frame)
+    assert 1 <= fitted_width <= frame[0]
+    assert 1 <= fitted_height <= frame[1]
+    assert fitted_width == frame[0] or fitted_height == frame[1]
+    # The side that does not touch is the exact one, cut to whole pixels, though not to none.
+    scale = min(Fraction(frame[0], width), Fraction(frame[1], height))
+    assert (fitted_width, fitted_height) == (max(1, int(width * scale)), max(1, int(height * scale)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(sizes, sizes)
+def test_a_framed_size_holds_the_size_and_fitting_into_it_gives_it_back(
+    size: tuple[int, int], frame: tuple[int, int]
+) -> None:
+    framed = framed_size(size, frame)
+    assert framed[0] >= size[0]
+    assert framed[1] >= size[1]
+    assert framed[0] == size[0] or framed[1] == size[1]
+    assert fitted_size(size, framed) == size
+    # The side that was made longer is that of the frame's ratio, cut to whole pixels.
+    scale = max(Fraction(size[0], frame[0]), Fraction(size[1], frame[1]))
+    exact = frame[0] * scale, frame[1] * scale
+    assert all(exact[side] - 1 < framed[side] <= max(exact[side], size[side]) for side in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "frame", "fitted"),
+    [
+        ((4000, 3000), (1024, 512), (682, 512)),
+        ((3264, 2448), (1024, 512), (682, 512)),
+        ((4032, 2268), (1024, 512), (910, 512)),
+        ((1000, 333), (640, 320), (640, 213)),
+        ((5000, 1), (10, 10), (10, 1)),
+        ((64, 48), (64, 48), (64, 48)),
+    ],
+)
+def test_fractions_of_a_fitted_size_are_cut(
+    size: tuple[int, int], frame: tuple[int, int], fitted: tuple[int, int]
+) -> None:
+    assert fitted_size(size, frame) == fitted
+
+
+@pytest.mark.parametrize("array", [RGB, IDS, IDS_16], ids=["picture", "label", "16 bits"])
+def test_padding_is_at_the_right_and_below(array: np.ndarray) -> None:
+    result = padded(array, (20, 15), 9)
+    assert result.shape == (15, 20, *array.shape[2:])
+    assert result.dtype == array.dtype
+    np.testing.assert_array_equal(result[:12, :16], array)
+    assert (result[12:] == 9).all()
+    assert (result[:, 16:] == 9).all()
+    np.testing.assert_array_equal(padded(array, (16, 12), 9), array)

@@ -1,7 +1,7 @@
 """Training leaves the losses and the networks of the published programs, to rounding, on one rank and on two."""
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 import numpy as np
@@ -19,7 +19,7 @@ RANKS = 2
 BATCH_OF_TWO = "train_esl_batch2"
 
 Outcomes = dict[tuple[str, int], list[Future[Outcome]]]
-"""Name of a run, number of ranks → each rank's outcome."""
+"""Name of a run, number of ranks → each rank's outcome; to be read as they complete, so that the first error shows."""
 
 each_run = pytest.mark.parametrize(("run", "ranks"), [(BATCH_OF_TWO, RANKS), *((run, 1) for run in RUNS)])
 
@@ -38,7 +38,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
 @each_run
 def test_the_losses_of_every_step_are_the_published_ones(outcomes: Outcomes, run: str, ranks: int) -> None:
     expected = recorded(run).losses
-    for outcome in outcomes[run, ranks]:
+    for outcome in as_completed(outcomes[run, ranks]):
         losses = outcome.result().losses
         assert losses.keys() <= expected.keys()
         for name, values in expected.items():
@@ -50,7 +50,7 @@ def test_the_losses_of_every_step_are_the_published_ones(outcomes: Outcomes, run
 @each_run
 def test_every_tensor_ends_with_the_published_norm(outcomes: Outcomes, run: str, ranks: int) -> None:
     expected = recorded(run).norms
-    for outcome in outcomes[run, ranks]:
+    for outcome in as_completed(outcomes[run, ranks]):
         norms = outcome.result().norms
         for name, norm in expected.items():
             assert abs(norms[name] - norm) <= TOLERANCE * norm, name
@@ -59,7 +59,7 @@ def test_every_tensor_ends_with_the_published_norm(outcomes: Outcomes, run: str,
 @each_run
 def test_recorded_tensors_end_as_published(outcomes: Outcomes, run: str, ranks: int) -> None:
     expected = recorded(run).tensors
-    for outcome in outcomes[run, ranks]:
+    for outcome in as_completed(outcomes[run, ranks]):
         tensors = outcome.result().tensors
         for name, values in expected.items():
             assert relative_difference(tensors[name], values) <= TOLERANCE, name

@@ -79,7 +79,7 @@ def recorded(name: str) -> Outcome:
 
 def train_as_rank(name: str, number: int, ranks: int, meeting: Path) -> Outcome:
     """Do as `train` does, as one of several ranks that meet over a file."""
-    dist.init_process_group("gloo", f"file://{meeting}", timedelta(minutes=5), ranks, number)
+    dist.init_process_group("gloo", f"file://{meeting}", timedelta(minutes=2), ranks, number)
     try:
         return train(name)
     finally:

@@ -2,13 +2,15 @@
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esl_dist.reporting.scores import intersection_over_union, mean_iou, pixel_accuracy, score_table, scores_of
+from esl_dist.reporting.scores import intersection_over_union, mean_iou, percent, pixel_accuracy, score_table, scores_of
 
 CLASSES = 4
 NAMES = ["road", "sky", "vegetation", "bus"]
@@ -94,3 +96,67 @@ def test_a_table_shows_every_score_below_its_class() -> None:
         for name, cell in zip([*NAMES, "mIoU"], line.removeprefix(line[:11]).split(), strict=True):
             end = header.index(name) + len(name)
             assert line[:end].endswith(cell), "columns are aligned at the right"
+
+
+WITHOUT = {19: set(), 16: {"terrain", "truck", "train"}, 13: {"terrain", "truck", "train", "wall", "fence", "pole"}}
+"""Classes of Cityscapes over which the means of the field are not taken (Zou et al., ECCV 2018)."""
+
+
+def city_classes(count: int) -> list[str]:
+    """Return the names of the class set with `count` classes, as the descriptions of the data sets have them."""
+    content = yaml.safe_load((Path(__file__).parents[2] / "configs/datasets/cityscapes.yaml").read_text())
+    return [entry["name"] for entry in content["class_sets"][f"cityscapes{count}"]]
+
+
+def drawn_confusion(classes: int, seed: int) -> np.ndarray:
+    random = np.random.RandomState(seed)
+    confusion = random.randint(0, 1000, (classes, classes)) * (random.rand(classes, classes) < 0.5)
+    absent = random.randint(0, classes, 3)
+    confusion[absent] = confusion[:, absent] = 0
+    return confusion.astype(np.int64)
+
+
+@pytest.mark.parametrize(("count", "means"), [(19, [19, 16, 13]), (16, [16, 13]), (7, [])])
+@pytest.mark.parametrize("seed", range(4))
+def test_means_over_fewer_classes_of_cityscapes_are_those_of_their_ious(
+    count: int, means: list[int], seed: int
+) -> None:
+    """In whatever order the classes come; the confusion with the others stays in the unions."""
+    names = list(np.random.RandomState(seed).permutation(city_classes(count)))
+    scores = scores_of(drawn_confusion(count, seed), names)
+    assert list(scores["miou_over"]) == [str(fewer) for fewer in means]
+    for fewer in means:
+        ious = [iou for name, iou in scores["iou"].items() if name not in WITHOUT[fewer] and iou is not None]
+        assert scores["miou_over"][str(fewer)] == pytest.approx(sum(ious) / len(ious), abs=1e-12)
+    if count in means:
+        assert scores["miou_over"][str(count)] == pytest.approx(scores["miou"], abs=1e-12)
+
+
+def test_more_classes_than_those_of_cityscapes_have_its_means_too() -> None:
+    names = [*city_classes(19), "caravan"]
+    scores = scores_of(np.eye(20, dtype=np.int64), names)
+    assert scores["miou_over"] == {"19": 1.0, "16": 1.0, "13": 1.0}
+    assert scores_of(np.eye(18, dtype=np.int64), city_classes(19)[:-1])["miou_over"] == {}, "no bicycle, no mean"
+
+
+def test_a_mean_over_classes_that_do_not_occur_is_none() -> None:
+    names = city_classes(19)
+    confusion = np.zeros((19, 19), np.int64)
+    confusion[names.index("truck"), names.index("truck")] = 5
+    scores = scores_of(confusion, names)
+    assert scores["miou"] == 1.0
+    assert scores["miou_over"] == {"19": 1.0, "16": None, "13": None}
+    assert score_table({"r": scores}).splitlines()[1].split()[-3:] == ["100.0", "-", "-"]
+
+
+@pytest.mark.parametrize(("count", "last"), [(19, ["mIoU", "16", "mIoU", "13"]), (16, ["mIoU", "13"]), (7, [])])
+def test_a_table_has_a_column_for_every_mean_over_fewer_classes(count: int, last: list[str]) -> None:
+    names = city_classes(count)
+    rows = {f"step {seed}": scores_of(drawn_confusion(count, seed), names) for seed in range(2)}
+    header, *lines = score_table(rows).splitlines()
+    assert header.split() == [*" ".join(names).split(), "mIoU", *last]
+    for line, (title, scores) in zip(lines, rows.items(), strict=True):
+        fewer = [value for mean, value in scores["miou_over"].items() if int(mean) < count]
+        expected = [percent(value) for value in (*scores["iou"].values(), scores["miou"], *fewer)]
+        assert line.removeprefix(title).split() == expected
+        assert len(line) == len(header)

@@ -1,0 +1,74 @@
+"""Runs as a training leaves them, without the training: settings and checkpoints of a tiny network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esl_dist import config as settings
+from esl_dist.config_files import from_dictionary, save_config
+from esl_dist.data.labels import ClassSet
+from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, build_network, save_checkpoint
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.weights import initialise
+from tests.builders import class_set
+
+KEEP_ALL = settings.Checkpoints(keep_newest=1000)
+
+
+def configuration(**changes: Any) -> settings.Train:
+    """Return the settings of a run of the tiny network."""
+    values: dict[str, Any] = {
+        "name": "r",
+        "source": {"path": "s"},
+        "target": {"path": "t"},
+        "network": {"architecture": "tiny"},
+        "batch_size": 3,
+    }
+    return from_dictionary(settings.Train, values | changes, "tests")
+
+
+def tiny_network(seed: int, classes: int = 3, auxiliary_head: bool = True, per_domain: bool = False) -> DeepLab:
+    """Return a tiny network in evaluation mode; `seed` draws its weights, large enough to predict several classes."""
+    torch.manual_seed(seed)
+    network = DeepLab("tiny", classes, auxiliary_head, per_domain)
+    initialise(network)
+    return network.eval()
+
+
+def save_run(
+    run: Path, steps: int, config: settings.Train | None = None, classes: ClassSet | None = None
+) -> dict[str, Tensor]:
+    """Write a run's config.yaml and a checkpoint of a network drawn from the step; returns the network's state."""
+    config = configuration(steps=steps) if config is None else config
+    classes = class_set() if classes is None else classes
+    torch.manual_seed(steps)
+    network = build_network(config.network, classes)
+    initialise(network)
+    save_config(config, run / RUN_CONFIG)
+    save_state(run, steps, network.state_dict(), config, classes)
+    return network.state_dict()
+
+
+def save_state(
+    run: Path,
+    step: int,
+    segmentation: Mapping[str, Tensor],
+    config: settings.Train,
+    classes: ClassSet,
+    options: settings.Checkpoints = KEEP_ALL,
+) -> Path:
+    """Write one checkpoint and prune as `options` say; returns its folder."""
+    state = Checkpoint(
+        step=step,
+        config=config,
+        class_set="village3",
+        classes=classes,
+        shards={"source": "a"},
+        segmentation=dict(segmentation),
+        discriminators={"main.0.weight": torch.zeros(1)},
+        training={"optimizers": {}, "scaler": {}},
+    )
+    return save_checkpoint(run, state, options)

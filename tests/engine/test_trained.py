@@ -1,0 +1,151 @@
+"""Trained networks come from a run, a checkpoint or a file of weights, each with the classes that it knows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from esl_dist.data.labels import ClassSet, class_set_from
+from esl_dist.engine.trained import TrainedNetwork, load_trained
+from esl_dist.errors import UserError
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.weights import published_state, write_weights
+from tests.builders import CLASS_ENTRIES, class_set
+from tests.engine.runs import configuration, save_run, tiny_network
+
+CPU = torch.device("cpu")
+OTHERS = class_set_from([{**entry, "name": f"my {entry['name']}"} for entry in CLASS_ENTRIES], "test")
+CLASS_SETS: dict[str, ClassSet] = {"two": class_set()[:2], "village3": class_set(), "others3": OTHERS}
+FILES = ["weights.pth", "weights.safetensors"]
+
+
+def load(
+    path: Path | str, class_sets: dict[str, ClassSet] = CLASS_SETS, class_set: str | None = None
+) -> TrainedNetwork:
+    return load_trained(path, class_sets, class_set, CPU)
+
+
+def logits(network: DeepLab) -> torch.Tensor:
+    images = torch.linspace(-100, 100, 3 * 24 * 32).reshape(1, 3, 24, 32)
+    with torch.no_grad():
+        return network(images)["main"]
+
+
+def same_state(network: DeepLab, state: dict[str, torch.Tensor]) -> bool:
+    own = network.state_dict()
+    return own.keys() == state.keys() and all(torch.equal(own[name], state[name]) for name in own)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "experiments/snapshots/r"
+
+
+@pytest.mark.parametrize("batch_norm", ["shared", "per_domain"])
+def test_a_run_gives_its_newest_network_ready_to_predict(run: Path, tmp_path: Path, batch_norm: str) -> None:
+    network = {"architecture": "tiny", "batch_norm": batch_norm, "auxiliary_head": False}
+    save_run(run, 9, configuration(network=network))
+    state = save_run(run, 10, configuration(network=network))
+    trained = load(run)
+    assert same_state(trained.network, state)
+    assert not any(module.training for module in trained.network.modules())
+    assert (trained.name, trained.step, trained.batch_size) == ("r", 10, 3)
+    assert (trained.class_set, trained.classes) == ("village3", class_set())
+    assert trained.logs == tmp_path / "experiments/logs/r"
+
+
+def test_a_checkpoint_folder_gives_that_checkpoint_and_the_place_of_its_run_s_curves(run: Path, tmp_path: Path) -> None:
+    state = save_run(run, 9)
+    save_run(run, 10)
+    trained = load(run / "checkpoints/step-00000009")
+    assert same_state(trained.network, state)
+    assert trained.step == 9
+    assert trained.logs == tmp_path / "experiments/logs/r"
+
+
+def test_a_damaged_newest_checkpoint_of_a_run_is_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = save_run(run, 9)
+    save_run(run, 10)
+    (run / "checkpoints/step-00000010/training.pt").unlink()
+    trained = load(run)
+    assert trained.step == 9
+    assert same_state(trained.network, state)
+    assert "step-00000010" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"step-00000010/training\.pt: missing or not the bytes that were saved"):
+        load(run / "checkpoints/step-00000010")
+
+
+def test_a_checkpoint_keeps_its_own_classes_and_refuses_another_class_set(run: Path) -> None:
+    save_run(run, 9)
+    assert load(run, {}, None).classes == class_set()
+    assert load(run, CLASS_SETS, "village3").class_set == "village3"
+    with pytest.raises(UserError, match="step-00000009: was trained on the class set 'village3', not on 'others3'"):
+        load(run, CLASS_SETS, "others3")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("per_domain", [False, True])
+@pytest.mark.parametrize("auxiliary_head", [False, True])
+def test_a_file_of_weights_predicts_as_the_network_it_is_of(
+    tmp_path: Path, name: str, per_domain: bool, auxiliary_head: bool
+) -> None:
+    network = tiny_network(1, auxiliary_head=auxiliary_head, per_domain=per_domain)
+    for number, statistic in enumerate(network.buffers()):
+        if statistic.is_floating_point():
+            statistic.add_(0.01 * (number % 5))
+    write_weights(tmp_path / name, published_state(network))
+    trained = load(tmp_path / name)
+    assert torch.equal(logits(trained.network), logits(network))
+    assert trained.network.levels == network.levels
+    assert not any(module.training for module in trained.network.modules())
+    assert (trained.name, trained.step, trained.batch_size, trained.logs) == ("weights", None, 1, None)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_has_the_first_class_set_of_as_many_classes_or_the_one_that_is_asked_for(
+    tmp_path: Path, name: str
+) -> None:
+    write_weights(tmp_path / name, tiny_network(1).state_dict())
+    assert (load(tmp_path / name).class_set, load(tmp_path / name).classes) == ("village3", class_set())
+    trained = load(tmp_path / name, class_set="others3")
+    assert (trained.class_set, trained.classes) == ("others3", OTHERS)
+    write_weights(tmp_path / name, tiny_network(1, classes=2).state_dict())
+    assert load(tmp_path / name).class_set == "two"
+
+
+def test_a_file_whose_classes_are_not_those_of_the_shards_names_both(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    known = r"fits none of the shards' class sets: two \(2\), village3 \(3\), others3 \(3\)"
+    write_weights(path, tiny_network(1, classes=4).state_dict())
+    with pytest.raises(UserError, match=rf"weights\.pth: a network of 4 classes {known}"):
+        load(path)
+    write_weights(path, tiny_network(1).state_dict())
+    for asked in ("two", "cityscapes19"):
+        with pytest.raises(UserError, match=rf"weights\.pth: a network of 3 classes and class_set={asked} {known}"):
+            load(path, class_set=asked)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_something_else_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    whole = tiny_network(1).state_dict()
+    write_weights(path, {key: one for key, one in whole.items() if not key.startswith("layer6")})
+    with pytest.raises(UserError, match=rf"{name}: no trained segmentation network, for it has no classifier layer6"):
+        load(path)
+    write_weights(path, {key: one for key, one in whole.items() if key != "layer3.0.bn1.running_mean"})
+    with pytest.raises(UserError, match=rf"{name}: its tensors are those of none of the networks"):
+        load(path)
+    path.write_bytes(b"no weights")
+    with pytest.raises(UserError, match=rf"{name}: "):
+        load(path)
+
+
+@pytest.mark.parametrize("make", [False, True], ids=["absent", "empty folder"])
+def test_a_path_where_nothing_is_says_what_was_expected(tmp_path: Path, make: bool) -> None:
+    if make:
+        (tmp_path / "there").mkdir()
+    with pytest.raises(
+        UserError,
+        match=r"there: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file of",
+    ):
+        load(tmp_path / "there")

@@ -1,6 +1,7 @@
 """What every program does before and after its one function: read the configuration, turn mistakes into one line.
 
-Exit codes: 0 done, 2 the user's mistake (one message on standard error), 130 interrupted with Ctrl-C.
+Exit codes: 0 done, 2 the user's mistake (one message on standard error), 3 another rank was lost, 75 stopped by SIGTERM
+or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C.
 """
 
 import argparse
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from esl_dist.config_files import describe, load_config
-from esl_dist.errors import UserError
+from esl_dist.errors import LostRankError, StoppedError, UserError
 
 Config = TypeVar("Config")
 
 EXIT_USER_ERROR = 2
+EXIT_LOST_RANK = 3
+EXIT_STOPPED = 75
+"""Of sysexits.h's codes the one that says: try again later."""
 EXIT_INTERRUPTED = 130
 
 
@@ -32,6 +36,12 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
             raise
         print(f"error{_rank()}: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except LostRankError as error:
+        print(f"error{_rank()}: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_LOST_RANK)
+    except StoppedError as error:
+        print(f"stopped{_rank()}: {error}; the same command goes on from there", file=sys.stderr, flush=True)
+        sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
         print(f"interrupted{_rank()}; the same command goes on from what is saved", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)

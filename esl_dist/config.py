@@ -124,11 +124,17 @@ class Loader:
     )
 
 
+TIMEOUT_MINUTES = 10.0
+TIMEOUT_MEANING = "How long a process waits for the others before it names the one that is lost, and ends."
+
+
 @dataclass
 class Checkpoints:
     """When to save, and what to keep."""
 
-    every: int = setting(2000, "Steps between two checkpoints; the last step always leaves one.", minimum=1)
+    every: int = setting(
+        2000, "Steps between two checkpoints; the last step, or that of SIGTERM or SIGUSR1, leaves one too.", minimum=1
+    )
     keep_newest: int = setting(2, "Newest checkpoints that stay.", minimum=1)
     keep_every: int = setting(0, "Checkpoints whose step is a multiple of this stay too; 0: none.", minimum=0)
 
@@ -172,6 +178,7 @@ class Train:
     )
     loader: Loader = setting(Loader, "How samples are read.")
     checkpoints: Checkpoints = setting(Checkpoints, "When to save, and what to keep.")
+    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0)
 
 
 @dataclass
@@ -204,6 +211,7 @@ class PseudoLabel:
         False, "Whether the target's own labels are read, only to report the accuracy of the pseudo-labels."
     )
     workers: int = setting(2, "Reading processes a rank.", minimum=0)
+    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0)
 
 
 @dataclass
@@ -251,6 +259,7 @@ class Evaluate:
         "checkpoint.",
     )
     workers: int = setting(2, "Reading processes a rank.", minimum=0)
+    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0)
 
 
 @dataclass

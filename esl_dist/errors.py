@@ -1,5 +1,13 @@
-"""The one exception whose message is meant for the person at the keyboard."""
+"""The exceptions that a program turns into one message and an exit code (`esl_dist.command_line`)."""
 
 
 class UserError(Exception):
     """Bad input: the message says what is wrong, where (file, key, rank), what was expected and what to do."""
+
+
+class LostRankError(Exception):
+    """Another rank ended, or did not come where this one waited for it: the message names it and says why."""
+
+
+class StoppedError(Exception):
+    """The job was asked to stop by a signal, and has saved what it did: the message says where."""

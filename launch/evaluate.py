@@ -11,7 +11,12 @@ import torch
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate
 from esl_dist.data.shards import ShardReader, open_shards
-from esl_dist.engine.distributed import is_main, refuse_disagreement, start_inference
+from esl_dist.engine.distributed import (
+    compute_the_same_on_any_number_of_ranks,
+    is_main,
+    joined_ranks,
+    refuse_disagreement,
+)
 from esl_dist.engine.scoring import score_networks
 from esl_dist.engine.snapshots import best_step, score_snapshots
 from esl_dist.engine.trained import load_trained
@@ -23,7 +28,13 @@ from esl_dist.reporting.scores import percent, score_table
 def main(config: Evaluate) -> None:
     """Print the table of scores, write them as JSON and to TensorBoard."""
     check(config)
-    device = start_inference().device
+    with joined_ranks(config.timeout_minutes) as accelerator:
+        evaluate(config, accelerator.device)
+
+
+def evaluate(config: Evaluate, device: torch.device) -> None:
+    """Score on the ranks that have joined."""
+    compute_the_same_on_any_number_of_ranks(device)
     shards = open_shards(config.data.path)
     refuse_disagreement(shards.fingerprint(), "shards")
     if config.mode == "best":

@@ -1,18 +1,31 @@
 """Label the target: `accelerate launch launch/pseudo_label.py checkpoint=… target.path=… output=…`."""
 
+import torch
+
 from esl_dist.command_line import run_program
 from esl_dist.config import PseudoLabel
 from esl_dist.data.images import as_size
 from esl_dist.data.loading import Samples, label_source
 from esl_dist.data.shards import open_shards
-from esl_dist.engine.distributed import is_main, refuse_disagreement, start_inference
+from esl_dist.engine.distributed import (
+    compute_the_same_on_any_number_of_ranks,
+    is_main,
+    joined_ranks,
+    refuse_disagreement,
+)
 from esl_dist.engine.labelling import write_pseudo_labels
 from esl_dist.engine.trained import load_trained
 
 
 def main(config: PseudoLabel) -> None:
     """Write the pseudo-labels and print what was kept."""
-    device = start_inference().device
+    with joined_ranks(config.timeout_minutes) as accelerator:
+        label(config, accelerator.device)
+
+
+def label(config: PseudoLabel, device: torch.device) -> None:
+    """Label the target on the ranks that have joined."""
+    compute_the_same_on_any_number_of_ranks(device)
     shards = open_shards(config.target.path)
     refuse_disagreement(shards.fingerprint(), "shards")
     trained = load_trained(config.checkpoint, shards.index.class_sets, config.class_set, device)

@@ -2,13 +2,14 @@
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Train
-from esl_dist.engine.distributed import start
+from esl_dist.engine.distributed import joined_ranks
 from esl_dist.engine.trainer import train
 
 
 def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
-    train(config, start())
+    with joined_ranks(config.timeout_minutes) as accelerator:
+        train(config, accelerator)
 
 
 if __name__ == "__main__":

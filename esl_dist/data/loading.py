@@ -3,6 +3,7 @@
 A network's input is the published one: BGR minus the mean colour of ImageNet, float32, channels first.
 """
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypedDict
@@ -207,6 +208,12 @@ class _Positions:
         return self.positions
 
 
+STOP_GRACE_SECONDS = 30
+
+
 def _start_worker(_: int) -> None:
+    # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_GRACE_SECONDS))
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

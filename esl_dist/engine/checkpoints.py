@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -65,10 +66,31 @@ class Checkpoint:
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
-    """Write a checkpoint and prune older ones; returns its folder."""
+    """Write a checkpoint and prune older ones; returns its folder.
+
+    Raises:
+        UserError: it cannot be written, for want of space perhaps; the checkpoints before it stand.
+    """
     folder = checkpoint_folder(run, checkpoint.step)
     partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, checkpoint)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+        fsync_folder(folder.parent)
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"{folder}: cannot be written ({error}); what was saved before stands: make room, then the same command "
+            "goes on from there"
+        ) from error
+    _prune(run, checkpoint.step, options)
+    return folder
+
+
+def _write(partial: Path, checkpoint: Checkpoint) -> None:
     partial.mkdir(parents=True)
     save_file(_contiguous(checkpoint.segmentation), partial / SEGMENTATION)
     save_file(_contiguous(checkpoint.discriminators), partial / DISCRIMINATORS)
@@ -89,12 +111,6 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
         "files": files,
     }
     write_json(partial / MANIFEST, manifest)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
-    fsync_folder(folder.parent)
-    _prune(run, checkpoint.step, options)
-    return folder
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

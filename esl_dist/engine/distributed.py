@@ -6,54 +6,98 @@ backward pass a step, and forms its buckets anew after the first step, so that a
 order. A sum in buckets of a fixed layout crosses the network once a step, for all networks together.
 """
 
-import atexit
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from esl_dist.engine.launching import start_missing_processes
-from esl_dist.errors import UserError
+from esl_dist.engine.presence import Presence
+from esl_dist.errors import LostRankError, UserError
 
-TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for the others."""
+PRESENCE_SHARE, BACKEND_SHARE = 0.8, 0.9
+"""Of the timeout: first `Presence` gives up, which can end a rank inside a collective, then the backend."""
 
 BUCKET_BYTES = 32 * 2**20
 
 
-def start() -> Accelerator:
-    """Join the other ranks as the launcher's environment says; device and precision are the accelerator's.
+_presence: Presence | None = None
+"""As global as the process group that torch.distributed keeps."""
+
+
+@contextmanager
+def joined_ranks(timeout_minutes: float) -> Iterator[Accelerator]:
+    """Join the other ranks as the launcher's environment says, and part from them at the end of the block.
+
+    Device and precision are the accelerator's. What ends the block on one rank is told to the others.
+
+    Args:
+        timeout_minutes: how long a rank waits for the others.
 
     Raises:
-        UserError: a precision that the device does not have.
+        UserError: a precision that the device does not have, or ranks that did not come.
+        LostRankError: a rank ended, or did not come where this one waited for it; the message names it.
     """
-    start_missing_processes()
+    global _presence
+    accelerator = _join(timeout_minutes)
+    _presence = _noted_presence(timeout_minutes)
     try:
-        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
-    except ValueError as error:
+        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
+        yield accelerator
+    except Exception as error:
+        if _presence is not None:
+            # A broken connection is how the end of another rank looks from here.
+            cause = _presence.missing() if isinstance(error, RuntimeError) else None
+            if cause is not None:
+                raise LostRankError(cause) from error
+            _presence.end_with(error)
+        raise
+    finally:
+        if _presence is not None:
+            _presence.stop()
+            _presence = None
+        if dist.is_initialized():
+            # Gloo's threads abort a process that ends without this.
+            dist.destroy_process_group()
+
+
+def _join(timeout_minutes: float) -> Accelerator:
+    start_missing_processes()
+    timeout = timedelta(minutes=BACKEND_SHARE * timeout_minutes)
+    try:
+        return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
+    except (ValueError, dist.DistError) as error:
         raise UserError(f"cannot start: {error}") from error
-    if dist.is_initialized():
-        # Gloo's threads abort a process that ends without this.
-        atexit.register(dist.destroy_process_group)
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
-    return accelerator
 
 
-def start_inference() -> Accelerator:
-    """Join the other ranks as `start` does, to compute what must not depend on their number by a single bit.
+def _noted_presence(timeout_minutes: float) -> Presence | None:
+    if world_size() == 1:
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = PrefixStore("presence", TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30)))
+    return Presence(store, rank(), world_size(), 60 * PRESENCE_SHARE * timeout_minutes)
+
+
+def compute_the_same_on_any_number_of_ranks(device: torch.device) -> None:
+    """Make inference independent of the number of ranks by a single bit.
 
     On CPU a convolution adds in another order on another number of threads; so every rank computes on one, and more
     ranks make it faster.
     """
-    accelerator = start()
-    if accelerator.device.type == "cpu":
+    if device.type == "cpu":
         torch.set_num_threads(1)
-    return accelerator
+
+
+def _waiting(place: str) -> AbstractContextManager[None]:
+    return nullcontext() if _presence is None else _presence.waiting(place)
 
 
 def rank() -> int:
@@ -71,13 +115,17 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum of `tensor` over all ranks, on every rank; the argument is not changed."""
+def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:
+    """Return the sum of `tensor` over all ranks, on every rank; the argument is not changed.
+
+    `what` names the place in messages about a rank that does not come.
+    """
     total = tensor.detach().clone()
     if world_size() > 1:
-        on_device = total.cuda() if dist.get_backend() == "nccl" and not total.is_cuda else total
-        dist.all_reduce(on_device)
-        total = on_device.to(tensor.device)
+        with _waiting(what):
+            on_device = total.cuda() if dist.get_backend() == "nccl" and not total.is_cuda else total
+            dist.all_reduce(on_device)
+            total = on_device.to(tensor.device)
     return total
 
 
@@ -90,7 +138,8 @@ def from_main(flags: list[bool]) -> list[bool]:
 def wait_for_all() -> None:
     """Return when every rank has come here."""
     if world_size() > 1:
-        dist.barrier()
+        with _waiting("the end of a part of the job"):
+            dist.barrier()
 
 
 def refuse_disagreement(text: str, what: str) -> None:
@@ -115,7 +164,8 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for bucket in _buckets(gradients):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        dist.all_reduce(flat)
+        with _waiting("the sum of gradients"):
+            dist.all_reduce(flat)
         parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

@@ -4,6 +4,7 @@ import math
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +28,6 @@ from esl_dist.engine.checkpoints import (
     load_checkpoint,
     log_folder,
     newest_whole,
-    save_checkpoint,
 )
 from esl_dist.engine.distributed import (
     is_main,
@@ -37,9 +37,11 @@ from esl_dist.engine.distributed import (
     world_size,
 )
 from esl_dist.engine.optimisation import build_optimizers, set_rates, update
+from esl_dist.engine.saving import BackgroundSaver
+from esl_dist.engine.signals import StopWish, stop_wish
 from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.engine.training_data import TrainingData, open_training_data, own_passes
-from esl_dist.errors import UserError
+from esl_dist.errors import StoppedError, UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.models.weights import initialise, load_weights, published_state, read_weights, write_weights
@@ -92,7 +94,10 @@ def train(config: settings.Train, accelerator: Accelerator) -> Path:
         if is_main():
             save_config(config, run / RUN_CONFIG)
         _say(f"{config.name}: {_describe(config, data, accelerator)}, from step {step} to {config.steps}")
-        _loop(config, method, data, state, accelerator, run, step)
+        with stop_wish() as wish:
+            stopped_at = _loop(config, method, data, state, accelerator, run, step, wish)
+        if stopped_at is not None:
+            raise StoppedError(f"{config.name}: saved at step {stopped_at}")
     if is_main():
         for name in EXPORTED_WEIGHTS:
             write_weights(run / name, published_state(state.networks.segmentation))
@@ -230,41 +235,53 @@ def _loop(
     accelerator: Accelerator,
     run: Path,
     first_step: int,
-) -> None:
-    passes = own_passes(config, data, first_step, accelerator.device)
+    wish: StopWish,
+) -> int | None:
+    """Train from `first_step` to the end; returns the steps done if a signal on any rank ended it before."""
     precision = Precision(accelerator.autocast, _loss_scale(accelerator))
+    saver = BackgroundSaver(run, config.checkpoints) if is_main() else None
     writer = open_writer(log_folder(run), first_step) if is_main() else None
     interval = _Interval()
     steps = range(first_step, config.steps)
-    for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
-        rates = set_rates(state.optimizers, step, config.optimizer)
-        step_passes = [next(passes) for _ in range(config.accumulate)]
-        valid_pixels = sum_over_ranks(local_valid_pixels(step_passes))
-        losses = add_gradients(
-            state.networks, method, config.method, step_passes, valid_pixels, config.batch_size, precision
-        )
-        update(list(state.optimizers.values()), accelerator.scaler)
-        interval.add(losses)
-        done = step + 1
-        last = done == config.steps
-        log, save = last or done % config.log_every == 0, last or done % config.checkpoints.every == 0
-        if log or save:
-            means = interval.mean_losses()
-            _refuse_nan(means, done, config)
-        if log:
-            if writer is not None:
-                write_scalars(writer, "loss", means, done)
-                write_scalars(writer, "learning_rate", rates, done)
-                write_scalars(writer, "speed", {"samples_per_second": interval.rate(config, data)}, done)
-            interval = _Interval()
-        if writer is not None and config.pictures_every and done % config.pictures_every == 0:
-            _write_pictures(writer, state.networks.segmentation, step_passes[-1], data, done)
-        if save:
-            if is_main():
-                save_checkpoint(run, _checkpoint(done, config, data, state, accelerator), config.checkpoints)
-            wait_for_all()
+    with closing(own_passes(config, data, first_step, accelerator.device)) as passes:
+        for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
+            rates = set_rates(state.optimizers, step, config.optimizer)
+            step_passes = [next(passes) for _ in range(config.accumulate)]
+            # One sum tells the labelled pixels of the global batch and whether any rank wants to stop.
+            own_counts = torch.cat([local_valid_pixels(step_passes), torch.tensor([int(wish.signal is not None)])])
+            counts = sum_over_ranks(own_counts, f"step {step + 1}")
+            losses = add_gradients(
+                state.networks, method, config.method, step_passes, counts[:2], config.batch_size, precision
+            )
+            update(list(state.optimizers.values()), accelerator.scaler)
+            interval.add(losses)
+            done = step + 1
+            last, stop = done == config.steps, bool(counts[2])
+            log = last or done % config.log_every == 0
+            save = last or stop or done % config.checkpoints.every == 0
+            if log or save:
+                means = interval.mean_losses()
+                _refuse_nan(means, done, config)
+            if log:
+                if writer is not None:
+                    write_scalars(writer, "loss", means, done)
+                    write_scalars(writer, "learning_rate", rates, done)
+                    write_scalars(writer, "speed", {"samples_per_second": interval.rate(config, data)}, done)
+                interval = _Interval()
+            if writer is not None and config.pictures_every and done % config.pictures_every == 0:
+                _write_pictures(writer, state.networks.segmentation, step_passes[-1], data, done)
+            if saver is not None:
+                saver.raise_failure()
+                if save:
+                    saver.save(_checkpoint(done, config, data, state, accelerator))
+            if stop:
+                break
+    if saver is not None:
+        saver.finish()
     if writer is not None:
         writer.close()
+    wait_for_all()
+    return done if done < config.steps else None
 
 
 def _write_pictures(writer: SummaryWriter, network: DeepLab, last: Pass, data: TrainingData, done: int) -> None:

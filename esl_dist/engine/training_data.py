@@ -1,6 +1,6 @@
 """What a training reads: the samples of both domains, and from them this rank's part of every step."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,7 @@ def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | N
         )
 
 
-def own_passes(config: settings.Train, data: TrainingData, first_step: int, device: torch.device) -> Iterator[Pass]:
+def own_passes(config: settings.Train, data: TrainingData, first_step: int, device: torch.device) -> Generator[Pass]:
     """Yield this rank's passes from `first_step` on; finding the place costs no reading."""
 
     assert config.seed is not None

@@ -1,0 +1,102 @@
+"""Checkpoints written while training goes on: it stands still only for a copy to memory."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+from torch import Tensor
+
+from esl_dist import config as settings
+from esl_dist.engine.checkpoints import Checkpoint, save_checkpoint
+
+MEMORY_SHARE = 0.5
+"""Share of the free memory that a copy may take; where it would take more, training waits for the disk."""
+
+
+class BackgroundSaver:
+    """Saves one checkpoint at a time in a thread.
+
+    Args:
+        run: the run's folder.
+        options: what is kept.
+    """
+
+    def __init__(self, run: Path, options: settings.Checkpoints) -> None:
+        """Begin without anything to save."""
+        self._run, self._options = run, options
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Copy a checkpoint and begin to write it, after the one before; or write it at once where memory is short.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        self.finish()
+        if _bytes(checkpoint) > MEMORY_SHARE * psutil.virtual_memory().available:
+            save_checkpoint(self._run, checkpoint, self._options)
+            return
+        # Not a daemon: an interrupted program still finishes the checkpoint.
+        self._thread = threading.Thread(target=self._write, args=(copied(checkpoint),))
+        self._thread.start()
+
+    def raise_failure(self) -> None:
+        """Raise what went wrong in the thread, if anything did.
+
+        Raises:
+            UserError: the last checkpoint could not be written.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self) -> None:
+        """Return when the last checkpoint is written.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.raise_failure()
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        try:
+            save_checkpoint(self._run, checkpoint, self._options)
+        except BaseException as failure:
+            self._failure = failure
+
+
+def copied(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint whose tensors are copies on the CPU."""
+    return replace(
+        checkpoint,
+        segmentation=_copied(checkpoint.segmentation),
+        discriminators=_copied(checkpoint.discriminators),
+        training=_copied(checkpoint.training),
+    )
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
+
+
+def _bytes(checkpoint: Checkpoint) -> int:
+    parts = (checkpoint.segmentation, checkpoint.discriminators, checkpoint.training)
+    return sum(tensor.numel() * tensor.element_size() for part in parts for tensor in _tensors(part))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one)

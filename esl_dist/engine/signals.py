@@ -1,0 +1,36 @@
+"""SIGTERM and SIGUSR1 as a wish to stop: noted when it comes, granted between two steps.
+
+A cluster sends one of them before it takes a machine away, and to one rank only, maybe. So the wish is summed over
+the ranks once a step, and all of them stop after the same one.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopWish:
+    """Whether this process was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        """Begin without a wish."""
+        self.signal: signal.Signals | None = None
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal: the handler."""
+        self.signal = signal.Signals(number)
+
+
+@contextmanager
+def stop_wish() -> Iterator[StopWish]:
+    """Note the signals that come while the block runs, in the main thread of the process."""
+    wish = StopWish()
+    before = {number: signal.signal(number, wish.note) for number in STOP_SIGNALS}
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

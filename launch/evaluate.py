@@ -28,8 +28,8 @@ from esl_dist.reporting.scores import percent, score_table
 def main(config: Evaluate) -> None:
     """Print the table of scores, write them as JSON and to TensorBoard."""
     check(config)
-    with joined_ranks(config.timeout_minutes) as accelerator:
-        evaluate(config, accelerator.device)
+    with joined_ranks(config.timeout_minutes) as ranks:
+        evaluate(config, ranks.accelerator.device)
 
 
 def evaluate(config: Evaluate, device: torch.device) -> None:

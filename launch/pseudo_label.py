@@ -19,8 +19,8 @@ from esl_dist.engine.trained import load_trained
 
 def main(config: PseudoLabel) -> None:
     """Write the pseudo-labels and print what was kept."""
-    with joined_ranks(config.timeout_minutes) as accelerator:
-        label(config, accelerator.device)
+    with joined_ranks(config.timeout_minutes) as ranks:
+        label(config, ranks.accelerator.device)
 
 
 def label(config: PseudoLabel, device: torch.device) -> None:

@@ -8,8 +8,8 @@ from esl_dist.engine.trainer import train
 
 def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
-    with joined_ranks(config.timeout_minutes) as accelerator:
-        train(config, accelerator)
+    with joined_ranks(config.timeout_minutes) as ranks:
+        train(config, ranks)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -18,7 +19,7 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
-from esl_dist.engine.launching import start_missing_processes
+from esl_dist.engine.launching import asked_zero_stage, start_missing_processes
 from esl_dist.engine.presence import Presence
 from esl_dist.errors import LostRankError, UserError
 
@@ -28,30 +29,40 @@ PRESENCE_SHARE, BACKEND_SHARE = 0.8, 0.9
 BUCKET_BYTES = 32 * 2**20
 
 
+@dataclass(frozen=True)
+class Ranks:
+    """What the launcher gave: device, precision and, if it was asked for DeepSpeed, the ZeRO stage."""
+
+    accelerator: Accelerator
+    zero_stage: int | None
+
+
 _presence: Presence | None = None
 """As global as the process group that torch.distributed keeps."""
 
 
 @contextmanager
-def joined_ranks(timeout_minutes: float) -> Iterator[Accelerator]:
+def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
     """Join the other ranks as the launcher's environment says, and part from them at the end of the block.
 
-    Device and precision are the accelerator's. What ends the block on one rank is told to the others.
+    What ends the block on one rank is told to the others.
 
     Args:
         timeout_minutes: how long a rank waits for the others.
 
     Raises:
-        UserError: a precision that the device does not have, or ranks that did not come.
+        UserError: a precision that the device does not have, options of DeepSpeed that are not supported, or ranks that
+            did not come.
         LostRankError: a rank ended, or did not come where this one waited for it; the message names it.
     """
     global _presence
-    accelerator = _join(timeout_minutes)
+    zero_stage = asked_zero_stage()
+    accelerator = _join(timeout_minutes, zero_stage)
     _presence = _noted_presence(timeout_minutes)
     try:
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
-        yield accelerator
+        yield Ranks(accelerator, zero_stage)
     except Exception as error:
         if _presence is not None:
             # A broken connection is how the end of another rank looks from here.
@@ -69,11 +80,14 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Accelerator]:
             dist.destroy_process_group()
 
 
-def _join(timeout_minutes: float) -> Accelerator:
+def _join(timeout_minutes: float, zero_stage: int | None) -> Accelerator:
     start_missing_processes()
     timeout = timedelta(minutes=BACKEND_SHARE * timeout_minutes)
+    # Accelerate's own DeepSpeed would take over the process group, does without CPUs, and is not used.
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+    cpu = zero_stage is not None and not torch.cuda.is_available()
     try:
-        return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
+        return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
     except (ValueError, dist.DistError) as error:
         raise UserError(f"cannot start: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Start the processes that `accelerate launch --cpu --num_processes N` was asked for and does not start.
+"""What `accelerate launch` was asked for and leaves to the program: processes on CPU, and DeepSpeed.
 
 Without mpirun, Accelerate's launcher for CPUs starts one process whatever N is, and says nothing (its issue 2741). A
 run on one process where several were asked for is a silent mistake, so that process starts the N ranks with torchrun.
@@ -14,6 +14,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
 from esl_dist.errors import UserError
+
+ZERO_STAGES = (1, 2)
 
 
 def start_missing_processes() -> None:
@@ -50,3 +52,29 @@ def _asked(launcher: psutil.Process | None, option: str) -> int | None:
             number = words[words.index(spelling) + 1]
             return int(number) if number.isdigit() else None
     return None
+
+
+def asked_zero_stage() -> int | None:
+    """Return the ZeRO stage that `accelerate launch` was asked for; None without DeepSpeed.
+
+    Raises:
+        UserError: a stage or an option that training several networks does not bear.
+    """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
+        return None
+    if "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
+        raise UserError(
+            "deepspeed_config_file is not supported: its batch and optimiser settings would contradict the recipe's; "
+            "give zero_stage instead, as launch/accelerate/deepspeed_zero2.yaml does"
+        )
+    stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0"))
+    if stage not in ZERO_STAGES:
+        raise UserError(
+            f"zero_stage {stage} is not supported: expected 1 or 2. Stage 3 divides the weights of a network, which a "
+            "frozen pass through the discriminators and the export of weights need whole"
+        )
+    for part in ("OPTIMIZER", "PARAM"):
+        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none")
+        if device != "none":
+            raise UserError(f"offload_{part.lower()}_device {device} is not supported: expected none")
+    return stage

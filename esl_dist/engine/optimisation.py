@@ -1,9 +1,11 @@
 """Optimisers, the polynomial schedule, and the update that either happens on all networks or on none."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import SGD, Adam, Optimizer
 
@@ -50,6 +52,42 @@ def set_rates(optimizers: dict[str, Optimizer], step: int, options: settings.Opt
             group["lr"] = polynomial_rate(base, step, options) * group["rate_factor"]
             rates[group["name"]] = group["lr"]
     return rates
+
+
+@dataclass(frozen=True)
+class Updating:
+    """How losses become gradients, and gradients new weights.
+
+    Attributes:
+        backward: adds a loss's gradients, scaled where precision needs it; the name is that of the optimiser whose
+            network it is for.
+        update: uses the gradients of all networks and forgets them; says whether the networks were updated.
+        states: returns the optimisers' state dicts by name, as plain optimisers have them; called on every rank.
+        load: fills the optimisers with such states.
+    """
+
+    backward: Callable[[Tensor, str], None]
+    update: Callable[[], bool]
+    states: Callable[[], dict[str, Any]]
+    load: Callable[[dict[str, Any]], None]
+
+
+def plain_updating(optimizers: dict[str, Optimizer], scaler: GradScaler | None) -> Updating:
+    """Return how plain optimisers are used, each rank holding all of their states."""
+
+    def backward(loss: Tensor, part: str) -> None:
+        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def load(states: dict[str, Any]) -> None:
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(states[name])
+
+    return Updating(
+        backward,
+        lambda: update(list(optimizers.values()), scaler),
+        lambda: {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        load,
+    )
 
 
 def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> bool:

@@ -37,10 +37,10 @@ class Networks:
 
 @dataclass(frozen=True)
 class Precision:
-    """Mixed precision: a context for forward passes, and the factor on a loss before its backward pass."""
+    """Mixed precision: a context for forward passes, and the backward pass of a loss for the network of that name."""
 
     autocast: Callable[[], AbstractContextManager[None]]
-    scale: Callable[[Tensor], Tensor]
+    backward: Callable[[Tensor, str], None]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,11 @@ def _source_pass(
     losses = {
         f"source_cross_entropy/{level}": cross_entropy(logits[level], batch["labels"], valid_pixels) for level in logits
     }
-    _backward({name: (loss, _at_level(weights.cross_entropy, name)) for name, loss in losses.items()}, precision)
+    _backward(
+        {name: (loss, _at_level(weights.cross_entropy, name)) for name, loss in losses.items()},
+        precision,
+        "segmentation",
+    )
     return _detached(losses), _detached(logits)
 
 
@@ -129,7 +133,7 @@ def _target_pass(
         if labels is not None:
             loss = cross_entropy(level_logits, labels, valid_pixels)
             weighted[f"target_cross_entropy/{level}"] = loss, _at_level(weights.cross_entropy, level)
-    _backward(weighted, precision)
+    _backward(weighted, precision, "segmentation")
     return _detached({name: loss for name, (loss, _) in weighted.items()}), _detached(logits)
 
 
@@ -141,7 +145,7 @@ def _discriminator_pass(
     for level, discriminator in networks.discriminators.items():
         loss = method.discriminator_loss(source[level], target[level], discriminator, images)
         losses[f"discriminator/{level}"] = loss
-    _backward({name: (loss, 1.0) for name, loss in losses.items()}, precision)
+    _backward({name: (loss, 1.0) for name, loss in losses.items()}, precision, "discriminators")
     return _detached(losses)
 
 
@@ -156,9 +160,8 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _backward(weighted: dict[str, tuple[Tensor, float]], precision: Precision) -> None:
-    total = torch.stack([loss * weight for loss, weight in weighted.values()]).sum()
-    precision.scale(total).backward()  # type: ignore[no-untyped-call]
+def _backward(weighted: dict[str, tuple[Tensor, float]], precision: Precision, network: str) -> None:
+    precision.backward(torch.stack([loss * weight for loss, weight in weighted.values()]).sum(), network)
 
 
 def _at_level(weights: settings.LevelWeights, name: str) -> float:

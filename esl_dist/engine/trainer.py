@@ -3,15 +3,14 @@
 import math
 import secrets
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
@@ -30,17 +29,19 @@ from esl_dist.engine.checkpoints import (
     newest_whole,
 )
 from esl_dist.engine.distributed import (
+    Ranks,
     is_main,
     refuse_disagreement,
     sum_over_ranks,
     wait_for_all,
     world_size,
 )
-from esl_dist.engine.optimisation import build_optimizers, set_rates, update
+from esl_dist.engine.optimisation import Updating, build_optimizers, plain_updating, set_rates
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.engine.signals import StopWish, stop_wish
 from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.engine.training_data import TrainingData, open_training_data, own_passes
+from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
@@ -67,7 +68,7 @@ class State:
     optimizers: dict[str, Optimizer]
 
 
-def train(config: settings.Train, accelerator: Accelerator) -> Path:
+def train(config: settings.Train, ranks: Ranks) -> Path:
     """Train to `config.steps`, going on from the run's newest whole checkpoint; returns the run's folder.
 
     It holds config.yaml, checkpoints/, and in the end the network under its published names, in two forms:
@@ -85,17 +86,24 @@ def train(config: settings.Train, accelerator: Accelerator) -> Path:
     run = run_folder(config)
     config = replace(config, seed=_agreed_seed(run) if config.seed is None else config.seed)
     folder = newest_whole(run)
-    state = build_state(config, method, data.classes, accelerator.device, with_start=folder is None)
-    step = 0 if folder is None else _continue(folder, config, data, state, accelerator)
+    state = build_state(config, method, data.classes, ranks.accelerator.device, with_start=folder is None)
+    checkpoint = None if folder is None else _continued(folder, config, data, state)
+    updating = _updating(state, ranks)
+    step = 0
+    if checkpoint is not None:
+        step = checkpoint.step
+        updating.load(checkpoint.training["optimizers"])
+        if ranks.accelerator.scaler is not None and checkpoint.training["scaler"]:
+            ranks.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
     refuse_disagreement(str(step), "checkpoint")
     if step >= config.steps:
         _say(f"{config.name}: finished already, at step {step}")
     else:
         if is_main():
             save_config(config, run / RUN_CONFIG)
-        _say(f"{config.name}: {_describe(config, data, accelerator)}, from step {step} to {config.steps}")
+        _say(f"{config.name}: {_describe(config, data, ranks)}, from step {step} to {config.steps}")
         with stop_wish() as wish:
-            stopped_at = _loop(config, method, data, state, accelerator, run, step, wish)
+            stopped_at = _loop(config, method, data, state, updating, ranks, run, step, wish)
         if stopped_at is not None:
             raise StoppedError(f"{config.name}: saved at step {stopped_at}")
     if is_main():
@@ -201,8 +209,8 @@ def _shorten(names: list[str]) -> str:
     return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
 
 
-def _continue(folder: Path, config: settings.Train, data: TrainingData, state: State, accelerator: Accelerator) -> int:
-    """Fill `state` from a checkpoint of the run; returns the steps done."""
+def _continued(folder: Path, config: settings.Train, data: TrainingData, state: State) -> Checkpoint:
+    """Fill the networks from a checkpoint of the run; returns it, for the optimisers are filled after that."""
     run = folder.parent.parent
     checkpoint = load_checkpoint(folder)
     changed = [
@@ -219,12 +227,23 @@ def _continue(folder: Path, config: settings.Train, data: TrainingData, state: S
         raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
     state.networks.segmentation.load_state_dict(checkpoint.segmentation)
     state.networks.discriminators.load_state_dict(checkpoint.discriminators)
-    for name, optimizer in state.optimizers.items():
-        optimizer.load_state_dict(checkpoint.training["optimizers"][name])
-    if accelerator.scaler is not None and checkpoint.training["scaler"]:
-        accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
     torch.set_rng_state(checkpoint.training["random"])
-    return checkpoint.step
+    return checkpoint
+
+
+def _updating(state: State, ranks: Ranks) -> Updating:
+    if ranks.zero_stage is None:
+        return plain_updating(state.optimizers, ranks.accelerator.scaler)
+    if ranks.accelerator.mixed_precision == "fp16":
+        raise UserError(
+            "mixed precision fp16 is not supported with DeepSpeed: each of its engines would scale losses and skip "
+            "steps on its own; choose bf16, or start without DeepSpeed"
+        )
+    networks: dict[str, nn.Module] = {
+        "segmentation": state.networks.segmentation,
+        "discriminators": state.networks.discriminators,
+    }
+    return divided_updating(networks, state.optimizers, ranks.zero_stage, world_size())
 
 
 def _loop(
@@ -232,18 +251,19 @@ def _loop(
     method: Method,
     data: TrainingData,
     state: State,
-    accelerator: Accelerator,
+    updating: Updating,
+    ranks: Ranks,
     run: Path,
     first_step: int,
     wish: StopWish,
 ) -> int | None:
     """Train from `first_step` to the end; returns the steps done if a signal on any rank ended it before."""
-    precision = Precision(accelerator.autocast, _loss_scale(accelerator))
+    precision = Precision(ranks.accelerator.autocast, updating.backward)
     saver = BackgroundSaver(run, config.checkpoints) if is_main() else None
     writer = open_writer(log_folder(run), first_step) if is_main() else None
     interval = _Interval()
     steps = range(first_step, config.steps)
-    with closing(own_passes(config, data, first_step, accelerator.device)) as passes:
+    with closing(own_passes(config, data, first_step, ranks.accelerator.device)) as passes:
         for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
             rates = set_rates(state.optimizers, step, config.optimizer)
             step_passes = [next(passes) for _ in range(config.accumulate)]
@@ -253,7 +273,7 @@ def _loop(
             losses = add_gradients(
                 state.networks, method, config.method, step_passes, counts[:2], config.batch_size, precision
             )
-            update(list(state.optimizers.values()), accelerator.scaler)
+            updating.update()
             interval.add(losses)
             done = step + 1
             last, stop = done == config.steps, bool(counts[2])
@@ -272,8 +292,10 @@ def _loop(
                 _write_pictures(writer, state.networks.segmentation, step_passes[-1], data, done)
             if saver is not None:
                 saver.raise_failure()
-                if save:
-                    saver.save(_checkpoint(done, config, data, state, accelerator))
+            if save:
+                states = updating.states()
+                if saver is not None:
+                    saver.save(_checkpoint(done, config, data, state, states, ranks.accelerator.scaler))
             if stop:
                 break
     if saver is not None:
@@ -295,11 +317,6 @@ def _write_pictures(writer: SummaryWriter, network: DeepLab, last: Pass, data: T
             writer, "target", prediction_pictures(network, last.target["images"][:1], "target", data.classes), done
         )
     network.train()
-
-
-def _loss_scale(accelerator: Accelerator) -> Callable[[Tensor], Tensor]:
-    scaler: GradScaler | None = accelerator.scaler
-    return (lambda loss: loss) if scaler is None else (lambda loss: scaler.scale(loss))
 
 
 class _Interval:
@@ -334,7 +351,12 @@ def _refuse_nan(losses: dict[str, float], step: int, config: settings.Train) -> 
 
 
 def _checkpoint(
-    step: int, config: settings.Train, data: TrainingData, state: State, accelerator: Accelerator
+    step: int,
+    config: settings.Train,
+    data: TrainingData,
+    state: State,
+    optimizer_states: dict[str, Any],
+    scaler: GradScaler | None,
 ) -> Checkpoint:
     return Checkpoint(
         step=step,
@@ -345,20 +367,21 @@ def _checkpoint(
         segmentation=state.networks.segmentation.state_dict(),
         discriminators=state.networks.discriminators.state_dict(),
         training={
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},
-            "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
+            "optimizers": optimizer_states,
+            "scaler": scaler.state_dict() if scaler is not None else {},
             "random": torch.get_rng_state(),
         },
     )
 
 
-def _describe(config: settings.Train, data: TrainingData, accelerator: Accelerator) -> str:
+def _describe(config: settings.Train, data: TrainingData, ranks: Ranks) -> str:
     method = config.method.name + (" with pseudo-labels" if config.pseudo_labels else "")
     target = "" if data.target is None else f" and {len(data.target)} target"
     return (
         f"{method} on {len(data.source)} source{target} samples, "
-        f"{world_size()} process{'es' if world_size() > 1 else ''} on {accelerator.device.type}, "
-        f"precision {accelerator.mixed_precision}"
+        f"{world_size()} process{'es' if world_size() > 1 else ''} on {ranks.accelerator.device.type}, "
+        f"precision {ranks.accelerator.mixed_precision}"
+        + (f", DeepSpeed ZeRO stage {ranks.zero_stage}" if ranks.zero_stage else "")
     )
 
 

@@ -122,6 +122,13 @@ class Loader:
     shuffle_window: int = setting(
         1024, "Samples among which the order is random; a quarter of it is read in sequence from the shards.", minimum=4
     )
+    skip_corrupt: float = setting(
+        0.0,
+        "Largest share of a domain's samples, in one epoch, that may be corrupt and are replaced by the sample after "
+        "them; 0: the first one ends the training.",
+        minimum=0,
+        below=1,
+    )
 
 
 TIMEOUT_MINUTES = 10.0

@@ -4,7 +4,9 @@ A network's input is the published one: BGR minus the mean colour of ImageNet, f
 """
 
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -38,13 +40,14 @@ class Batch(TypedDict):
 
     images: float32 (batch, 3, height, width); labels: uint8 train ids (batch, height, width), absent where the samples
     are used without; positions: int64 (batch,), the samples' positions in their shards; own_sizes: int64 (batch, 2),
-    width and height of each picture as packed.
+    width and height of each picture as packed; replaced: bool (batch,), whether the sample stands for a corrupt one.
     """
 
     images: Tensor
     labels: Tensor | None
     positions: Tensor
     own_sizes: Tensor
+    replaced: Tensor
 
 
 def network_input(image: NDArray[np.uint8]) -> Tensor:
@@ -97,13 +100,20 @@ class Samples(Dataset[dict[str, Tensor]]):
         size: width and height at which pictures are given; None: as packed.
         labels: where labels come from; None: samples without labels.
         label_size: width and height at which labels are given; None: as packed.
+        replace_corrupt: whether a corrupt sample is replaced by the next whole one, so that batches keep their size.
     """
 
     def __init__(
-        self, images: ShardReader, size: Size | None, labels: LabelSource | None = None, label_size: Size | None = None
+        self,
+        images: ShardReader,
+        size: Size | None,
+        labels: LabelSource | None = None,
+        label_size: Size | None = None,
+        replace_corrupt: bool = False,
     ) -> None:
         """Check that labels line up with the pictures."""
         self.images, self.size, self.labels, self.label_size = images, size, labels, label_size
+        self.replace_corrupt = replace_corrupt
         self.table = None if labels is None else train_id_table(labels.classes)
         if labels is not None and labels.shards is not images:
             _refuse_misaligned(images, labels.shards)
@@ -113,11 +123,24 @@ class Samples(Dataset[dict[str, Tensor]]):
         return len(self.images)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return the sample's image, label (if there are labels) and position.
+        """Return the image, the label (if there are labels) and more of the sample at `position`.
 
         Raises:
-            UserError: a member cannot be decoded; the message names shard and key.
+            UserError: the sample is corrupt, and with `replace_corrupt` all the others, too; the message names shard
+                and key.
         """
+        try:
+            return {**self._whole(position), "replaced": torch.tensor(False)}
+        except UserError as error:
+            if not self.replace_corrupt:
+                raise
+            print(f"warning: {error}; the next whole sample stands for it", file=sys.stderr, flush=True)
+        for following in range(position + 1, position + len(self)):
+            with suppress(UserError):
+                return {**self._whole(following % len(self)), "replaced": torch.tensor(True)}
+        raise UserError(f"{self.images.folder}: every sample is corrupt; pack the data set again")
+
+    def _whole(self, position: int) -> dict[str, Tensor]:
         try:
             image = decode_image(self.images.read(position, "image"))
         except ValueError as error:
@@ -190,6 +213,7 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_
                 labels=batch.get("labels"),
                 positions=batch["positions"],
                 own_sizes=batch["own_sizes"],
+                replaced=batch["replaced"],
             )
     except UserError as error:
         # DataLoader puts the worker's traceback before the message. And its own traceback holds the workers: kept, it

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from esl_dist.errors import UserError
 from esl_dist.files import read_json, sha256_of_file, whole_file, write_json
 
 FORMAT = "esl-dist shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
 
 Members = Mapping[str, bytes]
@@ -30,10 +31,10 @@ Members = Mapping[str, bytes]
 
 @dataclass(frozen=True)
 class SampleEntry:
-    """Where a sample lies in its shard: extension → (byte offset, byte count)."""
+    """Where a sample lies in its shard: extension → (byte offset, byte count, CRC-32 of the bytes)."""
 
     key: str
-    members: dict[str, tuple[int, int]]
+    members: dict[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,12 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Members]]) -> ShardEntr
     entries: list[SampleEntry] = []
     with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for key, members in samples:
-            places: dict[str, tuple[int, int]] = {}
+            places: dict[str, tuple[int, int, int]] = {}
             for extension, content in members.items():
                 header = tarfile.TarInfo(f"{key}.{extension}")
                 header.size, header.mode = len(content), 0o644
                 tar.addfile(header, io.BytesIO(content))
-                places[extension] = (tar.offset - _whole_blocks(len(content)), len(content))
+                places[extension] = (tar.offset - _whole_blocks(len(content)), len(content), zlib.crc32(content))
             entries.append(SampleEntry(key, places))
     return ShardEntry(path.name, path.stat().st_size, sha256_of_file(path), tuple(entries))
 
@@ -141,8 +142,11 @@ def shard_from(content: Mapping[str, Any], origin: Path) -> ShardEntry:
         raise UserError(f"{origin}: shard name {name!r} leads out of its folder; the index is not to be trusted")
     samples = []
     for sample in content["samples"]:
-        members = {str(kind): (int(offset), int(count)) for kind, (offset, count) in sample["members"].items()}
-        if any(offset < 0 or count < 0 or offset + count > size for offset, count in members.values()):
+        members = {
+            str(kind): (int(offset), int(count), int(checksum))
+            for kind, (offset, count, checksum) in sample["members"].items()
+        }
+        if any(offset < 0 or count < 0 or offset + count > size for offset, count, _ in members.values()):
             raise UserError(f"{origin}: sample {sample['key']!r} lies outside of {name}; make the shards again")
         samples.append(SampleEntry(str(sample["key"]), members))
     return ShardEntry(name, size, str(content["sha256"]), tuple(samples))
@@ -234,14 +238,19 @@ class ShardReader:
         """Return the bytes of a sample's member whose extension is `kind` or starts with `kind` and a dot.
 
         Raises:
-            UserError: the sample has no such member, or its bytes cannot be read.
+            UserError: the sample has no such member, or its bytes cannot be read or are not those that were packed.
         """
         shard, sample = self._places[position]
-        for extension, (offset, count) in sample.members.items():
+        for extension, (offset, count, checksum) in sample.members.items():
             if extension == kind or extension.startswith(f"{kind}."):
-                content = os.pread(self._descriptor(shard), count, offset)
-                if len(content) != count:
-                    raise UserError(f"{self.where(position)}: the shard ends too early; pack the data set again")
+                try:
+                    content = os.pread(self._descriptor(shard), count, offset)
+                except OSError as error:
+                    raise UserError(f"{self.where(position)}: cannot be read ({error.strerror})") from error
+                if zlib.crc32(content) != checksum:
+                    raise UserError(
+                        f"{self.where(position)}: the bytes of {extension} are not the packed ones; pack it again"
+                    )
                 return content
         raise UserError(f"{self.where(position)}: no {kind}; it has {', '.join(sample.members)}")
 

@@ -246,7 +246,7 @@ def _read_piece(scratch: Path, piece: Piece) -> Iterator[tuple[str, Tensor, Tens
         for sample in _read_entry(scratch, piece.name).samples:
             images = []
             for kind in ("label.png", "level.png"):
-                offset, count = sample.members[kind]
+                offset, count, _ = sample.members[kind]
                 file.seek(offset)
                 images.append(torch.from_numpy(decode_label(file.read(count)).astype(np.int32)))
             yield sample.key, images[0], images[1]

@@ -40,7 +40,13 @@ from esl_dist.engine.optimisation import Updating, build_optimizers, plain_updat
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.engine.signals import StopWish, stop_wish
 from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
-from esl_dist.engine.training_data import TrainingData, open_training_data, own_passes
+from esl_dist.engine.training_data import (
+    CorruptSamples,
+    TrainingData,
+    local_replaced,
+    open_training_data,
+    own_passes,
+)
 from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.models.deeplab import DeepLab
@@ -53,7 +59,7 @@ from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_sc
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
 
 MAY_CHANGE = {"experiments", "steps", "log_every", "pictures_every", "source.path", "target.path", "pseudo_labels"}
-MAY_CHANGE_GROUPS = ("loader.workers", "checkpoints.")
+MAY_CHANGE_GROUPS = ("loader.workers", "loader.skip_corrupt", "checkpoints.", "timeout_minutes")
 """Settings in which a continued run may differ from its beginning: none of them changes what is computed.
 
 Shards may have moved: their fingerprints decide whether they are the same.
@@ -262,21 +268,24 @@ def _loop(
     saver = BackgroundSaver(run, config.checkpoints) if is_main() else None
     writer = open_writer(log_folder(run), first_step) if is_main() else None
     interval = _Interval()
+    corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt)
     steps = range(first_step, config.steps)
     with closing(own_passes(config, data, first_step, ranks.accelerator.device)) as passes:
         for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
             rates = set_rates(state.optimizers, step, config.optimizer)
             step_passes = [next(passes) for _ in range(config.accumulate)]
-            # One sum tells the labelled pixels of the global batch and whether any rank wants to stop.
-            own_counts = torch.cat([local_valid_pixels(step_passes), torch.tensor([int(wish.signal is not None)])])
+            # One sum for all: labelled pixels, samples that stand for corrupt ones, whether a rank wants to stop.
+            own_stop = torch.tensor([int(wish.signal is not None)])
+            own_counts = torch.cat([local_valid_pixels(step_passes), local_replaced(step_passes), own_stop])
             counts = sum_over_ranks(own_counts, f"step {step + 1}")
+            corrupt.add(step, counts[2:4].tolist())
             losses = add_gradients(
                 state.networks, method, config.method, step_passes, counts[:2], config.batch_size, precision
             )
             updating.update()
             interval.add(losses)
             done = step + 1
-            last, stop = done == config.steps, bool(counts[2])
+            last, stop = done == config.steps, bool(counts[4])
             log = last or done % config.log_every == 0
             save = last or stop or done % config.checkpoints.every == 0
             if log or save:
@@ -287,6 +296,7 @@ def _loop(
                     write_scalars(writer, "loss", means, done)
                     write_scalars(writer, "learning_rate", rates, done)
                     write_scalars(writer, "speed", {"samples_per_second": interval.rate(config, data)}, done)
+                    write_scalars(writer, "corrupt_samples", corrupt.totals(), done)
                 interval = _Interval()
             if writer is not None and config.pictures_every and done % config.pictures_every == 0:
                 _write_pictures(writer, state.networks.segmentation, step_passes[-1], data, done)
@@ -302,6 +312,8 @@ def _loop(
         saver.finish()
     if writer is not None:
         writer.close()
+    for domain, count in corrupt.totals().items():
+        _say(f"{run.name}: {count} corrupt {domain} samples were replaced; the warnings name them")
     wait_for_all()
     return done if done < config.steps else None
 

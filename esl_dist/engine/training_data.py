@@ -1,9 +1,10 @@
 """What a training reads: the samples of both domains, and from them this rank's part of every step."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
@@ -42,7 +43,8 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     fingerprints = {"source": source.fingerprint()}
     size = as_size(config.source.size)
     refuse_mixed_sizes(source, size, "source.size")
-    source_samples = Samples(source, size, LabelSource(source, classes), size)
+    replace = config.loader.skip_corrupt > 0
+    source_samples = Samples(source, size, LabelSource(source, classes), size, replace)
     if method.target_loss is None and config.pseudo_labels is None:
         return TrainingData(source_samples, None, class_set, classes, fingerprints)
     target = open_shards(config.target.path)
@@ -55,7 +57,7 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
         fingerprints["pseudo_labels"] = pseudo.fingerprint()
         labels = label_source(pseudo, class_set, classes)
         _refuse_other_frame(target, pseudo, size)
-    return TrainingData(source_samples, Samples(target, size, labels, size), class_set, classes, fingerprints)
+    return TrainingData(source_samples, Samples(target, size, labels, size, replace), class_set, classes, fingerprints)
 
 
 def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:
@@ -98,4 +100,51 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         labels=None if labels is None else labels.to(device, non_blocking=True),
         positions=batch["positions"],
         own_sizes=batch["own_sizes"],
+        replaced=batch["replaced"],
     )
+
+
+def local_replaced(passes: Sequence[Pass]) -> Tensor:
+    """Count this rank's samples that stand for corrupt ones: int64 (2,), source and target."""
+    counts = torch.zeros(2, dtype=torch.int64)
+    for one in passes:
+        for domain, batch in enumerate((one.source, one.target)):
+            if batch is not None:
+                counts[domain] += batch["replaced"].sum()
+    return counts
+
+
+class CorruptSamples:
+    """Counts the corrupt samples of each domain and epoch, over all ranks, and holds them to their largest share."""
+
+    def __init__(self, data: TrainingData, batch_size: int, largest_share: float) -> None:
+        """Begin without any; a run that goes on begins anew."""
+        domains = {"source": data.source, "target": data.target}
+        self._sizes = [0 if samples is None else len(samples) for samples in domains.values()]
+        self._names, self._batch_size, self._largest_share = list(domains), batch_size, largest_share
+        self._epochs, self._in_epoch, self._totals = [0, 0], [0, 0], [0, 0]
+
+    def add(self, step: int, replaced: list[int]) -> None:
+        """Count the samples that were replaced in a step, counted from 0.
+
+        Raises:
+            UserError: more than the largest share of a domain's samples are corrupt.
+        """
+        for domain, count in enumerate(replaced):
+            if not count:
+                continue
+            epoch = step * self._batch_size // self._sizes[domain]
+            if epoch != self._epochs[domain]:
+                self._epochs[domain], self._in_epoch[domain] = epoch, 0
+            self._in_epoch[domain] += count
+            self._totals[domain] += count
+            if self._in_epoch[domain] > self._largest_share * self._sizes[domain]:
+                raise UserError(
+                    f"epoch {epoch}: {self._in_epoch[domain]} of {self._sizes[domain]} {self._names[domain]} samples "
+                    f"are corrupt, more than loader.skip_corrupt={self._largest_share:g} allows; the warnings above "
+                    "name them: pack the data set again"
+                )
+
+    def totals(self) -> dict[str, int]:
+        """Return how many samples were replaced so far, by domain, where there were any."""
+        return {name: count for name, count in zip(self._names, self._totals, strict=True) if count}

@@ -100,7 +100,7 @@ def test_offsets_and_sizes_are_those_of_the_tar(tmp_path_factory: pytest.TempPat
     with tarfile.open(path) as tar:
         stored = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
     for (key, members), sample in zip(samples, entry.samples, strict=True):
-        for extension, (offset, count) in sample.members.items():
+        for extension, (offset, count, _) in sample.members.items():
             assert content[offset : offset + count] == members[extension]
             assert f"{key}.{extension}" in stored
     used = sum(packed_size(key, members) for key, members in samples)
@@ -166,11 +166,11 @@ def test_a_missing_folder_or_index_says_what_to_do(tmp_path: Path) -> None:
         open_shards(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1"])
+@pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
 def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
     drawn_shards(tmp_path, 1)
     changed_index(tmp_path, lambda index: index.update(format_version=version))
-    with pytest.raises(UserError, match=rf"index\.json: format version {version}, this program reads 1"):
+    with pytest.raises(UserError, match=rf"index\.json: format version {version}, this program reads 2"):
         open_shards(tmp_path)
 
 
@@ -206,7 +206,7 @@ def test_a_shard_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> 
         open_shards(folder)
 
 
-@pytest.mark.parametrize("place", [[-1, 5], [0, -1], [0, 10**9], [10**9, 1]])
+@pytest.mark.parametrize("place", [[-1, 5, 0], [0, -1, 0], [0, 10**9, 0], [10**9, 1, 0]])
 def test_a_sample_outside_of_its_shard_is_refused(tmp_path: Path, place: list[int]) -> None:
     drawn_shards(tmp_path, 1)
     changed_index(tmp_path, lambda index: index["shards"][0]["samples"][0]["members"].update({"image.png": place}))
@@ -236,8 +236,23 @@ def test_a_missing_and_a_truncated_shard_are_named(tmp_path: Path) -> None:
 def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     reader = drawn_shards(tmp_path, 1)
     os.truncate(tmp_path / "shard-000000.tar", 600)
-    with pytest.raises(UserError, match=r"shard-000000\.tar, sample 'scene_000': the shard ends too early"):
+    with pytest.raises(
+        UserError, match=r"shard-000000\.tar, sample 'scene_000': the bytes of image\.png are not the packed ones"
+    ):
         reader.read(0, "image")
+
+
+def test_a_flipped_bit_is_found_when_the_sample_is_read_and_others_are_still_read(tmp_path: Path) -> None:
+    reader = drawn_shards(tmp_path, 2)
+    (offset, _, _) = reader.index.shards[0].samples[1].members["label.png"]
+    path = tmp_path / "shard-000000.tar"
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"shard-000000\.tar, sample 'scene_001': the bytes of label\.png are not the"):
+        reader.read(1, "label")
+    assert reader.read(1, "image")
+    assert reader.read(0, "label")
 
 
 def test_a_flipped_bit_is_found_by_verify(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Small inputs for tests: drawn pictures in folders, descriptions of data sets, folders of shards."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -110,3 +111,17 @@ def drawn_shards(folder: Path, number: int, in_a_shard: int = 3, width: int = 16
 def no_progress(items: Any, total: int, title: str) -> Any:
     """Show nothing."""
     return items
+
+
+def write_uneven_shards(
+    folder: Path, samples: Sequence[tuple[str, Mapping[str, bytes]]], sizes: Sequence[int]
+) -> ShardReader:
+    """Write samples as shards whose numbers of samples are `sizes`, over and over."""
+    shards, start = [], 0
+    for number, size in enumerate(itertools.cycle(sizes)):
+        if start >= len(samples):
+            break
+        shards.append(write_shard(folder / shard_name(number), samples[start : start + size]))
+        start += size
+    write_index(folder, ShardIndex("village", SPLIT, (16, 12), (16, 12), {"village3": class_set()}, {}, tuple(shards)))
+    return open_shards(folder)

@@ -1,0 +1,94 @@
+"""The sequence of samples is the same for any number of ranks and workers, any cut into shards, any restart."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from tests.builders import drawn_samples, write_uneven_shards
+from tests.exact.ranks import RankServer
+
+pytestmark = pytest.mark.exact
+
+BATCH = 12
+SOURCE, TARGET = 31, 17
+STEPS = 9
+"""Three epochs and a half of the source, six of the target."""
+
+Sequences = dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+    with RankServer(tmp_path_factory.mktemp("server") / "log") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return folders of the same samples in shards of uneven sizes, cut in two ways."""
+    folder = tmp_path_factory.mktemp("data")
+    for domain, count in (("source", SOURCE), ("target", TARGET)):
+        samples = drawn_samples(count, 16, 12)
+        write_uneven_shards(folder / f"one way/{domain}", samples, [1, 7, 2])
+        write_uneven_shards(folder / f"other way/{domain}", samples, [5])
+    return {"one way": folder / "one way", "other way": folder / "other way"}
+
+
+def read(server: RankServer, folder: Path, notes: Path, first: int, last: int, ranks: int, workers: int) -> Sequences:
+    """Return the keys of steps `first` … `last` − 1 in the order of the global batches, by domain."""
+    words = [f"source.path={folder}/source", f"target.path={folder}/target", f"batch_size={BATCH}", "seed=5"]
+    words += [f"loader.workers={workers}", "loader.shuffle_window=8", f"experiments={notes.parent}", "name=r"]
+    codes = server.run("tests/exact/read_sequence.py", [str(first), str(last), str(notes), *words], ranks)
+    assert codes == [0] * ranks, server.log.read_text()
+    by_rank = [json.loads(Path(f"{notes}.{rank}").read_text()) for rank in range(ranks)]
+    steps = list(zip(*by_rank, strict=True))
+    return {domain: [key for step in steps for part in step for key in part[domain]] for domain in ("source", "target")}
+
+
+@pytest.fixture(scope="module")
+def whole(server: RankServer, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Sequences:
+    """Return the sequences that one process without workers reads from the first step on."""
+    return read(server, data["one way"], tmp_path_factory.mktemp("whole") / "notes", 0, STEPS, 1, 0)
+
+
+def part(sequences: Sequences, first: int, last: int) -> Sequences:
+    return {domain: keys[first * BATCH : last * BATCH] for domain, keys in sequences.items()}
+
+
+def epochs(keys: Sequence[str], size: int) -> list[list[str]]:
+    return [sorted(keys[start : start + size]) for start in range(0, len(keys) - size + 1, size)]
+
+
+def test_every_epoch_has_every_sample_once_and_runs_into_the_next(whole: Sequences) -> None:
+    every = {"source": SOURCE, "target": TARGET}
+    for domain, size in every.items():
+        names = sorted(f"scene_{number:03d}" for number in range(size))
+        found = epochs(whole[domain], size)
+        assert found == [names] * (STEPS * BATCH // size)
+        assert len(found) > 2
+    assert whole["source"][:SOURCE] != whole["source"][SOURCE : 2 * SOURCE], "epochs differ in their order"
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_the_sequence_is_the_same_for_any_ranks_workers_shards_and_restarts(
+    server: RankServer, data: dict[str, Path], whole: Sequences, tmp_path: Path, ranks: int, workers: int
+) -> None:
+    first = random.Random(10 * ranks + workers).randrange(1, STEPS - 1)
+    for way, folder in data.items():
+        found = read(server, folder, tmp_path / way, first, STEPS, ranks, workers)
+        assert found == part(whole, first, STEPS), f"from step {first} on, shards cut {way}"
+
+
+@pytest.mark.parametrize("stop", range(1, STEPS))
+def test_after_a_stop_at_any_step_other_ranks_and_workers_go_on_with_the_next_sample(
+    server: RankServer, data: dict[str, Path], whole: Sequences, tmp_path: Path, stop: int
+) -> None:
+    ranks = [1, 2, 3, 4]
+    before = read(server, data["one way"], tmp_path / "before", 0, stop, ranks[stop % 4], stop % 2)
+    after = read(server, data["one way"], tmp_path / "after", stop, STEPS, ranks[(stop + 1) % 4], (stop + 1) % 2)
+    assert {domain: list(chain(before[domain], after[domain])) for domain in whole} == whole

@@ -36,6 +36,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     fsync_folder(path.parent)
 
 
+def refuse_as_name(name: str, what: str) -> None:
+    """Make sure that a name from outside can be part of a path.
+
+    Raises:
+        UserError: it is empty, or leads to another folder.
+    """
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise UserError(f"{what} {name!r} is impossible: expected a name without '/' that is not '.' or '..'")
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` (a rename, a new file) survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -17,9 +17,9 @@ from esl_dist.engine.distributed import (
     joined_ranks,
     refuse_disagreement,
 )
-from esl_dist.engine.scoring import score_networks
+from esl_dist.engine.scoring import score_networks, write_score_curves
 from esl_dist.engine.snapshots import best_step, score_snapshots
-from esl_dist.engine.trained import load_trained
+from esl_dist.engine.trained import TrainedNetwork, load_trained
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.reporting.scores import percent, score_table
@@ -57,6 +57,8 @@ def check(config: Evaluate) -> None:
                 f"ensemble_weights={config.ensemble_weights} is impossible: expected one for each of the "
                 f"{len(config.checkpoints)} checkpoints, or none"
             )
+        if config.ensemble_weights and sum(config.ensemble_weights) == 0:
+            raise UserError("ensemble_weights are all 0; expected one above 0")
         if config.checkpoint is not None:
             raise UserError("mode=ensemble takes checkpoints=[…,…], not checkpoint=…")
     else:
@@ -64,6 +66,8 @@ def check(config: Evaluate) -> None:
             raise UserError(f"mode={config.mode} needs a network: checkpoint=…")
         if config.checkpoints or config.ensemble_weights:
             raise UserError("checkpoints and ensemble_weights are for mode=ensemble")
+    if config.output is not None and Path(config.output).is_dir():
+        raise UserError(f"output={config.output}: a folder; expected the name of a JSON file")
     if config.wait_minutes and config.mode != "best":
         raise UserError("wait_minutes is for mode=best")
 
@@ -76,12 +80,18 @@ def evaluate_once(config: Evaluate, shards: ShardReader, device: torch.device) -
     predictions = None if config.predictions is None else Path(config.predictions)
     scores = score_networks(networks, weights, shards, config, predictions, device)
     if is_main():
-        print(score_table({" + ".join(one.name for one in networks): scores}))
+        print(score_table({" + ".join(title(one) for one in networks): scores}))
         if config.output is not None:
             origin: dict[str, Any] = {"checkpoint": paths[0], "step": networks[0].step}
             if config.mode == "ensemble":
                 origin = {"checkpoints": paths, "weights": weights}
             write_json(Path(config.output), {**scores, **origin})
+        write_score_curves(networks, scores, shards, Path(config.experiments), predictions)
+
+
+def title(network: TrainedNetwork) -> str:
+    """Return a network's name in a table."""
+    return network.name if network.step is None else f"{network.name} ({network.step})"
 
 
 def evaluate_snapshots(config: Evaluate, shards: ShardReader, device: torch.device) -> None:
@@ -92,15 +102,22 @@ def evaluate_snapshots(config: Evaluate, shards: ShardReader, device: torch.devi
     statistics = None if config.statistics_from is None else open_shards(config.statistics_from).fingerprint()
     made_with = {"data": shards.fingerprint(), "size": config.data.size, "statistics_from": statistics}
 
+    def predictions_of(folder: Path) -> Path | None:
+        return None if config.predictions is None else Path(config.predictions) / folder.name
+
+    def is_painted(folder: Path) -> bool:
+        predictions = predictions_of(folder)
+        return predictions is None or predictions.is_dir()
+
     def score(folder: Path) -> dict[str, Any]:
         network = load_trained(folder, shards.index.class_sets, config.class_set, device)
-        predictions = None if config.predictions is None else Path(config.predictions) / folder.name
-        scores = score_networks([network], [1.0], shards, config, predictions, device)
+        scores = score_networks([network], [1.0], shards, config, predictions_of(folder), device)
         if is_main():
             print(f"{network.name}, step {network.step}: mIoU {percent(scores['miou'])}", flush=True)
+            write_score_curves([network], scores, shards, Path(config.experiments), predictions_of(folder))
         return scores
 
-    scores = score_snapshots(run, kept, made_with, config.wait_minutes, score)
+    scores = score_snapshots(run, kept, made_with, config.wait_minutes, score, is_painted)
     if is_main():
         best = best_step(scores)
         print(score_table({f"step {step}": one for step, one in sorted(scores.items())}))

@@ -102,11 +102,14 @@ def resize_label(label: Label, size: Size) -> Label:
 
 
 def fitted_size(size: Size, frame: Size) -> Size:
-    """Return the largest size of the same aspect ratio that fits into `frame`; fractions are cut, as published."""
+    """Return the largest size of the same aspect ratio that fits into `frame`.
+
+    Fractions are cut as published, in floating point: a square of 1288 fits into a frame of height 512 with width 511.
+    """
     (width, height), (frame_width, frame_height) = size, frame
-    if width * frame_height > height * frame_width:
-        return frame_width, max(1, height * frame_width // width)
-    return max(1, width * frame_height // height), frame_height
+    if width / height > frame_width / frame_height:
+        return frame_width, max(1, int(height * (frame_width / width)))
+    return max(1, int(width * (frame_height / height))), frame_height
 
 
 def framed_size(size: Size, frame: Size) -> Size:

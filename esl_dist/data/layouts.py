@@ -5,6 +5,7 @@ the class sets. In the patterns `{split}` stands for the split's name and `{name
 hold folders (`frankfurt/frankfurt_000000_000294`); a pattern may end in `.*`, any of the usual extensions of pictures.
 """
 
+import difflib
 import fnmatch
 import glob
 import itertools
@@ -17,9 +18,9 @@ from esl_dist.config_files import load_config
 from esl_dist.data.images import CHANNELS
 from esl_dist.data.labels import RAW_IDS, ClassSet, class_set_from
 from esl_dist.errors import UserError
-from esl_dist.files import read_json
+from esl_dist.files import read_json, refuse_as_name
 
-EXTENSIONS = (".png", ".jpg", ".jpeg")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 
 
 @dataclass
@@ -107,6 +108,8 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
     if split not in description.splits:
         known = ", ".join(description.splits)
         raise UserError(f"{description_file}: no split {split!r}; it names {known}")
+    refuse_as_name(description.name, f"{description_file}: name")
+    refuse_as_name(split, f"{description_file}: split")
     folder = root if root is not None else Path(description.root)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (the data set {description.name}); give its place as root=…")
@@ -128,7 +131,7 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
             name: class_set_from(ids.of_classes(entries), f"{description_file}: class set {name}")
             for name, entries in description.class_sets.items()
         },
-        ignore_ids=frozenset(ids.of(description.ignore_ids)),
+        ignore_ids=frozenset(ids.of(list(description.ignore_ids))),
         label_channel=description.label_channel,
         keep_aspect_ratio=description.keep_aspect_ratio,
         skip_other_sizes=description.skip_other_sizes,
@@ -156,6 +159,8 @@ class _RawIds:
     names: list[str] | None
 
     def of(self, values: Any) -> list[int]:
+        if not isinstance(values, list):
+            raise UserError(f"{self.origin}: expected a list of the data set's names of labels, got {values!r}")
         return [self._number(value) for value in values]
 
     def of_classes(self, entries: Any) -> Any:
@@ -169,7 +174,9 @@ class _RawIds:
     def _number(self, value: Any) -> int:
         if self.names is not None:
             if value not in self.names:
-                raise UserError(f"{self.origin}: the data set has no label {value!r}; it names {', '.join(self.names)}")
+                near = difflib.get_close_matches(str(value), self.names, 3)
+                hint = f"; near ones are {', '.join(near)}" if near else f"; it has {len(self.names)} others"
+                raise UserError(f"{self.origin}: the data set has no label {value!r}{hint}")
             return self.names.index(value)
         if type(value) is not int or not 0 <= value < RAW_IDS:
             raise UserError(f"{self.origin}: ignore_ids: {value!r} is not a raw id, a whole number below {RAW_IDS}")

@@ -38,15 +38,20 @@ MEAN_COLOR = (104.00698793, 116.66876762, 122.67891434)
 class Batch(TypedDict):
     """Samples of one domain.
 
-    images: float32 (batch, 3, height, width); labels: uint8 train ids (batch, height, width), absent where the samples
-    are used without; positions: int64 (batch,), the samples' positions in their shards; own_sizes: int64 (batch, 2),
-    width and height of each picture as packed; replaced: bool (batch,), whether the sample stands for a corrupt one.
+    Attributes:
+        images: float32 (batch, 3, height, width).
+        labels: uint8 train ids (batch, height, width); None where the samples are used without.
+        positions: int64 (batch,), the samples' positions in their shards.
+        own_sizes: int64 (batch, 2), width and height of each picture as packed.
+        label_sizes: int64 (batch, 2), width and height of each label without its padding; None without labels.
+        replaced: bool (batch,), whether the sample stands for a corrupt one.
     """
 
     images: Tensor
     labels: Tensor | None
     positions: Tensor
     own_sizes: Tensor
+    label_sizes: Tensor | None
     replaced: Tensor
 
 
@@ -156,7 +161,8 @@ class Samples(Dataset[dict[str, Tensor]]):
             "own_sizes": torch.tensor(own_size),
         }
         if self.labels is not None:
-            sample["labels"] = torch.from_numpy(self.label(position))
+            label, size = self._label_and_size(position)
+            sample |= {"labels": torch.from_numpy(label), "label_sizes": torch.tensor(size)}
         return sample
 
     def label(self, position: int) -> NDArray[np.uint8]:
@@ -165,6 +171,10 @@ class Samples(Dataset[dict[str, Tensor]]):
         Raises:
             UserError: it cannot be decoded; the message names shard and key.
         """
+        return self._label_and_size(position)[0]
+
+    def _label_and_size(self, position: int) -> tuple[NDArray[np.uint8], Size]:
+        """Return a sample's label, and its width and height without padding."""
         assert self.labels is not None
         assert self.table is not None
         shards = self.labels.shards
@@ -174,12 +184,13 @@ class Samples(Dataset[dict[str, Tensor]]):
             raise UserError(f"{shards.where(position)}: its label is damaged: {error}; pack it again") from error
         own_size = (raw.shape[1], raw.shape[0])
         if not shards.index.keep_aspect_ratio:
-            return self.table[resize_label(raw, self.label_size or own_size)]
+            size = self.label_size or own_size
+            return self.table[resize_label(raw, size)], size
         if self.label_size is not None:
-            fitted = resize_label(raw, fitted_size(own_size, self.label_size))
-            return padded(self.table[fitted], self.label_size, IGNORE_INDEX)
+            size = fitted_size(own_size, self.label_size)
+            return padded(self.table[resize_label(raw, size)], self.label_size, IGNORE_INDEX), size
         frame = own_size if self.size is None else framed_size(own_size, self.size)
-        return padded(self.table[raw], frame, IGNORE_INDEX)
+        return padded(self.table[raw], frame, IGNORE_INDEX), own_size
 
     def without_labels(self) -> "Samples":
         """Return the same pictures, to be read without their labels."""
@@ -213,6 +224,7 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_
                 labels=batch.get("labels"),
                 positions=batch["positions"],
                 own_sizes=batch["own_sizes"],
+                label_sizes=batch.get("label_sizes"),
                 replaced=batch["replaced"],
             )
     except UserError as error:

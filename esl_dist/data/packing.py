@@ -90,6 +90,8 @@ def pack(
         "image_format": encoding.image_format,
         "jpg_quality": encoding.jpg_quality,
         "shard_bytes": shard_bytes,
+        "label_channel": layout.label_channel,
+        "skip_other_sizes": layout.skip_other_sizes,
     }
     _keys(layout.pairs)
     if folder.exists() and not folder.is_dir():
@@ -148,7 +150,7 @@ def stored_size(size: Size, asked: Size | None, keep_aspect_ratio: bool) -> Size
 
 def _verify_packed(folder: Path, layout: Layout, made_with: dict[str, Any]) -> ShardIndex:
     index = read_index(folder)
-    skipped = index.made_with.get(SKIPPED, [])
+    skipped = index.made_with.get(SKIPPED) or []
     wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in made_with.items()}
     wanted[SKIPPED] = skipped
     packed_keys = [sample.key for shard in index.shards for sample in shard.samples]

@@ -19,7 +19,7 @@ from typing import Any
 from esl_dist.data.images import Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, sha256_of_file, whole_file, write_json
+from esl_dist.files import read_json, refuse_as_name, sha256_of_file, whole_file, write_json
 
 FORMAT = "esl-dist shards"
 FORMAT_VERSION = 2
@@ -168,6 +168,8 @@ def read_index(folder: Path) -> ShardIndex:
         raise UserError(
             f"{path}: format version {content.get('format_version')}, this program reads {FORMAT_VERSION}; pack again"
         )
+    for what in ("dataset", "split"):
+        refuse_as_name(str(content.get(what, "unknown")), f"{path}: {what}")
     try:
         return ShardIndex(
             dataset=str(content["dataset"]),

@@ -147,8 +147,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}"
         )
     for name in (SEGMENTATION, DISCRIMINATORS, TRAINING):
-        expected = manifest.get("files", {}).get(name, {}).get("sha256")
         path = folder / name
+        try:
+            expected = manifest["files"][name]["sha256"]
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{folder / MANIFEST}: names no checksum of {name}; choose another checkpoint") from error
         if not path.is_file() or sha256_of_file(path) != expected:
             raise UserError(f"{path}: missing or not the bytes that were saved; choose another checkpoint")
     return manifest
@@ -157,6 +160,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def checkpoint_folder(run: Path, step: int) -> Path:
     """Return the place of a run's checkpoint after `step` steps."""
     return run / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """Return the step in the name of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -195,9 +203,13 @@ def find_checkpoint(path: str | Path) -> Path:
     return newest
 
 
-def log_folder(run: Path) -> Path:
-    """Return the folder of a run's TensorBoard files: <experiments>/logs/<name> for <experiments>/snapshots/<name>."""
-    return run.parent.parent / "logs" / run.name
+def log_folder(run: Path) -> Path | None:
+    """Return the folder of a run's TensorBoard files: <experiments>/logs/<name> for <experiments>/snapshots/<name>.
+
+    None where the run does not lie in such a place.
+    """
+    place = run.resolve()
+    return place.parent.parent / "logs" / place.name if place.parent.name == "snapshots" else None
 
 
 def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
@@ -211,7 +223,7 @@ def _contiguous(state: TensorState) -> TensorState:
 
 def _prune(run: Path, newest_step: int, options: settings.Checkpoints) -> None:
     """Remove what the settings do not keep, and later steps: a run only goes back behind them if they are broken."""
-    steps = {int(folder.name.removeprefix("step-")): folder for folder in checkpoint_folders(run)}
+    steps = {step_of(folder): folder for folder in checkpoint_folders(run)}
     done = [step for step in steps if step <= newest_step]
     kept = set(done[-options.keep_newest :])
     if options.keep_every:

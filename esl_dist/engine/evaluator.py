@@ -61,9 +61,10 @@ def evaluate(
         labels = batch["labels"]
         assert labels is not None
         images = batch["images"].to(device)
-        logits = torch.stack(
-            [member.weight * upsample(member.network(images)["main"].float(), labels.shape[1:]) for member in ensemble]
-        ).sum(0)
+        logits = sum(
+            member.weight * upsample(member.network(images)["main"].float(), labels.shape[1:]) for member in ensemble
+        )
+        assert isinstance(logits, Tensor)
         predictions = logits.argmax(1)
         confusion += confusion_matrix(labels.to(device), predictions, classes)
         if show is not None:

@@ -79,8 +79,10 @@ def write_pseudo_labels(
         device: where to compute.
 
     Raises:
-        UserError: the output folder holds pseudo-labels made otherwise.
+        UserError: the output folder holds pseudo-labels made otherwise, or a label size that padded pictures do not
+            bear.
     """
+    _refuse_other_frame(target, config)
     output = Path(config.output)
     made_with = _made_with(trained, target, config)
     if all(from_main([(output / INDEX_NAME).exists()])):
@@ -250,6 +252,18 @@ def _read_piece(scratch: Path, piece: Piece) -> Iterator[tuple[str, Tensor, Tens
                 file.seek(offset)
                 images.append(torch.from_numpy(decode_label(file.read(count)).astype(np.int32)))
             yield sample.key, images[0], images[1]
+
+
+def _refuse_other_frame(target: Samples, config: settings.PseudoLabel) -> None:
+    """Make sure that labels of padded pictures are padded alike."""
+    if not target.images.index.keep_aspect_ratio or config.label_size is None:
+        return
+    size, label_size = config.target.size, config.label_size
+    if size is None or size[0] * label_size[1] != size[1] * label_size[0]:
+        raise UserError(
+            f"label_size={label_size} is impossible: {target.images.index.dataset} keeps the aspect ratio of its "
+            f"pictures, so it needs a target.size of the same aspect ratio, not {size}"
+        )
 
 
 def _frame(target: Samples, config: settings.PseudoLabel) -> Size | None:

@@ -7,7 +7,14 @@ from pathlib import Path
 import torch
 
 from esl_dist.data.labels import ClassSet
-from esl_dist.engine.checkpoints import MANIFEST, build_network, find_checkpoint, load_checkpoint, log_folder
+from esl_dist.engine.checkpoints import (
+    MANIFEST,
+    RUN_CONFIG,
+    build_network,
+    find_checkpoint,
+    load_checkpoint,
+    log_folder,
+)
 from esl_dist.engine.distributed import refuse_disagreement
 from esl_dist.errors import UserError
 from esl_dist.files import sha256_of_file
@@ -26,7 +33,7 @@ class TrainedNetwork:
         class_set: name of its classes.
         classes: its channels' classes.
         batch_size: that of its training; 1 where that is not known.
-        logs: its run's folder in TensorBoard; None: it comes from a file.
+        logs: its run's folder in TensorBoard; None where it does not lie in a run's folder.
     """
 
     network: DeepLab
@@ -69,7 +76,7 @@ def load_trained(
         class_set=checkpoint.class_set,
         classes=checkpoint.classes,
         batch_size=checkpoint.config.batch_size,
-        logs=log_folder(folder.parent.parent),
+        logs=log_folder(folder.resolve().parent.parent) if folder.resolve().parent.name == "checkpoints" else None,
     )
 
 
@@ -87,12 +94,12 @@ def _from_file(
         raise UserError(f"{path}: not a whole network: it lacks {', '.join(missing[:6])}")
     return TrainedNetwork(
         network=network.to(device).eval(),
-        name=path.stem,
+        name=path.parent.name if (path.parent / RUN_CONFIG).is_file() else path.stem,
         step=None,
         class_set=name,
         classes=class_sets[name],
         batch_size=1,
-        logs=None,
+        logs=log_folder(path.parent) if (path.parent / RUN_CONFIG).is_file() else None,
     )
 
 

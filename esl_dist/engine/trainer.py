@@ -3,6 +3,7 @@
 import math
 import secrets
 import time
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,6 @@ from esl_dist.engine.checkpoints import (
     build_network,
     find_checkpoint,
     load_checkpoint,
-    log_folder,
     newest_whole,
 )
 from esl_dist.engine.distributed import (
@@ -49,6 +49,7 @@ from esl_dist.engine.training_data import (
 )
 from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
+from esl_dist.files import refuse_as_name
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.models.weights import initialise, load_weights, published_state, read_weights, write_weights
@@ -89,6 +90,7 @@ def train(config: settings.Train, ranks: Ranks) -> Path:
     data = open_training_data(config, method)
     refuse_disagreement(str(data.fingerprints), "shards")
     config = replace(config, name=config.name or run_name(config, data))
+    refuse_as_name(str(config.name), "name")
     run = run_folder(config)
     config = replace(config, seed=_agreed_seed(run) if config.seed is None else config.seed)
     folder = newest_whole(run)
@@ -136,11 +138,9 @@ def run_folder(config: settings.Train) -> Path:
 
 def _agreed_seed(run: Path) -> int:
     """Return the seed that the run was begun with or, at its beginning, a random one; the same on every rank."""
-    own = 0
-    if is_main():
-        begun = run / RUN_CONFIG
-        own = secrets.randbelow(2**32) if not begun.is_file() else load_config(settings.Train, begun).seed or 0
-    return int(sum_over_ranks(torch.tensor(own, dtype=torch.int64)))
+    begun = run / RUN_CONFIG
+    own = load_config(settings.Train, begun).seed if begun.is_file() else secrets.randbelow(2**32)
+    return int(sum_over_ranks(torch.tensor(own if is_main() else 0, dtype=torch.int64)))
 
 
 def check_training(config: settings.Train) -> Method:
@@ -206,13 +206,16 @@ def _start_from(network: nn.Module, start: str) -> None:
     weights = load_checkpoint(find_checkpoint(path)).segmentation if path.is_dir() else read_weights(path)
     report = load_weights(network, weights, start)  # type: ignore[arg-type]
     if report.missing:
-        _say(f"{start}: {len(report.missing)} tensors keep their initial values: {_shorten(report.missing)}")
+        _say(f"{start}: {len(report.missing)} tensors keep their initial values: {_by_module(report.missing)}")
     if report.left_over:
-        _say(f"{start}: {len(report.left_over)} tensors find no place: {_shorten(report.left_over)}")
+        _say(f"{start}: {len(report.left_over)} tensors find no place: {_by_module(report.left_over)}")
+    if report.converted:
+        _say(f"{start}: torchvision's first convolution was turned to the published input (BGR, grey levels)")
 
 
-def _shorten(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+def _by_module(names: list[str]) -> str:
+    counts = Counter(name.split(".", 1)[0] for name in names)
+    return ", ".join(f"{module} ({count})" for module, count in counts.items())
 
 
 def _continued(folder: Path, config: settings.Train, data: TrainingData, state: State) -> Checkpoint:
@@ -266,7 +269,7 @@ def _loop(
     """Train from `first_step` to the end; returns the steps done if a signal on any rank ended it before."""
     precision = Precision(ranks.accelerator.autocast, updating.backward)
     saver = BackgroundSaver(run, config.checkpoints) if is_main() else None
-    writer = open_writer(log_folder(run), first_step) if is_main() else None
+    writer = open_writer(Path(config.experiments) / "logs" / run.name, first_step) if is_main() else None
     interval = _Interval()
     corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt)
     steps = range(first_step, config.steps)

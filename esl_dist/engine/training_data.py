@@ -62,13 +62,13 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
 
 def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:
     """Make sure that padded pseudo-labels and padded pictures lie on each other."""
-    label_size = pseudo.index.label_size
-    if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or size is None or label_size is None:
+    label_size, frame = pseudo.index.label_size, size or target.index.image_size
+    if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or frame is None or label_size is None:
         return
-    if size[0] * label_size[1] != size[1] * label_size[0]:
+    if frame[0] * label_size[1] != frame[1] * label_size[0]:
         raise UserError(
-            f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, target.size is "
-            f"{size[0]}×{size[1]}; choose one of the same aspect ratio"
+            f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, the pictures are read at "
+            f"{frame[0]}×{frame[1]}; choose a target.size of the same aspect ratio"
         )
 
 
@@ -100,6 +100,7 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         labels=None if labels is None else labels.to(device, non_blocking=True),
         positions=batch["positions"],
         own_sizes=batch["own_sizes"],
+        label_sizes=batch["label_sizes"],
         replaced=batch["replaced"],
     )
 

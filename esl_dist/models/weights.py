@@ -41,10 +41,17 @@ def initialise(network: DeepLab) -> None:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of the network's tensors that a file did not fill, and of the file's that found no place."""
+    """What became of a file's tensors.
+
+    Attributes:
+        missing: names of the network's tensors that the file did not fill.
+        left_over: names of the file's that found no place.
+        converted: whether the first convolution was torchvision's and was turned to the published input.
+    """
 
     missing: list[str]
     left_over: list[str]
+    converted: bool
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -76,14 +83,15 @@ def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -
     """Fill a network from a state dict with the published names, those of the ImageNet start, or torchvision's.
 
     The ImageNet start of DeepLab-v2 has one leading name part more and classifiers of other classes, torchvision's
-    files a last linear layer: such classifiers stay as they are and are reported. Torchvision's first convolution is
-    turned to the input of the published networks.
+    files a last linear layer: such classifiers stay as they are and are reported. By that layer torchvision's files are
+    known, and their first convolution is turned to the input of the published networks.
 
     Raises:
         UserError: a tensor of another shape (such as another number of classes), or no tensor that fits by name.
     """
     own = network.state_dict()
     weights, dropped = published_names(weights)
+    weights = _with_source_statistics(weights, own)
     fitting = {name: tensor for name, tensor in weights.items() if name in own}
     if not fitting:
         raise UserError(f"{origin}: none of its {len(weights)} names is one of the network's; is it another network's?")
@@ -94,7 +102,11 @@ def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -
                 "choose the architecture and the number of classes of the file"
             )
     network.load_state_dict(fitting, strict=False)
-    return LoadReport(sorted(own.keys() - fitting.keys()), sorted([*dropped, *(weights.keys() - fitting.keys())]))
+    return LoadReport(
+        missing=sorted(own.keys() - fitting.keys()),
+        left_over=sorted([*dropped, *(weights.keys() - fitting.keys())]),
+        converted=TORCHVISION_CLASSIFIER in weights,
+    )
 
 
 def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -109,7 +121,8 @@ def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     (prefix,) = prefixes
     renamed = {name: name.removeprefix(f"{prefix}.") for name in weights}
     dropped = [name for name in weights if prefix != "module" and renamed[name].startswith(("layer5", "layer6"))]
-    return {renamed[name]: tensor for name, tensor in weights.items() if name not in dropped}, dropped
+    kept = {renamed[name]: tensor for name, tensor in weights.items() if name not in dropped}
+    return _for_published_input(kept), dropped
 
 
 def _for_published_input(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -119,6 +132,18 @@ def _for_published_input(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     scale = 255 * torch.tensor(TORCHVISION_STD)
     first = weights[FIRST_CONVOLUTION] / scale[:, None, None].to(weights[FIRST_CONVOLUTION].dtype)
     return {**weights, FIRST_CONVOLUTION: first.flip(1)}
+
+
+def _with_source_statistics(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the source's statistics of a network that has them the values of a file that has one set of them."""
+    pairs = (("running_mean", "source_mean"), ("running_var", "source_var"))
+    more = {
+        name.removesuffix(shared) + per_domain: tensor
+        for shared, per_domain in pairs
+        for name, tensor in weights.items()
+        if name.endswith(shared)
+    }
+    return {name: tensor for name, tensor in more.items() if name in own} | weights
 
 
 def describe_weights(weights: Mapping[str, Tensor], origin: str) -> tuple[str, int, bool]:

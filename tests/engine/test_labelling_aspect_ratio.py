@@ -209,7 +209,7 @@ def test_a_training_at_another_aspect_ratio_than_that_of_the_pseudo_labels_is_re
     label(trained, target, tmp_path / "out", FRAME)
     with pytest.raises(
         UserError,
-        match=rf"out: its labels were padded to 64×48, target\.size is {size[0]}×{size[1]}; choose one of the same",
+        match=rf"out: its labels were padded to 64×48, the pictures are read at {size[0]}×{size[1]}; choose",
     ):
         open_data(target, tmp_path / "out", source, size)
 

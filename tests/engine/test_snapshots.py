@@ -1,6 +1,7 @@
 """Every snapshot of a run is scored once; those to come are waited for; nothing that is scored is lost."""
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from esl_dist import config as settings
 from esl_dist.config_files import save_config
 from esl_dist.engine import snapshots
-from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG, checkpoint_folder, checkpoint_folders
+from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG, SEGMENTATION, checkpoint_folder, checkpoint_folders
 from esl_dist.engine.snapshots import best_step, score_snapshots, snapshot_steps
 from esl_dist.errors import UserError
+from esl_dist.files import sha256_of_file
 from tests.builders import class_set
 from tests.engine.runs import configuration, save_state
 
@@ -32,13 +34,16 @@ def begin(run: Path, steps: int = 12) -> None:
     save_config(configuration(steps=steps, checkpoints=CHECKPOINTS), run / RUN_CONFIG)
 
 
-def write_snapshot(run: Path, step: int) -> None:
-    """Leave what tells a whole checkpoint: its folder comes under its name with the manifest in it."""
-    folder = checkpoint_folder(run, step)
-    partial = folder.with_name(folder.name + ".partial")
-    partial.mkdir(parents=True)
-    (partial / MANIFEST).write_text("{}")
-    partial.rename(folder)
+def write_snapshot(run: Path, step: int, weight: float = 0.0) -> None:
+    """Leave a whole checkpoint of a network with one weight; those before and after it stay."""
+    elsewhere = run.parent / "elsewhere"
+    saved = save_state(elsewhere, step, {"x": torch.full((1,), step + weight)}, configuration(steps=12), class_set())
+    checkpoint_folder(run, step).parent.mkdir(parents=True, exist_ok=True)
+    saved.rename(checkpoint_folder(run, step))
+
+
+def weights_of(run: Path, step: int) -> str:
+    return sha256_of_file(checkpoint_folder(run, step) / SEGMENTATION)
 
 
 class Scorer:
@@ -77,6 +82,9 @@ class Looks:
         self.plain, self.missed, self.found = plain, threading.Event(), threading.Event()
 
     def __call__(self, flags: list[bool]) -> list[bool]:
+        if len(flags) == 1:
+            # No look for a file, but a question.
+            return self.plain(flags)
         if flags[0]:
             self.missed.clear()
             self.found.set()
@@ -131,7 +139,8 @@ def test_snapshots_are_scored_in_order_and_kept_with_the_best(run: Path, tmp_pat
     assert {step: one["miou"] for step, one in scores.items()} == {4: 0.04, 8: 0.08, 12: 0.12}
     content = json.loads((tmp_path / "kept.json").read_text())
     assert content["made_with"] == MADE_WITH
-    assert content["best"] == {"step": 12, "miou": 0.12, "iou": {"road": None}}
+    best = {"step": 12, "miou": 0.12, "iou": {"road": None}, "weights": weights_of(run, 12)}
+    assert content["best"] == best
     assert list(content["snapshots"]) == ["4", "8", "12"]
     assert content["snapshots"] == {str(step): one for step, one in scores.items()}
 
@@ -141,17 +150,58 @@ def test_only_what_is_new_is_scored(run: Path, tmp_path: Path) -> None:
     write_snapshot(run, 4)
     write_snapshot(run, 8)
     first = score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
-    checkpoint_folder(run, 4).rename(tmp_path / "moved")
     write_snapshot(run, 12)
     scorer = Scorer()
     scores = score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer)
     assert scorer.steps == [12]
-    assert scores == first | {12: {"miou": 0.12, "iou": {"road": None}}}
+    assert scores == first | {12: {"miou": 0.12, "iou": {"road": None}, "weights": weights_of(run, 12)}}
     before = (tmp_path / "kept.json").read_bytes()
     scorer = Scorer()
     assert score_snapshots(run, tmp_path / "kept.json", MADE_WITH, LONG, scorer) == scores
     assert scorer.steps == []
     assert (tmp_path / "kept.json").read_bytes() == before
+
+
+def test_a_snapshot_with_other_weights_is_scored_again(run: Path, tmp_path: Path) -> None:
+    """Such as one of another run, whose scores were kept under the same name."""
+    begin(run)
+    write_snapshot(run, 4)
+    write_snapshot(run, 8)
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+    shutil.rmtree(checkpoint_folder(run, 4))
+    write_snapshot(run, 4, weight=0.5)
+    scorer = Scorer()
+    scores = score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer)
+    assert scorer.steps == [4]
+    assert scores[4]["weights"] == weights_of(run, 4)
+
+
+def test_a_snapshot_is_scored_again_where_something_that_goes_with_it_is_missing(run: Path, tmp_path: Path) -> None:
+    begin(run)
+    write_snapshot(run, 4)
+    write_snapshot(run, 8)
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+    scorer = Scorer()
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer, lambda folder: folder.name.endswith("8"))
+    assert scorer.steps == [4]
+
+
+def test_snapshots_that_are_gone_or_broken_are_named_not_waited_for_and_have_no_score(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin(run)
+    for step in (4, 8, 12):
+        write_snapshot(run, step)
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+    shutil.rmtree(checkpoint_folder(run, 4))
+    (checkpoint_folder(run, 8) / SEGMENTATION).write_bytes(b"")
+    scores = score_snapshots(run, tmp_path / "kept.json", MADE_WITH, LONG, Scorer())
+    assert list(scores) == [12]
+    assert list(snapshots_in(tmp_path / "kept.json")) == ["12"]
+    warnings = capsys.readouterr().err
+    assert "step-00000004: not there, and the run is past it" in warnings
+    assert "passing over a broken checkpoint: " in warnings
+    assert "step-00000008/segmentation.safetensors: missing or not the bytes that were saved" in warnings
 
 
 def test_what_is_scored_later_has_its_place_among_the_others(run: Path, tmp_path: Path) -> None:
@@ -210,7 +260,16 @@ def test_scores_that_were_made_otherwise_are_refused_and_left_alone(run: Path, t
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "3", "{}", '{"made_with": {}}', '{"made_with": {}, "snapshots": {"four": {}}}', '{"snapshots": 1}'],
+    [
+        '{"made_with": [], "snapshots": {"4": {}}}',
+        '{"made_with": {}, "snapshots": {"4": {"iou": {}, "weights": ""}}}',
+        "[]",
+        "3",
+        "{}",
+        '{"made_with": {}}',
+        '{"made_with": {}, "snapshots": {"four": {}}}',
+        '{"snapshots": 1}',
+    ],
 )
 def test_a_file_of_something_else_is_refused_and_left_alone(run: Path, tmp_path: Path, content: str) -> None:
     begin(run)
@@ -264,11 +323,10 @@ def test_a_snapshot_that_does_not_come_in_time_is_named_and_the_scores_before_it
 ) -> None:
     begin(run)
     write_snapshot(run, 4)
-    write_snapshot(run, 12)
     with pytest.raises(
         UserError,
         match=r"step-00000008: not written within 0\.0005 minutes; is the training still running\? "
-        r"The scores of 1 snapshots are in .*kept\.json",
+        r"Scores of the snapshots before it are kept",
     ):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0.0005, Scorer())
     assert list(snapshots_in(tmp_path / "kept.json")) == ["4"]

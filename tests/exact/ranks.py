@@ -1,23 +1,28 @@
 """Ranks that start at once: forked from a process that has imported everything, and each as killable as any other.
 
 A test that kills a training twenty times would spend its minutes importing torch. Run as a program, this file reads
-jobs from standard input, one JSON line each, {"program", "words", "ranks"}; it answers with the processes' ids and, once
-all have ended with their exit codes.
+jobs from standard input, one JSON line each, {"program", "words", "ranks"}. It answers with the processes' ids
+and, once all have ended, with their exit codes.
 """
 
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -28,14 +33,47 @@ class Job:
 
     processes: list[int]
     server: "RankServer"
+    log_start: int
+    codes: list[int] | None = None
 
     def kill(self, rank: int, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.processes[rank], number)
 
-    def exit_codes(self) -> list[int]:
+    def kill_all(self) -> None:
+        """Kill what still runs, as a launcher does when a rank has ended."""
+        for process in self.processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
+    def has_ended(self, rank: int) -> bool:
+        try:
+            return psutil.Process(self.processes[rank]).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Return when `condition` holds; all ranks have to run until then."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert not any(self.has_ended(rank) for rank in range(len(self.processes))), self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.001)
+
+    def wait_for_end(self, rank: int, seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.has_ended(rank):
+            assert time.monotonic() < deadline, f"rank {rank} still runs: {self.output()}"
+            time.sleep(0.01)
+
+    def exit_codes(self, seconds: float = 120) -> list[int]:
         """Wait for the end of all ranks; the code of a killed one is the signal's, negative."""
-        codes: list[int] = self.server.answer()["codes"]
-        return codes
+        if self.codes is None:
+            self.codes = self.server.answer(seconds)["codes"]
+        return self.codes
+
+    def output(self) -> str:
+        """Return what all ranks have printed so far."""
+        return self.server.log.read_bytes()[self.log_start :].decode()
 
 
 class RankServer:
@@ -44,7 +82,8 @@ class RankServer:
     def __init__(self, log: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "MASTER_ADDR": "127.0.0.1"}
         self.log = log
-        with open(log, "wb") as file:
+        self.job: Job | None = None
+        with open(log, "ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, __file__],
                 stdin=subprocess.PIPE,
@@ -61,19 +100,31 @@ class RankServer:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end_job()
         self.process.kill()
         self.process.wait()
 
+    def _end_job(self) -> None:
+        """Leave nothing behind of a test that failed."""
+        if self.job is not None and self.job.codes is None:
+            self.job.kill_all()
+            self.job.exit_codes()
+
     def start(self, program: str, words: Sequence[str], ranks: int) -> Job:
+        self._end_job()
         assert self.process.stdin is not None
+        log_start = self.log.stat().st_size
         self.process.stdin.write(json.dumps({"program": program, "words": list(words), "ranks": ranks}) + "\n")
-        return Job(self.answer()["processes"], self)
+        self.job = Job(self.answer(60)["processes"], self, log_start)
+        return self.job
 
     def run(self, program: str, words: Sequence[str], ranks: int) -> list[int]:
         return self.start(program, words, ranks).exit_codes()
 
-    def answer(self) -> Any:
+    def answer(self, seconds: float) -> Any:
         assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+        assert ready, f"no answer in {seconds:g} seconds: {self.log.read_text()}"
         line = self.process.stdout.readline()
         assert line, self.log.read_text()
         return json.loads(line)
@@ -106,6 +157,7 @@ def main() -> None:
     # Imported here and not by the ranks: what they share they need not load.
     import torchvision  # noqa: F401
 
+    import esl_dist.engine.labelling
     import esl_dist.engine.scoring
     import esl_dist.engine.trainer  # noqa: F401
 

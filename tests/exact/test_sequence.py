@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -19,12 +19,6 @@ STEPS = 9
 """Three epochs and a half of the source, six of the target."""
 
 Sequences = dict[str, list[str]]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
-    with RankServer(tmp_path_factory.mktemp("server") / "log") as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def test_the_domain_loss_is_the_published_one() -> None:
     expected = arrays("losses")
     logits = torch.from_numpy(expected["logits"][:, :1])
     for name, domain in (("bce_source", SOURCE), ("bce_target", TARGET)):
-        # These two were recorded in float32, so they hold no more digits than that.
-        accuracy = np.finfo(np.float32).eps if expected[name].dtype == np.float32 else TOLERANCE
+        # These two were computed in float32: their mean is a sum of rounded values.
+        accuracy = 4 * np.finfo(np.float32).eps if expected[name].dtype == np.float32 else TOLERANCE
         loss = domain_loss(logits.double(), domain, len(logits))
         assert relative_difference(loss.numpy(), expected[name].reshape(())) < accuracy, name

@@ -1,0 +1,136 @@
+"""A training that is killed again and again ends with the bits of one that is not."""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from esl_dist.command_line import EXIT_LOST_RANK
+from esl_dist.files import PARTIAL_SUFFIX
+from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.trainings import (
+    TRAIN,
+    assert_same_bits,
+    everything_learned,
+    newest_step,
+    run_in,
+    start_training,
+    train,
+    training_words,
+)
+
+pytestmark = pytest.mark.exact
+
+STEPS, KILLS = 44, 20
+STEPS_WITH_SAVES_HIT, SAVES_HIT = 18, 3
+START_SECONDS = 0.6
+"""About as long as a start takes; some kills hit it."""
+TRAINING_SECONDS = 0.25
+"""A kill that does not hit the start comes at most so long after the first new checkpoint."""
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def ranks(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: RankServer, town: Path, ranks: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = run_in(tmp_path_factory.mktemp("uninterrupted"))
+    train(server, town, run, ranks, f"steps={STEPS}", f"checkpoints.keep_every={STEPS_WITH_SAVES_HIT}")
+    return run
+
+
+def is_saving(run: Path) -> bool:
+    return any((run / "checkpoints").glob(f"*{PARTIAL_SUFFIX}"))
+
+
+def kill_at_random(job: Job, run: Path, moments: random.Random, last_step: int) -> None:
+    """Kill a random rank in the start, or some steps after it, though not behind `last_step`; then the others."""
+    begun, first = time.monotonic(), newest_step(run)
+    in_start = moments.random() < 0.2
+    delay = moments.uniform(0, START_SECONDS if in_start else TRAINING_SECONDS)
+    if not in_start:
+        job.wait_until(lambda: newest_step(run) > first)
+        begun = time.monotonic()
+    job.wait_until(lambda: time.monotonic() - begun >= delay or newest_step(run) >= last_step)
+    rank = moments.randrange(len(job.processes))
+    job.kill(rank)
+    time.sleep(moments.uniform(0, 0.05))
+    job.kill_all()
+    # The others may have met the broken connection before.
+    codes = job.exit_codes()
+    assert codes[rank] == -signal.SIGKILL, job.output()
+    assert set(codes) <= {-signal.SIGKILL, EXIT_LOST_RANK}, job.output()
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bits(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path
+) -> None:
+    run, moments = run_in(tmp_path), random.Random(ranks)
+    saves_hit, steps = 0, [0]
+    for number in range(KILLS):
+        job = start_training(server, town, run, ranks, f"steps={STEPS}")
+        kill_at_random(job, run, moments, STEPS * (number + 1) // (KILLS + 1))
+        saves_hit += is_saving(run)
+        steps.append(newest_step(run))
+    assert steps == sorted(steps), "a kill costs no checkpoint that was there before"
+    assert KILLS // 2 < steps[-1] < STEPS
+    assert saves_hit > 0, "some of the moments were those of a save"
+    assert f"from step {steps[-1]} to {STEPS}" in train(server, town, run, ranks, f"steps={STEPS}")
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted))
+
+
+def test_killed_as_soon_as_a_save_begins_it_ends_with_the_same_bits(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path
+) -> None:
+    run, steps = run_in(tmp_path), f"steps={STEPS_WITH_SAVES_HIT}"
+    hits = 0
+    for _ in range(SAVES_HIT):
+        job = start_training(server, town, run, ranks, steps)
+        first = newest_step(run)
+        job.wait_until(lambda job=job, first=first: newest_step(run) > first)
+        job.wait_until(lambda: is_saving(run))
+        job.kill_all()
+        assert set(job.exit_codes()) == {-signal.SIGKILL}, job.output()
+        hits += is_saving(run)
+    assert hits > 0
+    train(server, town, run, ranks, steps)
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted, STEPS_WITH_SAVES_HIT))
+
+
+STAGES = {
+    "save_file": [1, 2],
+    "torch.save": [1],
+    "sha256_of_file": [2],
+    "write_json": [1],
+    "os.replace": [2, 3],
+    "shutil.rmtree": [5],
+}
+"""After which call of a function that saves the process kills itself.
+
+Between the files, behind the last, while checksums are computed, behind the manifest, behind the manifest of the next
+save and behind its rename (`os.replace` renames manifests and folders), and while older checkpoints are pruned.
+"""
+
+
+def test_killed_at_every_stage_of_a_save_it_ends_with_the_same_bits(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path
+) -> None:
+    run = run_in(tmp_path)
+    words = training_words(town, run, f"steps={STEPS_WITH_SAVES_HIT}", "checkpoints.keep_newest=1")
+    for function, calls in STAGES.items():
+        for call in calls:
+            before = newest_step(run)
+            stage = [function, str(call), str(PROJECT / TRAIN)]
+            job = server.start("tests/exact/kill_in_save.py", [*stage, *words], ranks)
+            job.wait_for_end(0)
+            job.kill_all()
+            assert job.exit_codes()[0] == -signal.SIGKILL, f"{function}, call {call}: {job.output()}"
+            assert newest_step(run) >= before, f"{function}, call {call}"
+    assert 0 < newest_step(run) < STEPS_WITH_SAVES_HIT
+    train(server, town, run, ranks, *words)
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted, STEPS_WITH_SAVES_HIT))

@@ -1,0 +1,93 @@
+"""Trainings of the tiny network that are over in seconds, and everything that they leave in their last checkpoint."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esl_dist.engine.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint, read_manifest
+from tests.exact.ranks import Job, RankServer
+from tests.programs import TINY_TRAINING
+
+TRAIN = "launch/train.py"
+BASIS = (
+    *TINY_TRAINING,
+    "network.batch_norm=per_domain",
+    "batch_size=4",
+    "pictures_every=0",
+    "checkpoints.every=1",
+    "timeout_minutes=1",
+)
+
+
+def training_words(town: Path, run: Path, *words: str) -> list[str]:
+    """Return the command line of a training that leaves its run in the folder `run`."""
+    places = [f"source.path={town}/source_train", f"target.path={town}/target_train"]
+    return [*BASIS, *places, f"experiments={run.parent.parent}", f"name={run.name}", *words]
+
+
+def start_training(server: RankServer, town: Path, run: Path, ranks: int, *words: str) -> Job:
+    return server.start(TRAIN, training_words(town, run, *words), ranks)
+
+
+def train(server: RankServer, town: Path, run: Path, ranks: int, *words: str) -> str:
+    """Train to the end; returns what was printed."""
+    job = start_training(server, town, run, ranks, *words)
+    assert job.exit_codes() == [0] * ranks, job.output()
+    return job.output()
+
+
+def run_in(folder: Path, name: str = "r") -> Path:
+    return folder / "snapshots" / name
+
+
+def newest_step(run: Path) -> int:
+    """Return the step of the newest checkpoint, 0 without one."""
+    found = checkpoint_folders(run)
+    return int(found[-1].name.removeprefix("step-")) if found else 0
+
+
+def assert_whole(run: Path, step: int) -> None:
+    assert read_manifest(checkpoint_folder(run, step))["step"] == step
+
+
+def everything_learned(run: Path, step: int | None = None) -> dict[str, Any]:
+    """Return every tensor and value of a checkpoint, by default the newest: networks, optimisers, loss scaler, step."""
+    saved = load_checkpoint(checkpoint_folder(run, newest_step(run) if step is None else step))
+    parts = {"optimizers": saved.training["optimizers"], "scaler": saved.training["scaler"], "step": saved.step}
+    return dict(_leaves({"segmentation": saved.segmentation, "discriminators": saved.discriminators, **parts}, ""))
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, one in value.items():
+            yield from _leaves(one, f"{name}/{key}")
+    elif isinstance(value, list | tuple):
+        for number, one in enumerate(value):
+            yield from _leaves(one, f"{name}/{number}")
+    else:
+        yield name, value
+
+
+def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    assert any("momentum_buffer" in name for name in one)
+    assert any("exp_avg" in name for name in one)
+    different = [name for name in one if not _equal(one[name], other[name])]
+    assert different == [], f"{len(different)} of {len(one)}"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return torch.equal(one, other) if isinstance(one, Tensor) else bool(one == other)
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any], relative: float, absolute: float) -> None:
+    """Hold the networks' tensors to each other up to rounding."""
+    names = [name for name in one if name.startswith(("/segmentation", "/discriminators"))]
+    assert names == [name for name in other if name.startswith(("/segmentation", "/discriminators"))]
+    for name in names:
+        torch.testing.assert_close(
+            one[name], other[name], rtol=relative, atol=absolute, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -94,12 +94,13 @@ def _from_file(
         raise UserError(f"{path}: not a whole network: it lacks {', '.join(missing[:6])}")
     return TrainedNetwork(
         network=network.to(device).eval(),
-        name=path.parent.name if (path.parent / RUN_CONFIG).is_file() else path.stem,
+        # The file of every run has the same name.
+        name=f"{path.resolve().parent.name}_{path.stem}" if (path.parent / RUN_CONFIG).is_file() else path.stem,
         step=None,
         class_set=name,
         classes=class_sets[name],
         batch_size=1,
-        logs=log_folder(path.parent) if (path.parent / RUN_CONFIG).is_file() else None,
+        logs=None,
     )
 
 

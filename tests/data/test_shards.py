@@ -206,6 +206,15 @@ def test_a_shard_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> 
         open_shards(folder)
 
 
+@pytest.mark.parametrize("key", ["dataset", "split"])
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ""])
+def test_a_name_that_would_lead_out_of_a_folder_is_refused(tmp_path: Path, key: str, name: str) -> None:
+    drawn_shards(tmp_path, 1)
+    changed_index(tmp_path, lambda index: index.update({key: name}))
+    with pytest.raises(UserError, match=rf"index\.json: {key} '{name}' is impossible"):
+        open_shards(tmp_path)
+
+
 @pytest.mark.parametrize("place", [[-1, 5, 0], [0, -1, 0], [0, 10**9, 0], [10**9, 1, 0]])
 def test_a_sample_outside_of_its_shard_is_refused(tmp_path: Path, place: list[int]) -> None:
     drawn_shards(tmp_path, 1)

@@ -171,6 +171,24 @@ def test_pictures_of_one_size_give_labels_of_one_size(trained: TrainedNetwork, t
     assert [(one.shape, (one == 255).any()) for one in written(tmp_path / "out")] == [((20, 40), False)] * 3
 
 
+@pytest.mark.parametrize("size", [None, (64, 32)])
+def test_a_label_size_that_padded_pictures_do_not_bear_is_refused_before_anything_is_written(
+    trained: TrainedNetwork, target: Path, tmp_path: Path, size: tuple[int, int] | None
+) -> None:
+    with pytest.raises(UserError, match=r"label_size=\[48, 48\] is impossible: .* keeps the aspect ratio"):
+        label(trained, target, tmp_path / "out", size, label_size=[48, 48])
+    assert not (tmp_path / "out").exists()
+
+
+def test_padded_labels_are_refused_for_pictures_that_are_read_without_padding(
+    trained: TrainedNetwork, source: Path, tmp_path: Path
+) -> None:
+    target = target_of(tmp_path / "target", [(40, 20)] * 3).folder
+    label(trained, target, tmp_path / "out", FRAME)
+    with pytest.raises(UserError, match=r"padded to 64×48, the pictures are read at 40×20; choose a target\.size"):
+        open_data(target, tmp_path / "out", source, None)
+
+
 def padding_of(image: torch.Tensor) -> np.ndarray:
     """Return where an image is black in all channels: in noise, where it was padded."""
     black = -torch.tensor(MEAN_COLOR)[:, None, None]

@@ -1,5 +1,6 @@
 """Trained networks come from a run, a checkpoint or a file of weights, each with the classes that it knows."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -149,3 +150,25 @@ def test_a_path_where_nothing_is_says_what_was_expected(tmp_path: Path, make: bo
         match=r"there: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file of",
     ):
         load(tmp_path / "there")
+
+
+def test_a_run_s_file_of_weights_is_named_after_the_run(run: Path) -> None:
+    state = save_run(run, 3)
+    write_weights(run / "weights.pth", state)
+    trained = load(run / "weights.pth")
+    assert (trained.name, trained.step, trained.logs) == ("r_weights", None, None)
+
+
+def test_a_checkpoint_that_was_copied_elsewhere_has_no_place_for_curves(run: Path, tmp_path: Path) -> None:
+    save_run(run, 3)
+    copied = tmp_path / "copied"
+    shutil.copytree(run / "checkpoints/step-00000003", copied)
+    assert load(copied).logs is None
+
+
+def test_a_run_that_is_named_from_inside_its_folder_has_its_place_for_curves(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_run(run, 3)
+    monkeypatch.chdir(run)
+    assert load(".").logs == tmp_path / "experiments/logs/r"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import Classifier, DeepLab
 from esl_dist.models.weights import (
+    TORCHVISION_STD,
     describe_weights,
     initialise,
     load_weights,
@@ -143,6 +144,16 @@ def test_what_the_imagenet_start_has_for_other_classes_is_named_as_left_over() -
     report = load_weights(network(classes=4, seed=1), names, "imagenet.pth")
     assert report.left_over == sorted(name for name in names if name.startswith("Scale.layer5"))
     assert report.left_over
+
+
+def test_torchvisions_weights_are_known_by_their_last_layer_behind_a_prefix_too() -> None:
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    plain, wrapped = DeepLab("resnet18", 3, False, False), DeepLab("resnet18", 3, False, False)
+    load_weights(plain, weights, "torchvision")
+    assert load_weights(wrapped, {f"module.{name}": value for name, value in weights.items()}, "wrapped").converted
+    assert torch.equal(plain.conv1.weight, wrapped.conv1.weight)
+    scale = 255 * torch.tensor(TORCHVISION_STD)[:, None, None]
+    torch.testing.assert_close(plain.conv1.weight, (weights["conv1.weight"] / scale).flip(1))
 
 
 def test_weights_saved_from_data_parallel_fill_the_heads_too() -> None:

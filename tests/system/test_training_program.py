@@ -155,6 +155,8 @@ def test_the_resolved_configuration_lies_with_the_run(town: Path, tmp_path: Path
         (["steps=11", "optimizer.schedule_steps=10"], "steps=11 goes beyond optimizer.schedule_steps=10"),
         (["target.path=''"], "no value for target.path"),
         (["seed=4294967296"], "seed=4294967296 is impossible: expected at most 4294967295"),
+        (["name=../r"], "name '../r' is impossible: expected a name without '/'"),
+        (["name=a/b"], "name 'a/b' is impossible: expected a name without '/'"),
         (["experiments=/proc/x"], "/proc/x: No such file or directory"),
         (["--wrong"], "unrecognized arguments: --wrong"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml: no such configuration file"),
@@ -219,11 +221,12 @@ def test_ranks_that_were_given_different_settings_refuse_to_start(town: Path, tm
         "import os\n"
         "from esl_dist.command_line import run_program\n"
         "from esl_dist.config import Train\n"
-        "from esl_dist.engine.distributed import start\n"
+        "from esl_dist.engine.distributed import joined_ranks\n"
         "from esl_dist.engine.trainer import train\n"
         "def main(config):\n"
         "    config.seed = int(os.environ['RANK'])\n"
-        "    train(config, start())\n"
+        "    with joined_ranks(config.timeout_minutes) as ranks:\n"
+        "        train(config, ranks)\n"
         "run_program(Train, main)\n"
     )
     words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=2"]

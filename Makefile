@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 	$(RUN) launch/demo.py seed=$(SEED)
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 	$(MAKE) check
 
 check: $(INSTALLED)

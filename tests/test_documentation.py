@@ -87,7 +87,9 @@ def test_the_table_of_published_settings_names_only_settings_there_are() -> None
     assert set(commands) - {"key"} <= known
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/design.md", "docs/published.md", "docs/running.md", "shards/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/design.md", "docs/published.md", "docs/running.md", "shards/README.md"]
+)
 def test_files_that_a_page_names_exist(page: str) -> None:
     text = (PROJECT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"\b((?:esl_dist|launch|configs|shards|docs|tests)/[\w./-]*\w\.(?:py|yaml|md|txt))\b", text))

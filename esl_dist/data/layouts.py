@@ -34,9 +34,11 @@ class _Description:
     name: str = setting("???", "Name of the data set.")
     root: str = setting("???", "Its folder, relative to the working directory; shards/prepare.py takes another.")
     image: str = setting("???", "Pattern of pictures, relative to the root.")
-    label: str = setting("???", "Pattern of labels, relative to the root.")
+    label: str | None = setting(None, "Pattern of labels, relative to the root; null: the pictures have none.")
     splits: dict[str, _Split] = setting("???", "Splits: name → names or list.")
-    class_sets: dict[str, Any] = setting("???", "Name → classes with name, color [r, g, b], raw ids.")
+    class_sets: dict[str, Any] = setting(
+        dict, "Name → classes with name, color [r, g, b], raw ids; none without labels."
+    )
     ignore_ids: list[Any] = setting(list, "Raw ids that belong to no class.")
     id_names: str | None = setting(
         None,
@@ -56,11 +58,15 @@ class _Description:
 
 @dataclass(frozen=True)
 class Pair:
-    """One sample's name and its two files."""
+    """One sample's name and its two files; `label` is None where the data set has no labels."""
 
     name: str
     image: Path
-    label: Path
+    label: Path | None
+
+    def files(self) -> list[Path]:
+        """Return the files there should be."""
+        return [self.image] if self.label is None else [self.image, self.label]
 
 
 @dataclass(frozen=True)
@@ -114,14 +120,15 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder (the data set {description.name}); give its place as root=…")
     image_pattern = _pattern(description.image, split, description_file)
-    label_pattern = _pattern(description.label, split, description_file)
-    names = _names(description.splits[split], folder, (image_pattern, label_pattern), description_file)
+    label_pattern = None if description.label is None else _pattern(description.label, split, description_file)
+    patterns = [pattern for pattern in (image_pattern, label_pattern) if pattern is not None]
+    names = _names(description.splits[split], folder, patterns, description_file)
     if not names:
         raise UserError(f"{folder}: split {split} of {description.name} has no pictures ({image_pattern})")
-    pairs = tuple(Pair(name, _file(folder, image_pattern, name), _file(folder, label_pattern, name)) for name in names)
+    pairs = tuple(_pair(folder, image_pattern, label_pattern, name) for name in names)
     _refuse_missing(pairs)
-    if not description.class_sets:
-        raise UserError(f"{description_file}: class_sets is empty; expected at least one")
+    if (label_pattern is None) != (not description.class_sets):
+        raise UserError(f"{description_file}: expected label and class_sets, or neither where pictures have no labels")
     ids = _RawIds(description_file, _id_names(description, folder, description_file))
     return Layout(
         dataset=description.name,
@@ -136,6 +143,11 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
         keep_aspect_ratio=description.keep_aspect_ratio,
         skip_other_sizes=description.skip_other_sizes,
     )
+
+
+def _pair(folder: Path, image_pattern: str, label_pattern: str | None, name: str) -> Pair:
+    label = None if label_pattern is None else _file(folder, label_pattern, name)
+    return Pair(name, _file(folder, image_pattern, name), label)
 
 
 def _id_names(description: _Description, folder: Path, origin: Path) -> list[str] | None:
@@ -190,7 +202,7 @@ def _pattern(pattern: str, split: str, origin: Path) -> str:
     return filled
 
 
-def _names(split: _Split, folder: Path, file_patterns: tuple[str, str], origin: Path) -> list[str]:
+def _names(split: _Split, folder: Path, file_patterns: list[str], origin: Path) -> list[str]:
     """Return the names of the split's samples, also of those with a label and no picture: they are to be reported."""
     if (split.list is None) == (not split.names):
         raise UserError(f"{origin}: a split needs either names or list")
@@ -238,7 +250,7 @@ def _refuse_outside(names: list[str], origin: Path) -> None:
 
 
 def _refuse_missing(pairs: tuple[Pair, ...]) -> None:
-    missing = [str(path) for pair in pairs for path in (pair.image, pair.label) if not path.is_file()]
+    missing = [str(path) for pair in pairs for path in pair.files() if not path.is_file()]
     if missing:
         shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
         raise UserError(f"{len(missing)} files of the split do not exist: {shown}; a sample is a picture and its label")

@@ -188,6 +188,8 @@ def _check(pair: Pair, known_ids: frozenset[int], label_channel: str | None) -> 
         return f"{pair.image}: not a whole picture ({error})"
     if not cv2.haveImageReader(str(pair.image)):
         return f"{pair.image}: OpenCV cannot read a picture of this format; expected png or jpg"
+    if pair.label is None:
+        return image_size
     try:
         label = decode_label(pair.label.read_bytes(), label_channel)
     except (OSError, ValueError) as error:
@@ -231,6 +233,8 @@ def _encode(pair: Pair, encoding: Encoding, label_channel: str | None, keep_aspe
         members = {"image.jpg": encode_jpg(resized, encoding.jpg_quality)}
     else:
         members = {"image.png": encode_png(resized)}
+    if pair.label is None:
+        return members
     label = decode_label(pair.label.read_bytes(), label_channel)
     label_size = stored_size(own_size, encoding.label_size, keep_aspect_ratio)
     return {**members, "label.png": encode_png(resize_label(label, label_size))}

@@ -301,6 +301,8 @@ def choose_classes(shards: ShardReader, name: str | None) -> tuple[str, ClassSet
         UserError: there is none of that name.
     """
     known = shards.index.class_sets
+    if not known:
+        raise UserError(f"{shards.folder}: its pictures have no labels, hence no class set; expected labelled shards")
     chosen = next(iter(known)) if name is None else name
     if chosen not in known:
         raise UserError(f"{shards.folder}: no class set {chosen!r}; it has {', '.join(known)}")

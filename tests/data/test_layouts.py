@@ -159,8 +159,8 @@ def test_a_pattern_out_of_the_root_or_without_one_name_is_refused(tmp_path: Path
 
 MISTAKES = [
     ({"imgae": "x"}, "unknown setting 'imgae'; the nearest known one is 'image'"),
-    ({"class_sets": None}, "no value for class_sets"),
-    ({"class_sets": {}}, "class_sets is empty"),
+    ({"class_sets": None}, "expected label and class_sets, or neither"),
+    ({"class_sets": {}}, "expected label and class_sets, or neither"),
     ({"class_sets": 3}, "class_sets: expected"),
     ({"class_sets": {"s": []}}, "class set s: 0 classes"),
     ({"class_sets": {"s": ["road"]}}, "class set s: class 0: expected name"),

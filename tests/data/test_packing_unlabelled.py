@@ -1,4 +1,4 @@
-"""Pictures without labels: what a target may be. They are packed, read and labelled; nothing takes them for labelled."""
+"""Pictures without labels, as a target may have: packed, read and labelled; nothing takes them for labelled ones."""
 
 from pathlib import Path
 

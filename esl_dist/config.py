@@ -132,7 +132,7 @@ class Loader:
 
 
 TIMEOUT_MINUTES = 10.0
-TIMEOUT_MEANING = "How long a process waits for the others before it names the one that is lost, and ends."
+TIMEOUT_MEANING = "How long a process waits for others that do not get on before it names the lost one, and ends."
 
 
 @dataclass

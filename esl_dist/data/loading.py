@@ -227,6 +227,12 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_
                 label_sizes=batch.get("label_sizes"),
                 replaced=batch["replaced"],
             )
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that reads {samples.images.folder} was killed, perhaps for want of memory: take fewer workers"
+        ) from error.with_traceback(None)
     except UserError as error:
         # DataLoader puts the worker's traceback before the message. And its own traceback holds the workers: kept, it
         # would have the garbage collector end them, which waits five seconds for an answer they cannot give.

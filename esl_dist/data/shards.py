@@ -8,6 +8,7 @@ Nothing read here is unpickled or executed; a shard's name may not lead out of i
 
 import hashlib
 import io
+import json
 import os
 import tarfile
 import zlib
@@ -262,11 +263,11 @@ class ShardReader:
         return self._descriptors[shard]
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over all checksums and keys: equal means the same samples in the same order."""
-        digest = hashlib.sha256()
+        """Return a SHA-256 over all entries and class sets: equal means the same samples, in the same order."""
+        classes = {name: class_set_to(item) for name, item in self.index.class_sets.items()}
+        digest = hashlib.sha256(json.dumps([classes, self.index.keep_aspect_ratio]).encode())
         for shard in self.index.shards:
-            digest.update(shard.sha256.encode())
-            digest.update("\0".join(sample.key for sample in shard.samples).encode())
+            digest.update(json.dumps(shard_to(shard)).encode())
         return digest.hexdigest()
 
 

@@ -231,3 +231,6 @@ def _prune(run: Path, newest_step: int, options: settings.Checkpoints) -> None:
     for step, folder in steps.items():
         if step not in kept:
             shutil.rmtree(folder)
+    for left in (run / "checkpoints").glob(f"step-*{PARTIAL_SUFFIX}"):
+        # What a killed program left; no other writes into this folder now.
+        shutil.rmtree(left)

@@ -8,6 +8,7 @@ order. A sum in buckets of a fixed layout crosses the network once a step, for a
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,13 +19,17 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-from esl_dist.engine.launching import asked_zero_stage, start_missing_processes
+from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks, start_missing_processes
 from esl_dist.engine.presence import Presence
 from esl_dist.errors import LostRankError, UserError
 
-PRESENCE_SHARE, BACKEND_SHARE = 0.8, 0.9
-"""Of the timeout: first `Presence` gives up, which can end a rank inside a collective, then the backend."""
+BACKEND_FACTOR = 10
+"""How much longer than `Presence` the backend waits, for it cannot see whether another rank gets on with its work."""
+
+BROKEN_CONNECTION = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
+"""Words in the errors of a backend whose connection to another rank is gone."""
 
 BUCKET_BYTES = 32 * 2**20
 
@@ -51,8 +56,7 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
         timeout_minutes: how long a rank waits for the others.
 
     Raises:
-        UserError: a precision that the device does not have, options of DeepSpeed that are not supported, or ranks that
-            did not come.
+        UserError: a precision that the device does not have, or options of DeepSpeed that are not supported.
         LostRankError: a rank ended, or did not come where this one waited for it; the message names it.
     """
     global _presence
@@ -62,12 +66,16 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
     try:
         if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
             raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
+        agreed = f"{accelerator.mixed_precision} {accelerator.device.type} {zero_stage}"
+        refuse_disagreement(agreed, "precision, kind of device or ZeRO stage")
         yield Ranks(accelerator, zero_stage)
     except Exception as error:
         if _presence is not None:
-            # A broken connection is how the end of another rank looks from here.
-            cause = _presence.missing() if isinstance(error, RuntimeError) else None
-            if cause is not None:
+            # A launcher sends SIGTERM when it sees another rank die; there are seconds left to say which, and why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if _is_broken_connection(error):
+                cause = _presence.missing() or _presence.places()
+                _presence.end_with(cause)
                 raise LostRankError(cause) from error
             _presence.end_with(error)
         raise
@@ -80,24 +88,38 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
+def _is_broken_connection(error: Exception) -> bool:
+    known = isinstance(error, RuntimeError) and any(words in str(error) for words in BROKEN_CONNECTION)
+    return known or isinstance(error, dist.DistError)
+
+
 def _join(timeout_minutes: float, zero_stage: int | None) -> Accelerator:
     start_missing_processes()
-    timeout = timedelta(minutes=BACKEND_SHARE * timeout_minutes)
+    refuse_unlaunched_ranks()
+    timeout = timedelta(minutes=timeout_minutes)
     # Accelerate's own DeepSpeed would take over the process group, does without CPUs, and is not used.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     cpu = zero_stage is not None and not torch.cuda.is_available()
     try:
-        return Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
-    except (ValueError, dist.DistError) as error:
+        accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
+    except ValueError as error:
         raise UserError(f"cannot start: {error}") from error
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise LostRankError(f"not all ranks came to the start within {timeout_minutes:g} minutes ({reason})") from error
+    if world_size() > 1:
+        _set_pg_timeout(BACKEND_FACTOR * timeout, None)
+    return accelerator
 
 
 def _noted_presence(timeout_minutes: float) -> Presence | None:
     if world_size() == 1:
         return None
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = PrefixStore("presence", TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30)))
-    return Presence(store, rank(), world_size(), 60 * PRESENCE_SHARE * timeout_minutes)
+    # The store of a launcher outlives the ranks that it starts again.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+    return Presence(PrefixStore(f"presence/{attempt}", store), rank(), world_size(), 60 * timeout_minutes)
 
 
 def compute_the_same_on_any_number_of_ranks(device: torch.device) -> None:
@@ -108,6 +130,12 @@ def compute_the_same_on_any_number_of_ranks(device: torch.device) -> None:
     """
     if device.type == "cpu":
         torch.set_num_threads(1)
+
+
+def note_work() -> None:
+    """Tell the other ranks, which may be waiting, that this one gets on."""
+    if _presence is not None:
+        _presence.worked()
 
 
 def _waiting(place: str) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch, Samples, batches
-from esl_dist.engine.distributed import is_main, rank, sum_over_ranks, world_size
+from esl_dist.engine.distributed import is_main, note_work, rank, sum_over_ranks, world_size
 from esl_dist.models.batch_norm import batch_norms, estimate_anew
 from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.reporting.progress import progress, silent
@@ -97,6 +97,7 @@ def estimate_statistics(
     show = progress if is_main() else silent
     for batch in show(batches(samples, iter(own), workers, device.type == "cuda"), len(own), "statistics"):
         network(batch["images"].to(device))
+        note_work()
     for module in batch_norms(network):
         for statistic in (module.running_mean, module.running_var):
             assert statistic is not None
@@ -108,4 +109,6 @@ def own_samples(samples: Samples, workers: int, device: torch.device, title: str
     """Yield this rank's part of all samples, one at a time: each sample on one rank, once."""
     own = range(rank(), len(samples), world_size())
     read = batches(samples, iter([[position] for position in own]), workers, device.type == "cuda")
-    yield from (progress if is_main() else silent)(read, len(own), title)
+    for batch in (progress if is_main() else silent)(read, len(own), title):
+        yield batch
+        note_work()

@@ -12,6 +12,7 @@ A job that is killed and started again keeps its whole pieces. Memory is one pic
 
 import hashlib
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -49,7 +50,7 @@ from esl_dist.data.shards import (
     write_index,
     write_shard,
 )
-from esl_dist.engine.distributed import from_main, is_main, rank, sum_over_ranks, wait_for_all, world_size
+from esl_dist.engine.distributed import from_main, is_main, note_work, rank, sum_over_ranks, wait_for_all, world_size
 from esl_dist.engine.evaluator import confusion_matrix
 from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
@@ -219,6 +220,7 @@ def _predict(
         keys = (target.images.key(position) for position in piece.positions)
         samples = zip(keys, islice(predictions, len(piece.positions)), strict=True)
         _write_tar(scratch, scratch / piece.name, samples)
+        note_work()
 
 
 def _prediction(
@@ -248,9 +250,13 @@ def _read_piece(scratch: Path, piece: Piece) -> Iterator[tuple[str, Tensor, Tens
         for sample in _read_entry(scratch, piece.name).samples:
             images = []
             for kind in ("label.png", "level.png"):
-                offset, count, _ = sample.members[kind]
+                offset, count, checksum = sample.members[kind]
                 file.seek(offset)
-                images.append(torch.from_numpy(decode_label(file.read(count)).astype(np.int32)))
+                content = file.read(count)
+                if zlib.crc32(content) != checksum:
+                    raise UserError(f"{scratch / piece.name}: damaged; delete {scratch} and start again")
+                images.append(torch.from_numpy(decode_label(content).astype(np.int32)))
+            note_work()
             yield sample.key, images[0], images[1]
 
 
@@ -295,7 +301,12 @@ def _write_labels(
 
     own = _own(list(zip(target.images.index.shards, _pieces_by_shard(target.images), strict=True)))
     for shard, pieces in (progress if is_main() else silent)(own, len(own), "labelling"):
-        _write_tar(scratch, output / shard.name, pseudo_labels(pieces))
+        if not (_entry_file(scratch, shard.name).is_file() and (output / shard.name).is_file()):
+            _write_tar(scratch, output / shard.name, pseudo_labels(pieces))
+        elif target.labels is not None:
+            # Written by an earlier start, which counted it, too; only the count is made up for.
+            for _ in pseudo_labels(pieces):
+                pass
     return confusion
 
 

@@ -5,6 +5,7 @@ run on one process where several were asked for is a silent mistake, so that pro
 """
 
 import os
+import signal
 import sys
 
 import psutil
@@ -34,6 +35,8 @@ def start_missing_processes() -> None:
             "accelerate launch --cpu started one process where several were asked for; start them with "
             "torchrun --nproc_per_node N (and --nnodes on several machines) instead"
         )
+    # A signal to stop may go to this process, too: it is for the ranks, and this one waits for their end.
+    signal.signal(signal.SIGUSR1, lambda number, frame: None)
     try:
         torchrun(["--standalone", "--nproc_per_node", str(processes), *sys.argv])
     except ChildFailedError as error:
@@ -52,6 +55,19 @@ def _asked(launcher: psutil.Process | None, option: str) -> int | None:
             number = words[words.index(spelling) + 1]
             return int(number) if number.isdigit() else None
     return None
+
+
+def refuse_unlaunched_ranks() -> None:
+    """Make sure that processes which srun started together know of each other.
+
+    Raises:
+        UserError: they do not: each would train alone, into the same folder.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if int(tasks) > 1 and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            f"srun started {tasks} processes that do not know of each other; let it start one torchrun on each machine"
+        )
 
 
 def asked_zero_stage() -> int | None:

@@ -1,9 +1,9 @@
 """Which rank is missing: every rank notes in a store that all can read where it is, so that a lost one has a name.
 
-A collective that waits for ever says nothing. So a thread on each rank writes down, once a second, how many collectives
-its rank has come to; the value changes as long as the process lives. When a rank has waited longer than the timeout, or
-its connection breaks, it reads what the others wrote: an error they ended with, that they do not write any more (killed
-or stopped), or that they have come to fewer collectives (they hang).
+A collective that waits for ever says nothing. So a thread on each rank writes down, once a second, what its rank does;
+the note changes as long as the process lives. A rank that has waited longer than the timeout, or whose connection
+breaks, reads what the others wrote: an error they ended with, that they do not write any more (killed or stopped), or
+that they neither wait nor get on (they hang). While one of them gets on with its work, the others wait.
 """
 
 import json
@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from torch._C._distributed_c10d import Store
@@ -23,53 +24,88 @@ BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
 """After which a rank that writes nothing does not answer; several beats."""
 
+ANSWER_SECONDS = 10.0
+"""After which a store that does not answer is given up."""
+
+COLLECTIVES = ("torch/distributed/", "torch/nn/modules/_functions")
+"""Files of torch in which a rank waits for others; the second is that of synchronised batch norm on CUDA."""
+
+PROJECT = str(Path(__file__).resolve().parents[2])
+
+Note = dict[str, Any]
+
 
 class Presence:
     """This rank's notes, and what can be read off those of the others.
 
     Args:
-        store: a connection of its own, for a thread uses it; `ERROR` keys hold last words, `RANK` keys places.
+        store: a connection of its own; `rank/N` holds what rank N does, `error/N` its last words.
         rank: this rank.
         world_size: number of ranks.
-        timeout_seconds: after which a rank that waits ends the process.
+        timeout_seconds: after which a rank that waits for one that does not get on ends the process.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int, timeout_seconds: float) -> None:
-        """Begin to write notes."""
+        """Begin to write notes, and to watch the time."""
         self._store, self._rank, self._world_size = store, rank, world_size
         self._timeout_seconds = timeout_seconds
-        self._collectives, self._place, self._beats = 0, "the start", 0
-        self._waiting_since: float | None = None
+        self._collectives, self._work, self._beats = 0, 0, 0
+        self._place, self._inside = "the start", False
+        self._main = threading.get_ident()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
+        # Two threads: a store that does not answer must not stop the clock.
+        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._write_notes, self._watch_time)]
+        for thread in self._threads:
+            thread.start()
 
     @contextmanager
     def waiting(self, place: str) -> Iterator[None]:
-        """Mark that this rank is in a collective: it has come to `place` and waits for the others."""
-        self._collectives, self._place = self._collectives + 1, place
-        self._waiting_since = time.monotonic()
+        """Mark that this rank has come to the collective at `place` and waits for the others."""
+        self._collectives, self._place, self._inside = self._collectives + 1, place, True
         try:
             yield
         finally:
-            self._waiting_since = None
+            self._inside = False
 
-    def end_with(self, error: BaseException) -> None:
-        """Leave last words for the other ranks."""
-        self._store.set(f"error/{self._rank}", f"{error}" or type(error).__name__)
+    def worked(self) -> None:
+        """Note that this rank gets on with work of which the others see nothing."""
+        self._work += 1
+
+    def end_with(self, error: object) -> None:
+        """Leave last words for the other ranks, if there is still a store."""
+        with suppress(RuntimeError):
+            self._store.set(f"error/{self._rank}", f"{error}" or type(error).__name__)
 
     def stop(self) -> None:
         """End the notes."""
         self._ended.set()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join(2 * BEAT_SECONDS)
 
     def missing(self) -> str | None:
-        """Say which rank is lost and why, as far as it can be told; None if all are there. Takes some seconds."""
+        """Say which rank is lost and why; None if all are there and none hangs. Takes some seconds."""
+        answers: list[str | None] = []
+        thread = threading.Thread(target=lambda: answers.append(self._look()), daemon=True)
+        thread.start()
+        thread.join(SILENT_SECONDS + ANSWER_SECONDS)
+        return answers[0] if answers else _store_is_lost("it does not answer")
+
+    def places(self) -> str:
+        """Say where the others are, where none of them can be singled out."""
+        with suppress(RuntimeError):
+            return f"no rank can be singled out; {_described(self._notes())}"
+        return _store_is_lost("it does not answer")
+
+    def _look(self) -> str | None:
         try:
-            return self._last_words() or self._silent_ranks() or self._ranks_behind()
+            before = self._notes()
+            words = self._last_words()
+            if words is None:
+                time.sleep(SILENT_SECONDS)
+                words = self._last_words()
+            return words or self._silent_or_hanging(before, self._notes())
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            return f"the store of the ranks, kept by the launcher or by rank 0, does not answer any more ({reason})"
+            return _store_is_lost(str(error).splitlines()[0])
 
     def _last_words(self) -> str | None:
         for rank in self._others():
@@ -77,52 +113,82 @@ class Presence:
                 return f"rank {rank} ended: {self._store.get(f'error/{rank}').decode()}"
         return None
 
-    def _silent_ranks(self) -> str | None:
-        before = self._notes()
-        time.sleep(SILENT_SECONDS)
-        after = self._notes()
-        silent = [rank for rank in self._others() if before.get(rank) == after.get(rank)]
-        if not silent:
-            return None
-        return f"{_places(silent, after)} does not answer any more: killed, or stopped"
-
-    def _ranks_behind(self) -> str | None:
-        notes = self._notes()
-        behind = [rank for rank, note in notes.items() if note["collectives"] < self._collectives]
-        return f"{_places(behind, notes)} has not come to {self._place}: it hangs" if behind else None
+    def _silent_or_hanging(self, before: dict[int, Note], after: dict[int, Note]) -> str | None:
+        silent = {rank: after.get(rank, {}) for rank in self._others() if before.get(rank) == after.get(rank)}
+        if silent:
+            return f"{_described(silent)}: it does not answer any more, it was killed or stopped"
+        idle = {rank: note for rank, note in after.items() if _progress(before[rank]) == _progress(note)}
+        hanging = {
+            rank: note
+            for rank, note in idle.items()
+            if not note["waits"] or (self._inside and note["collectives"] < self._collectives)
+        }
+        return f"{_described(hanging)}: it has not come to {self._place}, it hangs" if hanging else None
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self._world_size) if rank != self._rank]
 
-    def _notes(self) -> dict[int, dict[str, Any]]:
+    def _notes(self) -> dict[int, Note]:
         keys = {rank: f"rank/{rank}" for rank in self._others()}
         return {rank: json.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])}
 
-    def _watch(self) -> None:
+    def _note(self) -> Note:
+        in_collective, line = _doing(self._main)
+        return {
+            "collectives": self._collectives,
+            "work": self._work,
+            "waits": self._inside or in_collective,
+            "place": self._place,
+            "line": line,
+        }
+
+    def _write_notes(self) -> None:
         while not self._ended.wait(BEAT_SECONDS):
             self._beats += 1
-            note = {"beats": self._beats, "collectives": self._collectives, "place": self._place}
-            try:
-                self._store.set(f"rank/{self._rank}", json.dumps(note))
-            except RuntimeError:
-                # The main thread meets the same trouble and explains it.
-                return
-            since = self._waiting_since
-            if since is not None and time.monotonic() - since > self._timeout_seconds:
-                self._give_up()
+            with suppress(RuntimeError):
+                self._store.set(f"rank/{self._rank}", json.dumps({**self._note(), "beats": self._beats}))
 
-    def _give_up(self) -> None:
-        print(
-            f"error (rank {self._rank}): waited {self._timeout_seconds:g} seconds at {self._place}: "
-            f"{self.missing() or 'every rank says that it is there'}",
-            file=sys.stderr,
-            flush=True,
-        )
+    def _watch_time(self) -> None:
+        seen, since = self._note(), time.monotonic()
+        while not self._ended.wait(BEAT_SECONDS):
+            now = self._note()
+            if not now["waits"] or _progress(now) != _progress(seen):
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > self._timeout_seconds:
+                cause = self.missing()
+                # Meanwhile the others may have come.
+                if cause is not None and not self._ended.is_set() and _progress(self._note()) == _progress(seen):
+                    self._give_up(cause)
+
+    def _give_up(self, cause: str) -> None:
+        text = f"waited {self._timeout_seconds:g} seconds at {self._place}: {cause}"
+        self.end_with(text)
+        print(f"error (rank {self._rank}): {text}", file=sys.stderr, flush=True)
         # The main thread cannot be woken inside a collective.
         os._exit(EXIT_LOST_RANK)
 
 
-def _places(ranks: list[int], notes: dict[int, dict[str, Any]]) -> str:
-    return ", ".join(
-        f"rank {rank} (last at {notes[rank]['place'] if rank in notes else 'its start'})" for rank in ranks
-    )
+def _doing(thread: int) -> tuple[bool, str]:
+    """Return whether a thread is inside a collective, and the line of this project it is at."""
+    in_collective, line = False, ""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        in_collective = in_collective or any(part in file for part in COLLECTIVES)
+        if not line and file.startswith(PROJECT):
+            line = f"{Path(file).relative_to(PROJECT)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return in_collective, line
+
+
+def _progress(note: Note) -> tuple[int, int]:
+    return note["collectives"], note["work"]
+
+
+def _described(notes: dict[int, Note]) -> str:
+    places = {rank: f"{note['place']}, {note['line']}" if note else "its start" for rank, note in notes.items()}
+    return ", ".join(f"rank {rank} (last at {place})" for rank, place in places.items())
+
+
+def _store_is_lost(reason: str) -> str:
+    return f"the store of the ranks is lost ({reason}), and with it rank 0 or the launcher that keeps it"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.engine.checkpoints import Checkpoint, save_checkpoint
+from esl_dist.errors import UserError
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that a copy may take; where it would take more, training waits for the disk."""
@@ -27,22 +28,25 @@ class BackgroundSaver:
     def __init__(self, run: Path, options: settings.Checkpoints) -> None:
         """Begin without anything to save."""
         self._run, self._options = run, options
-        self._thread: threading.Thread | None = None
+        self._written = threading.Event()
+        self._written.set()
         self._failure: BaseException | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint and begin to write it, after the one before; or write it at once where memory is short.
 
         Raises:
-            UserError: the one before could not be written.
+            UserError: the one before could not be written, or a weight is no finite number.
         """
         self.finish()
+        _refuse_nan(checkpoint)
         if _bytes(checkpoint) > MEMORY_SHARE * psutil.virtual_memory().available:
             save_checkpoint(self._run, checkpoint, self._options)
             return
+        copy = copied(checkpoint)
+        self._written.clear()
         # Not a daemon: an interrupted program still finishes the checkpoint.
-        self._thread = threading.Thread(target=self._write, args=(copied(checkpoint),))
-        self._thread.start()
+        threading.Thread(target=self._write, args=(copy,)).start()
 
     def raise_failure(self) -> None:
         """Raise what went wrong in the thread, if anything did.
@@ -59,9 +63,8 @@ class BackgroundSaver:
         Raises:
             UserError: it could not be written.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        # Not Thread.join: interrupted, it takes the thread for ended, and the program would end without it.
+        self._written.wait()
         self.raise_failure()
 
     def _write(self, checkpoint: Checkpoint) -> None:
@@ -69,6 +72,18 @@ class BackgroundSaver:
             save_checkpoint(self._run, checkpoint, self._options)
         except BaseException as failure:
             self._failure = failure
+        finally:
+            self._written.set()
+
+
+def _refuse_nan(checkpoint: Checkpoint) -> None:
+    for part in (checkpoint.segmentation, checkpoint.discriminators):
+        for name, tensor in part.items():
+            if not tensor.isfinite().all():
+                raise UserError(
+                    f"{checkpoint.config.name}: after step {checkpoint.step} {name} holds what is no finite number; "
+                    "start a run of another name with a lower learning rate"
+                )
 
 
 def copied(checkpoint: Checkpoint) -> Checkpoint:

@@ -29,8 +29,7 @@ def stop_wish() -> Iterator[StopWish]:
     """Note the signals that come while the block runs, in the main thread of the process."""
     wish = StopWish()
     before = {number: signal.signal(number, wish.note) for number in STOP_SIGNALS}
-    try:
-        yield wish
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    yield wish
+    # After an error they stay noted: a signal must not cut short what is said and saved then.
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,9 +1,10 @@
 """The training loop: one for every method, on one rank or many, from the first step or from where a run stopped."""
 
+import hashlib
 import math
 import secrets
-import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import Any
 
 import torch
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
-from torch.utils.tensorboard import SummaryWriter
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method
@@ -36,10 +36,11 @@ from esl_dist.engine.distributed import (
     wait_for_all,
     world_size,
 )
+from esl_dist.engine.journal import Journal
 from esl_dist.engine.optimisation import Updating, build_optimizers, plain_updating, set_rates
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.engine.signals import StopWish, stop_wish
-from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
+from esl_dist.engine.step import Networks, Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.engine.training_data import (
     CorruptSamples,
     TrainingData,
@@ -50,12 +51,9 @@ from esl_dist.engine.training_data import (
 from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.files import refuse_as_name
-from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.models.weights import initialise, load_weights, published_state, read_weights, write_weights
-from esl_dist.reporting.pictures import prediction_pictures
 from esl_dist.reporting.progress import progress
-from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_scalars
 
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
 
@@ -85,6 +83,11 @@ def train(config: settings.Train, ranks: Ranks) -> Path:
         UserError: settings that cannot be, shards that do not fit, a run of the same name with other settings, or a
             loss that is no number any more.
     """
+    with stop_wish() as wish:
+        return _train(config, ranks, wish)
+
+
+def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     method = check_training(config)
     refuse_disagreement(str(to_dictionary(config)), "configuration")
     data = open_training_data(config, method)
@@ -96,10 +99,12 @@ def train(config: settings.Train, ranks: Ranks) -> Path:
     folder = newest_whole(run)
     state = build_state(config, method, data.classes, ranks.accelerator.device, with_start=folder is None)
     checkpoint = None if folder is None else _continued(folder, config, data, state)
+    # Before DeepSpeed gives all ranks those of rank 0.
+    refuse_disagreement(_digest(state.networks), "weights to start from")
     updating = _updating(state, ranks)
-    step = 0
+    step, counts = 0, {}
     if checkpoint is not None:
-        step = checkpoint.step
+        step, counts = checkpoint.step, checkpoint.training.get("corrupt_samples", {})
         updating.load(checkpoint.training["optimizers"])
         if ranks.accelerator.scaler is not None and checkpoint.training["scaler"]:
             ranks.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
@@ -110,8 +115,8 @@ def train(config: settings.Train, ranks: Ranks) -> Path:
         if is_main():
             save_config(config, run / RUN_CONFIG)
         _say(f"{config.name}: {_describe(config, data, ranks)}, from step {step} to {config.steps}")
-        with stop_wish() as wish:
-            stopped_at = _loop(config, method, data, state, updating, ranks, run, step, wish)
+        corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt, counts)
+        stopped_at = _loop(config, method, data, state, updating, ranks, run, step, corrupt, wish)
         if stopped_at is not None:
             raise StoppedError(f"{config.name}: saved at step {stopped_at}")
     if is_main():
@@ -119,6 +124,14 @@ def train(config: settings.Train, ranks: Ranks) -> Path:
             write_weights(run / name, published_state(state.networks.segmentation))
     wait_for_all()
     return run
+
+
+def _digest(networks: Networks) -> str:
+    digest = hashlib.sha256()
+    for network in (networks.segmentation, networks.discriminators):
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def run_name(config: settings.Train, data: TrainingData) -> str:
@@ -264,96 +277,67 @@ def _loop(
     ranks: Ranks,
     run: Path,
     first_step: int,
+    corrupt: CorruptSamples,
     wish: StopWish,
 ) -> int | None:
     """Train from `first_step` to the end; returns the steps done if a signal on any rank ended it before."""
     precision = Precision(ranks.accelerator.autocast, updating.backward)
     saver = BackgroundSaver(run, config.checkpoints) if is_main() else None
-    writer = open_writer(Path(config.experiments) / "logs" / run.name, first_step) if is_main() else None
-    interval = _Interval()
-    corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt)
+    domains = 1 if data.target is None else 2
+    logs = Path(config.experiments) / "logs" / run.name if is_main() else None
+    journal = Journal(logs, first_step, domains * config.batch_size)
     steps = range(first_step, config.steps)
     with closing(own_passes(config, data, first_step, ranks.accelerator.device)) as passes:
         for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
             rates = set_rates(state.optimizers, step, config.optimizer)
             step_passes = [next(passes) for _ in range(config.accumulate)]
-            # One sum for all: labelled pixels, samples that stand for corrupt ones, whether a rank wants to stop.
-            own_stop = torch.tensor([int(wish.signal is not None)])
-            own_counts = torch.cat([local_valid_pixels(step_passes), local_replaced(step_passes), own_stop])
-            counts = sum_over_ranks(own_counts, f"step {step + 1}")
-            corrupt.add(step, counts[2:4].tolist())
+            valid_pixels, replaced, stop = _agree(step_passes, config.batch_size, wish, f"step {step + 1}")
+            corrupt.add(step, replaced)
             losses = add_gradients(
-                state.networks, method, config.method, step_passes, counts[:2], config.batch_size, precision
+                state.networks, method, config.method, step_passes, valid_pixels, config.batch_size, precision
             )
             updating.update()
-            interval.add(losses)
+            journal.add(losses)
             done = step + 1
-            last, stop = done == config.steps, bool(counts[4])
+            last = done == config.steps
             log = last or done % config.log_every == 0
             save = last or stop or done % config.checkpoints.every == 0
             if log or save:
-                means = interval.mean_losses()
+                means = journal.mean_losses()
                 _refuse_nan(means, done, config)
             if log:
-                if writer is not None:
-                    write_scalars(writer, "loss", means, done)
-                    write_scalars(writer, "learning_rate", rates, done)
-                    write_scalars(writer, "speed", {"samples_per_second": interval.rate(config, data)}, done)
-                    write_scalars(writer, "corrupt_samples", corrupt.totals(), done)
-                interval = _Interval()
-            if writer is not None and config.pictures_every and done % config.pictures_every == 0:
-                _write_pictures(writer, state.networks.segmentation, step_passes[-1], data, done)
+                journal.write(means, rates, corrupt.totals(), done)
+            if config.pictures_every and done % config.pictures_every == 0:
+                journal.draw(state.networks.segmentation, step_passes[-1], data.classes, done)
             if saver is not None:
                 saver.raise_failure()
             if save:
                 states = updating.states()
                 if saver is not None:
-                    saver.save(_checkpoint(done, config, data, state, states, ranks.accelerator.scaler))
+                    training = _training_state(states, ranks.accelerator.scaler, corrupt)
+                    saver.save(_checkpoint(done, config, data, state, training))
             if stop:
                 break
     if saver is not None:
         saver.finish()
-    if writer is not None:
-        writer.close()
+    journal.close()
     for domain, count in corrupt.totals().items():
         _say(f"{run.name}: {count} corrupt {domain} samples were replaced; the warnings name them")
     wait_for_all()
     return done if done < config.steps else None
 
 
-def _write_pictures(writer: SummaryWriter, network: DeepLab, last: Pass, data: TrainingData, done: int) -> None:
-    """Show the main rank's first sample of each domain as evaluation would see it now; nothing is updated."""
-    network.eval()
-    write_pictures(
-        writer, "source", prediction_pictures(network, last.source["images"][:1], "source", data.classes), done
-    )
-    if last.target is not None:
-        write_pictures(
-            writer, "target", prediction_pictures(network, last.target["images"][:1], "target", data.classes), done
-        )
-    network.train()
+def _agree(passes: Sequence[Pass], batch_size: int, wish: StopWish, place: str) -> tuple[Tensor, Tensor, bool]:
+    """Sum over the ranks, at once, all that has to be known before a step.
 
-
-class _Interval:
-    """Losses and time between two log entries."""
-
-    def __init__(self) -> None:
-        self.steps, self.began = 0, time.monotonic()
-        self.sums: Losses = {}
-
-    def add(self, losses: Losses) -> None:
-        self.steps += 1
-        self.sums = {name: self.sums[name] + loss if name in self.sums else loss for name, loss in losses.items()}
-
-    def mean_losses(self) -> dict[str, float]:
-        """Return the global losses, the same on every rank, averaged over the steps."""
-        means = sum_over_ranks(torch.stack(list(self.sums.values())).double()) / self.steps
-        return dict(zip(self.sums, means.tolist(), strict=True))
-
-    def rate(self, config: settings.Train, data: TrainingData) -> float:
-        """Return images of both domains a second, over all ranks."""
-        domains = 1 if data.target is None else 2
-        return domains * config.batch_size * self.steps / (time.monotonic() - self.began)
+    Returns:
+        labelled pixels of the global batch, int64 (2,); its samples that stand for corrupt ones, int64
+        (2, batch_size); whether any rank was asked to stop.
+    """
+    own_stop = torch.tensor([int(wish.signal is not None)])
+    own = torch.cat([local_valid_pixels(passes), own_stop, local_replaced(passes, batch_size).flatten()])
+    counts = sum_over_ranks(own, place)
+    return counts[:2], counts[3:].reshape(2, batch_size), bool(counts[2])
 
 
 def _refuse_nan(losses: dict[str, float], step: int, config: settings.Train) -> None:
@@ -365,13 +349,19 @@ def _refuse_nan(losses: dict[str, float], step: int, config: settings.Train) -> 
         )
 
 
+def _training_state(
+    optimizer_states: dict[str, Any], scaler: GradScaler | None, corrupt: CorruptSamples
+) -> dict[str, Any]:
+    return {
+        "optimizers": optimizer_states,
+        "scaler": scaler.state_dict() if scaler is not None else {},
+        "random": torch.get_rng_state(),
+        "corrupt_samples": corrupt.state(),
+    }
+
+
 def _checkpoint(
-    step: int,
-    config: settings.Train,
-    data: TrainingData,
-    state: State,
-    optimizer_states: dict[str, Any],
-    scaler: GradScaler | None,
+    step: int, config: settings.Train, data: TrainingData, state: State, training: dict[str, Any]
 ) -> Checkpoint:
     return Checkpoint(
         step=step,
@@ -381,11 +371,7 @@ def _checkpoint(
         shards=data.fingerprints,
         segmentation=state.networks.segmentation.state_dict(),
         discriminators=state.networks.discriminators.state_dict(),
-        training={
-            "optimizers": optimizer_states,
-            "scaler": scaler.state_dict() if scaler is not None else {},
-            "random": torch.get_rng_state(),
-        },
+        training=training,
     )
 
 

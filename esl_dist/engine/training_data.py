@@ -21,6 +21,9 @@ SOURCE_ORDER, TARGET_ORDER = 0, 1
 """Domain numbers for `esl_dist.data.sampling`."""
 
 
+DOMAINS = ("source", "target")
+
+
 @dataclass(frozen=True)
 class TrainingData:
     """The samples of both domains; `target` is None where the method does not look at it."""
@@ -105,47 +108,54 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def local_replaced(passes: Sequence[Pass]) -> Tensor:
-    """Count this rank's samples that stand for corrupt ones: int64 (2,), source and target."""
-    counts = torch.zeros(2, dtype=torch.int64)
-    for one in passes:
+def local_replaced(passes: Sequence[Pass], batch_size: int) -> Tensor:
+    """Mark this rank's samples that stand for corrupt ones, in their places in the global batch.
+
+    Returns:
+        int64 (2, batch_size), source and target; 1 for such a sample, 0 for others and those of other ranks.
+    """
+    marks = torch.zeros(2, len(passes), world_size(), batch_size // (len(passes) * world_size()), dtype=torch.int64)
+    for number, one in enumerate(passes):
         for domain, batch in enumerate((one.source, one.target)):
             if batch is not None:
-                counts[domain] += batch["replaced"].sum()
-    return counts
+                marks[domain, number, rank()] = batch["replaced"]
+    return marks.reshape(2, batch_size)
 
 
 class CorruptSamples:
     """Counts the corrupt samples of each domain and epoch, over all ranks, and holds them to their largest share."""
 
-    def __init__(self, data: TrainingData, batch_size: int, largest_share: float) -> None:
-        """Begin without any; a run that goes on begins anew."""
-        domains = {"source": data.source, "target": data.target}
-        self._sizes = [0 if samples is None else len(samples) for samples in domains.values()]
-        self._names, self._batch_size, self._largest_share = list(domains), batch_size, largest_share
-        self._epochs, self._in_epoch, self._totals = [0, 0], [0, 0], [0, 0]
+    def __init__(self, data: TrainingData, batch_size: int, largest_share: float, before: dict[str, list[int]]) -> None:
+        """Go on with the counts of `before` (`state`), or begin where it is empty."""
+        self._sizes = [0 if samples is None else len(samples) for samples in (data.source, data.target)]
+        self._batch_size, self._largest_share = batch_size, largest_share
+        self._epochs, self._in_epoch, self._totals = (
+            before.get(key, [0, 0]) for key in ("epochs", "in_epoch", "totals")
+        )
 
-    def add(self, step: int, replaced: list[int]) -> None:
-        """Count the samples that were replaced in a step, counted from 0.
+    def add(self, step: int, replaced: Tensor) -> None:
+        """Count the samples that were replaced in a step, counted from 0: `local_replaced`, summed over ranks.
 
         Raises:
             UserError: more than the largest share of a domain's samples are corrupt.
         """
-        for domain, count in enumerate(replaced):
-            if not count:
-                continue
-            epoch = step * self._batch_size // self._sizes[domain]
+        for domain, place in replaced.nonzero().tolist():
+            epoch = (step * self._batch_size + place) // self._sizes[domain]
             if epoch != self._epochs[domain]:
                 self._epochs[domain], self._in_epoch[domain] = epoch, 0
-            self._in_epoch[domain] += count
-            self._totals[domain] += count
+            self._in_epoch[domain] += 1
+            self._totals[domain] += 1
             if self._in_epoch[domain] > self._largest_share * self._sizes[domain]:
                 raise UserError(
-                    f"epoch {epoch}: {self._in_epoch[domain]} of {self._sizes[domain]} {self._names[domain]} samples "
+                    f"epoch {epoch}: {self._in_epoch[domain]} of {self._sizes[domain]} {DOMAINS[domain]} samples "
                     f"are corrupt, more than loader.skip_corrupt={self._largest_share:g} allows; the warnings above "
                     "name them: pack the data set again"
                 )
 
+    def state(self) -> dict[str, list[int]]:
+        """Return the counts, to go on with."""
+        return {"epochs": list(self._epochs), "in_epoch": list(self._in_epoch), "totals": list(self._totals)}
+
     def totals(self) -> dict[str, int]:
         """Return how many samples were replaced so far, by domain, where there were any."""
-        return {name: count for name, count in zip(self._names, self._totals, strict=True) if count}
+        return {name: count for name, count in zip(DOMAINS, self._totals, strict=True) if count}

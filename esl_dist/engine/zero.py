@@ -93,7 +93,7 @@ def _gather(one: _Divided) -> dict[str, Any]:
         numbers = list(range(len(plain), len(plain) + len(parameters)))
         for number, parameter in zip(numbers, parameters, strict=True):
             plain[number] = {
-                key: safe_get_full_optimizer_state(parameter, key) if _is_divided(value, group) else value
+                key: safe_get_full_optimizer_state(parameter, key).cpu() if _is_divided(value, group) else value
                 for key, value in part.items()
             }
         groups.append({**{key: value for key, value in group.items() if key != "params"}, "params": numbers})

@@ -29,21 +29,21 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         file, overrides = _arguments(schema)
         main(load_config(schema, file, overrides))
     except UserError as error:
-        print(f"error{_rank()}: {error}", file=sys.stderr, flush=True)
+        _say(f"error{_rank()}: {error}")
         sys.exit(EXIT_USER_ERROR)
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error{_rank()}: {error.filename}: {error.strerror}", file=sys.stderr, flush=True)
+        _say(f"error{_rank()}: {error.filename}: {error.strerror}")
         sys.exit(EXIT_USER_ERROR)
     except LostRankError as error:
-        print(f"error{_rank()}: {error}", file=sys.stderr, flush=True)
+        _say(f"error{_rank()}: {error}")
         sys.exit(EXIT_LOST_RANK)
     except StoppedError as error:
-        print(f"stopped{_rank()}: {error}; the same command goes on from there", file=sys.stderr, flush=True)
+        _say(f"stopped{_rank()}: {error}; the same command goes on from there")
         sys.exit(EXIT_STOPPED)
     except KeyboardInterrupt:
-        print(f"interrupted{_rank()}; the same command goes on from what is saved", file=sys.stderr, flush=True)
+        _say(f"interrupted{_rank()}; the same command goes on from what is saved")
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -58,6 +58,12 @@ def _arguments(schema: type) -> tuple[Path | None, list[str]]:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before those of the file")
     arguments = parser.parse_intermixed_args()
     return arguments.config, arguments.overrides
+
+
+def _say(text: str) -> None:
+    # At once: two ranks may share the stream, and print may write the end of a line apart.
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def _rank() -> str:

@@ -6,12 +6,15 @@
         training.pt                  optimisers, loss scaler, random state: tensors and plain values, no code
                                      (after the initial weights nothing draws from the random state)
         manifest.json                step, configuration, classes, shards' fingerprints, bytes and SHA-256 of each file
+                                     and of the rest of itself
 
 The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
 `data.sampling`), so the step is their state. A folder is written under a name that no reader takes, flushed, and
 renamed.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -32,7 +35,7 @@ from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, read_json, sha256_of_fi
 from esl_dist.models.deeplab import DeepLab
 
 FORMAT = "esl-dist checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 RUN_CONFIG = "config.yaml"
 """In a run's folder: its settings, defaults, name and seed included."""
@@ -110,7 +113,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "shards": checkpoint.shards,
         "files": files,
     }
-    write_json(partial / MANIFEST, manifest)
+    write_json(partial / MANIFEST, {**manifest, "sha256": _digest(manifest)})
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
@@ -146,6 +149,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}"
         )
+    if manifest.pop("sha256", None) != _digest(manifest):
+        raise UserError(f"{folder / MANIFEST}: not the bytes that were saved; choose another checkpoint")
     for name in (SEGMENTATION, DISCRIMINATORS, TRAINING):
         path = folder / name
         try:
@@ -215,6 +220,10 @@ def log_folder(run: Path) -> Path | None:
 def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
     """Return the segmentation network that a configuration describes."""
     return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _contiguous(state: TensorState) -> TensorState:

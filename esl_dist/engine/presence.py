@@ -11,10 +11,10 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch._C._distributed_c10d import Store
 
@@ -33,6 +33,7 @@ COLLECTIVES = ("torch/distributed/", "torch/nn/modules/_functions")
 PROJECT = str(Path(__file__).resolve().parents[2])
 
 Note = dict[str, Any]
+Answer = TypeVar("Answer")
 
 
 class Presence:
@@ -82,13 +83,22 @@ class Presence:
         for thread in self._threads:
             thread.join(2 * BEAT_SECONDS)
 
-    def missing(self) -> str | None:
-        """Say which rank is lost and why; None if all are there and none hangs. Takes some seconds."""
-        answers: list[str | None] = []
-        thread = threading.Thread(target=lambda: answers.append(self._look()), daemon=True)
+    def missing(self, earlier: dict[int, Note] | None = None) -> str | None:
+        """Say which rank is lost and why; None if none can be told to be. Takes some seconds.
+
+        Args:
+            earlier: notes of the others since which they should have got on; None: nothing is said of that.
+        """
+        lost: str | None = _store_is_lost("no answer")
+        return self._within(lambda: self._look(earlier), SILENT_SECONDS + ANSWER_SECONDS, lost)
+
+    def _within(self, ask: Callable[[], Answer], seconds: float, otherwise: Answer) -> Answer:
+        """Return what a question to the store gives within some seconds: it may not answer any more."""
+        answers: list[Answer] = []
+        thread = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
         thread.start()
-        thread.join(SILENT_SECONDS + ANSWER_SECONDS)
-        return answers[0] if answers else _store_is_lost("it does not answer")
+        thread.join(seconds)
+        return answers[0] if answers else otherwise
 
     def places(self) -> str:
         """Say where the others are, where none of them can be singled out."""
@@ -96,14 +106,15 @@ class Presence:
             return f"no rank can be singled out; {_described(self._notes())}"
         return _store_is_lost("it does not answer")
 
-    def _look(self) -> str | None:
+    def _look(self, earlier: dict[int, Note] | None) -> str | None:
         try:
             before = self._notes()
             words = self._last_words()
             if words is None:
                 time.sleep(SILENT_SECONDS)
                 words = self._last_words()
-            return words or self._silent_or_hanging(before, self._notes())
+            after = self._notes()
+            return words or self._silent(before, after) or self._hanging(earlier or after, after)
         except RuntimeError as error:
             return _store_is_lost(str(error).splitlines()[0])
 
@@ -113,17 +124,20 @@ class Presence:
                 return f"rank {rank} ended: {self._store.get(f'error/{rank}').decode()}"
         return None
 
-    def _silent_or_hanging(self, before: dict[int, Note], after: dict[int, Note]) -> str | None:
+    def _silent(self, before: dict[int, Note], after: dict[int, Note]) -> str | None:
         silent = {rank: after.get(rank, {}) for rank in self._others() if before.get(rank) == after.get(rank)}
-        if silent:
-            return f"{_described(silent)}: it does not answer any more, it was killed or stopped"
-        idle = {rank: note for rank, note in after.items() if _progress(before[rank]) == _progress(note)}
-        hanging = {
+        return f"{_described(silent)} does not answer any more: killed, or stopped" if silent else None
+
+    def _hanging(self, earlier: dict[int, Note], now: dict[int, Note]) -> str | None:
+        idle = {
+            rank: note for rank, note in now.items() if rank in earlier and _progress(earlier[rank]) == _progress(note)
+        }
+        behind = {
             rank: note
             for rank, note in idle.items()
-            if not note["waits"] or (self._inside and note["collectives"] < self._collectives)
+            if (not note["waits"] and earlier is not now) or (self._inside and note["collectives"] < self._collectives)
         }
-        return f"{_described(hanging)}: it has not come to {self._place}, it hangs" if hanging else None
+        return f"{_described(behind)} has not come to {self._place}: it hangs" if behind else None
 
     def _others(self) -> list[int]:
         return [rank for rank in range(self._world_size) if rank != self._rank]
@@ -150,15 +164,28 @@ class Presence:
 
     def _watch_time(self) -> None:
         seen, since = self._note(), time.monotonic()
+        earlier: dict[int, Note] | None = None
+        nothing: dict[int, Note] = {}
         while not self._ended.wait(BEAT_SECONDS):
-            now = self._note()
+            now, waited = self._note(), time.monotonic() - since
             if not now["waits"] or _progress(now) != _progress(seen):
-                seen, since = now, time.monotonic()
-            elif time.monotonic() - since > self._timeout_seconds:
-                cause = self.missing()
-                # Meanwhile the others may have come.
-                if cause is not None and not self._ended.is_set() and _progress(self._note()) == _progress(seen):
+                seen, since, earlier = now, time.monotonic(), None
+            elif earlier is None and waited > self._timeout_seconds / 2:
+                earlier = self._within(self._notes_or_none, ANSWER_SECONDS, nothing)
+            elif waited > self._timeout_seconds:
+                cause = self.missing(earlier)
+                if self._ended.is_set() or _progress(self._note()) != _progress(seen):
+                    # Meanwhile the others have come.
+                    continue
+                if cause is not None:
                     self._give_up(cause)
+                # They get on: they have as much time again.
+                since, earlier = time.monotonic(), None
+
+    def _notes_or_none(self) -> dict[int, Note]:
+        with suppress(RuntimeError):
+            return self._notes()
+        return {}
 
     def _give_up(self, cause: str) -> None:
         text = f"waited {self._timeout_seconds:g} seconds at {self._place}: {cause}"
@@ -186,7 +213,7 @@ def _progress(note: Note) -> tuple[int, int]:
 
 
 def _described(notes: dict[int, Note]) -> str:
-    places = {rank: f"{note['place']}, {note['line']}" if note else "its start" for rank, note in notes.items()}
+    places = {rank: f"{note['place']}; {note['line']}" if note else "its start" for rank, note in notes.items()}
     return ", ".join(f"rank {rank} (last at {place})" for rank, place in places.items())
 
 

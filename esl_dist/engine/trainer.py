@@ -31,6 +31,7 @@ from esl_dist.engine.checkpoints import (
 from esl_dist.engine.distributed import (
     Ranks,
     is_main,
+    rank,
     refuse_disagreement,
     sum_over_ranks,
     wait_for_all,
@@ -291,7 +292,7 @@ def _loop(
         for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
             rates = set_rates(state.optimizers, step, config.optimizer)
             step_passes = [next(passes) for _ in range(config.accumulate)]
-            valid_pixels, replaced, stop = _agree(step_passes, config.batch_size, wish, f"step {step + 1}")
+            valid_pixels, replaced, stop = _agree(step_passes, config, wish, f"step {step + 1}")
             corrupt.add(step, replaced)
             losses = add_gradients(
                 state.networks, method, config.method, step_passes, valid_pixels, config.batch_size, precision
@@ -327,17 +328,27 @@ def _loop(
     return done if done < config.steps else None
 
 
-def _agree(passes: Sequence[Pass], batch_size: int, wish: StopWish, place: str) -> tuple[Tensor, Tensor, bool]:
+def _agree(passes: Sequence[Pass], config: settings.Train, wish: StopWish, place: str) -> tuple[Tensor, Tensor, bool]:
     """Sum over the ranks, at once, all that has to be known before a step.
 
     Returns:
         labelled pixels of the global batch, int64 (2,); its samples that stand for corrupt ones, int64
         (2, batch_size); whether any rank was asked to stop.
+
+    Raises:
+        UserError: ranks that are to do another number of steps than rank 0, before they part.
     """
+    own_steps = torch.zeros(world_size(), dtype=torch.int64)
+    own_steps[rank()] = config.steps
     own_stop = torch.tensor([int(wish.signal is not None)])
-    own = torch.cat([local_valid_pixels(passes), own_stop, local_replaced(passes, batch_size).flatten()])
-    counts = sum_over_ranks(own, place)
-    return counts[:2], counts[3:].reshape(2, batch_size), bool(counts[2])
+    parts = [local_valid_pixels(passes), own_stop, own_steps, local_replaced(passes, config.batch_size).flatten()]
+    valid_pixels, stop, steps, replaced = torch.split(
+        sum_over_ranks(torch.cat(parts), place), [len(part) for part in parts]
+    )
+    others = (steps != steps[0]).nonzero().flatten().tolist()
+    if others:
+        raise UserError(f"ranks {others} are to do another number of steps than rank 0; start all with the same")
+    return valid_pixels, replaced.reshape(2, config.batch_size), bool(stop)
 
 
 def _refuse_nan(losses: dict[str, float], step: int, config: settings.Train) -> None:

@@ -109,7 +109,7 @@ def test_a_checkpoint_of_another_format_version_is_refused(tmp_path: Path) -> No
     folder = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(UserError, match="format version 99, this program reads 1"):
+    with pytest.raises(UserError, match="format version 99, this program reads 2"):
         load_checkpoint(folder)
 
 

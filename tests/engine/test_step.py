@@ -86,6 +86,7 @@ def rank_main(rank: int, world_size: int, folder: str, method: str, pseudo_label
     dist.destroy_process_group()
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize(("method", "pseudo_labels"), [("advent", True), ("advent", False), ("minent", True)])
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_compute_the_losses_gradients_and_statistics_of_a_single_process(

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +81,8 @@ class RankServer:
 
     def __init__(self, log: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), "MASTER_ADDR": "127.0.0.1"}
+        # Else a line and its end are written apart, and the lines of two ranks run into each other.
+        environment.pop("PYTHONUNBUFFERED", None)
         self.log = log
         self.job: Job | None = None
         with open(log, "ab") as file:
@@ -110,11 +112,15 @@ class RankServer:
             self.job.kill_all()
             self.job.exit_codes()
 
-    def start(self, program: str, words: Sequence[str], ranks: int) -> Job:
+    def start(
+        self, program: str, words: Sequence[str], ranks: int, environment: Mapping[str, str] | None = None
+    ) -> Job:
+        """Start a program of the project on so many ranks; `environment` is added to that of this process."""
         self._end_job()
         assert self.process.stdin is not None
         log_start = self.log.stat().st_size
-        self.process.stdin.write(json.dumps({"program": program, "words": list(words), "ranks": ranks}) + "\n")
+        job = {"program": program, "words": list(words), "ranks": ranks, "environment": dict(environment or {})}
+        self.process.stdin.write(json.dumps(job) + "\n")
         self.job = Job(self.answer(60)["processes"], self, log_start)
         return self.job
 
@@ -169,6 +175,7 @@ def main() -> None:
         for rank in range(job["ranks"]):
             process = os.fork()
             if process == 0:
+                os.environ.update(job["environment"])
                 code = _become_rank(job["program"], job["words"], rank, job["ranks"], port)
                 sys.stderr.flush()
                 os._exit(code)

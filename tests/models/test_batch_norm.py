@@ -22,6 +22,7 @@ def layer(per_domain: bool) -> DomainBatchNorm2d:
     return DomainBatchNorm2d(3, per_domain).double().train()
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_together_are_one_process_with_the_whole_batch(world_size: int, tmp_path: Path) -> None:
     ranks = run_on_ranks(world_size, tmp_path, CASES)

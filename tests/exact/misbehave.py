@@ -1,0 +1,61 @@
+"""A training whose rank 1 does not do as the others: `misbehave.py HOW PROGRAM words…`."""
+
+import os
+import runpy
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+from esl_dist import config as settings
+from esl_dist.engine import trainer
+
+LAST_STEP = 3
+"""Where the rank's way parts from that of the others."""
+
+how, program = sys.argv[1:3]
+sys.argv = sys.argv[2:]
+train, loop, add_gradients = trainer.train, trainer._loop, trainer.add_gradients
+steps_begun = 0
+
+
+def with_another_configuration(config: settings.Train, ranks: Any) -> Any:
+    return train(replace(config, seed=7), ranks)
+
+
+def with_other_shards(config: settings.Train, ranks: Any) -> Any:
+    # The validation shards stand under the very path of the others, as they might on another machine.
+    plain = trainer.open_training_data
+
+    def other(config: settings.Train, method: Any) -> Any:
+        return plain(
+            replace(config, target=replace(config.target, path=config.target.path.replace("train", "val"))), method
+        )
+
+    trainer.open_training_data = other
+    return train(config, ranks)
+
+
+def with_fewer_steps(config: settings.Train, *arguments: Any) -> Any:
+    return loop(replace(config, steps=LAST_STEP), *arguments)
+
+
+def hanging(*arguments: Any) -> Any:
+    global steps_begun
+    steps_begun += 1
+    if steps_begun == LAST_STEP:
+        time.sleep(600)
+    return add_gradients(*arguments)
+
+
+if os.environ["RANK"] == "1":
+    match how:
+        case "another configuration":
+            trainer.train = with_another_configuration
+        case "other shards":
+            trainer.train = with_other_shards
+        case "fewer steps":
+            trainer._loop = with_fewer_steps
+        case "hang":
+            trainer.add_gradients = hanging
+runpy.run_path(program, run_name="__main__")

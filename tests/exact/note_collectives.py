@@ -1,0 +1,40 @@
+"""A training that notes what its ranks send: `note_collectives.py FILE PROGRAM words…`.
+
+Each rank leaves one JSON line a collective: its name, who called it, and the bytes.
+"""
+
+import inspect
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")
+COLLECTIVES += ("reduce_scatter", "all_to_all", "all_to_all_single", "gather", "scatter", "barrier")
+
+file = open(f"{sys.argv[1]}.{os.environ['RANK']}", "w", buffering=1)  # noqa: SIM115
+sys.argv = sys.argv[2:]
+
+
+def noting(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*arguments: Any, **options: Any) -> Any:
+        frame = inspect.currentframe()
+        assert frame is not None
+        assert frame.f_back is not None
+        caller = f"{frame.f_back.f_globals['__name__']}.{frame.f_back.f_code.co_qualname}"
+        tensors = [one for one in arguments if isinstance(one, Tensor)]
+        sent = sum(one.numel() * one.element_size() for one in tensors)
+        file.write(json.dumps([name, caller, sent]) + "\n")
+        return plain(*arguments, **options)
+
+    return noted
+
+
+for name in COLLECTIVES:
+    setattr(dist, name, noting(name, getattr(dist, name)))
+runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,111 @@
+"""Processes × images: the same losses and weights after several steps, and every gradient sent once."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esl_dist.config import Network
+from esl_dist.data.shards import open_shards
+from esl_dist.engine.checkpoints import build_network
+from esl_dist.models.batch_norm import batch_norms
+from esl_dist.models.discriminator import build_discriminator
+from tests.exact.ranks import PROJECT, RankServer
+from tests.exact.trainings import TRAIN, run_in, training_words
+
+pytestmark = pytest.mark.exact
+
+TOLERANCE = 1e-9
+BYTES = 4
+"""Of a float32."""
+
+
+def steps_taken(
+    server: RankServer,
+    file: Path,
+    method: str,
+    pseudo_labels: bool,
+    ranks: int,
+    passes: int = 1,
+    mode: str = "training",
+) -> list[dict[str, Any]]:
+    """Return what every rank noted: global losses a step, weights and optimisers' states after the last."""
+    words = [method, str(pseudo_labels), str(passes), mode, str(file)]
+    codes = server.run("tests/exact/take_steps.py", words, ranks)
+    assert codes == [0] * ranks, server.log.read_text()
+    return [torch.load(f"{file}.{rank}", weights_only=True) for rank in range(ranks)]
+
+
+def assert_agree(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert len(found["losses"]) == len(expected["losses"]) > 3
+    for step, (one, other) in enumerate(zip(found["losses"], expected["losses"], strict=True)):
+        assert_near(one, other, f"step {step}, ")
+    assert_near(found["state"], expected["state"], "")
+
+
+def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: str) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        largest = float(tensor.double().abs().max()) if tensor.numel() else 0.0
+        difference = float((found[name].double() - tensor.double()).abs().max()) if tensor.numel() else 0.0
+        assert difference <= TOLERANCE * max(largest, 1e-6), where + name
+
+
+@pytest.mark.parametrize(("method", "pseudo_labels"), [("advent", False), ("advent", True), ("minent", True)])
+def test_one_two_and_four_processes_come_to_the_same_losses_and_weights(
+    server: RankServer, tmp_path: Path, method: str, pseudo_labels: bool
+) -> None:
+    [expected] = steps_taken(server, tmp_path / "1", method, pseudo_labels, 1)
+    losses = expected["losses"]
+    assert all(float(losses[0][name]) != float(losses[-1][name]) for name in losses[0]), "the steps change something"
+    for ranks in (2, 4):
+        for found in steps_taken(server, tmp_path / str(ranks), method, pseudo_labels, ranks):
+            assert_agree(found, expected)
+
+
+@pytest.mark.parametrize(("ranks", "passes"), [(1, 2), (1, 4), (2, 2)])
+@pytest.mark.parametrize("pseudo_labels", [False, True])
+def test_accumulated_passes_come_to_the_losses_and_weights_of_one(
+    server: RankServer, tmp_path: Path, pseudo_labels: bool, ranks: int, passes: int
+) -> None:
+    """With batch norm in evaluation mode: in training, every pass has statistics of its own."""
+    [expected] = steps_taken(server, tmp_path / "whole", "advent", pseudo_labels, 1, 1, "evaluation")
+    for found in steps_taken(server, tmp_path / "cut", "advent", pseudo_labels, ranks, passes, "evaluation"):
+        assert_agree(found, expected)
+
+
+@pytest.mark.parametrize(("method", "accumulate"), [("advent", 1), ("advent", 2), ("minent", 1)])
+def test_every_gradient_is_sent_once_a_step_and_a_frozen_pass_sends_nothing(
+    server: RankServer, town: Path, tmp_path: Path, method: str, accumulate: int
+) -> None:
+    words = [f"method.name={method}", f"accumulate={accumulate}", "steps=4", "log_every=100", "checkpoints.every=100"]
+    program = [str(tmp_path / "sent"), str(PROJECT / TRAIN), *training_words(town, run_in(tmp_path), *words)]
+    job = server.start("tests/exact/note_collectives.py", program, 2)
+    assert job.exit_codes() == [0, 0], job.output()
+
+    reader = open_shards(town / "source_train")
+    classes = next(iter(reader.index.class_sets.values()))
+    network = build_network(Network(architecture="tiny", batch_norm="per_domain"), classes)
+    learned = sum(one.numel() for one in network.parameters() if one.requires_grad)
+    if method == "advent":
+        learned += len(network.levels) * sum(one.numel() for one in build_discriminator(len(classes), 4).parameters())
+    norms = list(batch_norms(network))
+    for rank in range(2):
+        notes = [json.loads(line) for line in Path(f"{tmp_path}/sent.{rank}").read_text().splitlines()]
+        # The gradients of this network are small enough to be sent at once.
+        ends = [number for number, (_, caller, _) in enumerate(notes) if caller.endswith(".sum_gradients")]
+        assert len(ends) == 4
+        for last_end, end in pairwise(ends):
+            step = notes[last_end + 1 : end + 1]
+            assert {name for name, _, _ in step} == {"all_reduce"}
+            assert step.pop()[2] == BYTES * learned
+            # Mean and variance, forwards and backwards, of every layer in the two domains' passes.
+            sums = [sent for _, caller, sent in step if "batch_norm" in caller]
+            assert len(sums) == 2 * 2 * 2 * accumulate * len(norms)
+            assert sum(sums) == 2 * 2 * 2 * accumulate * BYTES * sum(norm.num_features for norm in norms)
+            counts = [sent for _, caller, sent in step if "batch_norm" not in caller]
+            assert len(counts) == 1
+            assert counts[0] < 1000, "labelled pixels and the like"

@@ -1,0 +1,107 @@
+"""A rank that dies, hangs or disagrees ends the job, with a message that names it and says why."""
+
+import signal
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
+from esl_dist.data.sampling import endless_order, rank_batches
+from esl_dist.data.shards import open_shards
+from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.shards import copied_shards, corrupt
+from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, training_words
+
+pytestmark = pytest.mark.exact
+
+ENDLESS = ("steps=1000", "checkpoints.every=2")
+DEADLINE_SECONDS = 60
+
+
+def started_training(server: RankServer, town: Path, run: Path, *words: str) -> Job:
+    """Return a training on two ranks that has come to its first checkpoint."""
+    job = start_training(server, town, run, 2, *ENDLESS, *words)
+    job.wait_until(lambda: newest_step(run) > 0)
+    return job
+
+
+def misbehaving(server: RankServer, town: Path, run: Path, how: str, *words: str) -> Job:
+    program = [how, str(PROJECT / TRAIN), *training_words(town, run, "checkpoints.every=100", *words)]
+    return server.start("tests/exact/misbehave.py", program, 2)
+
+
+def error_of(job: Job, rank: int) -> str:
+    """Return the rank's message; there is one, of one line."""
+    lines = [line for line in job.output().replace("\r", "\n").splitlines() if f"error (rank {rank}): " in line]
+    assert len(lines) == 1, job.output()
+    return lines[0]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_other_rank_names_one_that_was_killed_and_ends(
+    server: RankServer, town: Path, tmp_path: Path, lost: int
+) -> None:
+    job = started_training(server, town, run_in(tmp_path))
+    job.kill(lost)
+    job.wait_for_end(1 - lost, DEADLINE_SECONDS)
+    assert job.exit_codes()[1 - lost] == EXIT_LOST_RANK, job.output()
+    assert f"rank {lost}" in error_of(job, 1 - lost).partition(": ")[2]
+    assert "Traceback" not in job.output()
+
+
+def test_the_other_rank_names_one_that_is_stopped_after_the_timeout(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    job = started_training(server, town, run_in(tmp_path), "timeout_minutes=0.1")
+    job.kill(1, signal.SIGSTOP)
+    job.wait_for_end(0, DEADLINE_SECONDS)
+    job.kill_all()
+    assert job.exit_codes() == [EXIT_LOST_RANK, -signal.SIGKILL], job.output()
+    assert "rank 1 (last at" in error_of(job, 0)
+    assert "does not answer any more: killed, or stopped" in error_of(job, 0)
+
+
+def test_the_other_rank_names_one_that_lives_and_hangs_after_the_timeout(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    job = misbehaving(server, town, run_in(tmp_path), "hang", "timeout_minutes=0.1")
+    job.wait_for_end(0, DEADLINE_SECONDS)
+    job.kill_all()
+    assert job.exit_codes() == [EXIT_LOST_RANK, -signal.SIGKILL], job.output()
+    assert "rank 1 (last at step 3; tests/exact/misbehave.py:" in error_of(job, 0)
+    assert "has not come to step 3" in error_of(job, 0)
+    assert "it hangs" in error_of(job, 0)
+
+
+def test_an_error_of_one_rank_is_in_the_message_of_the_other(server: RankServer, town: Path, tmp_path: Path) -> None:
+    folder = copied_shards(town, tmp_path / "damaged")
+    order = endless_order(len(open_shards(folder / "source_train")), 8, 0, 0, 0)
+    position = next(iter(islice(rank_batches(order, 4, 1, 1, 2), 1)))[0]
+    named = corrupt(folder / "source_train", position)
+    job = start_training(server, folder, run_in(tmp_path), 2, *ENDLESS)
+    assert job.exit_codes() == [EXIT_LOST_RANK, EXIT_USER_ERROR], job.output()
+    assert named in error_of(job, 1)
+    assert f"rank 1 ended: {named}" in error_of(job, 0)
+    assert "Traceback" not in job.output()
+
+
+@pytest.mark.parametrize("how", ["another configuration", "other shards"])
+def test_ranks_that_were_given_something_else_refuse_to_start(
+    server: RankServer, town: Path, tmp_path: Path, how: str
+) -> None:
+    job = misbehaving(server, town, run_in(tmp_path), how, "steps=2")
+    assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
+    what = how.removeprefix("another ").removeprefix("other ")
+    for rank in (0, 1):
+        assert f"ranks [1] were started with another {what} than rank 0" in error_of(job, rank)
+    assert "Traceback" not in job.output()
+
+
+def test_a_rank_that_does_fewer_steps_ends_the_job(server: RankServer, town: Path, tmp_path: Path) -> None:
+    job = misbehaving(server, town, run_in(tmp_path), "fewer steps", "steps=1000", "timeout_minutes=0.1")
+    for rank in (0, 1):
+        job.wait_for_end(rank, DEADLINE_SECONDS)
+    assert set(job.exit_codes()) <= {EXIT_LOST_RANK, EXIT_USER_ERROR}, job.output()
+    assert "rank 1" in error_of(job, 0).partition(": ")[2] or "ranks [1]" in error_of(job, 0)
+    assert "Traceback" not in job.output()

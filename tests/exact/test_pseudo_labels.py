@@ -1,0 +1,119 @@
+"""Pseudo-labels have the same bits for any number of ranks and workers, and after a kill whole pieces stay."""
+
+import hashlib
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from esl_dist.command_line import EXIT_LOST_RANK
+from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.trainings import run_in, train
+from tests.programs import small_town
+
+pytestmark = pytest.mark.exact
+
+PROGRAM = "launch/pseudo_label.py"
+TARGET = 40
+
+
+@pytest.fixture(scope="module")
+def large_town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a town whose target has more pieces than ranks, some of them in one shard."""
+    return small_town(tmp_path_factory.mktemp("town"), source=4, target=TARGET, shard_bytes=90_000)
+
+
+@pytest.fixture(scope="module")
+def trained(server: RankServer, large_town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = run_in(tmp_path_factory.mktemp("trained"))
+    train(server, large_town, run, 1, "steps=8", "checkpoints.every=100")
+    return run
+
+
+def words(town: Path, trained: Path, output: Path, workers: int) -> list[str]:
+    places = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={output}"]
+    return [*places, f"workers={workers}", "compare_with_labels=true"]
+
+
+def bits(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def expected(
+    server: RankServer, large_town: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """Return the bits of what one process without workers makes."""
+    output = tmp_path_factory.mktemp("expected") / "labels"
+    assert server.run(PROGRAM, words(large_town, trained, output, 0), 1) == [0], server.log.read_text()
+    found = bits(output)
+    assert {"index.json", "summary.json"} < found.keys()
+    assert len(found) > 4, "several shards"
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_the_numbers_of_ranks_and_workers_are_not_visible_by_a_single_bit(
+    server: RankServer,
+    large_town: Path,
+    trained: Path,
+    tmp_path: Path,
+    expected: dict[str, str],
+    ranks: int,
+    workers: int,
+) -> None:
+    job = server.start(PROGRAM, words(large_town, trained, tmp_path / "labels", workers), ranks)
+    assert job.exit_codes() == [0] * ranks, job.output()
+    assert bits(tmp_path / "labels") == expected
+
+
+def start_slowly(server: RankServer, ranks: int, job_words: list[str]) -> Job:
+    return server.start("tests/exact/label_slowly.py", [str(PROJECT / PROGRAM), *job_words], ranks)
+
+
+def whole_pieces(output: Path) -> dict[str, tuple[int, int]]:
+    """Return which file each whole piece is, and when it was written."""
+    entries = (output / ".scratch").glob("piece-*.tar.json")
+    tars = [entry.with_suffix("") for entry in entries]
+    return {tar.name: (tar.stat().st_ino, tar.stat().st_mtime_ns) for tar in tars}
+
+
+def some_pieces(output: Path) -> bool:
+    return len(whole_pieces(output)) >= 2
+
+
+def some_labels(output: Path) -> bool:
+    return any(output.glob("shard-*.tar"))
+
+
+@pytest.mark.parametrize("moment", [some_pieces, some_labels])
+@pytest.mark.parametrize(("ranks", "killed", "then"), [(1, 0, 3), (2, 1, 1), (3, 0, 2)])
+def test_killed_and_started_on_other_ranks_it_predicts_only_unfinished_pieces_again(
+    server: RankServer,
+    large_town: Path,
+    trained: Path,
+    tmp_path: Path,
+    expected: dict[str, str],
+    ranks: int,
+    killed: int,
+    then: int,
+    moment: Callable[[Path], bool],
+) -> None:
+    output = tmp_path / "labels"
+    job = start_slowly(server, ranks, words(large_town, trained, output, 0))
+    job.wait_until(lambda: moment(output))
+    job.kill(killed)
+    job.kill_all()
+    assert set(job.exit_codes()) <= {-signal.SIGKILL, EXIT_LOST_RANK}, job.output()
+    before = whole_pieces(output)
+    assert before
+    assert not (output / "index.json").exists()
+
+    job = start_slowly(server, then, words(large_town, trained, output, 0))
+    assert job.exit_codes() == [0] * then, job.output()
+    after = whole_pieces(output)
+    assert {name: after[name] for name in before} == before
+    assert (len(after) > len(before)) == (moment is some_pieces)
+    assert bits(output) == expected

@@ -1,0 +1,48 @@
+"""A training that goes on, again and again, on other numbers of ranks and workers ends as the uninterrupted one."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.exact.ranks import RankServer
+from tests.exact.trainings import assert_close, everything_learned, run_in, train
+from tests.programs import small_town
+
+pytestmark = pytest.mark.exact
+
+RANKS_AND_WORKERS = ((1, 1), (3, 0), (2, 1), (4, 0))
+STEPS_EACH = 1
+STEPS = STEPS_EACH * len(RANKS_AND_WORKERS)
+WORDS = ("batch_size=12", "optimizer.learning_rate=0.002", f"checkpoints.every={STEPS}")
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a town whose epochs do not end with the batches."""
+    return small_town(tmp_path_factory.mktemp("town"), source=7, target=5)
+
+
+@pytest.fixture(scope="module")
+def pseudo_labels(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return pseudo-labels of a network that has seen a few steps: some pixels, not all."""
+    folder = tmp_path_factory.mktemp("teacher")
+    train(server, town, run_in(folder), 1, "steps=8")
+    words = [f"checkpoint={run_in(folder)}", f"target.path={town}/target_train", f"output={folder}/labels", "workers=0"]
+    assert server.run("launch/pseudo_label.py", words, 1) == [0], server.log.read_text()
+    return folder / "labels"
+
+
+@pytest.mark.parametrize("with_pseudo_labels", [False, True])
+def test_other_numbers_of_ranks_and_workers_after_every_stop_are_not_visible_in_the_weights(
+    server: RankServer, town: Path, tmp_path: Path, pseudo_labels: Path, with_pseudo_labels: bool
+) -> None:
+    words = [*WORDS, f"pseudo_labels={pseudo_labels}"] if with_pseudo_labels else WORDS
+    whole, cut = run_in(tmp_path, "whole"), run_in(tmp_path, "cut")
+    train(server, town, whole, 1, *words, f"steps={STEPS}")
+    for number, (ranks, workers) in enumerate(RANKS_AND_WORKERS):
+        step = number * STEPS_EACH
+        printed = train(server, town, cut, ranks, *words, f"steps={step + STEPS_EACH}", f"loader.workers={workers}")
+        assert f"advent{' with pseudo-labels' if with_pseudo_labels else ''} on 7 source and 5 target" in printed
+        assert f"{ranks} process" in printed
+        assert f"from step {step} to {step + STEPS_EACH}" in printed
+    assert_close(everything_learned(cut), everything_learned(whole), 2e-3, 2e-4)

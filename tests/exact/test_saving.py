@@ -1,0 +1,283 @@
+"""Checkpoints are written while training goes on, and what goes wrong with one costs the steps since the one before."""
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from esl_dist import config as settings
+from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
+from esl_dist.engine import saving
+from esl_dist.engine.checkpoints import Checkpoint, checkpoint_folder, load_checkpoint, newest_whole
+from esl_dist.engine.saving import BackgroundSaver
+from esl_dist.errors import UserError
+from esl_dist.files import PARTIAL_SUFFIX
+from tests.builders import class_set
+from tests.engine.runs import configuration
+from tests.exact.ranks import PROJECT, RankServer
+from tests.exact.trainings import (
+    TRAIN,
+    assert_same_bits,
+    everything_learned,
+    newest_step,
+    run_in,
+    train,
+    training_words,
+)
+from tests.programs import environment
+
+pytestmark = pytest.mark.exact
+
+OPTIONS = settings.Checkpoints(keep_newest=100)
+STEPS = 6
+
+
+class Gate:
+    """Saves that begin, and end when they are let through."""
+
+    def __init__(self) -> None:
+        self.begun, self.open = threading.Event(), threading.Event()
+        self.threads: list[threading.Thread] = []
+        self.now = self.most = 0
+        self.failure: Exception | None = None
+
+    def save(self, plain: Callable[..., Path], *arguments: object) -> Path:
+        self.threads.append(threading.current_thread())
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.begun.set()
+        assert self.open.wait(60)
+        if self.failure is not None:
+            raise self.failure
+        folder = plain(*arguments)
+        self.now -= 1
+        return folder
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
+    made, plain = Gate(), saving.save_checkpoint
+    monkeypatch.setattr(saving, "save_checkpoint", lambda *arguments: made.save(plain, *arguments))
+    return made
+
+
+def checkpoint(step: int) -> Checkpoint:
+    """Return a checkpoint with a tensor in every place that may hold one, all of them filled with its step."""
+
+    def tensor() -> torch.Tensor:
+        return torch.full((3,), float(step))
+
+    optimizers = {
+        "segmentation": {"state": {0: {"momentum_buffer": tensor()}}, "param_groups": [{"rates": [tensor()]}]}
+    }
+    return Checkpoint(
+        step=step,
+        config=configuration(),
+        class_set="village3",
+        classes=class_set(),
+        shards={"source": "a"},
+        segmentation={"weight": tensor()},
+        discriminators={"main.0.weight": tensor()},
+        training={"optimizers": optimizers, "scaler": {"scale": 2.0}, "random": tensor()},
+    )
+
+
+def tensors(one: Checkpoint) -> list[torch.Tensor]:
+    optimizer = one.training["optimizers"]["segmentation"]
+    found = [one.segmentation["weight"], one.discriminators["main.0.weight"], one.training["random"]]
+    return [*found, optimizer["state"][0]["momentum_buffer"], optimizer["param_groups"][0]["rates"][0]]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path: Path, gate: Gate) -> None:
+    saver, state = BackgroundSaver(tmp_path, OPTIONS), checkpoint(1)
+    saver.save(state)
+    assert gate.begun.wait(60)
+    saver.raise_failure()
+    for tensor in tensors(state):
+        tensor.add_(100)
+    state.training["optimizers"]["segmentation"]["param_groups"][0]["lr"] = 7
+    assert newest_whole(tmp_path) is None, "it is still being written"
+    gate.open.set()
+    saver.finish()
+    saved = load_checkpoint(checkpoint_folder(tmp_path, 1))
+    assert all(torch.equal(tensor, torch.ones(3)) for tensor in tensors(saved))
+    assert "lr" not in saved.training["optimizers"]["segmentation"]["param_groups"][0]
+
+
+def test_one_checkpoint_is_written_at_a_time_in_the_order_of_steps(tmp_path: Path, gate: Gate) -> None:
+    saver = BackgroundSaver(tmp_path, OPTIONS)
+    saver.save(checkpoint(1))
+    second = threading.Thread(target=saver.save, args=(checkpoint(2),))
+    second.start()
+    second.join(0.2)
+    assert second.is_alive(), "the second waits for the first"
+    assert len(gate.threads) == 1
+    gate.open.set()
+    second.join(60)
+    saver.finish()
+    assert (len(gate.threads), gate.most) == (2, 1)
+    assert newest_whole(tmp_path) == checkpoint_folder(tmp_path, 2)
+
+
+@pytest.mark.parametrize("raised_by", ["raise_failure", "finish", "save"])
+def test_a_save_that_failed_ends_the_training_at_the_next_look(tmp_path: Path, gate: Gate, raised_by: str) -> None:
+    saver = BackgroundSaver(tmp_path, OPTIONS)
+    gate.failure = UserError("the disk is full")
+    saver.save(checkpoint(1))
+    saver.raise_failure()
+    gate.open.set()
+    gate.threads[0].join(60)
+    with pytest.raises(UserError, match="the disk is full"):
+        saver.save(checkpoint(2)) if raised_by == "save" else getattr(saver, raised_by)()
+
+
+def test_without_room_for_a_copy_it_is_written_at_once(
+    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = checkpoint(1)
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors(state))
+    gate.open.set()
+    for number, (available, main_thread) in enumerate([(2 * held, False), (2 * held - 2, True)]):
+        monkeypatch.setattr(saving.psutil, "virtual_memory", lambda room=available: SimpleNamespace(available=room))
+        saver = BackgroundSaver(tmp_path, OPTIONS)
+        saver.save(state)
+        saver.finish()
+        assert (gate.threads[number] is threading.main_thread()) == main_thread
+    assert newest_whole(tmp_path) == checkpoint_folder(tmp_path, 1)
+
+
+@pytest.fixture(scope="module")
+def whole(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with a checkpoint at every second step."""
+    run = run_in(tmp_path_factory.mktemp("whole"))
+    train(server, town, run, 1, f"steps={STEPS}", "checkpoints.every=2", "checkpoints.keep_newest=100")
+    return run
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def empty(_: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [truncated, flipped, empty])
+@pytest.mark.parametrize(
+    "name", ["segmentation.safetensors", "discriminators.safetensors", "training.pt", "manifest.json"]
+)
+def test_damage_to_a_file_costs_the_steps_since_the_checkpoint_before(
+    tmp_path: Path, whole: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    run = run_in(tmp_path)
+    shutil.copytree(whole, run)
+    file = checkpoint_folder(run, STEPS) / name
+    file.write_bytes(damage(file.read_bytes()))
+    assert newest_whole(run) == checkpoint_folder(run, STEPS - 2)
+
+
+def test_a_changed_step_in_a_manifest_is_noticed(tmp_path: Path, whole: Path) -> None:
+    run = run_in(tmp_path)
+    shutil.copytree(whole, run)
+    file = checkpoint_folder(run, STEPS) / "manifest.json"
+    text = file.read_text()
+    assert text.count(f'"step": {STEPS}') == 1
+    file.write_text(text.replace(f'"step": {STEPS}', f'"step": {STEPS ^ 1}'))
+    assert newest_whole(run) == checkpoint_folder(run, STEPS - 2)
+
+
+def test_what_an_interrupted_and_a_damaged_save_left_does_not_change_the_end(
+    server: RankServer, town: Path, tmp_path: Path, whole: Path
+) -> None:
+    run = run_in(tmp_path)
+    shutil.copytree(whole, run)
+    newest, before = checkpoint_folder(run, STEPS), checkpoint_folder(run, STEPS - 2)
+    # Killed between two files of the newest, and a bit of the one before has turned over since.
+    newest.rename(newest.with_name(newest.name + PARTIAL_SUFFIX))
+    (newest.with_name(newest.name + PARTIAL_SUFFIX) / "training.pt").unlink()
+    (before / "training.pt").write_bytes(flipped((before / "training.pt").read_bytes()))
+    printed = train(server, town, run, 1, f"steps={STEPS}", "checkpoints.every=2", "checkpoints.keep_newest=100")
+    assert f"passing over a broken checkpoint: {before / 'training.pt'}" in printed
+    assert f"from step {STEPS - 4} to {STEPS}" in printed
+    assert_same_bits(everything_learned(run), everything_learned(whole))
+    assert not list((run / "checkpoints").glob(f"*{PARTIAL_SUFFIX}"))
+
+
+def largest_file(run: Path, name: str) -> int:
+    return (checkpoint_folder(run, STEPS) / name).stat().st_size
+
+
+def assert_stands(run: Path, printed: str, ranks: int) -> None:
+    """Make sure that a save that failed left a message, the checkpoint before and nothing else."""
+    messages = [line for line in printed.replace("\r", "\n").splitlines() if line.startswith("error")]
+    saves = [line for line in messages if "cannot be written" in line]
+    assert len(messages) == len(saves) == ranks, printed
+    assert "what was saved before stands: make room, then the same command goes on" in saves[0]
+    assert str(run / "checkpoints/step-") in saves[0]
+    assert "Traceback" not in printed
+    newest = newest_whole(run)
+    assert newest == checkpoint_folder(run, newest_step(run))
+    assert not list((run / "checkpoints").glob(f"*{PARTIAL_SUFFIX}"))
+
+
+@pytest.mark.parametrize(("ranks", "name"), [(1, "segmentation.safetensors"), (1, "training.pt"), (2, "training.pt")])
+def test_a_file_that_cannot_grow_ends_the_training_with_a_message_and_the_checkpoint_before(
+    server: RankServer, town: Path, tmp_path: Path, whole: Path, ranks: int, name: str
+) -> None:
+    run = run_in(tmp_path)
+    limit = largest_file(whole, name) - 1
+    words = training_words(town, run, f"steps={STEPS}", "checkpoints.keep_newest=100")
+    job = server.start("tests/exact/full_disk.py", [str(limit), str(PROJECT / TRAIN), *words], ranks)
+    assert job.exit_codes() == [EXIT_USER_ERROR, EXIT_LOST_RANK][:ranks], job.output()
+    assert_stands(run, job.output(), ranks)
+    assert newest_step(run) == 2
+    if ranks > 1:
+        assert "error (rank 1): rank 0 ended: " in job.output()
+    train(server, town, run, ranks, f"steps={STEPS}")
+    if ranks == 1:
+        assert_same_bits(everything_learned(run), everything_learned(whole))
+
+
+IN_A_SMALL_FILE_SYSTEM = """
+mount -t tmpfs -o size={kilobytes}k tmpfs {disk} || exit 99
+"$@"; code=$?
+cp -r {disk} {copy}
+exit $code
+"""
+
+
+def test_a_full_disk_ends_the_training_with_a_message_and_the_checkpoint_before(
+    town: Path, tmp_path: Path, whole: Path
+) -> None:
+    disk, copy = tmp_path / "disk", tmp_path / "copy"
+    disk.mkdir()
+    sizes = [path.stat().st_size for path in checkpoint_folder(whole, STEPS).iterdir()]
+    kilobytes = int(2.5 * sum(sizes) / 1000)
+    script = IN_A_SMALL_FILE_SYSTEM.format(kilobytes=kilobytes, disk=disk, copy=copy)
+    words = training_words(town, run_in(disk), f"steps={STEPS}", "checkpoints.keep_newest=100")
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare to mount a small file system")
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, str(PROJECT / TRAIN), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+        timeout=200,
+    )
+    if not copy.exists():
+        pytest.skip(f"this system does not let a user mount a small file system: {done.stderr.strip()}")
+    assert done.returncode == EXIT_USER_ERROR, done.stdout + done.stderr
+    assert_stands(run_in(copy), done.stderr.replace(str(disk), str(copy)), 1)
+    assert newest_step(run_in(copy)) == 2

@@ -1,0 +1,96 @@
+"""SIGTERM and SIGUSR1 to any one rank: all of them save the same step and leave, and the same command goes on."""
+
+import re
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from esl_dist.command_line import EXIT_STOPPED
+from tests.exact.ranks import Job, RankServer
+from tests.exact.trainings import (
+    assert_same_bits,
+    assert_whole,
+    everything_learned,
+    newest_step,
+    run_in,
+    start_training,
+    train,
+)
+
+pytestmark = pytest.mark.exact
+
+STEPS, ENDLESS = 12, 1000
+KEEP = "checkpoints.keep_newest=100"
+FIRST_SAVE = 3
+"""A signal comes after the first regular checkpoint, so the next comes from the signal."""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Return the runs of 1 and 2 ranks with the checkpoints of all steps."""
+    runs = {ranks: run_in(tmp_path_factory.mktemp("uninterrupted"), f"of_{ranks}") for ranks in (1, 2)}
+    for ranks, run in runs.items():
+        train(server, town, run, ranks, f"steps={STEPS}", KEEP)
+    return runs
+
+
+def step_of_the_stop(job: Job, run: Path) -> int:
+    """Make sure that every rank stopped as documented; returns the step that they name."""
+    ranks = len(job.processes)
+    assert job.exit_codes() == [EXIT_STOPPED] * ranks, job.output()
+    named = [f" (rank {rank})" for rank in range(ranks)] if ranks > 1 else [""]
+    messages = [
+        re.search(rf"stopped{re.escape(name)}: {run.name}: saved at step (\d+); the same command", job.output())
+        for name in named
+    ]
+    assert all(messages), job.output()
+    steps = {int(message.group(1)) for message in messages if message is not None}
+    assert len(steps) == 1, job.output()
+    assert "Traceback" not in job.output()
+    return steps.pop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("ranks", "to_rank"), [(1, 0), (2, 0), (2, 1)])
+def test_a_signal_to_one_rank_saves_and_stops_all_after_the_same_step(
+    server: RankServer,
+    town: Path,
+    tmp_path: Path,
+    uninterrupted: dict[int, Path],
+    ranks: int,
+    to_rank: int,
+    number: signal.Signals,
+) -> None:
+    run = run_in(tmp_path)
+    job = start_training(server, town, run, ranks, f"steps={ENDLESS}", f"checkpoints.every={FIRST_SAVE}", KEEP)
+    job.wait_until(lambda: newest_step(run) == FIRST_SAVE)
+    job.kill(to_rank, number)
+    step = step_of_the_stop(job, run)
+    assert FIRST_SAVE <= step <= STEPS - 1
+    assert newest_step(run) == step
+    assert_whole(run, step)
+    assert f"from step {step} to" in train(server, town, run, ranks, f"steps={step + 1}", KEEP)
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted[ranks], step + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_processes_of_the_job_does_not_cost_its_loader_workers_the_step(
+    server: RankServer, town: Path, tmp_path: Path, uninterrupted: dict[int, Path], number: signal.Signals
+) -> None:
+    run = run_in(tmp_path)
+    words = [f"checkpoints.every={FIRST_SAVE}", KEEP, "loader.workers=1"]
+    job = start_training(server, town, run, 2, f"steps={ENDLESS}", *words)
+    job.wait_until(lambda: newest_step(run) == FIRST_SAVE)
+    ranks = [psutil.Process(process) for process in job.processes]
+    workers = [worker for one in ranks for worker in one.children()]
+    assert len(workers) == 4, "one a rank and domain"
+    for process in [*workers, *ranks]:
+        process.send_signal(number)
+    step = step_of_the_stop(job, run)
+    assert_whole(run, step)
+    psutil.wait_procs(workers, timeout=60)
+    assert not any(worker.is_running() for worker in workers)
+    train(server, town, run, 2, f"steps={step + 1}", *words)
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted[2], step + 1))

@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks, start_missing_processes
-from esl_dist.engine.presence import Presence
+from esl_dist.engine.presence import ANSWER_SECONDS, SILENT_SECONDS, Presence
 from esl_dist.errors import LostRankError, UserError
 
 BACKEND_FACTOR = 10
@@ -118,8 +118,14 @@ def _noted_presence(timeout_minutes: float) -> Presence | None:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     # The store of a launcher outlives the ranks that it starts again.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
-    return Presence(PrefixStore(f"presence/{attempt}", store), rank(), world_size(), 60 * timeout_minutes)
+    try:
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
+    except dist.DistError as error:
+        raise LostRankError(f"the store of the ranks at {host}:{port} is gone, and rank 0 with it") from error
+    # To find out which rank is lost takes some of the time, too.
+    seconds = 60 * timeout_minutes
+    patience = max(seconds / 2, seconds - SILENT_SECONDS - ANSWER_SECONDS)
+    return Presence(PrefixStore(f"presence/{attempt}", store), rank(), world_size(), patience)
 
 
 def compute_the_same_on_any_number_of_ranks(device: torch.device) -> None:

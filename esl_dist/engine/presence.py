@@ -74,8 +74,12 @@ class Presence:
 
     def end_with(self, error: object) -> None:
         """Leave last words for the other ranks, if there is still a store."""
-        with suppress(RuntimeError):
-            self._store.set(f"error/{self._rank}", f"{error}" or type(error).__name__)
+
+        def tell() -> None:
+            with suppress(RuntimeError):
+                self._store.set(f"error/{self._rank}", f"{error}" or type(error).__name__)
+
+        self._within(tell, ANSWER_SECONDS, None)
 
     def stop(self) -> None:
         """End the notes."""
@@ -102,9 +106,9 @@ class Presence:
 
     def places(self) -> str:
         """Say where the others are, where none of them can be singled out."""
-        with suppress(RuntimeError):
-            return f"no rank can be singled out; {_described(self._notes())}"
-        return _store_is_lost("it does not answer")
+        nothing: dict[int, Note] = {}
+        notes = self._within(self._notes_or_none, ANSWER_SECONDS, nothing)
+        return f"no rank can be singled out; {_described(notes)}" if notes else _store_is_lost("no answer")
 
     def _look(self, earlier: dict[int, Note] | None) -> str | None:
         try:
@@ -189,8 +193,8 @@ class Presence:
 
     def _give_up(self, cause: str) -> None:
         text = f"waited {self._timeout_seconds:g} seconds at {self._place}: {cause}"
-        self.end_with(text)
         print(f"error (rank {self._rank}): {text}", file=sys.stderr, flush=True)
+        self.end_with(text)
         # The main thread cannot be woken inside a collective.
         os._exit(EXIT_LOST_RANK)
 

@@ -3,9 +3,12 @@
 from itertools import chain, islice
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from esl_dist.data import sampling
 from esl_dist.data.sampling import BLOCKS_IN_WINDOW, endless_order, epoch_order, rank_batches
 
 samples = st.integers(1, 200)
@@ -119,3 +122,17 @@ def test_a_batch_crosses_the_end_of_an_epoch_and_may_hold_several() -> None:
     first, second = islice(rank_batches(order, 8, 1, 0, 1), 2)
     whole = [position for epoch in range(6) for position in epoch_order(3, 4, 0, 0, epoch).tolist()]
     assert first + second == whole[:16]
+
+
+def test_finding_the_place_of_a_restart_costs_one_epoch_s_order_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    plain = sampling.epoch_order
+
+    def counted(samples: int, window: int, seed: int, domain: int, epoch: int) -> NDArray[np.int64]:
+        computed.append(epoch)
+        return plain(samples, window, seed, domain, epoch)
+
+    monkeypatch.setattr(sampling, "epoch_order", counted)
+    for first in (0, 7, 10**12):
+        next(endless_order(5, 8, 0, 0, first))
+    assert computed == [0, 1, 10**12 // 5]

@@ -50,16 +50,20 @@ def test_the_other_rank_names_one_that_was_killed_and_ends(
     assert "Traceback" not in job.output()
 
 
+@pytest.mark.parametrize("lost", [0, 1])
 def test_the_other_rank_names_one_that_is_stopped_after_the_timeout(
-    server: RankServer, town: Path, tmp_path: Path
+    server: RankServer, town: Path, tmp_path: Path, lost: int
 ) -> None:
+    """Rank 0 keeps the store of the notes, which then does not answer."""
     job = started_training(server, town, run_in(tmp_path), "timeout_minutes=0.1")
-    job.kill(1, signal.SIGSTOP)
-    job.wait_for_end(0, DEADLINE_SECONDS)
+    job.kill(lost, signal.SIGSTOP)
+    job.wait_for_end(1 - lost, DEADLINE_SECONDS)
     job.kill_all()
-    assert job.exit_codes() == [EXIT_LOST_RANK, -signal.SIGKILL], job.output()
-    assert "rank 1 (last at" in error_of(job, 0)
-    assert "does not answer any more: killed, or stopped" in error_of(job, 0)
+    assert job.exit_codes()[1 - lost] == EXIT_LOST_RANK, job.output()
+    said = error_of(job, 1 - lost)
+    expected = {0: "the store of the ranks is lost", 1: "does not answer any more: killed, or stopped"}
+    assert expected[lost] in said
+    assert f"rank {lost}" in said.partition(": ")[2]
 
 
 def test_the_other_rank_names_one_that_lives_and_hangs_after_the_timeout(

@@ -48,6 +48,7 @@ from esl_dist.engine.training_data import (
     local_replaced,
     open_training_data,
     own_passes,
+    run_name,
 )
 from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
@@ -133,15 +134,6 @@ def _digest(networks: Networks) -> str:
         for name, tensor in network.state_dict().items():
             digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def run_name(config: settings.Train, data: TrainingData) -> str:
-    """Return the name of a run that was given none: data sets, number of classes, network, method."""
-    data_sets = [data.source.images.index.dataset]
-    if data.target is not None:
-        data_sets.append(data.target.images.index.dataset)
-    parts = ["_to_".join(data_sets), str(len(data.classes)), config.network.architecture, config.method.name]
-    return "_".join(parts + (["esl"] if config.pseudo_labels is not None else []))
 
 
 def run_folder(config: settings.Train) -> Path:

@@ -75,6 +75,15 @@ def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | N
         )
 
 
+def run_name(config: settings.Train, data: TrainingData) -> str:
+    """Return the name of a run that was given none: data sets, number of classes, network, method."""
+    data_sets = [data.source.images.index.dataset]
+    if data.target is not None:
+        data_sets.append(data.target.images.index.dataset)
+    parts = ["_to_".join(data_sets), str(len(data.classes)), config.network.architecture, config.method.name]
+    return "_".join(parts + (["esl"] if config.pseudo_labels is not None else []))
+
+
 def own_passes(config: settings.Train, data: TrainingData, first_step: int, device: torch.device) -> Generator[Pass]:
     """Yield this rank's passes from `first_step` on; finding the place costs no reading."""
 

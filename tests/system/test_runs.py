@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esl_dist.adaptation.methods import METHODS
-from esl_dist.engine.trainer import run_name
-from esl_dist.engine.training_data import open_training_data
+from esl_dist.engine.training_data import open_training_data, run_name
 from tests.builders import drawn_samples, write_shards
 from tests.engine.runs import configuration
 from tests.programs import TINY_TRAINING, run, small_town, succeed

@@ -10,7 +10,6 @@ that nothing depends on the number of ranks. They share a folder too: on several
 A job that is killed and started again keeps its whole pieces. Memory is one picture and one histogram.
 """
 
-import hashlib
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -56,6 +55,7 @@ from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
 from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.weights import digest_of_weights
 from esl_dist.reporting.progress import progress, silent
 from esl_dist.reporting.scores import pixel_accuracy
 
@@ -113,13 +113,10 @@ def write_pseudo_labels(
 
 
 def _made_with(trained: TrainedNetwork, target: Samples, config: settings.PseudoLabel) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(trained.network.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
     return {
         "run": trained.name,
         "step": trained.step,
-        "weights": digest.hexdigest(),
+        "weights": digest_of_weights(trained.network.state_dict()),
         "target": target.images.fingerprint(),
         "size": config.target.size,
         "label_size": config.label_size,

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.engine.checkpoints import Checkpoint, save_checkpoint
-from esl_dist.errors import UserError
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that a copy may take; where it would take more, training waits for the disk."""
@@ -36,10 +35,9 @@ class BackgroundSaver:
         """Copy a checkpoint and begin to write it, after the one before; or write it at once where memory is short.
 
         Raises:
-            UserError: the one before could not be written, or a weight is no finite number.
+            UserError: the one before could not be written.
         """
         self.finish()
-        _refuse_nan(checkpoint)
         if _bytes(checkpoint) > MEMORY_SHARE * psutil.virtual_memory().available:
             save_checkpoint(self._run, checkpoint, self._options)
             return
@@ -74,16 +72,6 @@ class BackgroundSaver:
             self._failure = failure
         finally:
             self._written.set()
-
-
-def _refuse_nan(checkpoint: Checkpoint) -> None:
-    for part in (checkpoint.segmentation, checkpoint.discriminators):
-        for name, tensor in part.items():
-            if not tensor.isfinite().all():
-                raise UserError(
-                    f"{checkpoint.config.name}: after step {checkpoint.step} {name} holds what is no finite number; "
-                    "start a run of another name with a lower learning rate"
-                )
 
 
 def copied(checkpoint: Checkpoint) -> Checkpoint:

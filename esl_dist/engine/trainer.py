@@ -1,10 +1,8 @@
 """The training loop: one for every method, on one rank or many, from the first step or from where a run stopped."""
 
-import hashlib
-import math
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,7 +52,14 @@ from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.models.discriminator import build_discriminator
-from esl_dist.models.weights import initialise, load_weights, published_state, read_weights, write_weights
+from esl_dist.models.weights import (
+    digest_of_weights,
+    initialise,
+    load_weights,
+    published_state,
+    read_weights,
+    write_weights,
+)
 from esl_dist.reporting.progress import progress
 
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
@@ -102,7 +107,8 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     state = build_state(config, method, data.classes, ranks.accelerator.device, with_start=folder is None)
     checkpoint = None if folder is None else _continued(folder, config, data, state)
     # Before DeepSpeed gives all ranks those of rank 0.
-    refuse_disagreement(_digest(state.networks), "weights to start from")
+    for network in (state.networks.segmentation, state.networks.discriminators):
+        refuse_disagreement(digest_of_weights(network.state_dict()), "weights to start from")
     updating = _updating(state, ranks)
     step, counts = 0, {}
     if checkpoint is not None:
@@ -126,14 +132,6 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
             write_weights(run / name, published_state(state.networks.segmentation))
     wait_for_all()
     return run
-
-
-def _digest(networks: Networks) -> str:
-    digest = hashlib.sha256()
-    for network in (networks.segmentation, networks.discriminators):
-        for name, tensor in network.state_dict().items():
-            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def run_folder(config: settings.Train) -> Path:
@@ -297,7 +295,11 @@ def _loop(
             save = last or stop or done % config.checkpoints.every == 0
             if log or save:
                 means = journal.mean_losses()
-                _refuse_nan(means, done, config)
+                _refuse_nan({f"the loss {name}": torch.tensor(mean) for name, mean in means.items()}, done, config)
+            if save:
+                # On every rank, so that all of them say the same.
+                _refuse_nan(state.networks.segmentation.state_dict(), done, config)
+                _refuse_nan(state.networks.discriminators.state_dict(), done, config)
             if log:
                 journal.write(means, rates, corrupt.totals(), done)
             if config.pictures_every and done % config.pictures_every == 0:
@@ -343,11 +345,11 @@ def _agree(passes: Sequence[Pass], config: settings.Train, wish: StopWish, place
     return valid_pixels, replaced.reshape(2, config.batch_size), bool(stop)
 
 
-def _refuse_nan(losses: dict[str, float], step: int, config: settings.Train) -> None:
-    broken = [loss for loss, value in losses.items() if not math.isfinite(value)]
+def _refuse_nan(values: Mapping[str, Tensor], step: int, config: settings.Train) -> None:
+    broken = [name for name, value in values.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
-            f"{config.name}: by step {step} the loss {broken[0]} is no finite number any more; start a run of another "
+            f"{config.name}: by step {step} {broken[0]} is no finite number any more; start a run of another "
             f"name with a lower optimizer.learning_rate (now {config.optimizer.learning_rate})"
         )
 

@@ -1,5 +1,6 @@
 """Initial weights: random ones, or those of a file with the published names or torchvision's."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,6 +173,14 @@ _SOURCE_STATISTICS = ("source_mean", "source_var")
 def published_state(network: DeepLab) -> dict[str, Tensor]:
     """Return the network's state under the published names; per-domain statistics are reduced to the target's."""
     return {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_SOURCE_STATISTICS)}
+
+
+def digest_of_weights(state: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over names and values: equal means the same weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:

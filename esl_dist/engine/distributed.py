@@ -19,7 +19,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch._C._distributed_c10d import PrefixStore, TCPStore
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks, start_missing_processes
 from esl_dist.engine.presence import ANSWER_SECONDS, SILENT_SECONDS, Presence
@@ -78,6 +78,12 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
                 _presence.end_with(cause)
                 raise LostRankError(cause) from error
             _presence.end_with(error)
+            if is_main():
+                # Their connections break now, and they look for the reason in the store, which rank 0 may keep.
+                kept = _get_default_store()
+                dist.destroy_process_group()
+                _presence.wait_until_heard()
+                del kept
         raise
     finally:
         if _presence is not None:

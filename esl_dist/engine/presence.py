@@ -81,6 +81,21 @@ class Presence:
 
         self._within(tell, ANSWER_SECONDS, None)
 
+    def wait_until_heard(self) -> None:
+        """Return when the others have read this rank's last words or left their own; after some seconds at the latest.
+
+        For the rank that keeps the store: it goes with its process.
+        """
+        deadline = time.monotonic() + SILENT_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(RuntimeError):
+                if all(self._has_heard(rank) for rank in self._others()):
+                    return
+            time.sleep(BEAT_SECONDS / 10)
+
+    def _has_heard(self, rank: int) -> bool:
+        return any(self._store.check([f"{what}/{rank}"]) for what in ("heard", "error"))
+
     def stop(self) -> None:
         """End the notes."""
         self._ended.set()
@@ -125,6 +140,7 @@ class Presence:
     def _last_words(self) -> str | None:
         for rank in self._others():
             if self._store.check([f"error/{rank}"]):
+                self._store.set(f"heard/{self._rank}", "")
                 return f"rank {rank} ended: {self._store.get(f'error/{rank}').decode()}"
         return None
 

@@ -120,6 +120,11 @@ def framed_size(size: Size, frame: Size) -> Size:
     return max(width, height * frame_width // frame_height), height
 
 
+def same_aspect_ratio(size: Size, other: Size) -> bool:
+    """Say whether one size is the other, scaled."""
+    return size[0] * other[1] == size[1] * other[0]
+
+
 def padded(image: Array, size: Size, value: int) -> Array:
     """Put an array of shape (height, width, …) at the top left of one of `size`, filled up with `value`."""
     width, height = size

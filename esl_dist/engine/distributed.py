@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
-from torch._C._distributed_c10d import PrefixStore, TCPStore
-from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
+from torch._C._distributed_c10d import Store
+from torch.distributed.rendezvous import register_rendezvous_handler
 
 from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks, start_missing_processes
+from esl_dist.engine.meeting import Meeting, meet
 from esl_dist.engine.presence import ANSWER_SECONDS, SILENT_SECONDS, Presence
 from esl_dist.errors import LostRankError, UserError
 
@@ -61,37 +62,45 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
     """
     global _presence
     zero_stage = asked_zero_stage()
-    accelerator = _join(timeout_minutes, zero_stage)
-    _presence = _noted_presence(timeout_minutes)
+    start_missing_processes()
+    refuse_unlaunched_ranks()
+    meeting = meet(timeout_minutes)
+    if meeting is not None:
+        # To find out which rank is lost takes some of the time, too.
+        seconds = 60 * timeout_minutes
+        patience = max(seconds / 2, seconds - SILENT_SECONDS - ANSWER_SECONDS)
+        _presence = Presence(meeting.connect("presence"), meeting.rank, meeting.world_size, patience)
     try:
-        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-            raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
+        accelerator = _accelerator(meeting, timeout_minutes, zero_stage)
         agreed = f"{accelerator.mixed_precision} {accelerator.device.type} {zero_stage}"
         refuse_disagreement(agreed, "precision, kind of device or ZeRO stage")
         yield Ranks(accelerator, zero_stage)
     except Exception as error:
-        if _presence is not None:
-            # A launcher sends SIGTERM when it sees another rank die; there are seconds left to say which, and why.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if _is_broken_connection(error):
-                cause = _presence.missing() or _presence.places()
-                _presence.end_with(cause)
-                raise LostRankError(cause) from error
-            _presence.end_with(error)
-            if is_main():
-                # Their connections break now, and they look for the reason in the store, which rank 0 may keep.
-                kept = _get_default_store()
-                dist.destroy_process_group()
-                _presence.wait_until_heard()
-                del kept
+        if _presence is None:
+            raise
+        # A launcher sends SIGTERM when it sees another rank die; there are seconds left to say which, and why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if _is_broken_connection(error):
+            cause = _presence.missing() or _presence.places()
+            _presence.end_with(cause)
+            raise LostRankError(cause) from error
+        _presence.end_with(error)
+        if _presence.rank == 0:
+            # Their connections break now, and they look for the reason in the store, which rank 0 may keep.
+            _leave_group()
+            _presence.wait_until_heard()
         raise
     finally:
         if _presence is not None:
             _presence.stop()
             _presence = None
-        if dist.is_initialized():
-            # Gloo's threads abort a process that ends without this.
-            dist.destroy_process_group()
+        _leave_group()
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        # Gloo's threads abort a process that ends without this.
+        dist.destroy_process_group()
 
 
 def _is_broken_connection(error: Exception) -> bool:
@@ -99,39 +108,27 @@ def _is_broken_connection(error: Exception) -> bool:
     return known or isinstance(error, dist.DistError)
 
 
-def _join(timeout_minutes: float, zero_stage: int | None) -> Accelerator:
-    start_missing_processes()
-    refuse_unlaunched_ranks()
-    timeout = timedelta(minutes=timeout_minutes)
+def _accelerator(meeting: Meeting | None, timeout_minutes: float, zero_stage: int | None) -> Accelerator:
     # Accelerate's own DeepSpeed would take over the process group, does without CPUs, and is not used.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     cpu = zero_stage is not None and not torch.cuda.is_available()
+    group = InitProcessGroupKwargs(timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes))
+    if meeting is not None:
+        group.init_method = f"{meeting.room}://"
+        register_rendezvous_handler(meeting.room, lambda *_, **__: iter([_group(meeting)]))  # type: ignore[no-untyped-call]
     try:
-        accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)])
+        accelerator = Accelerator(cpu=cpu, kwargs_handlers=[group])
     except ValueError as error:
         raise UserError(f"cannot start: {error}") from error
-    except dist.DistError as error:
-        reason = str(error).splitlines()[0]
-        raise LostRankError(f"not all ranks came to the start within {timeout_minutes:g} minutes ({reason})") from error
-    if world_size() > 1:
-        _set_pg_timeout(BACKEND_FACTOR * timeout, None)
+    if world_size() == 1 and meeting is not None:
+        raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
     return accelerator
 
 
-def _noted_presence(timeout_minutes: float) -> Presence | None:
-    if world_size() == 1:
-        return None
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    # The store of a launcher outlives the ranks that it starts again.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    try:
-        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=30))
-    except dist.DistError as error:
-        raise LostRankError(f"the store of the ranks at {host}:{port} is gone, and rank 0 with it") from error
-    # To find out which rank is lost takes some of the time, too.
-    seconds = 60 * timeout_minutes
-    patience = max(seconds / 2, seconds - SILENT_SECONDS - ANSWER_SECONDS)
-    return Presence(PrefixStore(f"presence/{attempt}", store), rank(), world_size(), patience)
+def _group(meeting: Meeting) -> tuple[Store, int, int]:
+    return meeting.connect("group"), meeting.rank, meeting.world_size
 
 
 def compute_the_same_on_any_number_of_ranks(device: torch.device) -> None:

@@ -34,7 +34,16 @@ from esl_dist.adaptation.pseudo_labels import (
     label_and_score,
     thresholds,
 )
-from esl_dist.data.images import Size, as_size, decode_label, encode_png, fitted_size, padded, resize_label
+from esl_dist.data.images import (
+    Size,
+    as_size,
+    decode_label,
+    encode_png,
+    fitted_size,
+    padded,
+    resize_label,
+    same_aspect_ratio,
+)
 from esl_dist.data.labels import IGNORE_INDEX, class_names, identity_class_set
 from esl_dist.data.loading import Batch, Samples, batches
 from esl_dist.data.shards import (
@@ -259,13 +268,13 @@ def _read_piece(scratch: Path, piece: Piece) -> Iterator[tuple[str, Tensor, Tens
 
 def _refuse_other_frame(target: Samples, config: settings.PseudoLabel) -> None:
     """Make sure that labels of padded pictures are padded alike."""
-    if not target.images.index.keep_aspect_ratio or config.label_size is None:
+    size, label_size = as_size(config.target.size), as_size(config.label_size)
+    if not target.images.index.keep_aspect_ratio or label_size is None:
         return
-    size, label_size = config.target.size, config.label_size
-    if size is None or size[0] * label_size[1] != size[1] * label_size[0]:
+    if size is None or not same_aspect_ratio(size, label_size):
         raise UserError(
-            f"label_size={label_size} is impossible: {target.images.index.dataset} keeps the aspect ratio of its "
-            f"pictures, so it needs a target.size of the same aspect ratio, not {size}"
+            f"label_size={config.label_size} is impossible: {target.images.index.dataset} keeps the aspect ratio of "
+            f"its pictures, so it needs a target.size of the same aspect ratio, not {config.target.size}"
         )
 
 

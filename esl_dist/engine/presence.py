@@ -48,7 +48,7 @@ class Presence:
 
     def __init__(self, store: Store, rank: int, world_size: int, timeout_seconds: float) -> None:
         """Begin to write notes, and to watch the time."""
-        self._store, self._rank, self._world_size = store, rank, world_size
+        self._store, self.rank, self._world_size = store, rank, world_size
         self._timeout_seconds = timeout_seconds
         self._collectives, self._work, self._beats = 0, 0, 0
         self._place, self._inside = "the start", False
@@ -77,7 +77,7 @@ class Presence:
 
         def tell() -> None:
             with suppress(RuntimeError):
-                self._store.set(f"error/{self._rank}", f"{error}" or type(error).__name__)
+                self._store.set(f"error/{self.rank}", f"{error}" or type(error).__name__)
 
         self._within(tell, ANSWER_SECONDS, None)
 
@@ -140,7 +140,7 @@ class Presence:
     def _last_words(self) -> str | None:
         for rank in self._others():
             if self._store.check([f"error/{rank}"]):
-                self._store.set(f"heard/{self._rank}", "")
+                self._store.set(f"heard/{self.rank}", "")
                 return f"rank {rank} ended: {self._store.get(f'error/{rank}').decode()}"
         return None
 
@@ -160,7 +160,7 @@ class Presence:
         return f"{_described(behind)} has not come to {self._place}: it hangs" if behind else None
 
     def _others(self) -> list[int]:
-        return [rank for rank in range(self._world_size) if rank != self._rank]
+        return [rank for rank in range(self._world_size) if rank != self.rank]
 
     def _notes(self) -> dict[int, Note]:
         keys = {rank: f"rank/{rank}" for rank in self._others()}
@@ -177,10 +177,11 @@ class Presence:
         }
 
     def _write_notes(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
+        while not self._ended.is_set():
             self._beats += 1
             with suppress(RuntimeError):
-                self._store.set(f"rank/{self._rank}", json.dumps({**self._note(), "beats": self._beats}))
+                self._store.set(f"rank/{self.rank}", json.dumps({**self._note(), "beats": self._beats}))
+            self._ended.wait(BEAT_SECONDS)
 
     def _watch_time(self) -> None:
         seen, since = self._note(), time.monotonic()
@@ -209,7 +210,7 @@ class Presence:
 
     def _give_up(self, cause: str) -> None:
         text = f"waited {self._timeout_seconds:g} seconds at {self._place}: {cause}"
-        print(f"error (rank {self._rank}): {text}", file=sys.stderr, flush=True)
+        print(f"error (rank {self.rank}): {text}", file=sys.stderr, flush=True)
         self.end_with(text)
         # The main thread cannot be woken inside a collective.
         os._exit(EXIT_LOST_RANK)

@@ -13,15 +13,15 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopWish:
-    """Whether this process was asked to stop, and by which signal."""
+    """Whether this process was asked to stop."""
 
     def __init__(self) -> None:
         """Begin without a wish."""
-        self.signal: signal.Signals | None = None
+        self.asked = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Note the signal: the handler."""
-        self.signal = signal.Signals(number)
+        self.asked = True
 
 
 @contextmanager

@@ -334,7 +334,7 @@ def _agree(passes: Sequence[Pass], config: settings.Train, wish: StopWish, place
     """
     own_steps = torch.zeros(world_size(), dtype=torch.int64)
     own_steps[rank()] = config.steps
-    own_stop = torch.tensor([int(wish.signal is not None)])
+    own_stop = torch.tensor([int(wish.asked)])
     parts = [local_valid_pixels(passes), own_stop, own_steps, local_replaced(passes, config.batch_size).flatten()]
     valid_pixels, stop, steps, replaced = torch.split(
         sum_over_ranks(torch.cat(parts), place), [len(part) for part in parts]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
-from esl_dist.data.images import Size, as_size
+from esl_dist.data.images import Size, as_size, same_aspect_ratio
 from esl_dist.data.labels import ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
@@ -68,7 +68,7 @@ def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | N
     label_size, frame = pseudo.index.label_size, size or target.index.image_size
     if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or frame is None or label_size is None:
         return
-    if frame[0] * label_size[1] != frame[1] * label_size[0]:
+    if not same_aspect_ratio(frame, label_size):
         raise UserError(
             f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, the pictures are read at "
             f"{frame[0]}×{frame[1]}; choose a target.size of the same aspect ratio"

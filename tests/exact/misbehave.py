@@ -56,6 +56,8 @@ if os.environ["RANK"] == "1":
             trainer.train = with_other_shards
         case "fewer steps":
             trainer._loop = with_fewer_steps
+        case "not come":
+            sys.exit(0)
         case "hang":
             trainer.add_gradients = hanging
 runpy.run_path(program, run_name="__main__")

@@ -66,6 +66,15 @@ def test_the_other_rank_names_one_that_is_stopped_after_the_timeout(
     assert f"rank {lost}" in said.partition(": ")[2]
 
 
+def test_the_other_rank_names_one_that_does_not_come_to_the_start(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    job = misbehaving(server, town, run_in(tmp_path), "not come", "timeout_minutes=0.05")
+    assert job.exit_codes() == [EXIT_LOST_RANK, 0], job.output()
+    assert "rank 1 did not come to the start within timeout_minutes" in error_of(job, 0)
+    assert "Traceback" not in job.output()
+
+
 def test_the_other_rank_names_one_that_lives_and_hangs_after_the_timeout(
     server: RankServer, town: Path, tmp_path: Path
 ) -> None:

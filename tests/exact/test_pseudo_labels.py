@@ -73,24 +73,24 @@ def start_slowly(server: RankServer, ranks: int, job_words: list[str]) -> Job:
     return server.start("tests/exact/label_slowly.py", [str(PROJECT / PROGRAM), *job_words], ranks)
 
 
-def whole_pieces(output: Path) -> dict[str, tuple[int, int]]:
-    """Return which file each whole piece is, and when it was written."""
-    entries = (output / ".scratch").glob("piece-*.tar.json")
-    tars = [entry.with_suffix("") for entry in entries]
+def whole_tars(output: Path, kind: str) -> dict[str, tuple[int, int]]:
+    """Return which file each whole tar of a kind, piece or shard, is, and when it was written."""
+    folder = {"piece": output / ".scratch", "shard": output}[kind]
+    tars = [folder / entry.stem for entry in (output / ".scratch").glob(f"{kind}-*.tar.json")]
     return {tar.name: (tar.stat().st_ino, tar.stat().st_mtime_ns) for tar in tars}
 
 
 def some_pieces(output: Path) -> bool:
-    return len(whole_pieces(output)) >= 2
+    return len(whole_tars(output, "piece")) >= 2
 
 
 def some_labels(output: Path) -> bool:
-    return any(output.glob("shard-*.tar"))
+    return len(whole_tars(output, "shard")) >= 1
 
 
 @pytest.mark.parametrize("moment", [some_pieces, some_labels])
 @pytest.mark.parametrize(("ranks", "killed", "then"), [(1, 0, 3), (2, 1, 1), (3, 0, 2)])
-def test_killed_and_started_on_other_ranks_it_predicts_only_unfinished_pieces_again(
+def test_killed_and_started_on_other_ranks_it_redoes_only_unfinished_pieces_and_shards(
     server: RankServer,
     large_town: Path,
     trained: Path,
@@ -107,13 +107,16 @@ def test_killed_and_started_on_other_ranks_it_predicts_only_unfinished_pieces_ag
     job.kill(killed)
     job.kill_all()
     assert set(job.exit_codes()) <= {-signal.SIGKILL, EXIT_LOST_RANK}, job.output()
-    before = whole_pieces(output)
-    assert before
+    pieces, shards = whole_tars(output, "piece"), whole_tars(output, "shard")
+    assert pieces
+    assert bool(shards) == (moment is some_labels)
     assert not (output / "index.json").exists()
 
     job = start_slowly(server, then, words(large_town, trained, output, 0))
     assert job.exit_codes() == [0] * then, job.output()
-    after = whole_pieces(output)
-    assert {name: after[name] for name in before} == before
-    assert (len(after) > len(before)) == (moment is some_pieces)
+    all_pieces, all_shards = whole_tars(output, "piece"), whole_tars(output, "shard")
+    assert all_pieces | pieces == all_pieces
+    assert all_shards | shards == all_shards
+    assert (len(all_pieces) > len(pieces)) == (moment is some_pieces)
+    assert len(all_shards) > len(shards)
     assert bits(output) == expected

@@ -1,0 +1,132 @@
+"""Where the ranks meet before all else: in a store at the address that the launcher's environment names.
+
+torch.distributed waits there for all of them, too, but it cannot say who is absent; and where torchrun starts the ranks
+again, it finds in the launcher's store what those of the earlier attempt left, and connects to the dead (issue 135712
+of PyTorch). The launcher's count of restarts does not tell attempts apart: each node counts its own. So rank 0 opens a
+room of its own in the store for every attempt, and it is taken when all have entered it.
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+from accelerate.utils.environment import get_cpu_distributed_information
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from esl_dist.errors import LostRankError, UserError
+
+STORE_TIMEOUT = timedelta(seconds=30)
+RETRY_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """The ranks of one attempt, and the part of the store that is theirs alone."""
+
+    rank: int
+    world_size: int
+    room: str
+    keeper: TCPStore
+    """Of rank 0 it may be the store itself: it lives as long as this object."""
+
+    def connect(self, purpose: str) -> Store:
+        """Return a connection of its own to the room's part for one purpose."""
+        client = TCPStore(self.keeper.host, self.keeper.port, is_master=False, timeout=STORE_TIMEOUT)
+        return PrefixStore(f"{self.room}/{purpose}", client)
+
+
+def meet(timeout_minutes: float) -> Meeting | None:
+    """Return when all ranks that the launcher started have come; None if this is the only one.
+
+    Args:
+        timeout_minutes: how long a rank waits for the others.
+
+    Raises:
+        UserError: the environment names no address, or it cannot be used.
+        LostRankError: some ranks did not come; the message names them.
+    """
+    # Its name notwithstanding, it reads what every launcher for CPUs and GPUs sets.
+    launched = get_cpu_distributed_information()
+    if launched.world_size == 1:
+        return None
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise UserError(
+            f"{launched.world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; "
+            "start them with torchrun or accelerate launch"
+        )
+    deadline = time.monotonic() + 60 * timeout_minutes
+    store = _open_store(launched.rank, deadline)
+    try:
+        room = _enter(store, launched.rank, launched.world_size, deadline)
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise LostRankError(f"the store of the ranks was lost at the start, and rank 0 with it ({reason})") from error
+    return Meeting(launched.rank, launched.world_size, room, store)
+
+
+def _open_store(rank: int, deadline: float) -> TCPStore:
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    keeps_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not keeps_it:
+        _wait_for_keeper(host, port, deadline)
+    try:
+        return TCPStore(host, port, None, keeps_it, STORE_TIMEOUT, wait_for_workers=False)
+    except dist.DistError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"rank {rank} cannot use a store at {host}:{port} ({reason}); choose another port") from error
+
+
+def _wait_for_keeper(host: str, port: int, deadline: float) -> None:
+    """Return when somebody listens there. The store would wait as well, with pages of warnings."""
+    while True:
+        try:
+            socket.create_connection((host, port), 10 * RETRY_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise LostRankError(
+                    "rank 0 did not come to the start within timeout_minutes: neither it nor a launcher keeps a store "
+                    f"at {host}:{port} ({error})"
+                ) from error
+            time.sleep(RETRY_SECONDS)
+
+
+def _enter(store: Store, rank: int, world_size: int, deadline: float) -> str:
+    """Return the room in which all ranks of this attempt are.
+
+    Every rank leaves a card there. The room is closed once, with the cards that were seen: one that an earlier attempt
+    left behind was closed without the card of this rank.
+    """
+    card = uuid.uuid4().hex
+    if rank == 0:
+        store.set("room", f"room-{card}")
+    while True:
+        is_late = time.monotonic() > deadline
+        if store.check(["room"]):
+            room = store.get("room").decode()
+            store.set(f"{room}/{rank}", card)
+            keys = [f"{room}/{number}" for number in range(world_size)]
+            cards = [store.get(key).decode() if store.check([key]) else None for key in keys]
+            absent = [number for number, seen in enumerate(cards) if seen is None]
+            if is_late or (rank == 0 and not absent):
+                store.compare_set(f"{room}/closed", "", json.dumps({"cards": cards, "absent": absent}))
+            closed = json.loads(store.get(f"{room}/closed")) if store.check([f"{room}/closed"]) else None
+            if closed is not None and closed["cards"][rank] == card:
+                if not closed["absent"]:
+                    return room
+                # Rank 0 may keep the store, and the others have to read this, too.
+                time.sleep(10 * RETRY_SECONDS)
+                raise _absent(closed["absent"])
+        if is_late:
+            raise _absent([0])
+        time.sleep(RETRY_SECONDS)
+
+
+def _absent(ranks: list[int]) -> LostRankError:
+    names = ", ".join(f"rank {rank}" for rank in ranks)
+    return LostRankError(f"{names} did not come to the start within timeout_minutes")

@@ -1,0 +1,129 @@
+"""Under the launchers: torchrun and `accelerate launch` end, restart and stop their ranks in their own ways."""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.exact.ranks import RankServer
+from tests.exact.trainings import (
+    TRAIN,
+    assert_same_bits,
+    assert_whole,
+    everything_learned,
+    newest_step,
+    run_in,
+    train,
+    training_words,
+)
+from tests.programs import ACCELERATE, TORCHRUN, command, environment
+
+pytestmark = pytest.mark.exact
+
+STEPS = 12
+RESTARTING = ("torch.distributed.run", "--standalone", "--max_restarts", "1", "--nproc_per_node")
+
+
+class Launched:
+    """A launcher with two ranks of a training."""
+
+    def __init__(self, launcher: Sequence[str], words: Sequence[str], log: Path) -> None:
+        self.log = log
+        with open(log, "wb") as file:
+            self.process = psutil.Popen(
+                command(TRAIN, *words, processes=2, launcher=launcher),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment(),
+            )
+
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        found = {}
+        for process in self.process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if any(word.endswith(TRAIN) for word in process.cmdline()) and "RANK" in process.environ():
+                    found[int(process.environ()["RANK"])] = process
+        return found
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 100) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.001)
+
+    def exit_code(self) -> int:
+        code: int = self.process.wait(100)
+        return code
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[[Sequence[str], Sequence[str]], Launched]]:
+    started: list[Launched] = []
+
+    def start(launcher: Sequence[str], words: Sequence[str]) -> Launched:
+        started.append(Launched(launcher, words, tmp_path / f"log_{len(started)}"))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            for process in [*one.process.children(recursive=True), one.process]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+Launch = Callable[[Sequence[str], Sequence[str]], Launched]
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_rank_that_was_killed_is_named_before_torchrun_ends_the_others(
+    launch: Launch, town: Path, tmp_path: Path, lost: int
+) -> None:
+    run = run_in(tmp_path)
+    launched = launch(TORCHRUN, training_words(town, run, "steps=1000"))
+    launched.wait_until(lambda: newest_step(run) > 0)
+    launched.ranks()[lost].kill()
+    assert launched.exit_code() == 1
+    assert f"error (rank {1 - lost}): rank {lost} (last at " in launched.output(), launched.output()
+    assert "does not answer any more: killed, or stopped" in launched.output()
+
+
+def test_ranks_that_torchrun_starts_again_go_on_from_the_last_checkpoint_to_the_same_bits(
+    server: RankServer, launch: Launch, town: Path, tmp_path: Path
+) -> None:
+    """The store outlives the first attempt, and with it the last words of its ranks."""
+    run, uninterrupted = run_in(tmp_path), run_in(tmp_path, "uninterrupted")
+    launched = launch(RESTARTING, training_words(town, run, f"steps={STEPS}"))
+    launched.wait_until(lambda: newest_step(run) > 0)
+    launched.ranks()[1].kill()
+    assert launched.exit_code() == 0, launched.output()
+    assert f"to {STEPS}" in launched.output()
+    train(server, town, uninterrupted, 2, f"steps={STEPS}")
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted))
+
+
+@pytest.mark.parametrize(("launcher", "number"), [(TORCHRUN, signal.SIGTERM), (ACCELERATE, signal.SIGUSR1)])
+def test_a_signal_to_the_launched_processes_saves_what_was_done(
+    launch: Launch, town: Path, tmp_path: Path, launcher: Sequence[str], number: signal.Signals
+) -> None:
+    """As a cluster sends it: to torchrun alone, or to every process behind the first."""
+    run = run_in(tmp_path)
+    launched = launch(launcher, training_words(town, run, "steps=1000", "checkpoints.every=3"))
+    launched.wait_until(lambda: newest_step(run) > 0)
+    targets = [launched.process] if launcher is TORCHRUN else launched.process.children(recursive=True)
+    for process in targets:
+        process.send_signal(number)
+    assert launched.exit_code() != 0
+    step = newest_step(run)
+    for rank in (0, 1):
+        assert f"stopped (rank {rank}): {run.name}: saved at step {step}; the same command" in launched.output()
+    assert_whole(run, step)

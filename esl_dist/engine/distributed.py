@@ -23,14 +23,14 @@ from torch.distributed.rendezvous import register_rendezvous_handler
 
 from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks, start_missing_processes
 from esl_dist.engine.meeting import Meeting, meet
-from esl_dist.engine.presence import ANSWER_SECONDS, SILENT_SECONDS, Presence
+from esl_dist.engine.presence import Presence
 from esl_dist.errors import LostRankError, UserError
 
 BACKEND_FACTOR = 10
 """How much longer than `Presence` the backend waits, for it cannot see whether another rank gets on with its work."""
 
-BROKEN_CONNECTION = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
-"""Words in the errors of a backend whose connection to another rank is gone."""
+BROKEN_CONNECTION = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out")
+"""Words, in small letters, in the errors of a backend whose connection to another rank is gone."""
 
 BUCKET_BYTES = 32 * 2**20
 
@@ -66,45 +66,35 @@ def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
     refuse_unlaunched_ranks()
     meeting = meet(timeout_minutes)
     if meeting is not None:
-        # To find out which rank is lost takes some of the time, too.
-        seconds = 60 * timeout_minutes
-        patience = max(seconds / 2, seconds - SILENT_SECONDS - ANSWER_SECONDS)
-        _presence = Presence(meeting.connect("presence"), meeting.rank, meeting.world_size, patience)
+        _presence = Presence(meeting.connect("presence"), meeting.rank, meeting.world_size, 60 * timeout_minutes)
     try:
         accelerator = _accelerator(meeting, timeout_minutes, zero_stage)
         agreed = f"{accelerator.mixed_precision} {accelerator.device.type} {zero_stage}"
         refuse_disagreement(agreed, "precision, kind of device or ZeRO stage")
         yield Ranks(accelerator, zero_stage)
-    except Exception as error:
+    except BaseException as error:
         if _presence is None:
             raise
         # A launcher sends SIGTERM when it sees another rank die; there are seconds left to say which, and why.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        if _is_broken_connection(error):
-            cause = _presence.missing() or _presence.places()
-            _presence.end_with(cause)
-            raise LostRankError(cause) from error
-        _presence.end_with(error)
-        if _presence.rank == 0:
-            # Their connections break now, and they look for the reason in the store, which rank 0 may keep.
-            _leave_group()
-            _presence.wait_until_heard()
-        raise
+        if not _is_broken_connection(error):
+            _presence.end_with(error)
+            raise
+        reason = str(error).splitlines()[0]
+        cause = _presence.missing() or f"the ranks cannot exchange tensors, though all of them answer: {reason}"
+        _presence.end_with(cause)
+        raise LostRankError(cause) from error
     finally:
         if _presence is not None:
             _presence.stop()
             _presence = None
-        _leave_group()
+        if dist.is_initialized():
+            # Gloo's threads abort a process that ends without this.
+            dist.destroy_process_group()
 
 
-def _leave_group() -> None:
-    if dist.is_initialized():
-        # Gloo's threads abort a process that ends without this.
-        dist.destroy_process_group()
-
-
-def _is_broken_connection(error: Exception) -> bool:
-    known = isinstance(error, RuntimeError) and any(words in str(error) for words in BROKEN_CONNECTION)
+def _is_broken_connection(error: BaseException) -> bool:
+    known = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in BROKEN_CONNECTION)
     return known or isinstance(error, dist.DistError)
 
 
@@ -173,11 +163,18 @@ def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:
     """
     total = tensor.detach().clone()
     if world_size() > 1:
-        with _waiting(what):
-            on_device = total.cuda() if dist.get_backend() == "nccl" and not total.is_cuda else total
-            dist.all_reduce(on_device)
-            total = on_device.to(tensor.device)
+        on_device = total.cuda() if dist.get_backend() == "nccl" and not total.is_cuda else total
+        _add_up(on_device, what)
+        total = on_device.to(tensor.device)
     return total
+
+
+def _add_up(tensor: Tensor, what: str) -> None:
+    """Sum over all ranks in place, and return when it is done: only while it waits is a rank's time counted."""
+    with _waiting(what):
+        dist.all_reduce(tensor)
+        if dist.get_backend() == "nccl":
+            torch.cuda.current_stream().synchronize()
 
 
 def from_main(flags: list[bool]) -> list[bool]:
@@ -215,8 +212,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     for bucket in _buckets(gradients):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        with _waiting("the sum of gradients"):
-            dist.all_reduce(flat)
+        _add_up(flat, "the sum of gradients")
         parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))

@@ -1,28 +1,31 @@
 """Which rank is missing: every rank notes in a store that all can read where it is, so that a lost one has a name.
 
-A collective that waits for ever says nothing. So a thread on each rank writes down, once a second, what its rank does;
-the note changes as long as the process lives. A rank that has waited longer than the timeout, or whose connection
-breaks, reads what the others wrote: an error they ended with, that they do not write any more (killed or stopped), or
-that they neither wait nor get on (they hang). While one of them gets on with its work, the others wait.
+A collective that waits for ever says nothing. So each rank has two threads beside its work. One exchanges notes once a
+second: it writes what its rank does, and reads what the others do and the last words of one that ended with an error.
+The other touches no store, for that may not answer, and watches the time: when this rank has waited for longer than the
+timeout, it ends the process with the name of the rank that writes no more (killed or stopped), or that neither waits
+nor gets on (it hangs). A rank whose connection breaks asks at once.
 """
 
 import json
 import os
 import sys
+import sysconfig
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from torch._C._distributed_c10d import Store
 
 from esl_dist.command_line import EXIT_LOST_RANK
+from esl_dist.errors import LostRankError, StoppedError, UserError
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
-"""After which a rank that writes nothing does not answer; several beats."""
+"""After which a rank that writes nothing, and whose connection is broken, does not answer; several beats."""
 
 ANSWER_SECONDS = 10.0
 """After which a store that does not answer is given up."""
@@ -30,207 +33,224 @@ ANSWER_SECONDS = 10.0
 COLLECTIVES = ("torch/distributed/", "torch/nn/modules/_functions")
 """Files of torch in which a rank waits for others; the second is that of synchronised batch norm on CUDA."""
 
-PROJECT = str(Path(__file__).resolve().parents[2])
+LAST_WORDS = "last words"
+"""Key of what the first rank that ended said: what the others say then follows from it."""
 
 Note = dict[str, Any]
-Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Another rank's newest note, and when it, and the progress in it, were last seen to change."""
+
+    note: Note
+    changed: float
+    got_on: float
 
 
 class Presence:
-    """This rank's notes, and what can be read off those of the others.
-
-    Args:
-        store: a connection of its own; `rank/N` holds what rank N does, `error/N` its last words.
-        rank: this rank.
-        world_size: number of ranks.
-        timeout_seconds: after which a rank that waits for one that does not get on ends the process.
-    """
+    """This rank's notes, and what can be read off those of the others."""
 
     def __init__(self, store: Store, rank: int, world_size: int, timeout_seconds: float) -> None:
-        """Begin to write notes, and to watch the time."""
-        self._store, self.rank, self._world_size = store, rank, world_size
-        self._timeout_seconds = timeout_seconds
-        self._collectives, self._work, self._beats = 0, 0, 0
-        self._place, self._inside = "the start", False
+        """Begin to exchange notes, and to watch the time.
+
+        Args:
+            store: a connection of its own.
+            rank: this rank.
+            world_size: number of ranks.
+            timeout_seconds: after which a rank that waits for one that does not get on ends the process.
+        """
+        self.rank = rank
+        self._store, self._timeout_seconds = store, timeout_seconds
+        self._others = [other for other in range(world_size) if other != rank]
+        self._collectives, self._work = 0, 0
+        self._place, self._in_collective = "the start", False
         self._main = threading.get_ident()
-        self._ended = threading.Event()
-        # Two threads: a store that does not answer must not stop the clock.
-        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._write_notes, self._watch_time)]
+
+        self._clock, self._answered = 0.0, 0.0
+        self._seen = {other: Seen({}, 0.0, 0.0) for other in self._others}
+        self._heard: str | None = None
+        self._store_error: str | None = None
+        self._own_words: str | None = None
+        self._told, self._told_all = threading.Event(), threading.Event()
+        self._ended, self._hurry = threading.Event(), threading.Event()
+        self._threads = [threading.Thread(target=one, daemon=True) for one in (self._exchange_notes, self._watch_time)]
         for thread in self._threads:
             thread.start()
 
     @contextmanager
     def waiting(self, place: str) -> Iterator[None]:
         """Mark that this rank has come to the collective at `place` and waits for the others."""
-        self._collectives, self._place, self._inside = self._collectives + 1, place, True
+        self._collectives, self._place, self._in_collective = self._collectives + 1, place, True
         try:
             yield
         finally:
-            self._inside = False
+            self._in_collective = False
 
     def worked(self) -> None:
         """Note that this rank gets on with work of which the others see nothing."""
         self._work += 1
 
-    def end_with(self, error: object) -> None:
-        """Leave last words for the other ranks, if there is still a store."""
-
-        def tell() -> None:
-            with suppress(RuntimeError):
-                self._store.set(f"error/{self.rank}", f"{error}" or type(error).__name__)
-
-        self._within(tell, ANSWER_SECONDS, None)
-
-    def wait_until_heard(self) -> None:
-        """Return when the others have read this rank's last words or left their own; after some seconds at the latest.
-
-        For the rank that keeps the store: it goes with its process.
-        """
-        deadline = time.monotonic() + SILENT_SECONDS
-        while time.monotonic() < deadline:
-            with suppress(RuntimeError):
-                if all(self._has_heard(rank) for rank in self._others()):
-                    return
-            time.sleep(BEAT_SECONDS / 10)
-
-    def _has_heard(self, rank: int) -> bool:
-        return any(self._store.check([f"{what}/{rank}"]) for what in ("heard", "error"))
+    def end_with(self, error: BaseException | str) -> None:
+        """Leave last words for the other ranks. Rank 0 waits until they are heard: it may keep the store."""
+        self._own_words = error if isinstance(error, str) else _words_of(error)
+        self._hurry.set()
+        if self._told.wait(ANSWER_SECONDS) and self.rank == 0:
+            self._told_all.wait(SILENT_SECONDS)
 
     def stop(self) -> None:
         """End the notes."""
         self._ended.set()
+        self._hurry.set()
         for thread in self._threads:
             thread.join(2 * BEAT_SECONDS)
 
-    def missing(self, earlier: dict[int, Note] | None = None) -> str | None:
-        """Say which rank is lost and why; None if none can be told to be. Takes some seconds.
+    def missing(self) -> str | None:
+        """Say which rank is lost, now that a connection is broken; None if all answer. Takes some seconds."""
+        begin = self._clock
+        while self._clock - begin < SILENT_SECONDS + 3 * BEAT_SECONDS:
+            if self._heard is not None or self._store_error is not None:
+                break
+            time.sleep(BEAT_SECONDS / 10)
+        return self._ended_rank() or self._silent_store(SILENT_SECONDS) or self._silent_ranks(self._seen)
 
-        Args:
-            earlier: notes of the others since which they should have got on; None: nothing is said of that.
-        """
-        lost: str | None = _store_is_lost("no answer")
-        return self._within(lambda: self._look(earlier), SILENT_SECONDS + ANSWER_SECONDS, lost)
+    def _ended_rank(self) -> str | None:
+        return self._heard or (None if self._store_error is None else _store_is_lost(self._store_error))
 
-    def _within(self, ask: Callable[[], Answer], seconds: float, otherwise: Answer) -> Answer:
-        """Return what a question to the store gives within some seconds: it may not answer any more."""
-        answers: list[Answer] = []
-        thread = threading.Thread(target=lambda: answers.append(ask()), daemon=True)
-        thread.start()
-        thread.join(seconds)
-        return answers[0] if answers else otherwise
+    def _silent_store(self, seconds: float) -> str | None:
+        return _store_is_lost("no answer") if self._clock - self._answered > seconds else None
 
-    def places(self) -> str:
-        """Say where the others are, where none of them can be singled out."""
-        nothing: dict[int, Note] = {}
-        notes = self._within(self._notes_or_none, ANSWER_SECONDS, nothing)
-        return f"no rank can be singled out; {_described(notes)}" if notes else _store_is_lost("no answer")
-
-    def _look(self, earlier: dict[int, Note] | None) -> str | None:
-        try:
-            before = self._notes()
-            words = self._last_words()
-            if words is None:
-                time.sleep(SILENT_SECONDS)
-                words = self._last_words()
-            after = self._notes()
-            return words or self._silent(before, after) or self._hanging(earlier or after, after)
-        except RuntimeError as error:
-            return _store_is_lost(str(error).splitlines()[0])
-
-    def _last_words(self) -> str | None:
-        for rank in self._others():
-            if self._store.check([f"error/{rank}"]):
-                self._store.set(f"heard/{self.rank}", "")
-                return f"rank {rank} ended: {self._store.get(f'error/{rank}').decode()}"
-        return None
-
-    def _silent(self, before: dict[int, Note], after: dict[int, Note]) -> str | None:
-        silent = {rank: after.get(rank, {}) for rank in self._others() if before.get(rank) == after.get(rank)}
+    def _silent_ranks(self, among: dict[int, Seen]) -> str | None:
+        silent = {rank: one.note for rank, one in among.items() if self._answered - one.changed > SILENT_SECONDS}
         return f"{_described(silent)} does not answer any more: killed, or stopped" if silent else None
 
-    def _hanging(self, earlier: dict[int, Note], now: dict[int, Note]) -> str | None:
-        idle = {
-            rank: note for rank, note in now.items() if rank in earlier and _progress(earlier[rank]) == _progress(note)
-        }
-        behind = {
-            rank: note
-            for rank, note in idle.items()
-            if (not note["waits"] and earlier is not now) or (self._inside and note["collectives"] < self._collectives)
-        }
-        return f"{_described(behind)} has not come to {self._place}: it hangs" if behind else None
+    def _idle_ranks(self, seconds: float) -> str | None:
+        idle = {rank: one for rank, one in self._seen.items() if self._answered - one.got_on > seconds}
+        hanging = {rank: one.note for rank, one in idle.items() if self._keeps_others_waiting(one.note)}
+        if silent := self._silent_ranks(idle):
+            return silent
+        if hanging:
+            return f"{_described(hanging)} hangs"
+        if len(idle) == len(self._others):
+            notes = {rank: one.note for rank, one in idle.items()}
+            return f"nobody gets on, and no rank can be singled out; {_described(notes)}"
+        return None
 
-    def _others(self) -> list[int]:
-        return [rank for rank in range(self._world_size) if rank != self.rank]
-
-    def _notes(self) -> dict[int, Note]:
-        keys = {rank: f"rank/{rank}" for rank in self._others()}
-        return {rank: json.loads(self._store.get(key)) for rank, key in keys.items() if self._store.check([key])}
+    def _keeps_others_waiting(self, note: Note) -> bool:
+        is_behind = self._in_collective and _progress(note)[0] < self._collectives
+        return is_behind or not note.get("waits", False)
 
     def _note(self) -> Note:
-        in_collective, line = _doing(self._main)
+        in_torch, line = _doing(self._main)
         return {
             "collectives": self._collectives,
             "work": self._work,
-            "waits": self._inside or in_collective,
+            "waits": self._in_collective or in_torch,
             "place": self._place,
             "line": line,
         }
 
-    def _write_notes(self) -> None:
-        while not self._ended.is_set():
-            self._beats += 1
-            with suppress(RuntimeError):
-                self._store.set(f"rank/{self.rank}", json.dumps({**self._note(), "beats": self._beats}))
-            self._ended.wait(BEAT_SECONDS)
+    def _exchange_notes(self) -> None:
+        beats = 0
+        try:
+            while not self._ended.is_set():
+                beats += 1
+                self._store.set(f"note/{self.rank}", json.dumps({**self._note(), "beats": beats}))
+                self._hear()
+                self._seen = {rank: self._compared(rank, note) for rank, note in self._read_notes().items()}
+                self._answered = self._clock
+                self._hurry.wait(BEAT_SECONDS / 10 if self._told.is_set() else BEAT_SECONDS)
+                self._hurry.clear()
+        except RuntimeError as error:
+            self._store_error = str(error).splitlines()[0]
+            self._told.set()
+            self._told_all.set()
+
+    def _hear(self) -> None:
+        """Hear the last words of another rank, and speak this rank's own."""
+        if self._heard is None and self._own_words is None and self._store.check([LAST_WORDS]):
+            self._heard = self._store.get(LAST_WORDS).decode()
+            self._store.set(f"heard/{self.rank}", "")
+        if self._own_words is not None:
+            # Only the first words stay.
+            self._store.compare_set(LAST_WORDS, "", f"rank {self.rank} ended: {self._own_words}")
+            self._store.set(f"heard/{self.rank}", "")
+            self._told.set()
+            if all(self._store.check([f"heard/{rank}"]) for rank in self._others):
+                self._told_all.set()
+
+    def _read_notes(self) -> dict[int, Note]:
+        notes: dict[int, Note] = {rank: {} for rank in self._others}
+        keys = {rank: f"note/{rank}" for rank in self._others}
+        if not self._store.check(list(keys.values())):
+            keys = {rank: key for rank, key in keys.items() if self._store.check([key])}
+        contents = self._store.multi_get(list(keys.values())) if keys else []
+        return notes | {rank: json.loads(content) for rank, content in zip(keys, contents, strict=True)}
+
+    def _compared(self, rank: int, note: Note) -> Seen:
+        before = self._seen[rank]
+        return Seen(
+            note,
+            before.changed if note == before.note else self._clock,
+            before.got_on if _progress(note) == _progress(before.note) else self._clock,
+        )
 
     def _watch_time(self) -> None:
-        seen, since = self._note(), time.monotonic()
-        earlier: dict[int, Note] | None = None
-        nothing: dict[int, Note] = {}
+        came, last, progress = 0.0, time.monotonic(), (-1, -1)
         while not self._ended.wait(BEAT_SECONDS):
-            now, waited = self._note(), time.monotonic() - since
-            if not now["waits"] or _progress(now) != _progress(seen):
-                seen, since, earlier = now, time.monotonic(), None
-            elif earlier is None and waited > self._timeout_seconds / 2:
-                earlier = self._within(self._notes_or_none, ANSWER_SECONDS, nothing)
-            elif waited > self._timeout_seconds:
-                cause = self.missing(earlier)
-                if self._ended.is_set() or _progress(self._note()) != _progress(seen):
-                    # Meanwhile the others have come.
-                    continue
-                if cause is not None:
-                    self._give_up(cause)
-                # They get on: they have as much time again.
-                since, earlier = time.monotonic(), None
+            now = time.monotonic()
+            # While the whole job was suspended, nobody waited.
+            self._clock, last = self._clock + min(now - last, 2 * BEAT_SECONDS), now
+            own = self._note()
+            if not own["waits"] or _progress(own) != progress:
+                came, progress = self._clock, _progress(own)
+            elif cause := self._reason_to_end(self._clock - came):
+                self._give_up(f"waited {self._clock - came:.0f} seconds ({own['place']}; {own['line']}): {cause}")
+                return
 
-    def _notes_or_none(self) -> dict[int, Note]:
-        with suppress(RuntimeError):
-            return self._notes()
-        return {}
+    def _reason_to_end(self, waited: float) -> str | None:
+        if waited < SILENT_SECONDS:
+            return None
+        if waited < self._timeout_seconds:
+            return self._ended_rank()
+        seconds = self._timeout_seconds
+        return self._ended_rank() or self._silent_store(min(seconds, ANSWER_SECONDS)) or self._idle_ranks(seconds)
 
-    def _give_up(self, cause: str) -> None:
-        text = f"waited {self._timeout_seconds:g} seconds at {self._place}: {cause}"
-        print(f"error (rank {self.rank}): {text}", file=sys.stderr, flush=True)
+    def _give_up(self, text: str) -> None:
+        sys.stderr.write(f"error (rank {self.rank}): {text}\n")
+        sys.stderr.flush()
         self.end_with(text)
         # The main thread cannot be woken inside a collective.
         os._exit(EXIT_LOST_RANK)
 
 
+def _words_of(error: BaseException) -> str:
+    if isinstance(error, UserError | LostRankError | StoppedError):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
 def _doing(thread: int) -> tuple[bool, str]:
-    """Return whether a thread is inside a collective, and the line of this project it is at."""
+    """Return whether a thread is inside a collective, and the innermost line that belongs to no library."""
     in_collective, line = False, ""
     frame = sys._current_frames().get(thread)
     while frame is not None:
         file = frame.f_code.co_filename
         in_collective = in_collective or any(part in file for part in COLLECTIVES)
-        if not line and file.startswith(PROJECT):
-            line = f"{Path(file).relative_to(PROJECT)}:{frame.f_lineno}"
+        if not line and not _is_library(file):
+            line = f"{'/'.join(file.split('/')[-3:])}:{frame.f_lineno}"
         frame = frame.f_back
     return in_collective, line
 
 
+def _is_library(file: str) -> bool:
+    if "/esl_dist/" in file:
+        return False
+    return file.startswith(("<", sysconfig.get_path("stdlib"))) or "-packages/" in file
+
+
 def _progress(note: Note) -> tuple[int, int]:
-    return note["collectives"], note["work"]
+    return note.get("collectives", 0), note.get("work", 0)
 
 
 def _described(notes: dict[int, Note]) -> str:

@@ -20,6 +20,7 @@ from esl_dist.adaptation.losses import cross_entropy
 from esl_dist.adaptation.methods import Method
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch
+from esl_dist.engine.distributed import note_work
 from esl_dist.models.batch_norm import Domain
 from esl_dist.models.deeplab import DeepLab, Logits, upsample
 
@@ -93,6 +94,7 @@ def add_gradients(
                 losses |= _discriminator_pass(networks, method, source_logits, target_logits, images, precision)
         for name, loss in losses.items():
             total[name] = total[name] + loss if name in total else loss
+        note_work()
     return total
 
 

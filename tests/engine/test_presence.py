@@ -1,9 +1,11 @@
-"""What a rank can tell of another that is missing: two of them in one process, with a real store."""
+"""What a rank can tell of others that are missing: several of them in one process, with real stores."""
 
+import os
 import re
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
@@ -11,10 +13,13 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.engine import presence
-from esl_dist.engine.presence import Presence
+from esl_dist.engine.presence import Presence, _doing
+from esl_dist.errors import UserError
 
 BEAT, SILENT = 0.02, 0.3
-LONG = 1000.0
+SOON, LONG = 0.5, 1000.0
+
+Join = Callable[..., Presence]
 
 
 @pytest.fixture(autouse=True)
@@ -24,138 +29,238 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def exit_codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the codes with which ranks would end their processes."""
+    codes: list[int] = []
+
+    monkeypatch.setattr(presence.os, "_exit", codes.append)
+    return codes
+
+
+@pytest.fixture
 def master() -> TCPStore:
     return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def join(master: TCPStore, rank: int, timeout_seconds: float = LONG) -> Presence:
-    client = TCPStore("127.0.0.1", master.port, is_master=False, timeout=timedelta(seconds=5))
-    return Presence(PrefixStore("presence", client), rank, 2, timeout_seconds)
-
-
 @pytest.fixture
-def ranks(master: TCPStore) -> Iterator[tuple[Presence, Presence]]:
-    own, other = join(master, 0), join(master, 1)
-    time.sleep(5 * BEAT)
-    yield own, other
-    own.stop()
-    other.stop()
+def join(master: TCPStore) -> Iterator[Join]:
+    joined: list[Presence] = []
+
+    def start(rank: int, ranks: int = 2, timeout_seconds: float = LONG) -> Presence:
+        client = TCPStore("127.0.0.1", master.port, is_master=False, timeout=timedelta(seconds=5))
+        joined.append(Presence(PrefixStore("presence", client), rank, ranks, timeout_seconds))
+        return joined[-1]
+
+    yield start
+    for one in joined:
+        one.stop()
 
 
-def test_nobody_is_missing_while_all_write_and_are_at_the_same_place(ranks: tuple[Presence, Presence]) -> None:
-    own, other = ranks
-    for number in range(3):
-        for one in (own, other):
-            with one.waiting(f"step {number}"):
-                pass
-    time.sleep(5 * BEAT)
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(BEAT)
+
+
+def test_nobody_is_missing_while_all_write(join: Join) -> None:
+    own, other = join(0), join(1)
     assert own.missing() is None
     assert other.missing() is None
 
 
-def test_the_last_words_of_a_rank_are_passed_on(ranks: tuple[Presence, Presence]) -> None:
-    own, other = ranks
-    other.end_with(ValueError("shard-000001.tar is gone"))
+def test_the_last_words_of_a_rank_are_passed_on(join: Join) -> None:
+    own, other = join(0), join(1)
+    other.end_with(UserError("shard-000001.tar is gone"))
     assert own.missing() == "rank 1 ended: shard-000001.tar is gone"
 
 
-def test_an_error_without_words_is_named(ranks: tuple[Presence, Presence]) -> None:
-    own, other = ranks
-    other.end_with(StopIteration())
-    assert own.missing() == "rank 1 ended: StopIteration"
+def test_the_last_words_of_the_first_rank_count_for_what_the_others_say_follows_from_them(join: Join) -> None:
+    ranks = [join(rank, 3) for rank in range(3)]
+    ranks[1].end_with(UserError("shard-000001.tar is gone"))
+    ranks[2].end_with("the connection is broken")
+    assert ranks[0].missing() == "rank 1 ended: shard-000001.tar is gone"
 
 
-def test_a_rank_that_writes_no_more_is_named_with_its_last_place(ranks: tuple[Presence, Presence]) -> None:
-    own, other = ranks
+@pytest.mark.parametrize(
+    ("error", "words"), [(KeyError("layer6"), "KeyError: 'layer6'"), (KeyboardInterrupt(), "KeyboardInterrupt")]
+)
+def test_an_error_that_is_not_a_message_of_ours_is_told_with_its_kind(
+    join: Join, error: BaseException, words: str
+) -> None:
+    own, other = join(0), join(1)
+    other.end_with(error)
+    assert own.missing() == f"rank 1 ended: {words}"
+
+
+def test_words_are_heard_while_a_rank_computes_and_remembered_without_the_store(join: Join) -> None:
+    """Rank 0 may keep the store: it leaves only when all that live have heard."""
+    own, other = join(1), join(0)
+    other.end_with(UserError("the disk is full"))
+    own._store = gone_store()
+    wait_for(lambda: own._store_error is not None)
+    assert own.missing() == "rank 0 ended: the disk is full"
+
+
+def test_a_rank_that_writes_no_more_is_named_with_its_last_place(join: Join) -> None:
+    own, other = join(0), join(1)
     with other.waiting("step 7"):
         time.sleep(5 * BEAT)
     other.stop()
     found = own.missing()
     assert found is not None
-    assert re.fullmatch(r"rank 1 \(last at step 7; tests/.*:\d+\) does not answer any more: killed, or stopped", found)
+    assert re.fullmatch(
+        r"rank 1 \(last at step 7; .*tests/.*:\d+\) does not answer any more: killed, or stopped", found
+    )
 
 
-def test_a_rank_that_never_wrote_is_named(master: TCPStore) -> None:
-    own = join(master, 0)
-    assert own.missing() == "rank 1 (last at its start) does not answer any more: killed, or stopped"
-    own.stop()
+def test_a_rank_that_never_wrote_is_named(join: Join) -> None:
+    assert join(0).missing() == "rank 1 (last at its start) does not answer any more: killed, or stopped"
 
 
-def test_a_rank_that_lives_and_does_not_come_is_named_with_both_places(ranks: tuple[Presence, Presence]) -> None:
-    own, other = ranks
-    for one in (own, other):
-        with one.waiting("step 3"):
-            pass
-    with own.waiting("the sum of gradients"):
-        time.sleep(5 * BEAT)
-        found = own.missing()
-        assert found is not None
-        assert re.fullmatch(r"rank 1 \(last at step 3; .*\) has not come to the sum of gradients: it hangs", found)
-        assert other.missing() is None, "nobody is behind the one that hangs"
-
-
-def test_a_store_that_is_gone_is_said_to_be(master: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = join(master, 0)
-
+def gone_store() -> object:
     def gone(*_: object) -> None:
         raise RuntimeError("Connection reset\nmany lines")
 
-    own.stop()
-    monkeypatch.setattr(own, "_store", type("Gone", (), {"check": gone, "set": gone, "get": gone})())
+    return type("Gone", (), {"check": gone, "set": gone, "get": gone, "compare_set": gone, "multi_get": gone})()
+
+
+def test_a_store_that_is_gone_is_said_to_be(join: Join) -> None:
+    own = join(0)
+    own._store = gone_store()
     found = own.missing()
     assert found == (
         "the store of the ranks is lost (Connection reset), and with it rank 0 or the launcher that keeps it"
     )
 
 
-def test_a_store_that_does_not_answer_stops_neither_the_clock_nor_the_program(
-    master: TCPStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(presence, "ANSWER_SECONDS", 0.2)
-    own = join(master, 0)
+@pytest.fixture
+def frozen() -> Iterator[object]:
+    """Return a store that does not answer."""
     release = threading.Event()
 
-    def hangs(*_: object) -> None:
+    def hangs(*_: object) -> bytes:
         release.wait(30)
+        return b""
 
-    monkeypatch.setattr(own, "_store", type("Frozen", (), {"check": hangs, "set": hangs, "get": hangs})())
-    found = own.missing()
-    assert found is not None
-    assert "the store of the ranks is lost (no answer)" in found
-    own.stop()
+    yield type("Frozen", (), {"check": hangs, "set": hangs, "get": hangs, "compare_set": hangs, "multi_get": hangs})()
     release.set()
 
 
-def test_a_rank_that_gets_on_with_its_work_is_waited_for(master: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(presence.os, "_exit", lambda code: pytest.fail("gave up"))
-    own, other = join(master, 0, timeout_seconds=0.4), join(master, 1)
+def test_a_store_that_does_not_answer_holds_up_neither_a_question_nor_last_words(
+    join: Join, frozen: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "ANSWER_SECONDS", 0.2)
+    own = join(0)
+    own._store = frozen
+    found = own.missing()
+    assert found is not None
+    assert "the store of the ranks is lost (no answer)" in found
+    own.end_with("the disk is full")
+
+
+def test_a_rank_ends_after_the_timeout_where_the_store_does_not_answer(
+    join: Join, frozen: object, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence, "ANSWER_SECONDS", 0.2)
+    own = join(1, timeout_seconds=SOON)
+    own._store = frozen
     with own.waiting("the end"):
-        for _ in range(40):
+        wait_for(lambda: exit_codes)
+    assert exit_codes == [EXIT_LOST_RANK]
+
+
+def test_a_rank_that_gets_on_with_its_work_is_waited_for(join: Join, exit_codes: list[int]) -> None:
+    own, other = join(0, timeout_seconds=SOON), join(1)
+    with own.waiting("the end"):
+        for _ in range(8):
+            time.sleep(SOON / 2)
             other.worked()
-            time.sleep(0.05)
-    own.stop()
-    other.stop()
+    assert exit_codes == []
 
 
 def test_a_rank_that_waits_longer_than_the_timeout_ends_and_says_for_whom(
-    master: TCPStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    codes: list[int] = []
-    given_up = threading.Event()
-
-    def ended(code: int) -> None:
-        codes.append(code)
-        given_up.set()
-
-    monkeypatch.setattr(presence.os, "_exit", ended)
-    own, other = join(master, 0, timeout_seconds=0.2), join(master, 1)
-    time.sleep(0.4)
-    assert not given_up.is_set(), "a rank that computes may take its time"
+    own, _ = join(0, timeout_seconds=SOON), join(1)
+    time.sleep(2 * SOON)
+    assert exit_codes == [], "a rank that computes may take its time"
     with own.waiting("step 5"):
-        assert given_up.wait(30)
-    own.stop()
-    other.stop()
-    assert codes[0] == EXIT_LOST_RANK
+        wait_for(lambda: exit_codes)
+    assert exit_codes == [EXIT_LOST_RANK]
     said = capsys.readouterr().err
-    assert said.startswith("error (rank 0): waited 0.2 seconds at step 5: rank 1 (last at the start; ")
-    assert "has not come to step 5: it hangs" in said
+    assert re.fullmatch(
+        r"error \(rank 0\): waited \d seconds \(step 5; .*:\d+\): rank 1 \(last at the start; .*:\d+\) hangs\n", said
+    )
+
+
+def test_the_one_that_hangs_is_named_while_another_gets_on(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, busy, _ = join(0, 3, SOON), join(1, 3), join(2, 3)
+    with own.waiting("the end"):
+        while not exit_codes:
+            time.sleep(SOON / 4)
+            busy.worked()
+    said = capsys.readouterr().err
+    assert "rank 2 (last at the start" in said
+    assert "rank 1" not in said
+
+
+def test_a_rank_that_waits_at_an_earlier_place_is_named(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, other = join(0, timeout_seconds=SOON), join(1)
+    with own.waiting("step 1"):
+        pass
+    with own.waiting("step 2"), other.waiting("step 1"):
+        wait_for(lambda: exit_codes)
+    assert "rank 1 (last at step 1; " in capsys.readouterr().err
+
+
+def test_ranks_that_wait_for_each_other_end_after_the_timeout(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, other = join(0, timeout_seconds=SOON), join(1)
+    with own.waiting("step 1"), other.waiting("step 1"):
+        wait_for(lambda: exit_codes)
+    assert "nobody gets on, and no rank can be singled out; rank 1 (last at step 1; " in capsys.readouterr().err
+
+
+def test_a_rank_that_waits_for_one_that_ended_does_not_wait_for_the_timeout(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where a backend does not notice that a connection is broken."""
+    own, other = join(0), join(1)
+    with own.waiting("step 1"):
+        other.end_with(UserError("the disk is full"))
+        wait_for(lambda: exit_codes)
+    assert "rank 1 ended: the disk is full" in capsys.readouterr().err
+
+
+def test_a_job_that_was_suspended_as_a_whole_goes_on(
+    join: Join, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, _ = join(0, timeout_seconds=50.0), join(1)
+    with own.waiting("step 1"):
+        time.sleep(5 * BEAT)
+        plain = time.monotonic
+        monkeypatch.setattr(presence.time, "monotonic", lambda: plain() + 1000)
+        time.sleep(10 * BEAT)
+        monkeypatch.undo()
+    assert exit_codes == []
+
+
+def test_the_line_of_a_rank_is_that_of_the_program_and_not_of_a_library() -> None:
+    found: list[tuple[bool, str]] = []
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait)
+    thread.start()
+    try:
+        wait_for(lambda: sys._current_frames().get(thread.ident or 0))
+        found = [_doing(thread.ident or 0), _doing(threading.get_ident())]
+    finally:
+        release.set()
+    assert found[0] == (False, "")
+    name = "/".join(__file__.split(os.sep)[-3:])
+    assert found[1][1].startswith(f"{name}:") or "esl_dist/engine/presence.py" in found[1][1]

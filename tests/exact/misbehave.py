@@ -9,6 +9,7 @@ from typing import Any
 
 from esl_dist import config as settings
 from esl_dist.engine import trainer
+from esl_dist.engine.presence import SILENT_SECONDS
 
 LAST_STEP = 3
 """Where the rank's way parts from that of the others."""
@@ -48,6 +49,11 @@ def hanging(*arguments: Any) -> Any:
     return add_gradients(*arguments)
 
 
+def computing_for_long(*arguments: Any) -> Any:
+    time.sleep(SILENT_SECONDS + 3)
+    return add_gradients(*arguments)
+
+
 if os.environ["RANK"] == "1":
     match how:
         case "another configuration":
@@ -58,6 +64,8 @@ if os.environ["RANK"] == "1":
             trainer._loop = with_fewer_steps
         case "not come":
             sys.exit(0)
+        case "compute for long":
+            trainer.add_gradients = computing_for_long
         case "hang":
             trainer.add_gradients = hanging
 runpy.run_path(program, run_name="__main__")

@@ -3,13 +3,12 @@
     <run>/checkpoints/step-00000400/
         segmentation.safetensors     the network under its published names (with per-domain statistics: + source_*)
         discriminators.safetensors   "<level>.<name>", if the method has discriminators
-        training.pt                  optimisers, loss scaler, random state: tensors and plain values, no code
-                                     (after the initial weights nothing draws from the random state)
+        training.pt                  optimisers, loss scaler: tensors and plain values, no code
         manifest.json                step, configuration, classes, shards' fingerprints, bytes and SHA-256 of each file
                                      and of the rest of itself
 
 The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
-`data.sampling`), so the step is their state. A folder is written under a name that no reader takes, flushed, and
+`data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written under a name that no reader takes, flushed, and
 renamed.
 """
 
@@ -55,7 +54,7 @@ class Checkpoint:
         shards: fingerprints of the shards it reads: `source`, `target`, `pseudo_labels`.
         segmentation: state of the segmentation network.
         discriminators: state of the discriminators, empty if there are none.
-        training: states of optimisers, loss scaler and random generators.
+        training: states of optimisers and loss scaler.
     """
 
     step: int

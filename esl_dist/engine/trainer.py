@@ -240,7 +240,6 @@ def _continued(folder: Path, config: settings.Train, data: TrainingData, state: 
         raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
     state.networks.segmentation.load_state_dict(checkpoint.segmentation)
     state.networks.discriminators.load_state_dict(checkpoint.discriminators)
-    torch.set_rng_state(checkpoint.training["random"])
     return checkpoint
 
 
@@ -360,7 +359,6 @@ def _training_state(
     return {
         "optimizers": optimizer_states,
         "scaler": scaler.state_dict() if scaler is not None else {},
-        "random": torch.get_rng_state(),
         "corrupt_samples": corrupt.state(),
     }
 

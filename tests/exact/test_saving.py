@@ -84,13 +84,13 @@ def checkpoint(step: int) -> Checkpoint:
         shards={"source": "a"},
         segmentation={"weight": tensor()},
         discriminators={"main.0.weight": tensor()},
-        training={"optimizers": optimizers, "scaler": {"scale": 2.0}, "random": tensor()},
+        training={"optimizers": optimizers, "scaler": {"scale": 2.0}},
     )
 
 
 def tensors(one: Checkpoint) -> list[torch.Tensor]:
     optimizer = one.training["optimizers"]["segmentation"]
-    found = [one.segmentation["weight"], one.discriminators["main.0.weight"], one.training["random"]]
+    found = [one.segmentation["weight"], one.discriminators["main.0.weight"]]
     return [*found, optimizer["state"][0]["momentum_buffer"], optimizer["param_groups"][0]["rates"][0]]
 
 

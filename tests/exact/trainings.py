@@ -56,8 +56,8 @@ def assert_whole(run: Path, step: int) -> None:
 def everything_learned(run: Path, step: int | None = None) -> dict[str, Any]:
     """Return every tensor and value of a checkpoint, by default the newest: networks, optimisers, loss scaler, step."""
     saved = load_checkpoint(checkpoint_folder(run, newest_step(run) if step is None else step))
-    parts = {"optimizers": saved.training["optimizers"], "scaler": saved.training["scaler"], "step": saved.step}
-    return dict(_leaves({"segmentation": saved.segmentation, "discriminators": saved.discriminators, **parts}, ""))
+    networks = {"segmentation": saved.segmentation, "discriminators": saved.discriminators}
+    return dict(_leaves({**networks, "training": saved.training, "step": saved.step}, ""))
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

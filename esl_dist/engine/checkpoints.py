@@ -8,8 +8,8 @@
                                      and of the rest of itself
 
 The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
-`data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written under a name that no reader takes, flushed, and
-renamed.
+`data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written
+under a name that no reader takes, flushed, and renamed.
 """
 
 import hashlib

@@ -26,9 +26,9 @@ def started_training(server: RankServer, town: Path, run: Path, *words: str) -> 
     return job
 
 
-def misbehaving(server: RankServer, town: Path, run: Path, how: str, *words: str) -> Job:
+def misbehaving(server: RankServer, town: Path, run: Path, how: str, *words: str, ranks: int = 2) -> Job:
     program = [how, str(PROJECT / TRAIN), *training_words(town, run, "checkpoints.every=100", *words)]
-    return server.start("tests/exact/misbehave.py", program, 2)
+    return server.start("tests/exact/misbehave.py", program, ranks)
 
 
 def error_of(job: Job, rank: int) -> str:
@@ -66,12 +66,11 @@ def test_the_other_rank_names_one_that_is_stopped_after_the_timeout(
     assert f"rank {lost}" in said.partition(": ")[2]
 
 
-def test_the_other_rank_names_one_that_does_not_come_to_the_start(
-    server: RankServer, town: Path, tmp_path: Path
-) -> None:
-    job = misbehaving(server, town, run_in(tmp_path), "not come", "timeout_minutes=0.05")
-    assert job.exit_codes() == [EXIT_LOST_RANK, 0], job.output()
-    assert "rank 1 did not come to the start within timeout_minutes" in error_of(job, 0)
+def test_the_others_name_one_that_does_not_come_to_the_start(server: RankServer, town: Path, tmp_path: Path) -> None:
+    job = misbehaving(server, town, run_in(tmp_path), "not come", "timeout_minutes=0.05", ranks=3)
+    assert job.exit_codes() == [EXIT_LOST_RANK, 0, EXIT_LOST_RANK], job.output()
+    for rank in (0, 2):
+        assert "rank 1 did not come to the start within timeout_minutes" in error_of(job, rank)
     assert "Traceback" not in job.output()
 
 

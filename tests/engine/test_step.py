@@ -2,17 +2,19 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 from esl_dist import config as settings
-from esl_dist.adaptation.methods import METHODS
+from esl_dist.adaptation.methods import METHODS, Method
 from esl_dist.data.loading import Batch
+from esl_dist.engine import step as step_module
 from esl_dist.engine.distributed import sum_gradients, sum_over_ranks
 from esl_dist.engine.step import Networks, Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.models.deeplab import DeepLab
@@ -124,10 +126,10 @@ def test_the_segmentation_passes_leave_the_discriminators_without_gradient() -> 
     only_target = type(method)(target_loss=method.target_loss, discriminator_loss=method.discriminator_loss)
     one = Pass(batch, domain_batch(2, False))
     valid_pixels = local_valid_pixels([one])
-    from esl_dist.engine import step as module
-
-    _, _ = module._source_pass(networks, settings.Method(), batch, valid_pixels[0], PLAIN)
-    _, _ = module._target_pass(networks, only_target, settings.Method(), one.target, valid_pixels[1], IMAGES, PLAIN)
+    _, _ = step_module._source_pass(networks, settings.Method(), batch, valid_pixels[0], PLAIN)
+    _, _ = step_module._target_pass(
+        networks, only_target, settings.Method(), one.target, valid_pixels[1], IMAGES, PLAIN
+    )
     assert all(parameter.grad is None for parameter in networks.discriminators.parameters())
     assert networks.segmentation.conv1.weight.grad is not None
 
@@ -140,3 +142,49 @@ def test_source_and_target_passes_feed_their_own_statistics() -> None:
     assert not torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
     assert not torch.equal(before["bn1.source_mean"], after["bn1.source_mean"])
     assert not torch.equal(after["bn1.running_mean"], after["bn1.source_mean"])
+
+
+@pytest.mark.parametrize("name", ["advent", "minent"])
+def test_losses_are_computed_from_float32_outside_of_mixed_precision(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    computed: list[str] = []
+
+    def watched(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def watching(*arguments: object) -> Tensor:
+            assert not torch.is_autocast_enabled("cpu")
+            scores = [one for one in arguments if isinstance(one, Tensor) and one.is_floating_point()]
+            result = loss(*arguments)
+            assert [one.dtype for one in (*scores, result)] == [torch.float32] * (len(scores) + 1)
+            assert len(scores) > 0
+            computed.append(loss.__name__)
+            return result
+
+        return watching
+
+    def backward(loss: Tensor, network: str) -> None:
+        assert loss.dtype == torch.float32
+        loss.backward()
+
+    plain = METHODS[name]
+    parts = {part: loss and watched(loss) for part, loss in vars(plain).items()}
+    monkeypatch.setattr(step_module, "cross_entropy", watched(step_module.cross_entropy))
+    networks = build()
+    networks.segmentation.float()
+    networks.discriminators.float()
+    precisions: set[torch.dtype] = set()
+    networks.segmentation.register_forward_hook(
+        lambda module, inputs, logits: precisions.update(one.dtype for one in logits.values())
+    )
+    batches = domain_batch(1, True), domain_batch(2, True)
+    for batch in batches:
+        batch["images"] = batch["images"].float()
+    own = [Pass(*batches)]
+    precision = Precision(lambda: torch.autocast("cpu", torch.bfloat16), backward)
+    weights = settings.Method(name=name)
+    losses = add_gradients(networks, Method(**parts), weights, own, local_valid_pixels(own), IMAGES, precision)
+    assert precisions == {torch.bfloat16}
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    of_method = [loss.__name__ for loss in vars(plain).values() if loss is not None]
+    # Each at two levels, the cross-entropy on both domains.
+    assert sorted(computed) == sorted(2 * [*of_method, "cross_entropy", "cross_entropy"])

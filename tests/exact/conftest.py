@@ -1,4 +1,4 @@
-"""What all tests of this folder share: one process that starts ranks, and a small Toytown."""
+"""What all tests of this folder share: one process that starts ranks, a small Toytown, a network that knows it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.exact.ranks import RankServer
+from tests.exact.trainings import run_in, train
 from tests.programs import small_town
 
 
@@ -19,3 +20,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
 def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the shards of 6 source and 6 target scenes; no test changes it."""
     return small_town(tmp_path_factory.mktemp("town"))
+
+
+@pytest.fixture(scope="module")
+def teacher(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the run of a network that has seen a few steps."""
+    run = run_in(tmp_path_factory.mktemp("teacher"))
+    train(server, town, run, 1, "steps=8")
+    return run
+
+
+@pytest.fixture(scope="module")
+def pseudo_labels(server: RankServer, town: Path, teacher: Path) -> Path:
+    """Return its pseudo-labels: some pixels, not all."""
+    output = teacher.parent / "labels"
+    words = [f"checkpoint={teacher}", f"target.path={town}/target_train", f"output={output}", "workers=0"]
+    assert server.run("launch/pseudo_label.py", words, 1) == [0], server.log.read_text()
+    return output

@@ -14,7 +14,7 @@ from esl_dist.engine.checkpoints import build_network
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.discriminator import build_discriminator
 from tests.exact.ranks import PROJECT, RankServer
-from tests.exact.trainings import TRAIN, run_in, training_words
+from tests.exact.trainings import TRAIN, losses, run_in, training_words
 
 pytestmark = pytest.mark.exact
 
@@ -75,6 +75,34 @@ def test_accumulated_passes_come_to_the_losses_and_weights_of_one(
     [expected] = steps_taken(server, tmp_path / "whole", "advent", pseudo_labels, 1, 1, "evaluation")
     for found in steps_taken(server, tmp_path / "cut", "advent", pseudo_labels, ranks, passes, "evaluation"):
         assert_agree(found, expected)
+
+
+def losses_reported(
+    server: RankServer, town: Path, run: Path, ranks: int, accumulate: int, *words: str
+) -> dict[str, list[float]]:
+    """Train with batch norm in evaluation mode, and with losses on the target that matter."""
+    words = (f"accumulate={accumulate}", "batch_size=8", "log_every=1", *words)
+    words = ("method.target.main=1", "method.target.auxiliary=0.5", *words)
+    job = server.start(
+        "tests/exact/freeze_statistics.py", [str(PROJECT / TRAIN), *training_words(town, run, *words)], ranks
+    )
+    assert job.exit_codes() == [0] * ranks, job.output()
+    return losses(run)
+
+
+def test_trainings_on_all_numbers_of_ranks_and_passes_report_the_same_losses_at_every_step(
+    server: RankServer, town: Path, tmp_path: Path, teacher: Path, pseudo_labels: Path
+) -> None:
+    words = (f"network.start={teacher}", f"pseudo_labels={pseudo_labels}", "steps=4", "checkpoints.every=4")
+    expected = losses_reported(server, town, run_in(tmp_path, "whole"), 1, 1, *words)
+    kinds = ("source_cross_entropy", "target_advent", "target_cross_entropy", "discriminator")
+    assert expected.keys() == {f"loss/{kind}/{level}" for kind in kinds for level in ("main", "auxiliary")}
+    assert all(len(set(curve)) == 4 for curve in expected.values()), "the steps change something"
+    for ranks, accumulate in ((2, 1), (4, 1), (1, 2), (2, 2), (4, 2)):
+        found = losses_reported(server, town, run_in(tmp_path, f"{ranks}x{accumulate}"), ranks, accumulate, *words)
+        assert found.keys() == expected.keys()
+        for name, curve in expected.items():
+            assert found[name] == pytest.approx(curve, rel=1e-5), f"{name}, {ranks} ranks, accumulate={accumulate}"
 
 
 @pytest.mark.parametrize(("method", "accumulate"), [("advent", 1), ("advent", 2), ("minent", 1)])

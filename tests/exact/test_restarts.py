@@ -22,16 +22,6 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_town(tmp_path_factory.mktemp("town"), source=7, target=5)
 
 
-@pytest.fixture(scope="module")
-def pseudo_labels(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return pseudo-labels of a network that has seen a few steps: some pixels, not all."""
-    folder = tmp_path_factory.mktemp("teacher")
-    train(server, town, run_in(folder), 1, "steps=8")
-    words = [f"checkpoint={run_in(folder)}", f"target.path={town}/target_train", f"output={folder}/labels", "workers=0"]
-    assert server.run("launch/pseudo_label.py", words, 1) == [0], server.log.read_text()
-    return folder / "labels"
-
-
 @pytest.mark.parametrize("with_pseudo_labels", [False, True])
 def test_other_numbers_of_ranks_and_workers_after_every_stop_are_not_visible_in_the_weights(
     server: RankServer, town: Path, tmp_path: Path, pseudo_labels: Path, with_pseudo_labels: bool

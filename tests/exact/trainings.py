@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from esl_dist.engine.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint, read_manifest
@@ -58,6 +59,21 @@ def everything_learned(run: Path, step: int | None = None) -> dict[str, Any]:
     saved = load_checkpoint(checkpoint_folder(run, newest_step(run) if step is None else step))
     networks = {"segmentation": saved.segmentation, "discriminators": saved.discriminators}
     return dict(_leaves({**networks, "training": saved.training, "step": saved.step}, ""))
+
+
+def curves(run: Path) -> dict[str, list[float]]:
+    """Return what TensorBoard shows of a run that was logged at every step, by name."""
+    events = EventAccumulator(str(run.parent.parent / "logs" / run.name))
+    events.Reload()
+    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    for curve in found.values():
+        assert [event.step for event in curve] == list(range(1, newest_step(run) + 1))
+    return {tag: [event.value for event in curve] for tag, curve in found.items()}
+
+
+def losses(run: Path) -> dict[str, list[float]]:
+    """Return the losses of every step, from TensorBoard."""
+    return {tag: curve for tag, curve in curves(run).items() if tag.startswith("loss/")}
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

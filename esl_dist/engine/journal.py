@@ -1,4 +1,4 @@
-"""What a training writes to TensorBoard: losses, rates, speed, corrupt samples, and pictures of what it predicts."""
+"""What a training writes to TensorBoard: losses, rates, speed, corrupt samples, skipped steps, and pictures."""
 
 import time
 from collections.abc import Mapping
@@ -32,10 +32,12 @@ class Journal:
     def _begin(self) -> None:
         self._steps, self._began = 0, time.monotonic()
         self._sums: Losses = {}
+        self._skipped = 0
 
-    def add(self, losses: Losses) -> None:
-        """Collect this rank's shares of a step's losses."""
+    def add(self, losses: Losses, updated: bool) -> None:
+        """Collect this rank's shares of a step's losses, and whether the networks were updated in it."""
         self._steps += 1
+        self._skipped += not updated
         self._sums = {name: self._sums[name] + loss if name in self._sums else loss for name, loss in losses.items()}
 
     def mean_losses(self) -> dict[str, float]:
@@ -53,6 +55,7 @@ class Journal:
             write_scalars(self._writer, "learning_rate", rates, step)
             write_scalars(self._writer, "speed", {"samples_per_second": speed}, step)
             write_scalars(self._writer, "corrupt_samples", corrupt, step)
+            write_scalars(self._writer, "precision", {"skipped_steps": self._skipped}, step)
         self._begin()
 
     def draw(self, network: DeepLab, last: Pass, classes: ClassSet, step: int) -> None:

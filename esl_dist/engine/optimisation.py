@@ -11,6 +11,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from esl_dist import config as settings
 from esl_dist.engine.distributed import sum_gradients
+from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 
 
@@ -61,13 +62,14 @@ class Updating:
     Attributes:
         backward: adds a loss's gradients, scaled where precision needs it; the name is that of the optimiser whose
             network it is for.
-        update: uses the gradients of all networks and forgets them; says whether the networks were updated.
+        update: uses the gradients of all networks and forgets them; says whether the networks were updated. What it is
+            given names the place in messages.
         states: returns the optimisers' state dicts by name, as plain optimisers have them; called on every rank.
         load: fills the optimisers with such states.
     """
 
     backward: Callable[[Tensor, str], None]
-    update: Callable[[], bool]
+    update: Callable[[str], bool]
     states: Callable[[], dict[str, Any]]
     load: Callable[[dict[str, Any]], None]
 
@@ -84,20 +86,28 @@ def plain_updating(optimizers: dict[str, Optimizer], scaler: GradScaler | None) 
 
     return Updating(
         backward,
-        lambda: update(list(optimizers.values()), scaler),
+        lambda place: update(list(optimizers.values()), scaler, place),
         lambda: {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
         load,
     )
 
 
-def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> bool:
+def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None, place: str = "a step") -> bool:
     """Sum the gradients over the ranks, step every optimiser, forget the gradients.
 
     With a loss scaler, gradients that are not finite make every optimiser skip, on every rank (their sum is not finite
     anywhere), and the scale is lowered.
 
+    Args:
+        optimizers: all of the step's.
+        scaler: the one that scaled the losses; None: they are not scaled.
+        place: named in messages.
+
     Returns:
         Whether the networks were updated.
+
+    Raises:
+        UserError: on every rank, if a step would be skipped where losses are scaled down already.
     """
     parameters = [
         parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
@@ -109,6 +119,11 @@ def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None) -> bool:
             scaler.unscale_(optimizer)
         norms = [parameter.grad.abs().amax() for parameter in parameters if parameter.grad is not None]
         finite = bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+        if not finite and scaler.get_scale() < 1:
+            raise UserError(
+                f"{place}: gradients are no finite numbers, even at a loss scale of {scaler.get_scale():g}; go on with "
+                "mixed precision bf16 or none, or start a run of another name with a lower optimizer.learning_rate"
+            )
         scaler.update()
     for optimizer in optimizers:
         if finite:

@@ -87,8 +87,8 @@ def train(config: settings.Train, ranks: Ranks) -> Path:
     weights.safetensors and weights.pth.
 
     Raises:
-        UserError: settings that cannot be, shards that do not fit, a run of the same name with other settings, or a
-            loss that is no number any more.
+        UserError: settings that cannot be, shards that do not fit, a run of the same name with other settings, or
+            losses, weights or gradients that are no numbers any more.
     """
     with stop_wish() as wish:
         return _train(config, ranks, wish)
@@ -286,8 +286,7 @@ def _loop(
             losses = add_gradients(
                 state.networks, method, config.method, step_passes, valid_pixels, config.batch_size, precision
             )
-            updating.update()
-            journal.add(losses)
+            journal.add(losses, updated=updating.update(f"{config.name}, step {step + 1}"))
             done = step + 1
             last = done == config.steps
             log = last or done % config.log_every == 0

@@ -8,6 +8,7 @@ Checkpoints are those of a run without DeepSpeed: a run may go on with it, witho
 """
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esl_dist.engine.optimisation import Updating
+from esl_dist.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,17 @@ def divided_updating(
     def backward(loss: Tensor, part: str) -> None:
         divided[part].engine.backward(loss * world_size)
 
-    def update() -> bool:
+    def update(place: str) -> bool:
         for one in divided.values():
             one.engine.step()
+        # Where a network's gradients are not finite, DeepSpeed leaves out its step without a word; on all ranks, for it
+        # looks at a norm summed over them.
+        skipped = [name for name, one in divided.items() if not one.engine.was_step_applied()]
+        if skipped:
+            raise UserError(
+                f"{place}: gradients of {' and '.join(skipped)} are no finite numbers; start a run of another name "
+                "with a lower optimizer.learning_rate"
+            )
         return True
 
     def load(states: dict[str, Any]) -> None:
@@ -82,34 +92,44 @@ def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:
 
 
 def _gather(one: _Divided) -> dict[str, Any]:
-    """Return the state dict that the plain optimiser would have; every rank has to call it."""
+    """Return the state dict that the plain optimiser would have; every rank has to call it.
+
+    SGD without momentum has no states, and the dict has none for its parameters.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     _link_states(one)
     plain: dict[int, dict[str, Any]] = {}
     groups = []
+    numbering = count()
     for parameters, group in zip(one.groups, one.optimizer.param_groups, strict=True):
         part = one.optimizer.state[group["params"][0]]
-        numbers = list(range(len(plain), len(plain) + len(parameters)))
+        numbers = [next(numbering) for _ in parameters]
         for number, parameter in zip(numbers, parameters, strict=True):
-            plain[number] = {
+            values = {
                 key: safe_get_full_optimizer_state(parameter, key).cpu() if _is_divided(value, group) else value
                 for key, value in part.items()
             }
+            if values:
+                plain[number] = values
         groups.append({**{key: value for key, value in group.items() if key != "params"}, "params": numbers})
     return {"state": plain, "param_groups": groups}
 
 
 def _load(one: _Divided, state: dict[str, Any]) -> None:
-    """Give every rank its part of a plain optimiser's state."""
+    """Give every rank its part of a plain optimiser's state.
+
+    A parameter without state, in a group where others have one, gets zeros, which is what an optimiser begins with.
+    """
     from deepspeed.utils import safe_set_full_optimizer_state
 
-    numbered = iter(state["state"][number] for group in state["param_groups"] for number in group["params"])
-    states = [[next(numbered) for _ in parameters] for parameters in one.groups]
+    states = [[state["state"].get(number, {}) for number in group["params"]] for group in state["param_groups"]]
     for group, of_group in zip(one.optimizer.param_groups, states, strict=True):
         part = group["params"][0]
         one.optimizer.state[part] = {
-            key: torch.zeros_like(part) if value.dim() > 0 else value.clone() for key, value in of_group[0].items()
+            key: torch.zeros_like(part) if value.dim() > 0 else value.clone()
+            for values in of_group
+            for key, value in values.items()
         }
     _link_states(one)
     for parameters, of_group in zip(one.groups, states, strict=True):

@@ -54,7 +54,7 @@ with joined_ranks(1):
         own = [Pass(chosen(source, positions), chosen(target, positions)) for positions in cuts]
         valid_pixels = sum_over_ranks(local_valid_pixels(own))
         local = add_gradients(networks, METHODS[method], weights, own, valid_pixels, IMAGES, precision)
-        updating.update()
+        updating.update(f"step {step}")
         losses.append({name: sum_over_ranks(loss) for name, loss in local.items()})
     state = {f"segmentation.{name}": tensor for name, tensor in networks.segmentation.state_dict().items()}
     state |= {f"discriminators.{name}": tensor for name, tensor in networks.discriminators.state_dict().items()}

@@ -10,12 +10,19 @@ from typing import Any
 
 import pytest
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esl_dist.command_line import EXIT_USER_ERROR
-from esl_dist.engine.checkpoints import checkpoint_folder
+from esl_dist.engine.checkpoints import checkpoint_folder, load_checkpoint
 from tests.exact.ranks import PROJECT, RankServer
-from tests.exact.trainings import TRAIN, assert_close, everything_learned, run_in, train, training_words
+from tests.exact.trainings import (
+    TRAIN,
+    assert_close,
+    everything_learned,
+    losses,
+    newest_step,
+    run_in,
+    training_words,
+)
 from tests.programs import environment
 
 pytestmark = [
@@ -30,8 +37,8 @@ pytestmark = [
 
 SHIPPED = PROJECT / "launch/accelerate/deepspeed_zero2.yaml"
 STEPS, HALF = 4, 2
-# Few steps: in float32, a difference of rounding may turn over a ReLU some steps later.
-WORDS = (f"steps={STEPS}", "log_every=1", f"checkpoints.every={HALF}")
+# Few steps: in float32, a difference of rounding may turn over a ReLU some steps later. Their rates fall fast.
+WORDS = (f"steps={STEPS}", "log_every=1", f"checkpoints.every={HALF}", f"optimizer.schedule_steps={STEPS + 1}")
 
 
 def launch(config: Path, town: Path, run: Path, *words: str) -> str:
@@ -70,20 +77,30 @@ def asked_by(config: Path) -> dict[str, str]:
     return {name: value for name, value in told.items() if os.environ.get(name) != value}
 
 
-def losses(run: Path) -> dict[str, list[float]]:
-    """Return the losses of every step, from TensorBoard."""
-    events = EventAccumulator(str(run.parent.parent / "logs" / run.name))
-    events.Reload()
-    curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if tag.startswith("loss/")}
-    for curve in curves.values():
-        assert [event.step for event in curve] == list(range(1, STEPS + 1))
-    return {tag: [event.value for event in curve] for tag, curve in curves.items()}
+def train(
+    server: RankServer,
+    town: Path,
+    run: Path,
+    *words: str,
+    stage: int | None = None,
+    ranks: int = 2,
+    precision: str = "no",
+) -> str:
+    """Train as Accelerate's launcher would have it, with or without DeepSpeed; returns what was printed."""
+    experiments = run.parent.parent
+    experiments.mkdir(exist_ok=True)
+    asked = asked_by(changed(experiments, deepspeed_config={"zero_stage": stage})) if stage else {}
+    environment = asked | {"ACCELERATE_MIXED_PRECISION": precision}
+    job = server.start(TRAIN, training_words(town, run, *WORDS, *words), ranks, environment)
+    assert job.exit_codes() == [0] * ranks, job.output()
+    assert f"precision {precision}" + (f", DeepSpeed ZeRO stage {stage}" if stage else ",") in job.output()
+    return job.output()
 
 
 @pytest.fixture(scope="module")
 def plain(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = run_in(tmp_path_factory.mktemp("plain"))
-    train(server, town, run, 2, *WORDS)
+    train(server, town, run)
     return run
 
 
@@ -104,7 +121,6 @@ def half_of(run: Path, folder: Path) -> Path:
 
 def assert_follows(run: Path, plain: Path) -> None:
     expected = losses(plain)
-    assert "loss/discriminator/main" in expected
     found = losses(run)
     assert found.keys() == expected.keys()
     for name, curve in expected.items():
@@ -113,21 +129,32 @@ def assert_follows(run: Path, plain: Path) -> None:
 
 
 def test_stage_2_follows_the_plain_run(plain: Path, divided: Path) -> None:
+    assert "loss/discriminator/main" in losses(plain)
     assert_follows(divided, plain)
 
 
-def test_stage_1_follows_the_plain_run(town: Path, tmp_path: Path, plain: Path) -> None:
+@pytest.fixture(scope="module")
+def accumulated(server: RankServer, town: Path, pseudo_labels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = run_in(tmp_path_factory.mktemp("accumulated"))
+    train(server, town, run, "accumulate=2", f"pseudo_labels={pseudo_labels}")
+    return run
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_with_pseudo_labels_and_accumulated_passes_it_follows_the_plain_run(
+    server: RankServer, town: Path, tmp_path: Path, pseudo_labels: Path, accumulated: Path, stage: int
+) -> None:
+    assert {"loss/discriminator/main", "loss/target_cross_entropy/main"} < losses(accumulated).keys()
     run = run_in(tmp_path)
-    config = changed(tmp_path, deepspeed_config={"zero_stage": 1})
-    assert "DeepSpeed ZeRO stage 1" in launch(config, town, run, *WORDS)
-    assert_follows(run, plain)
+    train(server, town, run, "accumulate=2", f"pseudo_labels={pseudo_labels}", stage=stage)
+    assert_follows(run, accumulated)
 
 
 def test_a_run_with_deepspeed_goes_on_without_it_on_one_process(
     server: RankServer, town: Path, tmp_path: Path, plain: Path, divided: Path
 ) -> None:
     run = half_of(divided, tmp_path)
-    printed = train(server, town, run, 1, *WORDS)
+    printed = train(server, town, run, ranks=1)
     assert f"1 process on cpu, precision no, from step {HALF} to {STEPS}" in printed
     assert_close(everything_learned(run), everything_learned(plain), 2e-3, 2e-4)
 
@@ -137,11 +164,24 @@ def test_a_run_without_deepspeed_goes_on_with_it(
     server: RankServer, town: Path, tmp_path: Path, plain: Path, stage: int
 ) -> None:
     run = half_of(plain, tmp_path)
-    config = changed(tmp_path, deepspeed_config={"zero_stage": stage})
-    job = server.start(TRAIN, training_words(town, run, *WORDS), 2, asked_by(config))
-    assert job.exit_codes() == [0, 0], job.output()
-    assert f"DeepSpeed ZeRO stage {stage}, from step {HALF} to {STEPS}" in job.output()
+    printed = train(server, town, run, stage=stage)
+    assert f"DeepSpeed ZeRO stage {stage}, from step {HALF} to {STEPS}" in printed
     assert_close(everything_learned(run), everything_learned(plain), 1e-4, 1e-5)
+
+
+def test_a_run_of_one_network_whose_optimiser_has_no_states_goes_on_with_it_in_bf16(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    words = ("method.name=source_only", "network.batch_norm=shared", "optimizer.momentum=0")
+    plain = run_in(tmp_path, "plain")
+    train(server, town, plain, *words, precision="bf16")
+    run = half_of(plain, tmp_path / "half")
+    printed = train(server, town, run, *words, stage=1, precision="bf16")
+    assert f"DeepSpeed ZeRO stage 1, from step {HALF} to {STEPS}" in printed
+    expected, found = everything_learned(plain), everything_learned(run)
+    assert found.keys() == expected.keys()
+    assert_close(found, expected, 1e-4, 1e-5)
+    assert load_checkpoint(checkpoint_folder(run, STEPS)).training["optimizers"]["segmentation"]["state"] == {}
 
 
 def test_its_checkpoints_hold_the_optimisers_states_of_a_plain_run(plain: Path, divided: Path) -> None:
@@ -152,6 +192,22 @@ def test_its_checkpoints_hold_the_optimisers_states_of_a_plain_run(plain: Path, 
     for name in states:
         scale = float(expected[name].abs().max())
         assert float((found[name] - expected[name]).abs().max()) <= 1e-3 * scale, name
+
+
+@pytest.mark.parametrize(("stage", "network", "rank"), [(1, "segmentation", 0), (2, "discriminators", 1)])
+def test_gradients_of_one_network_that_are_no_numbers_end_the_training_on_every_rank(
+    server: RankServer, town: Path, tmp_path: Path, stage: int, network: str, rank: int
+) -> None:
+    run = run_in(tmp_path)
+    asked = asked_by(changed(tmp_path, deepspeed_config={"zero_stage": stage}))
+    words = [network, "3", "1000", str(rank), "0", str(PROJECT / TRAIN), *training_words(town, run, *WORDS)]
+    job = server.start("tests/exact/spoil_gradients.py", words, 2, asked)
+    assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
+    assert "Traceback" not in job.output()
+    for rank in range(2):
+        expected = f"error (rank {rank}): r, step 3: gradients of {network} are no finite numbers; "
+        assert job.output().count(expected) == 1, job.output()
+    assert newest_step(run) == HALF
 
 
 @pytest.mark.parametrize(

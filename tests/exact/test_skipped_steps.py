@@ -1,0 +1,83 @@
+"""Scaled losses: infinite gradients on one rank make all networks skip the step on all ranks, and not without end."""
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from esl_dist.command_line import EXIT_USER_ERROR
+from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.trainings import (
+    TRAIN,
+    assert_same_bits,
+    curves,
+    everything_learned,
+    newest_step,
+    run_in,
+    training_words,
+)
+
+pytestmark = pytest.mark.exact
+
+STEPS = 4
+WORDS = ("log_every=1", "checkpoints.keep_newest=10")
+
+
+def train_spoiled(server: RankServer, town: Path, run: Path, where: str, scale: int, *words: str) -> Job:
+    """Train on two ranks; `where` is NETWORK FIRST LAST RANK of `spoil_gradients.py`."""
+    program = [*where.split(), str(scale), str(PROJECT / TRAIN), *training_words(town, run, *WORDS, *words)]
+    return server.start("tests/exact/spoil_gradients.py", program, 2)
+
+
+def learned_by_steps(run: Path, step: int) -> dict[str, Tensor]:
+    """Return what an update changes: all but the statistics of batch norm, which every pass feeds."""
+    parts = ("/segmentation", "/discriminators", "/optimizers")
+    everything = everything_learned(run, step)
+    kept = [name for name in everything if name.startswith(parts) and isinstance(everything[name], Tensor)]
+    return {name: everything[name] for name in kept if not any(word in name for word in ("_mean", "_var", "_tracked"))}
+
+
+def changed(run: Path, step: int) -> set[str]:
+    """Return the networks of which a step changed any weight."""
+    before, after = learned_by_steps(run, step - 1), learned_by_steps(run, step)
+    return {name.split("/")[1] for name in before if not before[name].equal(after[name])}
+
+
+# Batch norm hands infinite gradients of the segmentation network on to the other rank; those of discriminators stay.
+@pytest.mark.parametrize(("network", "rank"), [("segmentation", 1), ("discriminators", 0), ("discriminators", 1)])
+def test_infinite_gradients_on_one_rank_make_every_network_skip_on_all(
+    server: RankServer, town: Path, tmp_path: Path, network: str, rank: int
+) -> None:
+    run = run_in(tmp_path)
+    job = train_spoiled(server, town, run, f"{network} 3 3 {rank}", 1024, f"steps={STEPS}")
+    assert job.exit_codes() == [0, 0], job.output()
+    assert changed(run, 3) == set()
+    assert changed(run, 2) == changed(run, 4) == {"segmentation", "discriminators", "optimizers"}
+    assert [everything_learned(run, step)["/scaler/scale"] for step in (2, 3, 4)] == [1024, 512, 512]
+    assert curves(run)["precision/skipped_steps"] == [0, 0, 1, 0]
+
+
+def test_a_step_skipped_at_a_loss_scale_below_1_ends_the_training_on_every_rank(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run = run_in(tmp_path)
+    job = train_spoiled(server, town, run, "discriminators 2 8 1", 4, "steps=8")
+    assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
+    assert "Traceback" not in job.output()
+    for rank in range(2):
+        expected = f"error (rank {rank}): r, step 5: gradients are no finite numbers, even at a loss scale of 0.5; "
+        assert job.output().count(expected) == 1, job.output()
+    assert newest_step(run) == STEPS
+
+
+def test_a_continued_training_has_the_loss_scale_of_an_uninterrupted_one(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    whole, cut = run_in(tmp_path, "whole"), run_in(tmp_path, "cut")
+    spoiled = "discriminators 2 2 0"
+    for run, where, steps in ((whole, spoiled, 4), (cut, spoiled, 3), (cut, "none 0 0 0", 4)):
+        job = train_spoiled(server, town, run, where, 1024, f"steps={steps}")
+        assert job.exit_codes() == [0, 0], job.output()
+    expected = everything_learned(whole)
+    assert (expected["/scaler/scale"], expected["/scaler/_growth_tracker"]) == (512, 2)
+    assert_same_bits(everything_learned(cut), expected)

@@ -14,6 +14,7 @@ from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
     everything_learned,
+    losses,
     newest_step,
     run_in,
     start_training,
@@ -24,6 +25,7 @@ from tests.exact.trainings import (
 pytestmark = pytest.mark.exact
 
 STEPS, KILLS = 36, 20
+WORDS = (f"steps={STEPS}", "log_every=1")
 STEPS_WITH_SAVES_HIT, SAVES_HIT = 15, 2
 START_SECONDS = 0.6
 """About as long as a start takes; some kills hit it."""
@@ -40,7 +42,7 @@ def ranks(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="module")
 def uninterrupted(server: RankServer, town: Path, ranks: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = run_in(tmp_path_factory.mktemp("uninterrupted"))
-    train(server, town, run, ranks, f"steps={STEPS}", f"checkpoints.keep_every={STEPS_WITH_SAVES_HIT}")
+    train(server, town, run, ranks, *WORDS, f"checkpoints.keep_every={STEPS_WITH_SAVES_HIT}")
     return run
 
 
@@ -73,13 +75,14 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     run, moments = run_in(tmp_path), random.Random(ranks)
     steps = [0]
     for number in range(KILLS):
-        job = start_training(server, town, run, ranks, f"steps={STEPS}")
+        job = start_training(server, town, run, ranks, *WORDS)
         kill_at_random(job, run, moments, STEPS * (number + 1) // (KILLS + 1))
         steps.append(newest_step(run))
     assert steps == sorted(steps), "a kill costs no checkpoint that was there before"
     assert KILLS // 2 < steps[-1] < STEPS
-    assert f"from step {steps[-1]} to {STEPS}" in train(server, town, run, ranks, f"steps={STEPS}")
+    assert f"from step {steps[-1]} to {STEPS}" in train(server, town, run, ranks, *WORDS)
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted))
+    assert losses(run) == losses(uninterrupted), "every step is in TensorBoard, once"
 
 
 def test_killed_as_soon_as_a_save_begins_it_ends_with_the_same_bits(

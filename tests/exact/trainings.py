@@ -58,7 +58,7 @@ def everything_learned(run: Path, step: int | None = None) -> dict[str, Any]:
     """Return every tensor and value of a checkpoint, by default the newest: networks, optimisers, loss scaler, step."""
     saved = load_checkpoint(checkpoint_folder(run, newest_step(run) if step is None else step))
     networks = {"segmentation": saved.segmentation, "discriminators": saved.discriminators}
-    return dict(_leaves({**networks, "training": saved.training, "step": saved.step}, ""))
+    return dict(_leaves({**networks, **saved.training, "step": saved.step}, ""))
 
 
 def curves(run: Path) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import TINY_TRAINING, TORCHRUN, command, environment, run, signal_when, small_town, succeed
+from tests.programs import TINY_TRAINING, command, environment, run, signal_when, small_town, succeed
 
 
 @pytest.fixture(scope="module")
@@ -84,24 +84,6 @@ def test_loader_workers_are_not_visible_in_the_weights(town: Path, tmp_path: Pat
     assert_same_bits(
         train(town, tmp_path, "none", "steps=4"), train(town, tmp_path, "three", "steps=4", "loader.workers=3")
     )
-
-
-def test_a_killed_training_ends_with_the_bits_of_an_uninterrupted_one(town: Path, tmp_path: Path) -> None:
-    words = ["network.batch_norm=per_domain", "steps=60", "checkpoints.every=3"]
-    whole = train(town, tmp_path, "whole", *words)
-
-    all_words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=killed", *words]
-    process = subprocess.Popen(
-        command("launch/train.py", *all_words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-    )
-    checkpoints = tmp_path / "snapshots/killed/checkpoints"
-    code = signal_when(process, lambda: any(checkpoints.glob("step-0000001?")), signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    assert not (checkpoints / "step-00000060").exists()
-
-    assert_same_bits(train(town, tmp_path, "killed", *words), whole)
-    curves = [scalars(tmp_path, name)["loss/source_cross_entropy/main"] for name in ("whole", "killed")]
-    assert curves[0] == curves[1] == list(range(2, 61, 2)), "every step is reported, once"
 
 
 def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(town: Path, tmp_path: Path) -> None:
@@ -213,41 +195,6 @@ def test_a_run_of_the_same_name_with_other_settings_is_refused(town: Path, tmp_p
     assert done.returncode == 2
     assert "begun with other values of optimizer.momentum" in done.stderr
     assert "finished" not in succeed("launch/train.py", *basis), "a longer run of the same settings goes on"
-
-
-def test_ranks_that_were_given_different_settings_refuse_to_start(town: Path, tmp_path: Path) -> None:
-    program = tmp_path / "disagree.py"
-    program.write_text(
-        "import os\n"
-        "from esl_dist.command_line import run_program\n"
-        "from esl_dist.config import Train\n"
-        "from esl_dist.engine.distributed import joined_ranks\n"
-        "from esl_dist.engine.trainer import train\n"
-        "def main(config):\n"
-        "    config.seed = int(os.environ['RANK'])\n"
-        "    with joined_ranks(config.timeout_minutes) as ranks:\n"
-        "        train(config, ranks)\n"
-        "run_program(Train, main)\n"
-    )
-    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=2"]
-    done = run(str(program), *words, processes=2, launcher=TORCHRUN)
-    assert done.returncode != 0
-    assert "ranks [1] were started with another configuration than rank 0" in done.stderr
-
-
-def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(town: Path, tmp_path: Path) -> None:
-    words = ["steps=6", "checkpoints.every=2"]
-    whole = train(town, tmp_path, "r", *words)
-    newest = tmp_path / "snapshots/r/checkpoints/step-00000006"
-    content = bytearray((newest / "training.pt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (newest / "training.pt").write_bytes(content)
-    basis = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", *words]
-    done = run("launch/train.py", *basis)
-    assert done.returncode == 0
-    assert "broken checkpoint" in done.stderr
-    assert "from step 4 to 6" in done.stdout
-    assert_same_bits(final_weights(tmp_path, "r"), whole)
 
 
 def test_a_checkpoint_names_its_files_with_checksums(town: Path, tmp_path: Path) -> None:

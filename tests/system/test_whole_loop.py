@@ -64,27 +64,6 @@ runpy.run_path(program, run_name="__main__")
 """
 
 
-def test_a_killed_labelling_keeps_its_whole_pieces(town: Path, trained: Path, tmp_path: Path) -> None:
-    whole = label(town, trained, tmp_path / "whole")
-    killed = tmp_path / "killed"
-    program = tmp_path / "counting.py"
-    program.write_text(COUNTING_PROGRAM)
-    words = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={killed}", "workers=0"]
-    target = str(PROJECT / "launch/pseudo_label.py")
-    assert run(str(program), "12", target, *words).returncode == -9
-    assert not (killed / "index.json").exists()
-    kept = sum(
-        json.loads(entry.read_text())["sample_count"] for entry in (killed / ".scratch").glob("piece-*.tar.json")
-    )
-    assert 0 < kept < 12
-
-    done = run(str(program), "0", target, *words)
-    assert done.returncode == 0, done.stderr
-    assert f"predicted {18 - kept}." in done.stdout
-    assert json.loads((killed / "summary.json").read_text()) == whole
-    assert content_of(killed) == content_of(tmp_path / "whole")
-
-
 def test_ranks_share_the_pictures_of_a_single_shard(trained: Path, tmp_path: Path) -> None:
     town = small_town(tmp_path, source=1, target=18, shard_bytes=10**8)
     program = tmp_path / "counting.py"

@@ -5,6 +5,10 @@ class UserError(Exception):
     """Bad input: the message says what is wrong, where (file, key, rank), what was expected and what to do."""
 
 
+class CorruptSampleError(UserError):
+    """A sample whose bytes are not those that were packed, or are no picture: the message names shard and key."""
+
+
 class LostRankError(Exception):
     """Another rank ended, or did not come where this one waited for it: the message names it and says why."""
 

@@ -29,7 +29,7 @@ from esl_dist.data.images import (
 )
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names, train_id_table
 from esl_dist.data.shards import ShardReader, choose_classes
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 
 MEAN_COLOR = (104.00698793, 116.66876762, 122.67891434)
 """Blue, green, red; grey levels from 0 to 255, those of AdvEnt's published program."""
@@ -131,25 +131,30 @@ class Samples(Dataset[dict[str, Tensor]]):
         """Return the image, the label (if there are labels) and more of the sample at `position`.
 
         Raises:
-            UserError: the sample is corrupt, and with `replace_corrupt` all the others, too; the message names shard
-                and key.
+            CorruptSampleError: the sample is corrupt; the message names shard and key.
+            UserError: it cannot be read for another reason or, with `replace_corrupt`, all samples are corrupt.
         """
         try:
             return {**self._whole(position), "replaced": torch.tensor(False)}
-        except UserError as error:
+        except CorruptSampleError as error:
             if not self.replace_corrupt:
                 raise
             print(f"warning: {error}; the next whole sample stands for it", file=sys.stderr, flush=True)
         for following in range(position + 1, position + len(self)):
-            with suppress(UserError):
+            with suppress(CorruptSampleError):
                 return {**self._whole(following % len(self)), "replaced": torch.tensor(True)}
         raise UserError(f"{self.images.folder}: every sample is corrupt; pack the data set again")
 
     def _whole(self, position: int) -> dict[str, Tensor]:
+        # Both are read before one is decoded: where a whole shard is lost, many samples are tried for each of its own.
+        packed_label = None if self.labels is None else self.labels.shards.read(position, "label")
+        packed_image = self.images.read(position, "image")
         try:
-            image = decode_image(self.images.read(position, "image"))
+            image = decode_image(packed_image)
         except ValueError as error:
-            raise UserError(f"{self.images.where(position)}: its image is damaged: {error}; pack it again") from error
+            raise CorruptSampleError(
+                f"{self.images.where(position)}: its image is damaged: {error}; pack it again"
+            ) from error
         own_size = (image.shape[1], image.shape[0])
         if self.size is not None and self.images.index.keep_aspect_ratio:
             image = padded(resize_image(image, fitted_size(own_size, self.size)), self.size, 0)
@@ -160,8 +165,8 @@ class Samples(Dataset[dict[str, Tensor]]):
             "positions": torch.tensor(position),
             "own_sizes": torch.tensor(own_size),
         }
-        if self.labels is not None:
-            label, size = self._label_and_size(position)
+        if packed_label is not None:
+            label, size = self._label_and_size(position, packed_label)
             sample |= {"labels": torch.from_numpy(label), "label_sizes": torch.tensor(size)}
         return sample
 
@@ -169,19 +174,22 @@ class Samples(Dataset[dict[str, Tensor]]):
         """Return a sample's label as train ids, (height, width).
 
         Raises:
-            UserError: it cannot be decoded; the message names shard and key.
+            UserError: it cannot be read or decoded; the message names shard and key.
         """
-        return self._label_and_size(position)[0]
+        assert self.labels is not None
+        return self._label_and_size(position, self.labels.shards.read(position, "label"))[0]
 
-    def _label_and_size(self, position: int) -> tuple[NDArray[np.uint8], Size]:
+    def _label_and_size(self, position: int, packed: bytes) -> tuple[NDArray[np.uint8], Size]:
         """Return a sample's label, and its width and height without padding."""
         assert self.labels is not None
         assert self.table is not None
         shards = self.labels.shards
         try:
-            raw = decode_label(shards.read(position, "label"))
+            raw = decode_label(packed)
         except ValueError as error:
-            raise UserError(f"{shards.where(position)}: its label is damaged: {error}; pack it again") from error
+            raise CorruptSampleError(
+                f"{shards.where(position)}: its label is damaged: {error}; pack it again"
+            ) from error
         own_size = (raw.shape[1], raw.shape[0])
         if not shards.index.keep_aspect_ratio:
             size = self.label_size or own_size
@@ -236,7 +244,7 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_
     except UserError as error:
         # DataLoader puts the worker's traceback before the message. And its own traceback holds the workers: kept, it
         # would have the garbage collector end them, which waits five seconds for an answer they cannot give.
-        message = str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].strip()
+        message = str(error).rpartition(f"{type(error).__module__}.{type(error).__name__}: ")[2].strip()
         raise UserError(message) from error.with_traceback(None)
 
 

@@ -19,12 +19,15 @@ from typing import Any
 
 from esl_dist.data.images import Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import read_json, refuse_as_name, sha256_of_file, whole_file, write_json
 
 FORMAT = "esl-dist shards"
 FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
+OPEN_SHARDS = 16
+"""Files that a reader keeps open. Samples come from a few shards at a time; a process may often open no more than 1,024
+files, and a large data set has more shards."""
 
 Members = Mapping[str, bytes]
 """A sample's files: extension (`image.png`, `label.png`, …) → bytes."""
@@ -205,16 +208,15 @@ class ShardReader:
     _descriptors: dict[int, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that every shard is there with its size; its bytes are checked by `verify`."""
-        for shard in self.index.shards:
-            path = self.folder / shard.name
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard.size:
-                found = "is missing" if size is None else f"has {size} bytes"
-                raise UserError(f"{path}: {found}, the index says {shard.size}; pack the data set again")
+        """Number the samples."""
         self._places = [
             (position, sample) for position, shard in enumerate(self.index.shards) for sample in shard.samples
         ]
+
+    def __del__(self) -> None:
+        """Close the open files."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -241,26 +243,37 @@ class ShardReader:
         """Return the bytes of a sample's member whose extension is `kind` or starts with `kind` and a dot.
 
         Raises:
-            UserError: the sample has no such member, or its bytes cannot be read or are not those that were packed.
+            CorruptSampleError: its bytes are not those that were packed, or its shard is not there.
+            UserError: the sample has no such member, or the shard cannot be read though it may be whole.
         """
         shard, sample = self._places[position]
         for extension, (offset, count, checksum) in sample.members.items():
             if extension == kind or extension.startswith(f"{kind}."):
                 try:
                     content = os.pread(self._descriptor(shard), count, offset)
+                except FileNotFoundError as error:
+                    raise CorruptSampleError(f"{self.where(position)}: the shard is missing; pack it again") from error
                 except OSError as error:
-                    raise UserError(f"{self.where(position)}: cannot be read ({error.strerror})") from error
-                if zlib.crc32(content) != checksum:
                     raise UserError(
+                        f"{self.where(position)}: cannot be read ({error.strerror}); the shard may be whole: look for "
+                        "the cause in this machine, then start again"
+                    ) from error
+                if zlib.crc32(content) != checksum:
+                    raise CorruptSampleError(
                         f"{self.where(position)}: the bytes of {extension} are not the packed ones; pack it again"
                     )
                 return content
         raise UserError(f"{self.where(position)}: no {kind}; it has {', '.join(sample.members)}")
 
     def _descriptor(self, shard: int) -> int:
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self.folder / self.index.shards[shard].name, os.O_RDONLY)
-        return self._descriptors[shard]
+        descriptor = self._descriptors.pop(shard, None)
+        if descriptor is None:
+            if len(self._descriptors) == OPEN_SHARDS:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            descriptor = os.open(self.folder / self.index.shards[shard].name, os.O_RDONLY)
+        # Put last: the first is the one that was used longest ago.
+        self._descriptors[shard] = descriptor
+        return descriptor
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over all entries and class sets: equal means the same samples, in the same order."""
@@ -271,16 +284,55 @@ class ShardReader:
         return digest.hexdigest()
 
 
-def open_shards(folder: str | Path) -> ShardReader:
+def open_shards(folder: str | Path, whole: bool = True) -> ShardReader:
     """Open a folder of shards.
 
+    Args:
+        folder: where they lie.
+        whole: whether every shard has to be there with its size; its bytes are checked by `verify`.
+
     Raises:
-        UserError: the folder or a shard is missing, incomplete or damaged.
+        UserError: the folder is missing or incomplete, its index is damaged or, if it has to be `whole`, a shard is
+            missing or of another size; the message names the shard and the first sample that is lost.
     """
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder of shards; make it with shards/prepare.py")
-    return ShardReader(path, read_index(path))
+    reader = ShardReader(path, read_index(path))
+    if whole:
+        for shard in broken_shards(reader):
+            raise UserError(f"{shard.damage}; pack the data set again")
+    return reader
+
+
+@dataclass(frozen=True)
+class BrokenShard:
+    """A shard that is missing or has another size than its index says.
+
+    Attributes:
+        damage: what was found where, and which samples it costs.
+        lost: how many samples lie, wholly or in part, in what is missing.
+    """
+
+    damage: str
+    lost: int
+
+
+def broken_shards(reader: ShardReader) -> Iterator[BrokenShard]:
+    """Yield the shards that are not there with their size, in the order of the index."""
+    for shard in reader.index.shards:
+        path = reader.folder / shard.name
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.size:
+            lost = [
+                sample.key
+                for sample in shard.samples
+                if size is None or any(offset + count > size for offset, count, _ in sample.members.values())
+            ]
+            found = "is missing" if size is None else f"has {size} bytes"
+            first = f", {lost[0]!r} first" if lost else ""
+            damage = f"{path}: {found}, the index says {shard.size}; "
+            yield BrokenShard(f"{damage}{len(lost)} of its {len(shard.samples)} samples are lost{first}", len(lost))
 
 
 def verify(reader: ShardReader) -> None:

@@ -16,6 +16,7 @@ from esl_dist.data.images import decode_image, decode_label
 from esl_dist.data.labels import identity_class_set
 from esl_dist.data.shards import (
     INDEX_NAME,
+    broken_shards,
     choose_classes,
     open_shards,
     packed_size,
@@ -23,7 +24,7 @@ from esl_dist.data.shards import (
     verify,
     write_shard,
 )
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 from tests.builders import class_set, draw, drawn_samples, drawn_shards, write_shards
 
 ODD_KEYS = [
@@ -234,19 +235,48 @@ def test_a_number_too_large_to_be_one_is_refused(tmp_path: Path) -> None:
 def test_a_missing_and_a_truncated_shard_are_named(tmp_path: Path) -> None:
     drawn_shards(tmp_path, 4, in_a_shard=2)
     path = tmp_path / "shard-000001.tar"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"shard-000001\.tar: has 10239 bytes, the index says 10240"):
-        open_shards(tmp_path)
+    content = path.read_bytes()
+    lost = "of its 2 samples are lost"
+    for size, damage in {
+        10239: f"has 10239 bytes, the index says 10240; 0 {lost};",
+        # The second sample's label begins behind its picture, and its headers are whole blocks.
+        label_of(tmp_path, "scene_003"): rf"has \d+ bytes, the index says 10240; 1 {lost}, 'scene_003' first;",
+        1: f"has 1 bytes, the index says 10240; 2 {lost}, 'scene_002' first;",
+    }.items():
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match=rf"shard-000001\.tar: {damage} pack the data set again"):
+            open_shards(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match=r"shard-000001\.tar: is missing"):
+    with pytest.raises(UserError, match=rf"000001\.tar: is missing, .* 10240; 2 {lost}, 'scene_002' first; pack"):
         open_shards(tmp_path)
+
+
+def label_of(folder: Path, key: str) -> int:
+    """Return where a sample's label begins in its shard."""
+    [sample] = [one for shard in read_index(folder).shards for one in shard.samples if one.key == key]
+    return sample.members["label.png"][0]
+
+
+def test_what_broken_shards_still_hold_can_be_read_if_they_need_not_be_whole(tmp_path: Path) -> None:
+    expected = drawn_shards(tmp_path, 6, in_a_shard=2).read(2, "image")
+    os.truncate(tmp_path / "shard-000001.tar", label_of(tmp_path, "scene_003"))
+    (tmp_path / "shard-000002.tar").unlink()
+    reader = open_shards(tmp_path, whole=False)
+    assert [shard.lost for shard in broken_shards(reader)] == [1, 2]
+    assert len(reader) == 6
+    assert reader.read(2, "image") == expected
+    with pytest.raises(CorruptSampleError, match=r"000001\.tar, sample 'scene_003': the bytes of label\.png are not"):
+        reader.read(3, "label")
+    with pytest.raises(CorruptSampleError, match=r"000002\.tar, sample 'scene_004': the shard is missing; pack it"):
+        reader.read(4, "image")
 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     reader = drawn_shards(tmp_path, 1)
     os.truncate(tmp_path / "shard-000000.tar", 600)
     with pytest.raises(
-        UserError, match=r"shard-000000\.tar, sample 'scene_000': the bytes of image\.png are not the packed ones"
+        CorruptSampleError,
+        match=r"shard-000000\.tar, sample 'scene_000': the bytes of image\.png are not the packed ones",
     ):
         reader.read(0, "image")
 

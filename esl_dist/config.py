@@ -124,8 +124,8 @@ class Loader:
     )
     skip_corrupt: float = setting(
         0.0,
-        "Largest share of a domain's samples, in one epoch, that may be corrupt and are replaced by the sample after "
-        "them; 0: the first one ends the training.",
+        "Largest share of a domain's samples, in one epoch, that may be corrupt, or lost with their shard, and are "
+        "replaced by the sample after them; 0: the first one ends the training.",
         minimum=0,
         below=1,
     )

@@ -1,5 +1,6 @@
 """What a training reads: the samples of both domains, and from them this rank's part of every step."""
 
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,8 @@ from esl_dist.data.images import Size, as_size, same_aspect_ratio
 from esl_dist.data.labels import ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
-from esl_dist.data.shards import ShardReader, choose_classes, open_shards
-from esl_dist.engine.distributed import rank, world_size
+from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
+from esl_dist.engine.distributed import is_main, rank, world_size
 from esl_dist.engine.step import Pass
 from esl_dist.errors import UserError
 
@@ -39,28 +40,46 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     """Open the shards that a method reads.
 
     Raises:
-        UserError: shards that are missing, damaged, or do not fit each other.
+        UserError: shards that are missing or damaged, more than may be, or that do not fit each other.
     """
-    source = open_shards(config.source.path)
+    largest_share = config.loader.skip_corrupt
+    source = _open_shards(config.source.path, largest_share)
     class_set, classes = choose_classes(source, config.class_set)
     fingerprints = {"source": source.fingerprint()}
     size = as_size(config.source.size)
     refuse_mixed_sizes(source, size, "source.size")
-    replace = config.loader.skip_corrupt > 0
+    replace = largest_share > 0
     source_samples = Samples(source, size, LabelSource(source, classes), size, replace)
     if method.target_loss is None and config.pseudo_labels is None:
         return TrainingData(source_samples, None, class_set, classes, fingerprints)
-    target = open_shards(config.target.path)
+    target = _open_shards(config.target.path, largest_share)
     fingerprints["target"] = target.fingerprint()
     size = as_size(config.target.size)
     refuse_mixed_sizes(target, size, "target.size")
     labels = None
     if config.pseudo_labels is not None:
-        pseudo = open_shards(config.pseudo_labels)
+        pseudo = _open_shards(config.pseudo_labels, largest_share)
         fingerprints["pseudo_labels"] = pseudo.fingerprint()
         labels = label_source(pseudo, class_set, classes)
         _refuse_other_frame(target, pseudo, size)
     return TrainingData(source_samples, Samples(target, size, labels, size, replace), class_set, classes, fingerprints)
+
+
+def _open_shards(folder: str, largest_share: float) -> ShardReader:
+    """Open a folder of which shards may be lost, up to a share of its samples, with a warning for each."""
+    if largest_share == 0:
+        return open_shards(folder)
+    shards = open_shards(folder, whole=False)
+    broken = list(broken_shards(shards))
+    lost = sum(shard.lost for shard in broken)
+    if lost > largest_share * len(shards):
+        raise UserError(
+            f"{broken[0].damage}; over all shards {lost} of {len(shards)} samples are lost, more than "
+            f"loader.skip_corrupt={largest_share:g} allows: pack the data set again"
+        )
+    for shard in broken if is_main() else []:
+        print(f"warning: {shard.damage}; whole samples stand for them", file=sys.stderr, flush=True)
+    return shards
 
 
 def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:

@@ -1,7 +1,9 @@
-"""A corrupt sample ends the training with shard and key or, where a share may be, is replaced, counted and reported."""
+"""Corrupt samples and shards end the training with shard and key or, up to a share, are replaced, counted, reported."""
 
 import json
+import os
 from collections import Counter
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -144,20 +146,99 @@ def test_more_corrupt_samples_than_may_be_end_the_training_with_the_counts(
     assert "Traceback" not in job.output()
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_the_counts_go_on_over_a_restart_on_other_ranks(server: RankServer, town: Path, tmp_path: Path) -> None:
+    position, run = 2, run_in(tmp_path)
+    shards, _ = damaged(town, tmp_path, "source", position)
+    stop = STEPS // 2
+    before, whole = (order("source")[: steps * BATCH].count(position) for steps in (stop, STEPS))
+    assert 0 < before < whole
+    for steps, ranks, times in ((stop, 2, before), (STEPS, 1, whole)):
+        printed = train(server, shards, run, ranks, f"steps={steps}", SKIP)
+        assert f"r: {times} corrupt source samples were replaced; the warnings name them" in printed
+
+
+def test_the_largest_share_of_an_epoch_is_held_over_a_restart(server: RankServer, town: Path, tmp_path: Path) -> None:
+    epoch, run = order("target")[:SIZE], run_in(tmp_path)
+    shards, _ = damaged(town, tmp_path, "target", epoch[0], epoch[-1])
+    train(server, shards, run, 1, "steps=1", SKIP)
+    job = start_training(server, shards, run, 2, f"steps={STEPS}", SKIP)
+    assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
+    assert "epoch 0: 2 of 6 target samples are corrupt, more than loader.skip_corrupt=0.2 allows" in job.output()
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A copy of the town with a shard that is not whole: how messages name it, and what it costs."""
+
+    shards: Path
+    damage: str
+    lost: list[int]
+
+
+def with_broken_shard(town: Path, folder: Path, domain: str, how: str) -> Broken:
+    """Leave out the last shard of a domain, or cut it inside its last sample."""
+    copy = copied_shards(town, folder / "damaged")
+    reader = open_shards(copy / f"{domain}_train")
+    shard = reader.index.shards[-1]
+    path = reader.folder / shard.name
+    if how == "missing":
+        path.unlink()
+        found, lost = "is missing", len(shard.samples)
+    else:
+        size = shard.samples[-1].members["image.png"][0] + 1
+        os.truncate(path, size)
+        found, lost = f"has {size} bytes", 1
+    damage = f"{path}: {found}, the index says {shard.size}; {lost} of its {len(shard.samples)} samples are lost"
+    assert lost < SIZE
+    return Broken(copy, f"{damage}, {reader.key(SIZE - lost)!r} first", list(range(SIZE - lost, SIZE)))
+
+
+BREAKS = ["missing", "truncated"]
+
+
+@pytest.mark.parametrize("how", BREAKS)
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_shard_that_is_not_whole_stops_the_training_at_its_start(
-    server: RankServer, town: Path, tmp_path: Path, ranks: int, damage: str
+def test_a_broken_shard_stops_the_training_at_its_start_with_the_first_key_that_is_lost(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int, how: str
 ) -> None:
-    shards = copied_shards(town, tmp_path / "damaged")
-    last = sorted((shards / "target_train").glob("*.tar"))[-1]
-    content = last.read_bytes()
-    last.unlink()
-    if damage == "truncated":
-        last.write_bytes(content[:-512])
-    job = start_training(server, shards, run_in(tmp_path), ranks, f"steps={STEPS}", SKIP)
+    broken = with_broken_shard(town, tmp_path, "target", how)
+    job = start_training(server, broken.shards, run_in(tmp_path), ranks, f"steps={STEPS}")
     assert job.exit_codes() == [EXIT_USER_ERROR] * ranks, job.output()
-    found = "is missing" if damage == "missing" else f"has {len(content) - 512} bytes"
-    assert job.output().count(f"{last}: {found}, the index says {len(content)}; pack the data set again") >= 1
+    assert f"{broken.damage}; pack the data set again" in job.output()
     assert "Traceback" not in job.output()
     assert not (tmp_path / "snapshots").exists()
+
+
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize(("domain", "ranks", "workers"), [("source", 1, 0), ("source", 2, 1), ("target", 2, 0)])
+def test_the_samples_of_a_broken_shard_that_may_be_are_replaced_and_counted(
+    server: RankServer, town: Path, tmp_path: Path, domain: str, ranks: int, workers: int, how: str
+) -> None:
+    broken = with_broken_shard(town, tmp_path, domain, how)
+    share = f"loader.skip_corrupt={len(broken.lost) / SIZE + 0.01}"
+    words = (f"steps={STEPS}", share, f"loader.workers={workers}", "checkpoints.every=100")
+    printed = train(server, broken.shards, run_in(tmp_path), ranks, *words)
+    assert printed.count(f"warning: {broken.damage}; whole samples stand for them") == 1
+    times = sum(Counter(order(domain))[position] for position in broken.lost)
+    assert times == len(broken.lost) * STEPS * BATCH // SIZE
+    assert f"r: {times} corrupt {domain} samples were replaced; the warnings name them" in printed
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_more_samples_lost_with_their_shards_than_may_be_stop_the_training_at_its_start(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int
+) -> None:
+    broken = with_broken_shard(town, tmp_path, "source", "missing")
+    job = start_training(server, broken.shards, run_in(tmp_path), ranks, f"steps={STEPS}", "loader.skip_corrupt=0.1")
+    assert job.exit_codes() == [EXIT_USER_ERROR] * ranks, job.output()
+    lost = f"over all shards {len(broken.lost)} of 6 samples are lost, more than loader.skip_corrupt=0.1 allows"
+    assert f"{broken.damage}; {lost}: pack the data set again" in job.output()
+    assert not (tmp_path / "snapshots").exists()
+
+
+def test_a_broken_shard_does_not_change_which_shards_these_are(server: RankServer, town: Path, tmp_path: Path) -> None:
+    """A run that was begun on whole shards goes on with what is left of them."""
+    run = run_in(tmp_path)
+    train(server, town, run, 2, "steps=3")
+    broken = with_broken_shard(town, tmp_path, "source", "truncated")
+    assert "r: " in train(server, broken.shards, run, 2, f"steps={STEPS}", SKIP)

@@ -125,6 +125,8 @@ def _made_with(trained: TrainedNetwork, target: Samples, config: settings.Pseudo
     return {
         "run": trained.name,
         "step": trained.step,
+        "class_set": trained.class_set,
+        "classes": class_names(trained.classes),
         "weights": digest_of_weights(trained.network.state_dict()),
         "target": target.images.fingerprint(),
         "size": config.target.size,
@@ -159,7 +161,10 @@ def _open_scratch(output: Path, made_with: dict[str, Any]) -> Path:
     if is_main():
         job = scratch / JOB
         if not job.is_file() or read_json(job) != made_with:
-            shutil.rmtree(scratch, ignore_errors=True)
+            if scratch.exists():
+                # First, so that what a kill in between leaves does not look like a job's folder.
+                job.unlink(missing_ok=True)
+                shutil.rmtree(scratch)
             write_json(job, made_with)
     wait_for_all()
     return scratch
@@ -200,6 +205,11 @@ def _entry_file(scratch: Path, name: str) -> Path:
     return scratch / f"{name}.json"
 
 
+def _is_written(scratch: Path, tar: Path) -> bool:
+    """Say whether a tar is there, and whole; an entry alone may be left of what somebody deleted."""
+    return _entry_file(scratch, tar.name).is_file() and tar.is_file()
+
+
 def _write_tar(scratch: Path, tar: Path, samples: Iterable[tuple[str, Members]]) -> None:
     write_json(_entry_file(scratch, tar.name), shard_to(write_shard(tar, samples)))
 
@@ -214,7 +224,7 @@ def _predict(
 ) -> None:
     """Predict this rank's share of the pieces that are not there yet."""
     pieces = _pieces(target.images)
-    missing = from_main([not _entry_file(scratch, piece.name).is_file() for piece in pieces])
+    missing = from_main([not _is_written(scratch, scratch / piece.name) for piece in pieces])
     own = _own([piece for piece, is_missing in zip(pieces, missing, strict=True) if is_missing])
     positions = [position for piece in own for position in piece.positions]
     pictures = batches(target.without_labels(), ([one] for one in positions), config.workers, device.type == "cuda")
@@ -307,7 +317,7 @@ def _write_labels(
 
     own = _own(list(zip(target.images.index.shards, _pieces_by_shard(target.images), strict=True)))
     for shard, pieces in (progress if is_main() else silent)(own, len(own), "labelling"):
-        if not (_entry_file(scratch, shard.name).is_file() and (output / shard.name).is_file()):
+        if not _is_written(scratch, output / shard.name):
             _write_tar(scratch, output / shard.name, pseudo_labels(pieces))
         elif target.labels is not None:
             # Written by an earlier start, which counted it, too; only the count is made up for.

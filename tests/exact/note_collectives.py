@@ -1,4 +1,4 @@
-"""A training that notes what its ranks send: `note_collectives.py FILE PROGRAM words…`.
+"""A program that notes what its ranks send: `note_collectives.py FILE PROGRAM words…`.
 
 Each rank leaves one JSON line a collective: its name, who called it, and the bytes.
 """

@@ -1,13 +1,17 @@
 """Pseudo-labels have the same bits for any number of ranks and workers, and after a kill whole pieces stay."""
 
 import hashlib
+import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from esl_dist.command_line import EXIT_LOST_RANK
+from esl_dist.adaptation.entropy import HIGHEST_LEVEL
+from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
+from esl_dist.data.shards import INDEX_NAME
 from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import run_in, train
 from tests.programs import small_town
@@ -16,6 +20,8 @@ pytestmark = pytest.mark.exact
 
 PROGRAM = "launch/pseudo_label.py"
 TARGET = 40
+COUNT_BYTES = 8
+"""Of an int64."""
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +75,21 @@ def test_the_numbers_of_ranks_and_workers_are_not_visible_by_a_single_bit(
     assert bits(tmp_path / "labels") == expected
 
 
+def test_the_histograms_are_one_sum_over_the_ranks(
+    server: RankServer, large_town: Path, trained: Path, tmp_path: Path
+) -> None:
+    job_words = [str(tmp_path / "sent"), str(PROJECT / PROGRAM), *words(large_town, trained, tmp_path / "labels", 0)]
+    job = server.start("tests/exact/note_collectives.py", job_words, 2)
+    assert job.exit_codes() == [0, 0], job.output()
+    classes = len(json.loads((tmp_path / "labels/summary.json").read_text())["classes"])
+    one_class = COUNT_BYTES * (HIGHEST_LEVEL + 1)
+    for rank in range(2):
+        notes = [json.loads(line) for line in Path(f"{tmp_path}/sent.{rank}").read_text().splitlines()]
+        assert [sent for _, _, sent in notes if sent > one_class // 2] == [classes * one_class]
+        # What else is agreed on is small: digests, which pieces are there, the confusion matrix.
+        assert sum(sent for _, _, sent in notes) < (classes + 1) * one_class
+
+
 def start_slowly(server: RankServer, ranks: int, job_words: list[str]) -> Job:
     return server.start("tests/exact/label_slowly.py", [str(PROJECT / PROGRAM), *job_words], ranks)
 
@@ -120,3 +141,66 @@ def test_killed_and_started_on_other_ranks_it_redoes_only_unfinished_pieces_and_
     assert (len(all_pieces) > len(pieces)) == (moment is some_pieces)
     assert len(all_shards) > len(shards)
     assert bits(output) == expected
+
+
+def killed_job(server: RankServer, job_words: list[str], output: Path, moment: Callable[[Path], bool]) -> None:
+    job = start_slowly(server, 1, job_words)
+    job.wait_until(lambda: moment(output))
+    job.kill_all()
+    job.exit_codes()
+
+
+@pytest.mark.parametrize(("moment", "kind"), [(some_pieces, "piece"), (some_labels, "shard")])
+def test_a_finished_tar_that_was_deleted_is_made_again(
+    server: RankServer,
+    large_town: Path,
+    trained: Path,
+    tmp_path: Path,
+    expected: dict[str, str],
+    moment: Callable[[Path], bool],
+    kind: str,
+) -> None:
+    output = tmp_path / "labels"
+    job_words = words(large_town, trained, output, 0)
+    killed_job(server, job_words, output, moment)
+    folder = output / ".scratch" if kind == "piece" else output
+    (folder / next(iter(whole_tars(output, kind)))).unlink()
+    job = server.start(PROGRAM, job_words, 1)
+    assert job.exit_codes() == [0], job.output()
+    assert bits(output) == expected
+
+
+def test_a_job_killed_while_it_removes_what_another_left_leaves_no_folder_that_looks_right(
+    server: RankServer, large_town: Path, trained: Path, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    output = tmp_path / "labels"
+    job_words = words(large_town, trained, output, 0)
+    killed_job(server, job_words, output, some_pieces)
+    other = server.start("tests/exact/kill_in_removal.py", [str(PROJECT / PROGRAM), *job_words, "score=confidence"], 1)
+    assert other.exit_codes() == [-signal.SIGKILL], other.output()
+    left = {path.name for path in (output / ".scratch").iterdir()}
+    assert any(name.startswith("piece-") for name in left)
+    assert "job.json" not in left
+    job = server.start(PROGRAM, job_words, 1)
+    assert job.exit_codes() == [0], job.output()
+    assert bits(output) == expected
+
+
+def test_labels_of_another_class_set_are_not_taken_for_these(
+    server: RankServer, large_town: Path, trained: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "shards/target_train"
+    shutil.copytree(large_town / "target_train", target)
+    index = json.loads((target / INDEX_NAME).read_text())
+    [(name, classes)] = index["class_sets"].items()
+    renamed = [{**one, "name": f"{one['name']} again"} for one in classes]
+    index["class_sets"] = {name: classes, "same names": classes, "same number": renamed}
+    (target / INDEX_NAME).write_text(json.dumps(index))
+    job_words = words(tmp_path / "shards", trained / "weights.safetensors", tmp_path / "labels", 0)
+    for again in range(2):
+        job = server.start(PROGRAM, [*job_words, f"class_set={name}"], 1)
+        assert job.exit_codes() == [0], (again, job.output())
+    for other, changed in (("same names", "class_set"), ("same number", "class_set, classes")):
+        job = server.start(PROGRAM, [*job_words, f"class_set={other}"], 1)
+        assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
+        assert f"labels: holds pseudo-labels made with another {changed}; choose another output" in job.output()

@@ -3,13 +3,14 @@
 import json
 import random
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
 
+from esl_dist.data.sampling import endless_order, rank_batches
 from tests.builders import drawn_samples, write_uneven_shards
-from tests.exact.ranks import RankServer
+from tests.exact.ranks import PROJECT, RankServer
 
 pytestmark = pytest.mark.exact
 
@@ -17,6 +18,9 @@ BATCH = 12
 SOURCE, TARGET = 31, 17
 STEPS = 9
 """Three epochs and a half of the source, six of the target."""
+
+SEED, WINDOW = 5, 8
+LATE_STEP = 1000
 
 Sequences = dict[str, list[str]]
 
@@ -32,11 +36,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"one way": folder / "one way", "other way": folder / "other way"}
 
 
+def reading_words(folder: Path, notes: Path, first: int, last: int, workers: int) -> list[str]:
+    words = [f"source.path={folder}/source", f"target.path={folder}/target", f"batch_size={BATCH}", f"seed={SEED}"]
+    words += [f"loader.workers={workers}", f"loader.shuffle_window={WINDOW}", f"experiments={notes.parent}", "name=r"]
+    return [str(first), str(last), str(notes), *words]
+
+
 def read(server: RankServer, folder: Path, notes: Path, first: int, last: int, ranks: int, workers: int) -> Sequences:
     """Return the keys of steps `first` … `last` − 1 in the order of the global batches, by domain."""
-    words = [f"source.path={folder}/source", f"target.path={folder}/target", f"batch_size={BATCH}", "seed=5"]
-    words += [f"loader.workers={workers}", "loader.shuffle_window=8", f"experiments={notes.parent}", "name=r"]
-    codes = server.run("tests/exact/read_sequence.py", [str(first), str(last), str(notes), *words], ranks)
+    codes = server.run("tests/exact/read_sequence.py", reading_words(folder, notes, first, last, workers), ranks)
     assert codes == [0] * ranks, server.log.read_text()
     by_rank = [json.loads(Path(f"{notes}.{rank}").read_text()) for rank in range(ranks)]
     steps = list(zip(*by_rank, strict=True))
@@ -86,3 +94,32 @@ def test_after_a_stop_at_any_step_other_ranks_and_workers_go_on_with_the_next_sa
     before = read(server, data["one way"], tmp_path / "before", 0, stop, ranks[stop % 4], stop % 2)
     after = read(server, data["one way"], tmp_path / "after", stop, STEPS, ranks[(stop + 1) % 4], (stop + 1) % 2)
     assert {domain: list(chain(before[domain], after[domain])) for domain in whole} == whole
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_going_on_at_a_late_step_reads_the_samples_of_the_next_steps_and_no_other_bytes(
+    server: RankServer, data: dict[str, Path], tmp_path: Path, ranks: int, workers: int
+) -> None:
+    last = LATE_STEP + 2
+    program = [str(tmp_path / "reads"), str(PROJECT / "tests/exact/read_sequence.py")]
+    program += reading_words(data["one way"], tmp_path / "notes", LATE_STEP, last, workers)
+    job = server.start("tests/exact/note_reads.py", program, ranks)
+    assert job.exit_codes() == [0] * ranks, job.output()
+    for rank in range(ranks):
+        reads = [json.loads(line) for line in Path(f"{tmp_path}/reads.{rank}").read_text().splitlines()]
+        for domain, (name, size) in enumerate((("source", SOURCE), ("target", TARGET))):
+            order = endless_order(size, WINDOW, SEED, domain, LATE_STEP * BATCH)
+            next_batches = rank_batches(order, BATCH, 1, rank, ranks)
+            found = [position for folder, position, kind in reads if folder == name and kind == "image"]
+            wanted = 2 * BATCH // ranks
+            # Workers read on.
+            assert len(found) == wanted if workers == 0 else len(found) >= wanted
+            assert found == list(islice(chain.from_iterable(next_batches), len(found)))
+        labels = [position for folder, position, kind in reads if (folder, kind) == ("source", "label")]
+        assert labels == [position for folder, position, kind in reads if (folder, kind) == ("source", "image")]
+        assert {(folder, kind) for folder, _, kind in reads} == {
+            ("source", "image"),
+            ("source", "label"),
+            ("target", "image"),
+        }

@@ -61,7 +61,8 @@ def test_a_window_reads_few_neighbourhoods(number: int, window: int, seed: int) 
     block = window // BLOCKS_IN_WINDOW
     for start in range(0, number, window):
         blocks = set((order[start : start + window] // block).tolist())
-        assert len(blocks) <= window // block + 2
+        # A part of one at either end, and the last block of the set, which may be short, among the whole ones.
+        assert len(blocks) <= window // block + 3
 
 
 @LIMITS

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.engine.checkpoints import Checkpoint, save_checkpoint
+from esl_dist.engine.memory import free_memory
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that a copy may take; where it would take more, training waits for the disk."""
@@ -38,7 +38,7 @@ class BackgroundSaver:
             UserError: the one before could not be written.
         """
         self.finish()
-        if _bytes(checkpoint) > MEMORY_SHARE * psutil.virtual_memory().available:
+        if _bytes(checkpoint) > MEMORY_SHARE * free_memory():
             save_checkpoint(self._run, checkpoint, self._options)
             return
         copy = copied(checkpoint)

@@ -6,7 +6,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -144,7 +143,7 @@ def test_without_room_for_a_copy_it_is_written_at_once(
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors(state))
     gate.open.set()
     for number, (available, main_thread) in enumerate([(2 * held, False), (2 * held - 2, True)]):
-        monkeypatch.setattr(saving.psutil, "virtual_memory", lambda room=available: SimpleNamespace(available=room))
+        monkeypatch.setattr(saving, "free_memory", lambda room=available: room)
         saver = BackgroundSaver(tmp_path, OPTIONS)
         saver.save(state)
         saver.finish()

@@ -22,7 +22,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
 
     The bytes go to `path` + ".partial" first; they are fsynced before the rename, the folder after it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         with open(partial, "wb") as file:
@@ -44,6 +44,15 @@ def refuse_as_name(name: str, what: str) -> None:
     """
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise UserError(f"{what} {name!r} is impossible: expected a name without '/' that is not '.' or '..'")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing; all of them survive a power cut."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync_folder(folder.parent)
 
 
 def fsync_folder(folder: Path) -> None:

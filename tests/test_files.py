@@ -10,7 +10,7 @@ from typing import IO
 import pytest
 
 from esl_dist.errors import UserError
-from esl_dist.files import PARTIAL_SUFFIX, read_json, sha256_of_file, whole_file, write_json
+from esl_dist.files import PARTIAL_SUFFIX, make_folder, read_json, sha256_of_file, whole_file, write_json
 
 KILLED_WHILE_WRITING = """
 import os, sys
@@ -73,6 +73,20 @@ def test_the_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(
     with whole_file(tmp_path / "file") as file:
         file.write(b"bytes")
     assert calls == ["sync", "rename", "sync"]
+
+
+def test_folders_that_are_made_on_the_way_survive_as_the_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    sync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(os.fstat(descriptor).st_ino), sync(descriptor))[1])
+    with whole_file(tmp_path / "a" / "b" / "file"):
+        pass
+    assert {path.stat().st_ino for path in (tmp_path, tmp_path / "a", tmp_path / "a" / "b")} < synced
+    make_folder(tmp_path / "a" / "b")
+    with pytest.raises(FileExistsError, match="file"):
+        make_folder(tmp_path / "a" / "b" / "file")
 
 
 @pytest.mark.parametrize("indent", [None, 1])

@@ -4,8 +4,8 @@
         segmentation.safetensors     the network under its published names (with per-domain statistics: + source_*)
         discriminators.safetensors   "<level>.<name>", if the method has discriminators
         training.pt                  optimisers, loss scaler: tensors and plain values, no code
-        manifest.json                step, configuration, classes, shards' fingerprints, bytes and SHA-256 of each file
-                                     and of the rest of itself
+        manifest.json                step, configuration, classes, shards' fingerprints, SHA-256 of each file and of
+                                     the rest of itself
 
 The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
 `data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written
@@ -30,7 +30,7 @@ from esl_dist import config as settings
 from esl_dist.config_files import from_dictionary, to_dictionary
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
-from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, read_json, sha256_of_file, write_json
+from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, make_folder, read_json, sha256_of_file, write_json
 from esl_dist.models.deeplab import DeepLab
 
 FORMAT = "esl-dist checkpoint"
@@ -41,6 +41,11 @@ RUN_CONFIG = "config.yaml"
 SEGMENTATION, DISCRIMINATORS, TRAINING = "segmentation.safetensors", "discriminators.safetensors", "training.pt"
 
 TensorState = dict[str, Tensor]
+Manifest = dict[str, Any]
+
+
+class OtherFormatError(UserError):
+    """A checkpoint that another version of the program wrote: nothing says that it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(partial, checkpoint)
-        if folder.exists():
-            shutil.rmtree(folder)
+        _remove(folder)
         os.replace(partial, folder)
         fsync_folder(folder.parent)
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a full disk
@@ -93,7 +97,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
 
 
 def _write(partial: Path, checkpoint: Checkpoint) -> None:
-    partial.mkdir(parents=True)
+    make_folder(partial)
     save_file(_contiguous(checkpoint.segmentation), partial / SEGMENTATION)
     save_file(_contiguous(checkpoint.discriminators), partial / DISCRIMINATORS)
     torch.save(checkpoint.training, partial / TRAINING)
@@ -101,8 +105,8 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
     for path in sorted(partial.iterdir()):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-    manifest = {
+        files[path.name] = {"sha256": sha256_of_file(path)}
+    manifest: Manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "step": checkpoint.step,
@@ -119,9 +123,22 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint folder.
 
     Raises:
-        UserError: a file is missing or not the one that was written.
+        UserError: a file is missing, cannot be read or is not the one that was written.
     """
-    manifest = read_manifest(folder)
+    return _load(folder, read_manifest(folder))
+
+
+def load_newest(run: Path) -> Checkpoint | None:
+    """Read the run's newest whole checkpoint, `newest_whole`; each of its files is verified once.
+
+    Raises:
+        UserError: there are checkpoints, but none can be used.
+    """
+    found = _newest(run)
+    return None if found is None else _load(*found)
+
+
+def _load(folder: Path, manifest: Manifest) -> Checkpoint:
     classes = class_set_from(manifest["classes"], str(folder / MANIFEST))
     return Checkpoint(
         step=int(manifest["step"]),
@@ -135,18 +152,20 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """Return a checkpoint's manifest after comparing every file with its checksum.
 
     Raises:
-        UserError: a file is missing, has other bytes, or the manifest is none.
+        OtherFormatError: another version of the program wrote it.
+        UserError: a file is missing, cannot be read, has other bytes, or the manifest is none.
     """
     manifest = read_json(folder / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{folder / MANIFEST}: not a manifest of {FORMAT}")
     if manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{folder}: format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}"
+        raise OtherFormatError(
+            f"{folder}: format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}; use the "
+            "version of the program that wrote it, or begin anew: train under another name or delete the run's folder"
         )
     if manifest.pop("sha256", None) != _digest(manifest):
         raise UserError(f"{folder / MANIFEST}: not the bytes that were saved; choose another checkpoint")
@@ -154,9 +173,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         path = folder / name
         try:
             expected = manifest["files"][name]["sha256"]
+            whole = path.is_file() and sha256_of_file(path) == expected
         except (KeyError, TypeError) as error:
             raise UserError(f"{folder / MANIFEST}: names no checksum of {name}; choose another checkpoint") from error
-        if not path.is_file() or sha256_of_file(path) != expected:
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); choose another checkpoint") from error
+        if not whole:
             raise UserError(f"{path}: missing or not the bytes that were saved; choose another checkpoint")
     return manifest
 
@@ -178,22 +200,49 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 def newest_whole(run: Path) -> Path | None:
-    """Return the run's newest checkpoint whose files are all as saved; broken ones are named on standard error."""
+    """Return the run's newest checkpoint whose files are all as saved; broken ones are named on standard error.
+
+    Raises:
+        UserError: there are checkpoints, but none can be used, or another version of the program wrote it.
+    """
+    found = _newest(run)
+    return None if found is None else found[0]
+
+
+def _newest(run: Path) -> tuple[Path, Manifest] | None:
+    why_not = ""
     for folder in reversed(checkpoint_folders(run)):
         try:
-            read_manifest(folder)
+            return folder, read_manifest(folder)
+        except OtherFormatError:
+            raise
         except UserError as error:
             print(f"warning: passing over a broken checkpoint: {error}", file=sys.stderr)
-        else:
-            return folder
+            why_not = why_not or str(error)
+    if why_not:
+        raise UserError(
+            f"{run}: none of its checkpoints can be used (the newest: {why_not}); put a whole one back, or begin "
+            "anew: train under another name or delete the folder"
+        )
     return None
+
+
+def remove_after(run: Path, step: int) -> None:
+    """Remove the checkpoints after `step`; the run goes on from there because they are broken.
+
+    Else they would count among the newest that stay, and in the end a whole one would go for them.
+    """
+    for folder in checkpoint_folders(run):
+        if step_of(folder) > step:
+            print(f"warning: removing a broken checkpoint: {folder}", file=sys.stderr)
+            _remove(folder)
 
 
 def find_checkpoint(path: str | Path) -> Path:
     """Return `path` itself if it is a checkpoint folder, the newest whole one in it if it is a run.
 
     Raises:
-        UserError: it is neither, or a run without a whole checkpoint.
+        UserError: it is neither, or a run without a checkpoint that can be used.
     """
     folder = Path(path)
     if (folder / MANIFEST).is_file():
@@ -221,7 +270,7 @@ def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
     return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def _digest(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -230,15 +279,19 @@ def _contiguous(state: TensorState) -> TensorState:
 
 
 def _prune(run: Path, newest_step: int, options: settings.Checkpoints) -> None:
-    """Remove what the settings do not keep, and later steps: a run only goes back behind them if they are broken."""
-    steps = {step_of(folder): folder for folder in checkpoint_folders(run)}
-    done = [step for step in steps if step <= newest_step]
-    kept = set(done[-options.keep_newest :])
-    if options.keep_every:
-        kept |= {step for step in done if step % options.keep_every == 0}
-    for step, folder in steps.items():
-        if step not in kept:
-            shutil.rmtree(folder)
+    """Remove what the settings do not keep of the checkpoints up to the newest one."""
+    done = [folder for folder in checkpoint_folders(run) if step_of(folder) <= newest_step]
+    for folder in done[: -options.keep_newest]:
+        if not options.keep_every or step_of(folder) % options.keep_every:
+            _remove(folder)
     for left in (run / "checkpoints").glob(f"step-*{PARTIAL_SUFFIX}"):
         # What a killed program left; no other writes into this folder now.
-        shutil.rmtree(left)
+        _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        # What it leads to was put there by hand.
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)

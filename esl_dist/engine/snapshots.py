@@ -17,6 +17,7 @@ from esl_dist.engine.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
     SEGMENTATION,
+    OtherFormatError,
     checkpoint_folder,
     checkpoint_folders,
     read_manifest,
@@ -91,7 +92,7 @@ def _weights_of(folder: Path, wait_minutes: float) -> str | None:
     """Return the checksum of a snapshot's weights; None, with a warning, if it is not there and cannot be used.
 
     Raises:
-        UserError: a snapshot that is yet to come did not come in time.
+        UserError: a snapshot that is yet to come did not come in time, or is of another version of the program.
     """
     run = folder.parent.parent
     later = [found for found in checkpoint_folders(run) if step_of(found) > step_of(folder)]
@@ -106,6 +107,8 @@ def _weights_of(folder: Path, wait_minutes: float) -> str | None:
         return None
     try:
         return str(read_manifest(folder)["files"][SEGMENTATION]["sha256"])
+    except OtherFormatError:
+        raise
     except UserError as error:
         _warn(f"passing over a broken checkpoint: {error}")
         return None

@@ -24,7 +24,8 @@ from esl_dist.engine.checkpoints import (
     build_network,
     find_checkpoint,
     load_checkpoint,
-    newest_whole,
+    load_newest,
+    remove_after,
 )
 from esl_dist.engine.distributed import (
     Ranks,
@@ -87,8 +88,8 @@ def train(config: settings.Train, ranks: Ranks) -> Path:
     weights.safetensors and weights.pth.
 
     Raises:
-        UserError: settings that cannot be, shards that do not fit, a run of the same name with other settings, or
-            losses, weights or gradients that are no numbers any more.
+        UserError: settings that cannot be, shards that do not fit, a run of the same name that has other settings or
+            no checkpoint that can be used, or losses, weights or gradients that are no numbers any more.
     """
     with stop_wish() as wish:
         return _train(config, ranks, wish)
@@ -103,9 +104,10 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)
     config = replace(config, seed=_agreed_seed(run) if config.seed is None else config.seed)
-    folder = newest_whole(run)
-    state = build_state(config, method, data.classes, ranks.accelerator.device, with_start=folder is None)
-    checkpoint = None if folder is None else _continued(folder, config, data, state)
+    checkpoint = load_newest(run)
+    state = build_state(config, method, data.classes, ranks.accelerator.device, with_start=checkpoint is None)
+    if checkpoint is not None:
+        _continue(run, checkpoint, config, data, state)
     # Before DeepSpeed gives all ranks those of rank 0.
     for network in (state.networks.segmentation, state.networks.discriminators):
         refuse_disagreement(digest_of_weights(network.state_dict()), "weights to start from")
@@ -121,6 +123,7 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
         _say(f"{config.name}: finished already, at step {step}")
     else:
         if is_main():
+            remove_after(run, step)
             save_config(config, run / RUN_CONFIG)
         _say(f"{config.name}: {_describe(config, data, ranks)}, from step {step} to {config.steps}")
         corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt, counts)
@@ -222,10 +225,8 @@ def _by_module(names: list[str]) -> str:
     return ", ".join(f"{module} ({count})" for module, count in counts.items())
 
 
-def _continued(folder: Path, config: settings.Train, data: TrainingData, state: State) -> Checkpoint:
-    """Fill the networks from a checkpoint of the run; returns it, for the optimisers are filled after that."""
-    run = folder.parent.parent
-    checkpoint = load_checkpoint(folder)
+def _continue(run: Path, checkpoint: Checkpoint, config: settings.Train, data: TrainingData, state: State) -> None:
+    """Fill the networks from a checkpoint of the run; the optimisers are filled after that."""
     changed = [
         key
         for key in differing_keys(checkpoint.config, config)
@@ -240,7 +241,6 @@ def _continued(folder: Path, config: settings.Train, data: TrainingData, state: 
         raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
     state.networks.segmentation.load_state_dict(checkpoint.segmentation)
     state.networks.discriminators.load_state_dict(checkpoint.discriminators)
-    return checkpoint
 
 
 def _updating(state: State, ranks: Ranks) -> Updating:
@@ -251,11 +251,7 @@ def _updating(state: State, ranks: Ranks) -> Updating:
             "mixed precision fp16 is not supported with DeepSpeed: each of its engines would scale losses and skip "
             "steps on its own; choose bf16, or start without DeepSpeed"
         )
-    networks: dict[str, nn.Module] = {
-        "segmentation": state.networks.segmentation,
-        "discriminators": state.networks.discriminators,
-    }
-    return divided_updating(networks, state.optimizers, ranks.zero_stage, world_size())
+    return divided_updating(vars(state.networks), state.optimizers, ranks.zero_stage, world_size())
 
 
 def _loop(

@@ -1,7 +1,9 @@
 """Checkpoints: whole or absent, found newest first, refused when damaged, pruned."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,16 @@ from omegaconf import OmegaConf
 
 from esl_dist import config as settings
 from esl_dist.data.labels import SemanticClass
+from esl_dist.engine import checkpoints
 from esl_dist.engine.checkpoints import (
     Checkpoint,
     build_network,
     checkpoint_folders,
     find_checkpoint,
     load_checkpoint,
+    load_newest,
     newest_whole,
+    remove_after,
     save_checkpoint,
 )
 from esl_dist.errors import UserError
@@ -97,20 +102,109 @@ def test_the_newest_and_every_so_many_steps_stay(tmp_path: Path) -> None:
     assert [int(folder.name.removeprefix("step-")) for folder in checkpoint_folders(tmp_path)] == [4, 8, 9, 10]
 
 
-def test_a_broken_later_checkpoint_does_not_cost_the_one_just_saved(tmp_path: Path) -> None:
+def test_a_later_checkpoint_does_not_cost_the_one_just_saved(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(4), KEEP_ALL)
-    broken = save_checkpoint(tmp_path, checkpoint(6), KEEP_ALL)
-    (broken / "training.pt").unlink()
+    later = save_checkpoint(tmp_path, checkpoint(6), KEEP_ALL)
     saved = save_checkpoint(tmp_path, checkpoint(5), settings.Checkpoints(keep_newest=1))
-    assert checkpoint_folders(tmp_path) == [saved]
+    assert checkpoint_folders(tmp_path) == [saved, later]
 
 
-def test_a_checkpoint_of_another_format_version_is_refused(tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
+def test_only_checkpoints_after_the_step_that_a_run_goes_on_from_are_removed(tmp_path: Path) -> None:
+    stay = [save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL) for step in (1, 2)]
+    for step in (3, 4):
+        save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL)
+    remove_after(tmp_path, 2)
+    assert checkpoint_folders(tmp_path) == stay
+
+
+def test_a_linked_checkpoint_is_pruned_as_any_other_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    linked = save_checkpoint(tmp_path / "run", checkpoint(1), KEEP_ALL)
+    linked.rename(tmp_path / "elsewhere")
+    linked.symlink_to(tmp_path / "elsewhere")
+    assert newest_whole(tmp_path / "run") == linked
+    saved = save_checkpoint(tmp_path / "run", checkpoint(2), settings.Checkpoints(keep_newest=1))
+    assert list(saved.parent.iterdir()) == [saved]
+    assert load_checkpoint(tmp_path / "elsewhere").step == 1
+
+
+def test_every_byte_and_name_is_on_disk_before_the_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut would show cannot be tried; the order of the calls can."""
+    synced: set[int] = set()
+    before_final_name: set[int] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def noted_replace(old: Path, new: Path) -> None:
+        if new.name.startswith("step-"):
+            before_final_name.update(synced)
+            synced.clear()
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    folder = save_checkpoint(tmp_path / "new" / "run", checkpoint(1), KEEP_ALL)
+    names_above = [tmp_path, *(path for path in folder.parents if tmp_path in path.parents)]
+    must_be = {path.name: path.stat().st_ino for path in [*folder.iterdir(), folder, *names_above]}
+    assert len(must_be) == 4 + 1 + 4
+    assert [name for name, inode in must_be.items() if inode not in before_final_name] == []
+    assert folder.parent.stat().st_ino in synced, "the final name, too, before the save returns"
+
+
+@pytest.mark.parametrize("read", [load_checkpoint, lambda folder: newest_whole(folder.parent.parent)])
+def test_a_checkpoint_of_another_format_version_is_refused_and_not_passed_over(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
+    save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
+    folder = save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL)
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(UserError, match="format version 99, this program reads 2"):
-        load_checkpoint(folder)
+    with pytest.raises(UserError, match="step-00000002: format version 99, this program reads 2; use the version"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "segmentation.safetensors", "training.pt"])
+def test_a_file_that_cannot_be_read_is_passed_over_as_a_damaged_one(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
+    unreadable = save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL) / name
+    unreadable.unlink()
+    # Its first bytes belong to no memory: reading them is an I/O error.
+    unreadable.symlink_to("/proc/self/mem")
+    assert newest_whole(tmp_path) == before
+    warning = capsys.readouterr().err
+    assert f"passing over a broken checkpoint: {unreadable}: cannot be read" in warning
+    assert "Input/output error" in warning
+
+
+@pytest.mark.parametrize("read", [newest_whole, load_newest, find_checkpoint])
+def test_checkpoints_that_are_all_broken_are_not_the_same_as_none(
+    tmp_path: Path, read: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        (save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL) / "training.pt").unlink()
+    with pytest.raises(UserError, match=r"none of its checkpoints can be used .*step-00000002/training.pt: missing"):
+        read(tmp_path)
+    warnings = capsys.readouterr().err.splitlines()
+    assert ["step-00000002" in warnings[0], "step-00000001" in warnings[1]] == [True, True]
+
+
+def test_the_newest_is_loaded_and_each_of_its_files_read_once_for_its_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_newest(tmp_path) is None
+    for step in (1, 2):
+        save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL)
+    read: list[str] = []
+    plain = checkpoints.sha256_of_file
+    monkeypatch.setattr(checkpoints, "sha256_of_file", lambda path: (read.append(path.name), plain(path))[1])
+    newest = load_newest(tmp_path)
+    assert newest is not None
+    assert newest.step == 2
+    assert sorted(read) == ["discriminators.safetensors", "segmentation.safetensors", "training.pt"]
 
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:

@@ -204,6 +204,15 @@ def test_snapshots_that_are_gone_or_broken_are_named_not_waited_for_and_have_no_
     assert "step-00000008/segmentation.safetensors: missing or not the bytes that were saved" in warnings
 
 
+def test_a_snapshot_of_another_version_of_the_program_is_not_passed_over(run: Path, tmp_path: Path) -> None:
+    begin(run)
+    write_snapshot(run, 4)
+    manifest = checkpoint_folder(run, 4) / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 99}))
+    with pytest.raises(UserError, match="step-00000004: format version 99"):
+        score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+
+
 def test_what_is_scored_later_has_its_place_among_the_others(run: Path, tmp_path: Path) -> None:
     begin(run)
     for step in (8, 4):

@@ -1,11 +1,13 @@
 """Checkpoints are written while training goes on, and what goes wrong with one costs the steps since the one before."""
 
+import json
 import shutil
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,14 @@ import torch
 from esl_dist import config as settings
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.engine import saving
-from esl_dist.engine.checkpoints import Checkpoint, checkpoint_folder, load_checkpoint, newest_whole
+from esl_dist.engine.checkpoints import (
+    Checkpoint,
+    checkpoint_folder,
+    checkpoint_folders,
+    load_checkpoint,
+    newest_whole,
+    step_of,
+)
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
@@ -26,6 +35,7 @@ from tests.exact.trainings import (
     everything_learned,
     newest_step,
     run_in,
+    start_training,
     train,
     training_words,
 )
@@ -211,6 +221,71 @@ def test_what_an_interrupted_and_a_damaged_save_left_does_not_change_the_end(
     assert f"from step {STEPS - 4} to {STEPS}" in printed
     assert_same_bits(everything_learned(run), everything_learned(whole))
     assert not list((run / "checkpoints").glob(f"*{PARTIAL_SUFFIX}"))
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(server: RankServer, town: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    words = training_words(town, run, "steps=4", "checkpoints.every=2")
+    job = server.start("tests/exact/hold_save.py", [str(PROJECT / TRAIN), *words], 1)
+    assert job.exit_codes() == [0], job.output()
+    assert "the checkpoint of step 2 is written after step 4 began" in job.output()
+    assert newest_whole(run) == checkpoint_folder(run, 4)
+
+
+def steps_in(run: Path) -> list[int]:
+    return [step_of(folder) for folder in checkpoint_folders(run)]
+
+
+def test_a_broken_checkpoint_is_removed_when_the_run_goes_on_and_not_counted_among_the_newest(
+    server: RankServer, town: Path, tmp_path: Path, whole: Path
+) -> None:
+    run = run_in(tmp_path)
+    shutil.copytree(whole, run)
+    broken = checkpoint_folder(run, STEPS)
+    (broken / "training.pt").write_bytes(flipped((broken / "training.pt").read_bytes()))
+    # Nothing is saved at the step of the broken one.
+    printed = train(server, town, run, 1, f"steps={STEPS + 1}", "checkpoints.every=100", "checkpoints.keep_newest=2")
+    assert f"removing a broken checkpoint: {broken}" in printed
+    assert steps_in(run) == [STEPS - 2, STEPS + 1]
+
+
+def of_another_format(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {**manifest, "format_version": 1}
+
+
+def of_another_step(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {**manifest, "step": manifest["step"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [(of_another_format, "format version 1, this program reads 2"), (of_another_step, "not the bytes that were saved")],
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_none_of_whose_checkpoints_can_be_used_is_not_begun_anew(
+    server: RankServer,
+    town: Path,
+    tmp_path: Path,
+    whole: Path,
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    reason: str,
+    ranks: int,
+) -> None:
+    run = run_in(tmp_path)
+    shutil.copytree(whole, run)
+    for folder in checkpoint_folders(run):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps(change(manifest)))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    job = start_training(server, town, run, ranks, f"steps={STEPS}", "checkpoints.keep_newest=1")
+    assert job.exit_codes() == [EXIT_USER_ERROR] * ranks, job.output()
+    errors = [line for line in job.output().splitlines() if line.startswith("error")]
+    assert len(errors) == ranks, job.output()
+    for error in errors:
+        assert reason in error
+        assert "begin anew: train under another name or delete" in error
+    assert {path: path.read_bytes() for path in before} == before
+    assert steps_in(run) == [2, 4, STEPS]
 
 
 def largest_file(run: Path, name: str) -> int:

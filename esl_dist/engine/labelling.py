@@ -58,6 +58,7 @@ from esl_dist.data.shards import (
     write_index,
     write_shard,
 )
+from esl_dist.engine.claims import claim
 from esl_dist.engine.distributed import from_main, is_main, note_work, rank, sum_over_ranks, wait_for_all, world_size
 from esl_dist.engine.evaluator import confusion_matrix
 from esl_dist.engine.trained import TrainedNetwork
@@ -89,14 +90,15 @@ def write_pseudo_labels(
         device: where to compute.
 
     Raises:
-        UserError: the output folder holds pseudo-labels made otherwise, or a label size that padded pictures do not
-            bear.
+        UserError: the output folder holds pseudo-labels made otherwise or is being filled by another start, or a label
+            size that padded pictures do not bear.
     """
     _refuse_other_frame(target, config)
     output = Path(config.output)
     made_with = _made_with(trained, target, config)
     if all(from_main([(output / INDEX_NAME).exists()])):
         return _finished(output, made_with)
+    claim(output, "output")
     scratch = _open_scratch(output, made_with)
     trust = TRUST[config.score]
     classes = len(trained.classes)

@@ -22,11 +22,13 @@ from esl_dist.engine.checkpoints import (
     RUN_CONFIG,
     Checkpoint,
     build_network,
+    checkpoint_folders,
     find_checkpoint,
     load_checkpoint,
     load_newest,
     remove_after,
 )
+from esl_dist.engine.claims import claim
 from esl_dist.engine.distributed import (
     Ranks,
     is_main,
@@ -88,8 +90,9 @@ def train(config: settings.Train, ranks: Ranks) -> Path:
     weights.safetensors and weights.pth.
 
     Raises:
-        UserError: settings that cannot be, shards that do not fit, a run of the same name that has other settings or
-            no checkpoint that can be used, or losses, weights or gradients that are no numbers any more.
+        UserError: settings that cannot be, shards that do not fit, a run of the same name that has other settings, is
+            being trained or has no checkpoint that can be used, or losses, weights or gradients that are no numbers any
+            more.
     """
     with stop_wish() as wish:
         return _train(config, ranks, wish)
@@ -104,8 +107,13 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)
     config = replace(config, seed=_agreed_seed(run) if config.seed is None else config.seed)
+    begun = bool(checkpoint_folders(run))
+    # Before the claim, which makes the folder: weights that do not fit leave nothing behind.
+    state = build_state(config, method, data.classes, ranks.accelerator.device, with_start=not begun)
+    claim(run, "name")
     checkpoint = load_newest(run)
-    state = build_state(config, method, data.classes, ranks.accelerator.device, with_start=checkpoint is None)
+    if begun != (checkpoint is not None):
+        raise UserError(f"{run}: its checkpoints came or went during the start; start again")
     if checkpoint is not None:
         _continue(run, checkpoint, config, data, state)
     # Before DeepSpeed gives all ranks those of rank 0.

@@ -1,0 +1,119 @@
+"""Two starts of one job do not work in the same folder; when the first ends, however it ends, the second can begin."""
+
+import errno
+import fcntl
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from esl_dist.command_line import EXIT_USER_ERROR
+from esl_dist.engine.claims import LOCK, claim
+from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
+
+pytestmark = pytest.mark.exact
+
+LABEL = "launch/pseudo_label.py"
+
+
+@pytest.fixture(scope="module")
+def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+    """Return one that starts jobs while those of `server` run."""
+    with RankServer(tmp_path_factory.mktemp("other_server") / "log") as started:
+        yield started
+
+
+def pause(job: Job) -> None:
+    """Let a job live, and not come to its end before the other has been tried."""
+    for rank in range(len(job.processes)):
+        assert not job.has_ended(rank), job.output()
+        job.kill(rank, signal.SIGSTOP)
+
+
+def assert_refused(job: Job, folder: Path, ranks: int, setting: str) -> None:
+    assert job.exit_codes() == [EXIT_USER_ERROR] * ranks, job.output()
+    messages = [line for line in job.output().splitlines() if line.startswith("error")]
+    assert len(messages) == ranks, job.output()
+    for message in messages:
+        assert f"{folder}: another start is at work in this folder; wait for its end or stop it" in message
+        assert message.endswith(f"choose another {setting}")
+
+
+@pytest.mark.parametrize(("ranks", "then"), [(1, 2), (2, 1)])
+def test_a_run_is_trained_by_one_start_at_a_time_and_goes_on_at_once_after_a_kill(
+    server: RankServer, other_server: RankServer, town: Path, tmp_path: Path, ranks: int, then: int
+) -> None:
+    run = run_in(tmp_path)
+    # Processes that read samples outlive their trainer by some seconds.
+    first = start_training(server, town, run, ranks, "steps=1000", "loader.workers=1")
+    first.wait_until(lambda: newest_step(run) > 0)
+    pause(first)
+    assert_refused(start_training(other_server, town, run, then, "steps=1000", "seed=2"), run, then, "name")
+    first.kill_all()
+    first.exit_codes()
+    done = newest_step(run)
+    assert f"from step {done} to {done + 1}" in train(other_server, town, run, then, f"steps={done + 1}")
+
+
+def test_runs_of_other_names_are_trained_side_by_side(
+    server: RankServer, other_server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    first = start_training(server, town, run_in(tmp_path, "a"), 1, "steps=1000")
+    first.wait_until(lambda: newest_step(run_in(tmp_path, "a")) > 0)
+    pause(first)
+    train(other_server, town, run_in(tmp_path, "b"), 1, "steps=1")
+
+
+def test_a_folder_of_pseudo_labels_is_filled_by_one_start_at_a_time(
+    server: RankServer, other_server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run, output = run_in(tmp_path), tmp_path / "labels"
+    train(server, town, run, 1, "steps=1")
+    words = [f"checkpoint={run}", f"target.path={town}/target_train", f"output={output}", "workers=0"]
+    first = server.start("tests/exact/label_slowly.py", [str(PROJECT / LABEL), *words], 1)
+    first.wait_until(lambda: (output / ".scratch/job.json").exists())
+    pause(first)
+    before = (output / ".scratch/job.json").stat()
+    assert_refused(other_server.start(LABEL, [*words, "entropy_floor=0.2"], 2), output, 2, "output")
+    assert (output / ".scratch/job.json").stat() == before, "what the first has done stands"
+    first.kill(0, signal.SIGCONT)
+    assert first.exit_codes() == [0], first.output()
+    assert other_server.run(LABEL, words, 2) == [0, 0], "finished already"
+
+
+CHECKPOINTS_GO_DURING_THE_START = """
+import runpy, shutil, sys
+from esl_dist.engine import trainer
+claim = trainer.claim
+def late(run, setting):
+    shutil.rmtree(run / "checkpoints")
+    claim(run, setting)
+trainer.claim = late
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_run_whose_checkpoints_go_during_the_start_does_not_begin_anew_without_its_weights_to_start_from(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run, program = run_in(tmp_path), tmp_path / "program.py"
+    program.write_text(CHECKPOINTS_GO_DURING_THE_START)
+    train(server, town, run, 1, "steps=1")
+    job = server.start(str(program), [str(PROJECT / TRAIN), *training_words(town, run, "steps=2")], 1)
+    assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
+    assert f"error: {run}: its checkpoints came or went during the start; start again" in job.output()
+
+
+def test_where_files_cannot_be_locked_there_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    claim(tmp_path / "new" / "run", "name")
+    warning = capsys.readouterr().err
+    assert f"warning: {tmp_path}/new/run/{LOCK}: this file system knows no locks (No locks available)" in warning

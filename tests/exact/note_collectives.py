@@ -1,6 +1,6 @@
 """A program that notes what its ranks send: `note_collectives.py FILE PROGRAM words…`.
 
-Each rank leaves one JSON line a collective: its name, who called it, and the bytes.
+Each rank leaves one JSON line a collective: its name, who called it (or the helper `_add_up`), and the bytes.
 """
 
 import inspect
@@ -23,13 +23,11 @@ sys.argv = sys.argv[2:]
 
 def noting(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
     def noted(*arguments: Any, **options: Any) -> Any:
-        frame = inspect.currentframe()
-        assert frame is not None
-        assert frame.f_back is not None
-        caller = f"{frame.f_back.f_globals['__name__']}.{frame.f_back.f_code.co_qualname}"
+        caller = next(frame for frame in inspect.stack()[1:] if frame.function != "_add_up").frame
+        caller_name = f"{caller.f_globals['__name__']}.{caller.f_code.co_qualname}"
         tensors = [one for one in arguments if isinstance(one, Tensor)]
         sent = sum(one.numel() * one.element_size() for one in tensors)
-        file.write(json.dumps([name, caller, sent]) + "\n")
+        file.write(json.dumps([name, caller_name, sent]) + "\n")
         return plain(*arguments, **options)
 
     return noted

@@ -38,14 +38,15 @@ FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 RUN_CONFIG = "config.yaml"
 """In a run's folder: its settings, defaults, name and seed included."""
+BROKEN_SUFFIX = ".broken"
 SEGMENTATION, DISCRIMINATORS, TRAINING = "segmentation.safetensors", "discriminators.safetensors", "training.pt"
 
 TensorState = dict[str, Tensor]
 Manifest = dict[str, Any]
 
 
-class OtherFormatError(UserError):
-    """A checkpoint that another version of the program wrote: nothing says that it is damaged."""
+class BrokenCheckpointError(UserError):
+    """A checkpoint that is not as it was saved, or cannot be read: the one before may be used."""
 
 
 @dataclass(frozen=True)
@@ -156,30 +157,38 @@ def read_manifest(folder: Path) -> Manifest:
     """Return a checkpoint's manifest after comparing every file with its checksum.
 
     Raises:
-        OtherFormatError: another version of the program wrote it.
-        UserError: a file is missing, cannot be read, has other bytes, or the manifest is none.
+        BrokenCheckpointError: a file is missing, cannot be read, has other bytes, or the manifest is none.
+        UserError: another version of the program wrote it.
     """
-    manifest = read_json(folder / MANIFEST)
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except UserError as error:
+        raise BrokenCheckpointError(str(error)) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{folder / MANIFEST}: not a manifest of {FORMAT}")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise OtherFormatError(
-            f"{folder}: format version {manifest.get('format_version')}, this program reads {FORMAT_VERSION}; use the "
+        raise BrokenCheckpointError(f"{folder / MANIFEST}: not a manifest of {FORMAT}")
+    # First, for damage could pretend to be another version.
+    if manifest.pop("sha256", None) != _digest(manifest):
+        raise BrokenCheckpointError(f"{folder / MANIFEST}: not the bytes that were saved; choose another checkpoint")
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{folder}: format version {manifest['format_version']}, this program reads {FORMAT_VERSION}; use the "
             "version of the program that wrote it, or begin anew: train under another name or delete the run's folder"
         )
-    if manifest.pop("sha256", None) != _digest(manifest):
-        raise UserError(f"{folder / MANIFEST}: not the bytes that were saved; choose another checkpoint")
     for name in (SEGMENTATION, DISCRIMINATORS, TRAINING):
         path = folder / name
         try:
             expected = manifest["files"][name]["sha256"]
             whole = path.is_file() and sha256_of_file(path) == expected
         except (KeyError, TypeError) as error:
-            raise UserError(f"{folder / MANIFEST}: names no checksum of {name}; choose another checkpoint") from error
+            raise BrokenCheckpointError(
+                f"{folder / MANIFEST}: names no checksum of {name}; choose another checkpoint"
+            ) from error
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); choose another checkpoint") from error
+            raise BrokenCheckpointError(
+                f"{path}: cannot be read ({error.strerror}); choose another checkpoint"
+            ) from error
         if not whole:
-            raise UserError(f"{path}: missing or not the bytes that were saved; choose another checkpoint")
+            raise BrokenCheckpointError(f"{path}: missing or not the bytes that were saved; choose another checkpoint")
     return manifest
 
 
@@ -195,8 +204,9 @@ def step_of(folder: Path) -> int:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the run's checkpoint folders, oldest first; folders that were not finished are not among them."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(path for path in found if path.is_dir() and path.name.removeprefix("step-").isdigit())
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    # A link may lead to a disk that is not there now.
+    return sorted(path for path in found if path.is_dir() or path.is_symlink())
 
 
 def newest_whole(run: Path) -> Path | None:
@@ -213,10 +223,11 @@ def _newest(run: Path) -> tuple[Path, Manifest] | None:
     why_not = ""
     for folder in reversed(checkpoint_folders(run)):
         try:
-            return folder, read_manifest(folder)
-        except OtherFormatError:
-            raise
-        except UserError as error:
+            manifest = read_manifest(folder)
+            if manifest["step"] != step_of(folder):
+                raise BrokenCheckpointError(f"{folder}: is of step {manifest['step']}; give it the name of its step")
+            return folder, manifest
+        except BrokenCheckpointError as error:
             print(f"warning: passing over a broken checkpoint: {error}", file=sys.stderr)
             why_not = why_not or str(error)
     if why_not:
@@ -227,15 +238,17 @@ def _newest(run: Path) -> tuple[Path, Manifest] | None:
     return None
 
 
-def remove_after(run: Path, step: int) -> None:
-    """Remove the checkpoints after `step`; the run goes on from there because they are broken.
+def set_aside_after(run: Path, step: int) -> None:
+    """Rename the checkpoints after `step`; the run goes on from there because they are broken.
 
     Else they would count among the newest that stay, and in the end a whole one would go for them.
     """
     for folder in checkpoint_folders(run):
         if step_of(folder) > step:
-            print(f"warning: removing a broken checkpoint: {folder}", file=sys.stderr)
-            _remove(folder)
+            aside = folder.with_name(folder.name + BROKEN_SUFFIX)
+            print(f"warning: setting a broken checkpoint aside: {aside}", file=sys.stderr)
+            _remove(aside)
+            folder.rename(aside)
 
 
 def find_checkpoint(path: str | Path) -> Path:

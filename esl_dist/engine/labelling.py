@@ -96,9 +96,11 @@ def write_pseudo_labels(
     _refuse_other_frame(target, config)
     output = Path(config.output)
     made_with = _made_with(trained, target, config)
-    if all(from_main([(output / INDEX_NAME).exists()])):
-        return _finished(output, made_with)
-    claim(output, "output")
+    if not _is_finished(output):
+        claim(output, "output")
+    # Asked again: another start may have finished just before the claim.
+    if _is_finished(output):
+        return _summary_of(output, made_with)
     scratch = _open_scratch(output, made_with)
     trust = TRUST[config.score]
     classes = len(trained.classes)
@@ -118,7 +120,8 @@ def write_pseudo_labels(
     if is_main():
         write_json(output / SUMMARY, summary)
         write_index(output, _index(target, trained, made_with, config, scratch))
-        shutil.rmtree(scratch)
+        # Another start, which finds the index, may be removing it, too.
+        shutil.rmtree(scratch, ignore_errors=True)
     wait_for_all()
     return summary
 
@@ -143,7 +146,11 @@ def _bound(config: settings.PseudoLabel) -> float:
     return config.entropy_floor if config.score == "entropy" else config.confidence_ceiling
 
 
-def _finished(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
+def _is_finished(output: Path) -> bool:
+    return all(from_main([(output / INDEX_NAME).exists()]))
+
+
+def _summary_of(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
     made_before = read_index(output).made_with
     changed = [key for key, value in made_with.items() if made_before.get(key) != value]
     if changed:

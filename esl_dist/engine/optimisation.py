@@ -92,7 +92,7 @@ def plain_updating(optimizers: dict[str, Optimizer], scaler: GradScaler | None) 
     )
 
 
-def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None, place: str = "a step") -> bool:
+def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None, place: str) -> bool:
     """Sum the gradients over the ranks, step every optimiser, forget the gradients.
 
     With a loss scaler, gradients that are not finite make every optimiser skip, on every rank (their sum is not finite

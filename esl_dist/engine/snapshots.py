@@ -17,7 +17,7 @@ from esl_dist.engine.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
     SEGMENTATION,
-    OtherFormatError,
+    BrokenCheckpointError,
     checkpoint_folder,
     checkpoint_folders,
     read_manifest,
@@ -107,9 +107,7 @@ def _weights_of(folder: Path, wait_minutes: float) -> str | None:
         return None
     try:
         return str(read_manifest(folder)["files"][SEGMENTATION]["sha256"])
-    except OtherFormatError:
-        raise
-    except UserError as error:
+    except BrokenCheckpointError as error:
         _warn(f"passing over a broken checkpoint: {error}")
         return None
 

@@ -26,7 +26,7 @@ from esl_dist.engine.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     load_newest,
-    remove_after,
+    set_aside_after,
 )
 from esl_dist.engine.claims import claim
 from esl_dist.engine.distributed import (
@@ -131,7 +131,7 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
         _say(f"{config.name}: finished already, at step {step}")
     else:
         if is_main():
-            remove_after(run, step)
+            set_aside_after(run, step)
             save_config(config, run / RUN_CONFIG)
         _say(f"{config.name}: {_describe(config, data, ranks)}, from step {step} to {config.steps}")
         corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt, counts)

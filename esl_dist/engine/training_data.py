@@ -14,7 +14,7 @@ from esl_dist.data.labels import ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
-from esl_dist.engine.distributed import is_main, rank, world_size
+from esl_dist.engine.distributed import is_main, rank, refuse_disagreement, world_size
 from esl_dist.engine.step import Pass
 from esl_dist.errors import UserError
 
@@ -71,6 +71,7 @@ def _open_shards(folder: str, largest_share: float) -> ShardReader:
         return open_shards(folder)
     shards = open_shards(folder, whole=False)
     broken = list(broken_shards(shards))
+    refuse_disagreement(str([shard.damage for shard in broken]), f"broken shards in {folder}")
     lost = sum(shard.lost for shard in broken)
     if lost > largest_share * len(shards):
         raise UserError(
@@ -78,7 +79,8 @@ def _open_shards(folder: str, largest_share: float) -> ShardReader:
             f"loader.skip_corrupt={largest_share:g} allows: pack the data set again"
         )
     for shard in broken if is_main() else []:
-        print(f"warning: {shard.damage}; whole samples stand for them", file=sys.stderr, flush=True)
+        stand_in = "; whole samples stand for them" if shard.lost else ""
+        print(f"warning: {shard.damage}{stand_in}", file=sys.stderr, flush=True)
     return shards
 
 

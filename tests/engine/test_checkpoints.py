@@ -15,14 +15,15 @@ from esl_dist.data.labels import SemanticClass
 from esl_dist.engine import checkpoints
 from esl_dist.engine.checkpoints import (
     Checkpoint,
+    _digest,
     build_network,
     checkpoint_folders,
     find_checkpoint,
     load_checkpoint,
     load_newest,
     newest_whole,
-    remove_after,
     save_checkpoint,
+    set_aside_after,
 )
 from esl_dist.errors import UserError
 
@@ -113,7 +114,7 @@ def test_only_checkpoints_after_the_step_that_a_run_goes_on_from_are_removed(tmp
     stay = [save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL) for step in (1, 2)]
     for step in (3, 4):
         save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL)
-    remove_after(tmp_path, 2)
+    set_aside_after(tmp_path, 2)
     assert checkpoint_folders(tmp_path) == stay
 
 
@@ -160,9 +161,35 @@ def test_a_checkpoint_of_another_format_version_is_refused_and_not_passed_over(
     save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
     folder = save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL)
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    manifest = {**manifest, "format_version": 99}
+    manifest["sha256"] = _digest({key: value for key, value in manifest.items() if key != "sha256"})
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="step-00000002: format version 99, this program reads 2; use the version"):
         read(folder)
+
+
+def test_damage_that_looks_like_another_format_version_is_passed_over(tmp_path: Path) -> None:
+    before = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
+    manifest = save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 3'))
+    assert newest_whole(tmp_path) == before
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path: Path) -> None:
+    before = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
+    folder = save_checkpoint(tmp_path, checkpoint(3), KEEP_ALL)
+    folder.rename(folder.with_name("step-00000009"))
+    assert newest_whole(tmp_path) == before
+
+
+def test_a_link_that_leads_nowhere_is_a_checkpoint_that_cannot_be_used(tmp_path: Path) -> None:
+    linked = save_checkpoint(tmp_path / "run", checkpoint(1), KEEP_ALL)
+    linked.rename(tmp_path / "elsewhere")
+    linked.symlink_to(tmp_path / "not_there")
+    with pytest.raises(UserError, match="none of its checkpoints can be used"):
+        newest_whole(tmp_path / "run")
+    set_aside_after(tmp_path / "run", 0)
+    assert (tmp_path / "run/checkpoints/step-00000001.broken").is_symlink()
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "segmentation.safetensors", "training.pt"])

@@ -49,7 +49,7 @@ def test_an_update_is_that_of_sgd_with_momentum_and_decay() -> None:
     for _ in range(2):
         gradient = torch.ones_like(before)
         weight.grad = gradient.clone()
-        assert update(list(optimizers.values()), None)
+        assert update(list(optimizers.values()), None, "a step")
         momentum = 0.9 * momentum + gradient + 5e-4 * expected
         expected = expected - 0.1 * momentum
     torch.testing.assert_close(weight.detach(), expected)
@@ -66,13 +66,13 @@ def test_one_infinite_gradient_makes_every_optimiser_skip_and_lowers_the_scale(b
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         parameter.grad = torch.full_like(parameter, float("inf") if name == broken else 8.0)
-    assert not update(list(optimizers.values()), scaler)
+    assert not update(list(optimizers.values()), scaler, "a step")
     assert all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())
     assert scaler.get_scale() == 4.0
 
     for parameter in parameters.values():
         parameter.grad = torch.full_like(parameter, 4.0)
-    assert update(list(optimizers.values()), scaler)
+    assert update(list(optimizers.values()), scaler, "a step")
     assert all(not torch.equal(parameter, before[name]) for name, parameter in parameters.items())
 
 
@@ -85,5 +85,5 @@ def test_the_scale_is_taken_out_of_the_gradients() -> None:
         optimizers = build_optimizers(network, nn.ModuleDict(), OPTIONS)
         set_rates(optimizers, 0, OPTIONS)
         network.conv1.weight.grad = torch.full_like(network.conv1.weight, 0.5 * factor)
-        update(list(optimizers.values()), used)
+        update(list(optimizers.values()), used, "a step")
     torch.testing.assert_close(plain.conv1.weight, scaled.conv1.weight)

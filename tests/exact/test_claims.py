@@ -83,6 +83,23 @@ def test_a_folder_of_pseudo_labels_is_filled_by_one_start_at_a_time(
     assert other_server.run(LABEL, words, 2) == [0, 0], "finished already"
 
 
+def test_a_rank_that_outlives_rank_0_keeps_the_folder_for_it_still_writes(
+    server: RankServer, other_server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run, output = run_in(tmp_path), tmp_path / "labels"
+    train(server, town, run, 1, "steps=1")
+    words = [f"checkpoint={run}", f"target.path={town}/target_train", f"output={output}", "workers=0"]
+    first = server.start("tests/exact/label_slowly.py", [str(PROJECT / LABEL), *words], 2)
+    first.wait_until(lambda: (output / ".scratch/job.json").exists())
+    pause(first)
+    first.kill(0)
+    first.wait_for_end(0)
+    assert_refused(other_server.start(LABEL, [*words, "entropy_floor=0.2"], 2), output, 2, "output")
+    first.kill_all()
+    first.exit_codes()
+    assert other_server.run(LABEL, words, 1) == [0], other_server.log.read_text()
+
+
 CHECKPOINTS_GO_DURING_THE_START = """
 import runpy, shutil, sys
 from esl_dist.engine import trainer

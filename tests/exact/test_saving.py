@@ -17,6 +17,7 @@ from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.engine import saving
 from esl_dist.engine.checkpoints import (
     Checkpoint,
+    _digest,
     checkpoint_folder,
     checkpoint_folders,
     load_checkpoint,
@@ -236,21 +237,25 @@ def steps_in(run: Path) -> list[int]:
     return [step_of(folder) for folder in checkpoint_folders(run)]
 
 
-def test_a_broken_checkpoint_is_removed_when_the_run_goes_on_and_not_counted_among_the_newest(
+def test_a_broken_checkpoint_is_set_aside_when_the_run_goes_on_and_not_counted_among_the_newest(
     server: RankServer, town: Path, tmp_path: Path, whole: Path
 ) -> None:
     run = run_in(tmp_path)
     shutil.copytree(whole, run)
     broken = checkpoint_folder(run, STEPS)
     (broken / "training.pt").write_bytes(flipped((broken / "training.pt").read_bytes()))
+    refused = start_training(server, town, run, 1, f"steps={STEPS + 1}", "seed=7")
+    assert refused.exit_codes() == [EXIT_USER_ERROR], refused.output()
+    assert broken in checkpoint_folders(run), "a start that is refused changes nothing"
     # Nothing is saved at the step of the broken one.
     printed = train(server, town, run, 1, f"steps={STEPS + 1}", "checkpoints.every=100", "checkpoints.keep_newest=2")
-    assert f"removing a broken checkpoint: {broken}" in printed
+    assert f"setting a broken checkpoint aside: {broken}.broken" in printed
     assert steps_in(run) == [STEPS - 2, STEPS + 1]
 
 
 def of_another_format(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {**manifest, "format_version": 1}
+    changed = {**manifest, "format_version": 1}
+    return {**changed, "sha256": _digest({key: value for key, value in changed.items() if key != "sha256"})}
 
 
 def of_another_step(manifest: dict[str, Any]) -> dict[str, Any]:

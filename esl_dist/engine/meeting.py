@@ -11,8 +11,10 @@ import os
 import socket
 import time
 import uuid
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
+from threading import Thread
 
 import torch.distributed as dist
 from accelerate.utils.environment import get_cpu_distributed_information
@@ -22,6 +24,8 @@ from esl_dist.errors import LostRankError, UserError
 
 STORE_TIMEOUT = timedelta(seconds=30)
 RETRY_SECONDS = 0.1
+ANSWER_SECONDS = 10.0
+"""After the timeout, until a store that does not answer is given up."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,10 @@ class Meeting:
 
     def connect(self, purpose: str) -> Store:
         """Return a connection of its own to the room's part for one purpose."""
-        client = TCPStore(self.keeper.host, self.keeper.port, is_master=False, timeout=STORE_TIMEOUT)
+        try:
+            client = TCPStore(self.keeper.host, self.keeper.port, is_master=False, timeout=STORE_TIMEOUT)
+        except dist.DistError as error:
+            raise _store_lost(error) from error
         return PrefixStore(f"{self.room}/{purpose}", client)
 
 
@@ -59,18 +66,44 @@ def meet(timeout_minutes: float) -> Meeting | None:
             f"{launched.world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; "
             "start them with torchrun or accelerate launch"
         )
-    deadline = time.monotonic() + 60 * timeout_minutes
-    store = _open_store(launched.rank, deadline)
+    seconds = 60 * timeout_minutes
+    come: Future[Meeting] = Future()
+    Thread(target=_come, args=(come, launched.rank, launched.world_size, seconds), daemon=True).start()
     try:
-        room = _enter(store, launched.rank, launched.world_size, deadline)
+        return come.result(seconds + ANSWER_SECONDS)
+    except TimeoutError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise LostRankError(
+            f"what listens at {place} does not answer: rank 0 or the launcher is stopped, or it is no store of theirs"
+        ) from error
+
+
+def _come(come: "Future[Meeting]", rank: int, world_size: int, seconds: float) -> None:
+    """Meet the others. In a thread of its own, for a store that does not answer holds up a call without end."""
+    try:
+        deadline = time.monotonic() + seconds
+        store = _open_store(rank, deadline)
+        come.set_result(Meeting(rank, world_size, _enter(store, rank, world_size, deadline), store))
     except dist.DistError as error:
-        reason = str(error).splitlines()[0]
-        raise LostRankError(f"the store of the ranks was lost at the start, and rank 0 with it ({reason})") from error
-    return Meeting(launched.rank, launched.world_size, room, store)
+        come.set_exception(_store_lost(error))
+    except Exception as error:
+        come.set_exception(error)
+
+
+def _store_lost(error: dist.DistError) -> LostRankError:
+    reason = str(error).splitlines()[0]
+    return LostRankError(f"the store of the ranks was lost at the start, and rank 0 with it ({reason})")
+
+
+def _address() -> tuple[str, int]:
+    port = os.environ["MASTER_PORT"]
+    if not port.isdigit() or not 0 < int(port) < 2**16:
+        raise UserError(f"MASTER_PORT={port} is impossible: expected a number from 1 to 65535")
+    return os.environ["MASTER_ADDR"], int(port)
 
 
 def _open_store(rank: int, deadline: float) -> TCPStore:
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    host, port = _address()
     keeps_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     if not keeps_it:
         _wait_for_keeper(host, port, deadline)
@@ -113,6 +146,9 @@ def _enter(store: Store, rank: int, world_size: int, deadline: float) -> str:
             keys = [f"{room}/{number}" for number in range(world_size)]
             cards = [store.get(key).decode() if store.check([key]) else None for key in keys]
             absent = [number for number, seen in enumerate(cards) if seen is None]
+            if rank != 0 and not absent:
+                # The cards may be those of an earlier attempt; rank 0 closes a room as soon as it is full.
+                absent = [0]
             if is_late or (rank == 0 and not absent):
                 store.compare_set(f"{room}/closed", "", json.dumps({"cards": cards, "absent": absent}))
             closed = json.loads(store.get(f"{room}/closed")) if store.check([f"{room}/closed"]) else None

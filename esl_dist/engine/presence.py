@@ -14,7 +14,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ ANSWER_SECONDS = 10.0
 
 COLLECTIVES = ("torch/distributed/", "torch/nn/modules/_functions")
 """Files of torch in which a rank waits for others; the second is that of synchronised batch norm on CUDA."""
+
+STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 LAST_WORDS = "last words"
 """Key of what the first rank that ended said: what the others say then follows from it."""
@@ -92,10 +94,15 @@ class Presence:
         self._work += 1
 
     def end_with(self, error: BaseException | str) -> None:
-        """Leave last words for the other ranks. Rank 0 waits until they are heard: it may keep the store."""
-        self._own_words = error if isinstance(error, str) else _words_of(error)
+        """Leave last words for the other ranks, and wait some seconds until they are heard.
+
+        With this process the store may go: rank 0 keeps it, or a launcher that ends when a rank of its machine has.
+        """
+        words = error if isinstance(error, str) else _words_of(error)
+        # A path need not be Unicode, and a store takes nothing else.
+        self._own_words = words.encode("utf-8", "backslashreplace").decode()
         self._hurry.set()
-        if self._told.wait(ANSWER_SECONDS) and self.rank == 0:
+        if self._told.wait(ANSWER_SECONDS):
             self._told_all.wait(SILENT_SECONDS)
 
     def stop(self) -> None:
@@ -107,8 +114,8 @@ class Presence:
 
     def missing(self) -> str | None:
         """Say which rank is lost, now that a connection is broken; None if all answer. Takes some seconds."""
-        begin = self._clock
-        while self._clock - begin < SILENT_SECONDS + 3 * BEAT_SECONDS:
+        deadline = time.monotonic() + SILENT_SECONDS + 3 * BEAT_SECONDS
+        while time.monotonic() < deadline:
             if self._heard is not None or self._store_error is not None:
                 break
             time.sleep(BEAT_SECONDS / 10)
@@ -161,8 +168,8 @@ class Presence:
                 self._answered = self._clock
                 self._hurry.wait(BEAT_SECONDS / 10 if self._told.is_set() else BEAT_SECONDS)
                 self._hurry.clear()
-        except RuntimeError as error:
-            self._store_error = str(error).splitlines()[0]
+        except Exception as error:
+            self._store_error = _first_line(error)
             self._told.set()
             self._told_all.set()
 
@@ -217,17 +224,23 @@ class Presence:
         return self._ended_rank() or self._silent_store(min(seconds, ANSWER_SECONDS)) or self._idle_ranks(seconds)
 
     def _give_up(self, text: str) -> None:
-        sys.stderr.write(f"error (rank {self.rank}): {text}\n")
-        sys.stderr.flush()
+        # Whatever is wrong with standard error, the process has to end.
+        with suppress(Exception):
+            sys.stderr.write(f"error (rank {self.rank}): {text}\n")
+            sys.stderr.flush()
         self.end_with(text)
         # The main thread cannot be woken inside a collective.
         os._exit(EXIT_LOST_RANK)
 
 
 def _words_of(error: BaseException) -> str:
-    if isinstance(error, UserError | LostRankError | StoppedError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, UserError | LostRankError | StoppedError) or not str(error):
+        return _first_line(error)
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _doing(thread: int) -> tuple[bool, str]:
@@ -245,8 +258,8 @@ def _doing(thread: int) -> tuple[bool, str]:
 
 def _is_library(file: str) -> bool:
     if "/esl_dist/" in file:
-        return False
-    return file.startswith(("<", sysconfig.get_path("stdlib"))) or "-packages/" in file
+        return file.endswith(("engine/presence.py", "engine/distributed.py"))
+    return file.startswith(("<", STANDARD_LIBRARY)) or "-packages/" in file
 
 
 def _progress(note: Note) -> tuple[int, int]:

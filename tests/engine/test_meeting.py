@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from torch._C._distributed_c10d import TCPStore
 
+from esl_dist.engine import meeting
 from esl_dist.engine.meeting import _enter, meet
 from esl_dist.errors import LostRankError, UserError
 
@@ -60,6 +61,17 @@ def test_those_who_do_not_come_are_named_to_all(enter: Enter, came: list[int], n
             attempt.result()
 
 
+def test_a_full_room_that_rank_0_has_not_closed_is_not_entered(enter: Enter) -> None:
+    """As an attempt leaves it that is killed before."""
+    for attempt in [enter(rank, 3, SOON) for rank in (0, 1)]:
+        attempt.exception()
+    killed = enter(0, 3, SOON)
+    killed.exception()
+    for attempt in [enter(rank, 3, SOON) for rank in (1, 2)]:
+        with pytest.raises(LostRankError, match=r"^rank 0 did not come"):
+            attempt.result()
+
+
 def test_a_rank_0_that_does_not_come_again_is_named(enter: Enter) -> None:
     for attempt in [enter(rank, 2) for rank in (0, 1)]:
         attempt.result()
@@ -84,9 +96,29 @@ def test_a_store_that_nobody_keeps_is_named(port: int, monkeypatch: pytest.Monke
         meet(SOON / 60)
 
 
+def test_a_listener_that_does_not_answer_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "ANSWER_SECONDS", SOON)
+    monkeypatch.setenv("RANK", "1")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        monkeypatch.setenv("MASTER_PORT", str(stranger.getsockname()[1]))
+        with pytest.raises(
+            LostRankError, match="does not answer: rank 0 or the launcher is stopped, or it is no store"
+        ):
+            meet(SOON / 60)
+
+
 def test_a_port_in_use_is_named(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=f"cannot use a store at 127.0.0.1:{port} .*; choose another port"):
+        meet(SOON / 60)
+
+
+@pytest.mark.parametrize("number", ["abc", "0", "70000"])
+def test_a_port_that_is_none_is_refused(port: int, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setenv("MASTER_PORT", number)
+    with pytest.raises(UserError, match=f"MASTER_PORT={number} is impossible: expected a number from 1 to 65535"):
         meet(SOON / 60)
 
 

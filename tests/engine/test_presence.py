@@ -80,11 +80,15 @@ def test_the_last_words_of_the_first_rank_count_for_what_the_others_say_follows_
 
 
 @pytest.mark.parametrize(
-    ("error", "words"), [(KeyError("layer6"), "KeyError: 'layer6'"), (KeyboardInterrupt(), "KeyboardInterrupt")]
+    ("error", "words"),
+    [
+        (KeyError("layer6"), "KeyError: 'layer6'"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (RuntimeError("no memory\nmany\nlines"), "RuntimeError: no memory"),
+        (UserError("/data/Stra\udcdfe: no such folder"), r"/data/Stra\udcdfe: no such folder"),
+    ],
 )
-def test_an_error_that_is_not_a_message_of_ours_is_told_with_its_kind(
-    join: Join, error: BaseException, words: str
-) -> None:
+def test_an_error_of_any_kind_is_told_in_one_line(join: Join, error: BaseException, words: str) -> None:
     own, other = join(0), join(1)
     other.end_with(error)
     assert own.missing() == f"rank 1 ended: {words}"
@@ -204,6 +208,17 @@ def test_a_rank_that_waits_longer_than_the_timeout_ends_and_says_for_whom(
     assert re.fullmatch(
         r"error \(rank 0\): waited \d seconds \(step 5; .*:\d+\): rank 1 \(last at the start; .*:\d+\) hangs\n", said
     )
+
+
+def test_a_rank_ends_even_where_standard_error_cannot_be_written(
+    join: Join, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presence.sys, "stderr", None)
+    own, _ = join(0, timeout_seconds=SOON), join(1)
+    with own.waiting("step 5"):
+        wait_for(lambda: exit_codes)
+    monkeypatch.undo()
+    assert exit_codes == [EXIT_LOST_RANK]
 
 
 def test_the_one_that_hangs_is_named_while_another_gets_on(

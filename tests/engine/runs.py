@@ -1,5 +1,6 @@
 """Runs as a training leaves them, without the training: settings and checkpoints of a tiny network."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 from esl_dist import config as settings
 from esl_dist.config_files import from_dictionary, save_config
 from esl_dist.data.labels import ClassSet
-from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, build_network, save_checkpoint
+from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG, Checkpoint, _digest, build_network, save_checkpoint
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from tests.builders import class_set
@@ -72,3 +73,10 @@ def save_state(
         training={"optimizers": {}, "scaler": {}},
     )
     return save_checkpoint(run, state, options)
+
+
+def rewrite_as_version(checkpoint: Path, format_version: int) -> None:
+    """Make a whole checkpoint one that another version of the program wrote."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    changed = {key: value for key, value in manifest.items() if key != "sha256"} | {"format_version": format_version}
+    (checkpoint / MANIFEST).write_text(json.dumps({**changed, "sha256": _digest(changed)}))

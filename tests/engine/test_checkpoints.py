@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, found newest first, refused when damaged, pruned."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from esl_dist.data.labels import SemanticClass
 from esl_dist.engine import checkpoints
 from esl_dist.engine.checkpoints import (
     Checkpoint,
-    _digest,
     build_network,
     checkpoint_folders,
     find_checkpoint,
@@ -26,6 +24,7 @@ from esl_dist.engine.checkpoints import (
     set_aside_after,
 )
 from esl_dist.errors import UserError
+from tests.engine.runs import rewrite_as_version
 
 CLASSES = (SemanticClass("road", (1, 2, 3), (7, 8)), SemanticClass("sky", (4, 5, 6), (23,)))
 KEEP_ALL = settings.Checkpoints(keep_newest=100)
@@ -160,10 +159,7 @@ def test_a_checkpoint_of_another_format_version_is_refused_and_not_passed_over(
 ) -> None:
     save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
     folder = save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL)
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest = {**manifest, "format_version": 99}
-    manifest["sha256"] = _digest({key: value for key, value in manifest.items() if key != "sha256"})
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_as_version(folder, 99)
     with pytest.raises(UserError, match="step-00000002: format version 99, this program reads 2; use the version"):
         read(folder)
 

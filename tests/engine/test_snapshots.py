@@ -21,7 +21,7 @@ from esl_dist.engine.snapshots import best_step, score_snapshots, snapshot_steps
 from esl_dist.errors import UserError
 from esl_dist.files import sha256_of_file
 from tests.builders import class_set
-from tests.engine.runs import configuration, save_state
+from tests.engine.runs import configuration, rewrite_as_version, save_state
 
 MADE_WITH = {"data": "abc", "size": [8, 6], "statistics_from": None}
 CHECKPOINTS = {"every": 2, "keep_every": 4, "keep_newest": 1}
@@ -207,8 +207,7 @@ def test_snapshots_that_are_gone_or_broken_are_named_not_waited_for_and_have_no_
 def test_a_snapshot_of_another_version_of_the_program_is_not_passed_over(run: Path, tmp_path: Path) -> None:
     begin(run)
     write_snapshot(run, 4)
-    manifest = checkpoint_folder(run, 4) / MANIFEST
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format_version": 99}))
+    rewrite_as_version(checkpoint_folder(run, 4), 99)
     with pytest.raises(UserError, match="step-00000004: format version 99"):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
 

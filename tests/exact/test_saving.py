@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +16,6 @@ from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.engine import saving
 from esl_dist.engine.checkpoints import (
     Checkpoint,
-    _digest,
     checkpoint_folder,
     checkpoint_folders,
     load_checkpoint,
@@ -28,7 +26,7 @@ from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
 from tests.builders import class_set
-from tests.engine.runs import configuration
+from tests.engine.runs import configuration, rewrite_as_version
 from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     TRAIN,
@@ -253,13 +251,13 @@ def test_a_broken_checkpoint_is_set_aside_when_the_run_goes_on_and_not_counted_a
     assert steps_in(run) == [STEPS - 2, STEPS + 1]
 
 
-def of_another_format(manifest: dict[str, Any]) -> dict[str, Any]:
-    changed = {**manifest, "format_version": 1}
-    return {**changed, "sha256": _digest({key: value for key, value in changed.items() if key != "sha256"})}
+def of_another_format(checkpoint: Path) -> None:
+    rewrite_as_version(checkpoint, 1)
 
 
-def of_another_step(manifest: dict[str, Any]) -> dict[str, Any]:
-    return {**manifest, "step": manifest["step"] + 1}
+def of_another_step(checkpoint: Path) -> None:
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "step": manifest["step"] + 1}))
 
 
 @pytest.mark.parametrize(
@@ -272,15 +270,14 @@ def test_a_run_none_of_whose_checkpoints_can_be_used_is_not_begun_anew(
     town: Path,
     tmp_path: Path,
     whole: Path,
-    change: Callable[[dict[str, Any]], dict[str, Any]],
+    change: Callable[[Path], None],
     reason: str,
     ranks: int,
 ) -> None:
     run = run_in(tmp_path)
     shutil.copytree(whole, run)
     for folder in checkpoint_folders(run):
-        manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps(change(manifest)))
+        change(folder)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     job = start_training(server, town, run, ranks, f"steps={STEPS}", "checkpoints.keep_newest=1")
     assert job.exit_codes() == [EXIT_USER_ERROR] * ranks, job.output()

@@ -134,7 +134,7 @@ def _train(networks: Networks, name: str, steps: int) -> dict[str, NDArray[np.fl
         passes = [_own_pass(batches, step, images, run.pseudo_labels)]
         valid_pixels = sum_over_ranks(local_valid_pixels(passes))
         history.append(add_gradients(networks, method, weights, passes, valid_pixels, images, PLAIN))
-        update(list(optimizers.values()), None)
+        update(list(optimizers.values()), None, name)
     return {
         _name_in_file(loss): sum_over_ranks(torch.stack([losses[loss] for losses in history])).numpy()
         for loss in history[0]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,12 @@ def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
 
 
-def ending(monkeypatch: pytest.MonkeyPatch, schema: type, words: tuple[str, ...], main=lambda config: None) -> object:
+def ending(
+    monkeypatch: pytest.MonkeyPatch,
+    schema: type,
+    words: tuple[str, ...],
+    main: Callable[[object], None] = lambda config: None,
+) -> object:
     """Run a program in this process; returns its exit code, None for a plain end."""
     monkeypatch.setattr(sys, "argv", ["program", *words])
     try:
@@ -32,14 +38,14 @@ def ending(monkeypatch: pytest.MonkeyPatch, schema: type, words: tuple[str, ...]
     return None
 
 
-def raising(error: BaseException):
+def raising(error: BaseException) -> Callable[[object], None]:
     def main(_: object) -> None:
         raise error
 
     return main
 
 
-def test_main_gets_the_configuration_of_file_and_words(monkeypatch, tmp_path: Path) -> None:
+def test_main_gets_the_configuration_of_file_and_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "some.yaml").write_text("split: s\nsize: [4, 2]\njpg_quality: 5\n")
     seen: list[Prepare] = []
     words = ("dataset=d", "--config", str(tmp_path / "some.yaml"), "output=o", "jpg_quality=6")
@@ -58,7 +64,9 @@ def test_main_gets_the_configuration_of_file_and_words(monkeypatch, tmp_path: Pa
         ("size={a: 1}",),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, words: tuple[str, ...]) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
     assert ending(monkeypatch, Prepare, (*WORDS, *words)) == EXIT_USER_ERROR == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -67,30 +75,36 @@ def test_a_mistake_is_one_line_and_exit_code_2(monkeypatch, capsys, words: tuple
     assert "Traceback" not in captured.err
 
 
-def test_a_mistake_found_by_the_program_is_one_line_too(monkeypatch, capsys) -> None:
+def test_a_mistake_found_by_the_program_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert ending(monkeypatch, Prepare, WORDS, raising(UserError("d.yaml: is wrong"))) == 2
     assert capsys.readouterr().err == "error: d.yaml: is wrong\n"
 
 
-def test_one_rank_of_several_says_which_it_is(monkeypatch, capsys) -> None:
+def test_one_rank_of_several_says_which_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     ending(monkeypatch, Prepare, WORDS, raising(UserError("wrong")))
     assert capsys.readouterr().err == "error (rank 3): wrong\n"
 
 
-def test_ctrl_c_is_exit_code_130(monkeypatch, capsys) -> None:
+def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert ending(monkeypatch, Prepare, WORDS, raising(KeyboardInterrupt())) == EXIT_INTERRUPTED == 130
     assert capsys.readouterr().err.startswith("interrupted")
 
 
-def test_a_defect_of_the_program_is_not_hidden(monkeypatch) -> None:
+def test_a_defect_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         ending(monkeypatch, Prepare, WORDS, raising(ZeroDivisionError()))
 
 
 @pytest.mark.parametrize("schema", [Train, PseudoLabel, Evaluate, Prepare, Demo])
-def test_help_lists_every_setting_with_type_and_default(monkeypatch, capsys, schema: type) -> None:
+def test_help_lists_every_setting_with_type_and_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], schema: type
+) -> None:
     assert ending(monkeypatch, schema, ("--help",)) == 0
     text = capsys.readouterr().out
     for key, kind, default, meaning in describe(schema):
@@ -104,7 +118,7 @@ def started(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
-def test_a_real_program_ends_with_one_line_from_any_folder(tmp_path: Path, monkeypatch) -> None:
+def test_a_real_program_ends_with_one_line_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yaml").write_text("name: a\nimage: [\n")
     done = started("dataset=broken.yaml", "split=s", "output=o")

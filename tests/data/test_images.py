@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from collections.abc import Callable
 from fractions import Fraction
 from io import BytesIO
 from itertools import product
@@ -116,7 +117,7 @@ def test_a_label_with_several_channels_or_another_type_is_refused(image: np.ndar
 
 @pytest.mark.parametrize("decode", [decode_image, decode_label])
 @pytest.mark.parametrize("content", [b"", b"\0", b"no picture at all", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_refused(decode, content: bytes) -> None:
+def test_what_is_no_picture_is_refused(decode: Callable[[bytes], np.ndarray], content: bytes) -> None:
     with pytest.raises(ValueError, match=r"picture|empty"):
         decode(content)
 
@@ -131,7 +132,9 @@ def test_what_is_no_picture_is_refused(decode, content: bytes) -> None:
     ],
     ids=["colour", "grey", "palette", "16 bits"],
 )
-def test_damage_anywhere_gives_a_value_error_or_a_picture(decode, content: bytes) -> None:
+def test_damage_anywhere_gives_a_value_error_or_a_picture(
+    decode: Callable[[bytes], np.ndarray], content: bytes
+) -> None:
     """No other exception may come out: callers turn ValueError into a message that names the file."""
     for place, change in product(range(len(content)), (0x01, 0xFF)):
         broken = bytearray(content)

@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from esl_dist.errors import UserError
 from tests.builders import class_set, draw, drawn_samples, drawn_shards, write_shards
 
 
-def labelled(shards: ShardReader, **options) -> Samples:
+def labelled(shards: ShardReader, **options: Any) -> Samples:
     return Samples(shards, options.pop("size", None), LabelSource(shards, class_set()), **options)
 
 

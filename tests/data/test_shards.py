@@ -4,7 +4,9 @@ import json
 import os
 import pickle
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def webdataset_samples(folder: Path) -> list[dict]:
     return list(webdataset.WebDataset(urls, shardshuffle=False))
 
 
-def changed_index(folder: Path, change) -> Path:
+def changed_index(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Edit index.json as a person or a bad disk might."""
     content = json.loads((folder / INDEX_NAME).read_text())
     content = change(content) or content
@@ -125,7 +127,7 @@ def test_a_tar_names_no_owner_and_no_time(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path: Path) -> None:
-    def samples():
+    def samples() -> Iterator[tuple[str, dict[str, bytes]]]:
         yield from drawn_samples(1)
         raise KeyboardInterrupt
 

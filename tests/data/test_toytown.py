@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -181,7 +182,7 @@ def test_writing_twice_gives_the_same_files(tmp_path: Path) -> None:
 def test_progress_sees_every_scene_once(tmp_path: Path) -> None:
     seen: list[object] = []
 
-    def watched(scenes_to_draw):
+    def watched(scenes_to_draw: Iterable[object]) -> Iterator[object]:
         for scene in scenes_to_draw:
             seen.append(scene)
             yield scene

@@ -94,7 +94,7 @@ class Presence:
         self._work += 1
 
     def end_with(self, error: BaseException | str) -> None:
-        """Leave last words for the other ranks, and wait some seconds until they are heard.
+        """Leave last words for the other ranks if there are none yet, and wait some seconds until all have heard them.
 
         With this process the store may go: rank 0 keeps it, or a launcher that ends when a rank of its machine has.
         """
@@ -104,6 +104,9 @@ class Presence:
         self._hurry.set()
         if self._told.wait(ANSWER_SECONDS):
             self._told_all.wait(SILENT_SECONDS)
+            if self.rank == 0:
+                # The others look once more whether all have heard.
+                time.sleep(BEAT_SECONDS / 2)
 
     def stop(self) -> None:
         """End the notes."""
@@ -160,7 +163,7 @@ class Presence:
     def _exchange_notes(self) -> None:
         beats = 0
         try:
-            while not self._ended.is_set():
+            while not self._ended.is_set() and not self._told_all.is_set():
                 beats += 1
                 self._store.set(f"note/{self.rank}", json.dumps({**self._note(), "beats": beats}))
                 self._hear()
@@ -174,17 +177,18 @@ class Presence:
             self._told_all.set()
 
     def _hear(self) -> None:
-        """Hear the last words of another rank, and speak this rank's own."""
-        if self._heard is None and self._own_words is None and self._store.check([LAST_WORDS]):
-            self._heard = self._store.get(LAST_WORDS).decode()
-            self._store.set(f"heard/{self.rank}", "")
-        if self._own_words is not None:
-            # Only the first words stay.
-            self._store.compare_set(LAST_WORDS, "", f"rank {self.rank} ended: {self._own_words}")
+        """Hear the last words of another rank, or speak this rank's own; only the first words stay."""
+        if not self._told.is_set():
+            if self._store.check([LAST_WORDS]):
+                self._heard = self._store.get(LAST_WORDS).decode()
+            elif self._own_words is not None:
+                self._store.compare_set(LAST_WORDS, "", f"rank {self.rank} ended: {self._own_words}")
+            else:
+                return
             self._store.set(f"heard/{self.rank}", "")
             self._told.set()
-            if all(self._store.check([f"heard/{rank}"]) for rank in self._others):
-                self._told_all.set()
+        if all(self._store.check([f"heard/{rank}"]) for rank in self._others):
+            self._told_all.set()
 
     def _read_notes(self) -> dict[int, Note]:
         notes: dict[int, Note] = {rank: {} for rank in self._others}

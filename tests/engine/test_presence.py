@@ -95,12 +95,23 @@ def test_an_error_of_any_kind_is_told_in_one_line(join: Join, error: BaseExcepti
 
 
 def test_words_are_heard_while_a_rank_computes_and_remembered_without_the_store(join: Join) -> None:
-    """Rank 0 may keep the store: it leaves only when all that live have heard."""
-    own, other = join(1), join(0)
+    """Rank 0 may keep the store, and does not wait for ever for a rank that does not hear."""
+    own, other = join(1, 3), join(0, 3)
     other.end_with(UserError("the disk is full"))
     own._store = gone_store()
     wait_for(lambda: own._store_error is not None)
     assert own.missing() == "rank 0 ended: the disk is full"
+
+
+def test_a_store_is_not_asked_any_more_when_all_have_heard(join: Join) -> None:
+    """Rank 0 may keep the store and leaves then, and torch prints a page about every question without answer."""
+    own, other = join(1), join(0)
+    other.end_with(UserError("the disk is full"))
+    wait_for(lambda: not own._threads[0].is_alive())
+    own._store = gone_store()
+    own.end_with("the connection is broken")
+    assert own.missing() == "rank 0 ended: the disk is full"
+    assert own._store_error is None
 
 
 def test_a_rank_that_writes_no_more_is_named_with_its_last_place(join: Join) -> None:

@@ -122,10 +122,12 @@ def test_ranks_that_were_given_something_else_refuse_to_start(
     assert "Traceback" not in job.output()
 
 
-def test_a_rank_that_does_fewer_steps_ends_the_job(server: RankServer, town: Path, tmp_path: Path) -> None:
-    job = misbehaving(server, town, run_in(tmp_path), "fewer steps", "steps=1000", "timeout_minutes=0.1")
+def test_a_rank_that_would_do_fewer_steps_ends_the_job_before_they_part(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    job = misbehaving(server, town, run_in(tmp_path), "fewer steps", "steps=1000")
+    assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
     for rank in (0, 1):
-        job.wait_for_end(rank, DEADLINE_SECONDS)
-    assert set(job.exit_codes()) <= {EXIT_LOST_RANK, EXIT_USER_ERROR}, job.output()
-    assert "rank 1" in error_of(job, 0).partition(": ")[2] or "ranks [1]" in error_of(job, 0)
+        assert "ranks [1] are to do another number of steps than rank 0" in error_of(job, rank)
     assert "Traceback" not in job.output()
+    assert "frame #" not in job.output(), "torch tells of a store that is gone with a page"

@@ -237,15 +237,18 @@ def _predict(
     own = _own([piece for piece, is_missing in zip(pieces, missing, strict=True) if is_missing])
     positions = [position for piece in own for position in piece.positions]
     pictures = batches(target.without_labels(), ([one] for one in positions), config.workers, device.type == "cuda")
-    predictions = (
-        _prediction(network, batch, config, trust, device, target.images.index.keep_aspect_ratio)
-        for batch in (progress if is_main() else silent)(pictures, len(positions), "predicting")
-    )
+
+    def predict() -> Iterator[Members]:
+        for batch in (progress if is_main() else silent)(pictures, len(positions), "predicting"):
+            prediction = _prediction(network, batch, config, trust, device, target.images.index.keep_aspect_ratio)
+            note_work()
+            yield prediction
+
+    predictions = predict()
     for piece in own:
         keys = (target.images.key(position) for position in piece.positions)
         samples = zip(keys, islice(predictions, len(piece.positions)), strict=True)
         _write_tar(scratch, scratch / piece.name, samples)
-        note_work()
 
 
 def _prediction(

@@ -14,7 +14,7 @@ from esl_dist.data.labels import ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
-from esl_dist.engine.distributed import is_main, rank, refuse_disagreement, world_size
+from esl_dist.engine.distributed import is_main, note_work, rank, refuse_disagreement, world_size
 from esl_dist.engine.step import Pass
 from esl_dist.errors import UserError
 
@@ -115,6 +115,7 @@ def own_passes(config: settings.Train, data: TrainingData, first_step: int, devi
         order = endless_order(len(samples), config.loader.shuffle_window, seed, domain, first_step * config.batch_size)
         positions = rank_batches(order, config.batch_size, config.accumulate, rank(), world_size())
         for batch in batches(samples, positions, config.loader.workers, device.type == "cuda"):
+            note_work()
             yield _to_device(batch, device)
 
     source = domain_batches(data.source, SOURCE_ORDER)

@@ -17,6 +17,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
 
 
 @pytest.fixture(scope="session")
+def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+    """Return one that starts jobs while those of `server` run."""
+    with RankServer(tmp_path_factory.mktemp("other_server") / "log") as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
 def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the shards of 6 source and 6 target scenes; no test changes it."""
     return small_town(tmp_path_factory.mktemp("town"))

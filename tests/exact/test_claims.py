@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +15,6 @@ from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, tr
 pytestmark = pytest.mark.exact
 
 LABEL = "launch/pseudo_label.py"
-
-
-@pytest.fixture(scope="module")
-def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
-    """Return one that starts jobs while those of `server` run."""
-    with RankServer(tmp_path_factory.mktemp("other_server") / "log") as started:
-        yield started
 
 
 def pause(job: Job) -> None:

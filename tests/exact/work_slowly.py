@@ -1,0 +1,34 @@
+"""A job whose rank 1 takes its time with each piece of its work: `work_slowly.py WHAT SECONDS PROGRAM words…`."""
+
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from esl_dist.data.loading import Samples
+from esl_dist.engine import evaluator, labelling, step
+
+PLACES: dict[str, tuple[Any, str]] = {
+    "passes": (step, "_source_pass"),
+    "samples": (Samples, "__getitem__"),
+    "predictions": (labelling, "label_and_score"),
+    "scores": (evaluator, "confusion_matrix"),
+}
+what, seconds = sys.argv[1], float(sys.argv[2])
+sys.argv = sys.argv[3:]
+
+
+def slowly(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return plain(*arguments)
+
+    return slow
+
+
+if os.environ["RANK"] == "1":
+    owner, name = PLACES[what]
+    setattr(owner, name, slowly(getattr(owner, name)))
+runpy.run_path(sys.argv[0], run_name="__main__")

@@ -62,6 +62,10 @@ if os.environ["RANK"] == "1":
             trainer.train = with_other_shards
         case "fewer steps":
             trainer._loop = with_fewer_steps
+        case "another precision":
+            os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+        case "another ZeRO stage":
+            os.environ.update(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="2")
         case "not come":
             sys.exit(0)
         case "compute for long":

@@ -27,6 +27,13 @@ import psutil
 PROJECT = Path(__file__).resolve().parents[2]
 
 
+def has_ended(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @dataclass
 class Job:
     """Ranks that run."""
@@ -46,10 +53,7 @@ class Job:
                 os.kill(process, signal.SIGKILL)
 
     def has_ended(self, rank: int) -> bool:
-        try:
-            return psutil.Process(self.processes[rank]).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        return has_ended(self.processes[rank])
 
     def wait_until(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Return when `condition` holds; all ranks have to run until then."""
@@ -136,7 +140,7 @@ class RankServer:
         return json.loads(line)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
@@ -148,6 +152,8 @@ def _become_rank(program: str, words: list[str], rank: int, ranks: int, port: in
     if ranks > 1:
         places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in places.items()}, ACCELERATE_USE_CPU="true")
+    # A shell starts its background jobs, and with them these tests, deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [program, *words]
     try:
         runpy.run_path(str(PROJECT / program), run_name="__main__")
@@ -170,7 +176,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         job = json.loads(line)
-        port = _free_port()
+        port = free_port()
         processes = []
         for rank in range(job["ranks"]):
             process = os.fork()

@@ -1,15 +1,18 @@
 """A rank that dies, hangs or disagrees ends the job, with a message that names it and says why."""
 
 import signal
+import time
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import pytest
 
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import open_shards
-from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.ranks import PROJECT, Job, RankServer, has_ended
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, training_words
 
@@ -17,6 +20,7 @@ pytestmark = pytest.mark.exact
 
 ENDLESS = ("steps=1000", "checkpoints.every=2")
 DEADLINE_SECONDS = 60
+LABEL, SCORE = "launch/pseudo_label.py", "launch/evaluate.py"
 
 
 def started_training(server: RankServer, town: Path, run: Path, *words: str) -> Job:
@@ -26,9 +30,17 @@ def started_training(server: RankServer, town: Path, run: Path, *words: str) -> 
     return job
 
 
-def misbehaving(server: RankServer, town: Path, run: Path, how: str, *words: str, ranks: int = 2) -> Job:
+def misbehaving(
+    server: RankServer,
+    town: Path,
+    run: Path,
+    how: str,
+    *words: str,
+    ranks: int = 2,
+    environment: Mapping[str, str] | None = None,
+) -> Job:
     program = [how, str(PROJECT / TRAIN), *training_words(town, run, "checkpoints.every=100", *words)]
-    return server.start("tests/exact/misbehave.py", program, ranks)
+    return server.start("tests/exact/misbehave.py", program, ranks, environment)
 
 
 def error_of(job: Job, rank: int) -> str:
@@ -38,15 +50,44 @@ def error_of(job: Job, rank: int) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_the_other_rank_names_one_that_was_killed_and_ends(
-    server: RankServer, town: Path, tmp_path: Path, lost: int
+@pytest.mark.parametrize(("lost", "workers"), [(0, 1), (1, 0)])
+def test_the_other_rank_names_one_that_was_killed_and_no_process_is_left(
+    server: RankServer, town: Path, tmp_path: Path, lost: int, workers: int
 ) -> None:
-    job = started_training(server, town, run_in(tmp_path))
+    """Processes that read samples hold the lost rank's connections for some seconds."""
+    job = started_training(server, town, run_in(tmp_path), f"loader.workers={workers}")
+    readers = [reader.pid for rank in job.processes for reader in psutil.Process(rank).children()]
+    assert len(readers) == 4 * workers, "one a rank and domain"
     job.kill(lost)
     job.wait_for_end(1 - lost, DEADLINE_SECONDS)
     assert job.exit_codes()[1 - lost] == EXIT_LOST_RANK, job.output()
     assert f"rank {lost}" in error_of(job, 1 - lost).partition(": ")[2]
+    assert "Traceback" not in job.output()
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not all(has_ended(reader) for reader in readers):
+        assert time.monotonic() < deadline, job.output()
+        time.sleep(0.01)
+
+
+def work_of(program: str, town: Path, teacher: Path, output: Path) -> list[str]:
+    """Return the command line of pseudo-labels or scores of the target."""
+    target = f"{town}/target_train"
+    shards = [f"target.path={target}", f"output={output}"] if program == LABEL else [f"data.path={target}"]
+    return [*shards, f"checkpoint={teacher}", "workers=0"]
+
+
+@pytest.mark.parametrize(
+    ("program", "what", "bar"), [(LABEL, "predictions", "predicting"), (SCORE, "scores", "scoring")]
+)
+def test_the_other_rank_names_one_that_was_killed_while_they_labelled_or_scored(
+    server: RankServer, town: Path, teacher: Path, tmp_path: Path, program: str, what: str, bar: str
+) -> None:
+    words = [what, "0.3", str(PROJECT / program), *work_of(program, town, teacher, tmp_path / "labels")]
+    job = server.start("tests/exact/work_slowly.py", words, 2)
+    job.wait_until(lambda: f"{bar}: " in job.output())
+    job.kill(0)
+    assert job.exit_codes() == [-signal.SIGKILL, EXIT_LOST_RANK], job.output()
+    assert "rank 0" in error_of(job, 1).partition(": ")[2]
     assert "Traceback" not in job.output()
 
 
@@ -110,13 +151,41 @@ def test_an_error_of_rank_0_is_heard_by_one_that_computes_longer_than_rank_0_wai
     assert f"rank 0 ended: {named}" in error_of(job, 1)
 
 
-@pytest.mark.parametrize("how", ["another configuration", "other shards"])
-def test_ranks_that_were_given_something_else_refuse_to_start(
-    server: RankServer, town: Path, tmp_path: Path, how: str
+@pytest.mark.parametrize("program", [LABEL, SCORE])
+def test_a_corrupt_sample_of_one_rank_that_labels_or_scores_is_in_the_message_of_the_other(
+    server: RankServer, town: Path, teacher: Path, tmp_path: Path, program: str
 ) -> None:
-    job = misbehaving(server, town, run_in(tmp_path), how, "steps=2")
+    shards = copied_shards(town, tmp_path / "damaged")
+    folder = shards / "target_train"
+    # Rank 1 labels the second shard, and scores every second sample.
+    position = {LABEL: len(open_shards(folder).index.shards[0].samples), SCORE: 1}[program]
+    named = corrupt(folder, position)
+    job = server.start(program, work_of(program, shards, teacher, tmp_path / "labels"), 2)
+    assert job.exit_codes() == [EXIT_LOST_RANK, EXIT_USER_ERROR], job.output()
+    assert named in error_of(job, 1)
+    assert f"rank 1 ended: {named}" in error_of(job, 0)
+    assert "Traceback" not in job.output()
+
+
+DEVICES = "precision, kind of device or ZeRO stage"
+ZERO_1 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("how", "what", "environment"),
+    [
+        ("another configuration", "configuration", {}),
+        ("other shards", "shards", {}),
+        ("another precision", DEVICES, {}),
+        ("another ZeRO stage", DEVICES, {}),
+        ("another ZeRO stage", DEVICES, ZERO_1),
+    ],
+)
+def test_ranks_that_were_given_something_else_refuse_to_start(
+    server: RankServer, town: Path, tmp_path: Path, how: str, what: str, environment: dict[str, str]
+) -> None:
+    job = misbehaving(server, town, run_in(tmp_path), how, "steps=2", environment=environment)
     assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
-    what = how.removeprefix("another ").removeprefix("other ")
     for rank in (0, 1):
         assert f"ranks [1] were started with another {what} than rank 0" in error_of(job, rank)
     assert "Traceback" not in job.output()

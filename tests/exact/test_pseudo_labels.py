@@ -143,6 +143,25 @@ def test_killed_and_started_on_other_ranks_it_redoes_only_unfinished_pieces_and_
     assert bits(output) == expected
 
 
+def test_stopped_by_a_signal_it_ends_at_once_and_goes_on_with_what_it_finished(
+    server: RankServer, large_town: Path, trained: Path, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    output = tmp_path / "labels"
+    job = start_slowly(server, 2, words(large_town, trained, output, 0))
+    job.wait_until(lambda: some_pieces(output))
+    for rank in (0, 1):
+        job.kill(rank, signal.SIGTERM)
+    assert job.exit_codes() == [-signal.SIGTERM] * 2, job.output()
+    pieces = whole_tars(output, "piece")
+    assert not (output / "index.json").exists()
+    job = start_slowly(server, 2, words(large_town, trained, output, 0))
+    assert job.exit_codes() == [0, 0], job.output()
+    all_pieces = whole_tars(output, "piece")
+    assert all_pieces | pieces == all_pieces
+    assert len(all_pieces) > len(pieces)
+    assert bits(output) == expected
+
+
 def killed_job(server: RankServer, job_words: list[str], output: Path, moment: Callable[[Path], bool]) -> None:
     job = start_slowly(server, 1, job_words)
     job.wait_until(lambda: moment(output))

@@ -1,5 +1,6 @@
 """SIGTERM and SIGUSR1 to any one rank: all of them save the same step and leave, and the same command goes on."""
 
+import json
 import re
 import signal
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from esl_dist.command_line import EXIT_STOPPED
-from tests.exact.ranks import Job, RankServer
+from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_STOPPED
+from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import (
     assert_same_bits,
     assert_whole,
@@ -94,3 +95,41 @@ def test_a_signal_to_all_processes_of_the_job_does_not_cost_its_loader_workers_t
     assert not any(worker.is_running() for worker in workers)
     train(server, town, run, 2, f"steps={step + 1}", *words)
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted[2], step + 1))
+
+
+def test_ctrl_c_ends_both_ranks_with_one_line_each_and_the_same_command_goes_on(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    """A terminal sends it to all."""
+    run = run_in(tmp_path)
+    job = start_training(server, town, run, 2, f"steps={ENDLESS}")
+    job.wait_until(lambda: newest_step(run) >= FIRST_SAVE)
+    for rank in (0, 1):
+        job.kill(rank, signal.SIGINT)
+    assert job.exit_codes() == [EXIT_INTERRUPTED] * 2, job.output()
+    for rank in (0, 1):
+        assert job.output().count(f"interrupted (rank {rank}); the same command goes on from what is saved") == 1
+    assert "Traceback" not in job.output()
+    assert "error" not in job.output()
+    done = newest_step(run)
+    assert f"from step {done} to {done + 1}" in train(server, town, run, 2, f"steps={done + 1}")
+
+
+def test_scoring_every_snapshot_ends_at_a_signal_at_once_and_goes_on_with_those_that_are_not_scored(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run, scores = run_in(tmp_path), tmp_path / "scores.json"
+    train(server, town, run, 1, "steps=4", "checkpoints.keep_every=1")
+    words = ["mode=best", f"checkpoint={run}", f"data.path={town}/target_val", f"output={scores}", "workers=0"]
+    slowly = ["scores", "0.5", str(PROJECT / "launch/evaluate.py"), *words]
+    job = server.start("tests/exact/work_slowly.py", slowly, 2)
+    job.wait_until(scores.exists)
+    for rank in (0, 1):
+        job.kill(rank, signal.SIGUSR1)
+    assert job.exit_codes() == [-signal.SIGUSR1] * 2, job.output()
+    assert "r, step 4: mIoU" not in job.output()
+    job = server.start("launch/evaluate.py", words, 2)
+    assert job.exit_codes() == [0, 0], job.output()
+    assert "r, step 1: mIoU" not in job.output()
+    assert "r, step 4: mIoU" in job.output()
+    assert json.loads(scores.read_text())["snapshots"].keys() == {"1", "2", "3", "4"}

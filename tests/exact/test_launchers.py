@@ -1,4 +1,7 @@
-"""Under the launchers: torchrun and `accelerate launch` end, restart and stop their ranks in their own ways."""
+"""Under the launchers: torchrun and `accelerate launch` end, restart and stop their ranks in their own ways.
+
+Two torchruns that meet at an address of this machine are two machines to the ranks.
+"""
 
 import signal
 import subprocess
@@ -10,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.exact.ranks import RankServer
+from tests.exact.ranks import RankServer, free_port
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -127,3 +130,35 @@ def test_a_signal_to_the_launched_processes_saves_what_was_done(
     for rank in (0, 1):
         assert f"stopped (rank {rank}): {run.name}: saved at step {step}; the same command" in launched.output()
     assert_whole(run, step)
+
+
+def nodes(launch: Launch, words: Sequence[str]) -> list[Launched]:
+    """Start a torchrun with one rank on each of two machines."""
+    meeting = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}")
+    launcher = ("torch.distributed.run", "--nproc_per_node", "1", *meeting, "--nnodes")
+    return [launch(launcher, words) for _ in range(2)]
+
+
+def test_two_machines_come_to_the_same_bits_as_two_ranks_on_one(
+    server: RankServer, launch: Launch, town: Path, tmp_path: Path
+) -> None:
+    run, on_one = run_in(tmp_path), run_in(tmp_path, "on_one")
+    started = nodes(launch, training_words(town, run, f"steps={STEPS}"))
+    for node in started:
+        assert node.exit_code() == 0, node.output()
+    train(server, town, on_one, 2, f"steps={STEPS}")
+    assert_same_bits(everything_learned(run), everything_learned(on_one))
+
+
+def test_a_rank_that_was_killed_is_named_by_that_on_the_other_machine(
+    launch: Launch, town: Path, tmp_path: Path
+) -> None:
+    run = run_in(tmp_path)
+    started = nodes(launch, training_words(town, run, "steps=1000"))
+    started[0].wait_until(lambda: newest_step(run) > 0)
+    by_rank = {rank: node for node in started for rank in node.ranks()}
+    by_rank[1].ranks()[1].kill()
+    said = "does not answer any more: killed, or stopped"
+    by_rank[0].wait_until(lambda: said in by_rank[0].output())
+    [line] = [line for line in by_rank[0].output().splitlines() if said in line]
+    assert "error (rank 0): rank 1 (last at " in line

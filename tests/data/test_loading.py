@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from esl_dist.data.images import encode_png, resize_image, resize_label
-from esl_dist.data.labels import identity_class_set, train_id_table
-from esl_dist.data.loading import MEAN_COLOR, Batch, LabelSource, Samples, batches, network_input
+from esl_dist.data.labels import SemanticClass, identity_class_set, train_id_table
+from esl_dist.data.loading import MEAN_COLOR, Batch, LabelSource, Samples, batches, label_source, network_input
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
@@ -141,6 +141,25 @@ def test_labels_of_other_pictures_are_refused(tmp_path: Path) -> None:
         labels = pseudo_label_shards(tmp_path / folder, keys)
         with pytest.raises(UserError, match=message):
             Samples(pictures, None, LabelSource(labels, class_set()))
+
+
+def test_labels_of_as_many_classes_of_other_names_are_refused(tmp_path: Path) -> None:
+    """Pixels of one class would be counted as those of another, without a word."""
+    shards = drawn_shards(tmp_path, 1)
+    road, house, sky = class_set()
+    assert label_source(shards, "village3", identity_class_set(class_set())).classes == class_set(), (
+        "raw ids may differ"
+    )
+    for classes, names in (
+        ((road, house, SemanticClass("sun", sky.color, sky.ids)), "['road', 'house', 'sun']"),
+        ((house, road, sky), "['house', 'road', 'sky']"),
+    ):
+        with pytest.raises(UserError) as error:
+            label_source(shards, "village3", classes)
+        assert str(error.value) == (
+            f"{tmp_path}: the classes of 'village3' are ['road', 'house', 'sky'], the network's {names}; "
+            "choose shards of the same classes"
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -241,8 +241,12 @@ def test_a_missing_and_a_truncated_shard_are_named(tmp_path: Path) -> None:
     lost = "of its 2 samples are lost"
     for size, damage in {
         10239: f"has 10239 bytes, the index says 10240; 0 {lost};",
+        # Its label is the last that a sample has: cut behind it, the sample is whole and the next one is lost.
+        sum(label_of(tmp_path, "scene_002")): rf"has \d+ bytes, the index says 10240; 1 {lost}, 'scene_003' first;",
+        sum(label_of(tmp_path, "scene_002")) - 1: rf"has \d+ bytes, .* 10240; 2 {lost}, 'scene_002' first;",
+        sum(label_of(tmp_path, "scene_003")): rf"has \d+ bytes, the index says 10240; 0 {lost};",
         # The second sample's label begins behind its picture, and its headers are whole blocks.
-        label_of(tmp_path, "scene_003"): rf"has \d+ bytes, the index says 10240; 1 {lost}, 'scene_003' first;",
+        label_of(tmp_path, "scene_003")[0]: rf"has \d+ bytes, the index says 10240; 1 {lost}, 'scene_003' first;",
         1: f"has 1 bytes, the index says 10240; 2 {lost}, 'scene_002' first;",
     }.items():
         path.write_bytes(content[:size])
@@ -253,15 +257,15 @@ def test_a_missing_and_a_truncated_shard_are_named(tmp_path: Path) -> None:
         open_shards(tmp_path)
 
 
-def label_of(folder: Path, key: str) -> int:
-    """Return where a sample's label begins in its shard."""
+def label_of(folder: Path, key: str) -> tuple[int, int]:
+    """Return where a sample's label begins in its shard, and how many bytes it has."""
     [sample] = [one for shard in read_index(folder).shards for one in shard.samples if one.key == key]
-    return sample.members["label.png"][0]
+    return sample.members["label.png"][:2]
 
 
 def test_what_broken_shards_still_hold_can_be_read_if_they_need_not_be_whole(tmp_path: Path) -> None:
     expected = drawn_shards(tmp_path, 6, in_a_shard=2).read(2, "image")
-    os.truncate(tmp_path / "shard-000001.tar", label_of(tmp_path, "scene_003"))
+    os.truncate(tmp_path / "shard-000001.tar", label_of(tmp_path, "scene_003")[0])
     (tmp_path / "shard-000002.tar").unlink()
     reader = open_shards(tmp_path, whole=False)
     assert [shard.lost for shard in broken_shards(reader)] == [1, 2]
@@ -271,6 +275,20 @@ def test_what_broken_shards_still_hold_can_be_read_if_they_need_not_be_whole(tmp
         reader.read(3, "label")
     with pytest.raises(CorruptSampleError, match=r"000002\.tar, sample 'scene_004': the shard is missing; pack it"):
         reader.read(4, "image")
+
+
+def test_what_lies_before_a_cut_is_not_lost_by_a_single_byte(tmp_path: Path) -> None:
+    label = drawn_shards(tmp_path, 2).read(0, "label")
+    end = sum(label_of(tmp_path, "scene_000"))
+    for size, lost in ((end, 1), (end - 1, 2)):
+        os.truncate(tmp_path / "shard-000000.tar", size)
+        reader = open_shards(tmp_path, whole=False)
+        assert [shard.lost for shard in broken_shards(reader)] == [lost]
+        if lost == 1:
+            assert reader.read(0, "label") == label
+        else:
+            with pytest.raises(CorruptSampleError, match=r"sample 'scene_000': the bytes of label\.png are not the"):
+                reader.read(0, "label")
 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:

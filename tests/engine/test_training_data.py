@@ -1,6 +1,7 @@
 """Every folder that a training reads may lack shards up to the share that may be corrupt, and not beyond."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from esl_dist.adaptation.methods import METHODS
 from esl_dist.data import loading
 from esl_dist.engine.training_data import TrainingData, open_training_data
 from esl_dist.errors import UserError
-from tests.builders import draw, drawn_samples, drawn_shards, encoded, write_shards
+from tests.builders import class_set, draw, drawn_samples, drawn_shards, encoded, write_shards
 from tests.engine.runs import configuration
 
 FOLDERS = ("source", "target", "pseudo_labels")
@@ -20,9 +21,13 @@ def folder(tmp_path: Path) -> Path:
     """Return the place of source, target and pseudo-labels, each of four shards."""
     drawn_shards(tmp_path / "source", SAMPLES, IN_A_SHARD)
     drawn_shards(tmp_path / "target", SAMPLES, IN_A_SHARD)
-    labels = [(key, {"label.png": encoded(draw(0)[1] % 3)}) for key, _ in drawn_samples(SAMPLES)]
-    write_shards(tmp_path / "pseudo_labels", labels, IN_A_SHARD)
+    write_pseudo_labels(tmp_path)
     return tmp_path
+
+
+def write_pseudo_labels(folder: Path, **changes: Any) -> None:
+    labels = [(key, {"label.png": encoded(draw(0)[1] % 3)}) for key, _ in drawn_samples(SAMPLES)]
+    write_shards(folder / "pseudo_labels", labels, IN_A_SHARD, **changes)
 
 
 def opened(folder: Path, skip_corrupt: float) -> TrainingData:
@@ -61,3 +66,14 @@ def test_a_folder_may_lack_shards_up_to_the_share(
     assert bool(found["replaced"])
     assert int(found["positions"]) == 6
     assert len(decoded) == 1, "samples that are tried in vain cost no decoding"
+
+
+def test_pseudo_labels_of_as_many_classes_of_other_names_are_refused(folder: Path) -> None:
+    road, house, sky = class_set()
+    write_pseudo_labels(folder, class_sets={"village3": (road, sky, house)})
+    with pytest.raises(UserError) as error:
+        opened(folder, 0)
+    assert str(error.value) == (
+        f"{folder / 'pseudo_labels'}: the classes of 'village3' are ['road', 'sky', 'house'], "
+        "the network's ['road', 'house', 'sky']; choose shards of the same classes"
+    )

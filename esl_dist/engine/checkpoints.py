@@ -129,16 +129,6 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return _load(folder, read_manifest(folder))
 
 
-def load_newest(run: Path) -> Checkpoint | None:
-    """Read the run's newest whole checkpoint, `newest_whole`; each of its files is verified once.
-
-    Raises:
-        UserError: there are checkpoints, but none can be used.
-    """
-    found = _newest(run)
-    return None if found is None else _load(*found)
-
-
 def _load(folder: Path, manifest: Manifest) -> Checkpoint:
     classes = class_set_from(manifest["classes"], str(folder / MANIFEST))
     return Checkpoint(
@@ -209,24 +199,19 @@ def checkpoint_folders(run: Path) -> list[Path]:
     return sorted(path for path in found if path.is_dir() or path.is_symlink())
 
 
-def newest_whole(run: Path) -> Path | None:
-    """Return the run's newest checkpoint whose files are all as saved; broken ones are named on standard error.
+def load_newest(run: Path) -> Checkpoint | None:
+    """Read the run's newest checkpoint whose files are all as saved; broken ones are named on standard error.
 
     Raises:
         UserError: there are checkpoints, but none can be used, or another version of the program wrote it.
     """
-    found = _newest(run)
-    return None if found is None else found[0]
-
-
-def _newest(run: Path) -> tuple[Path, Manifest] | None:
     why_not = ""
     for folder in reversed(checkpoint_folders(run)):
         try:
             manifest = read_manifest(folder)
             if manifest["step"] != step_of(folder):
                 raise BrokenCheckpointError(f"{folder}: is of step {manifest['step']}; give it the name of its step")
-            return folder, manifest
+            return _load(folder, manifest)
         except BrokenCheckpointError as error:
             print(f"warning: passing over a broken checkpoint: {error}", file=sys.stderr)
             why_not = why_not or str(error)
@@ -251,22 +236,25 @@ def set_aside_after(run: Path, step: int) -> None:
             folder.rename(aside)
 
 
-def find_checkpoint(path: str | Path) -> Path:
-    """Return `path` itself if it is a checkpoint folder, the newest whole one in it if it is a run.
+def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
+    """Read `path` itself if it is a checkpoint folder, the newest whole one in it if it is a run.
+
+    Returns:
+        The checkpoint's folder, and what it holds; a network's gigabyte is hashed once.
 
     Raises:
         UserError: it is neither, or a run without a checkpoint that can be used.
     """
     folder = Path(path)
     if (folder / MANIFEST).is_file():
-        return folder
-    newest = newest_whole(folder) if folder.is_dir() else None
+        return folder, load_checkpoint(folder)
+    newest = load_newest(folder)
     if newest is None:
         raise UserError(
             f"{folder}: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file "
             "of weights"
         )
-    return newest
+    return checkpoint_folder(folder, newest.step), newest
 
 
 def log_folder(run: Path) -> Path | None:

@@ -12,7 +12,6 @@ from esl_dist.engine.checkpoints import (
     RUN_CONFIG,
     build_network,
     find_checkpoint,
-    load_checkpoint,
     log_folder,
 )
 from esl_dist.engine.distributed import refuse_disagreement
@@ -61,9 +60,8 @@ def load_trained(
     """
     if Path(path).is_file():
         return _from_file(Path(path), class_sets, class_set, device)
-    folder = find_checkpoint(path)
+    folder, checkpoint = find_checkpoint(path)
     refuse_disagreement(sha256_of_file(folder / MANIFEST), "checkpoint")
-    checkpoint = load_checkpoint(folder)
     if class_set not in (None, checkpoint.class_set):
         raise UserError(f"{folder}: was trained on the class set {checkpoint.class_set!r}, not on {class_set!r}")
     network = build_network(checkpoint.config.network, checkpoint.classes)

@@ -24,7 +24,6 @@ from esl_dist.engine.checkpoints import (
     build_network,
     checkpoint_folders,
     find_checkpoint,
-    load_checkpoint,
     load_newest,
     set_aside_after,
 )
@@ -218,7 +217,7 @@ def build_state(
 
 def _start_from(network: nn.Module, start: str) -> None:
     path = Path(start)
-    weights = load_checkpoint(find_checkpoint(path)).segmentation if path.is_dir() else read_weights(path)
+    weights = find_checkpoint(path)[1].segmentation if path.is_dir() else read_weights(path)
     report = load_weights(network, weights, start)  # type: ignore[arg-type]
     if report.missing:
         _say(f"{start}: {len(report.missing)} tensors keep their initial values: {_by_module(report.missing)}")

@@ -11,7 +11,16 @@ from torch import Tensor
 from esl_dist import config as settings
 from esl_dist.config_files import from_dictionary, save_config
 from esl_dist.data.labels import ClassSet
-from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG, Checkpoint, _digest, build_network, save_checkpoint
+from esl_dist.engine.checkpoints import (
+    MANIFEST,
+    RUN_CONFIG,
+    Checkpoint,
+    _digest,
+    build_network,
+    checkpoint_folder,
+    load_newest,
+    save_checkpoint,
+)
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from tests.builders import class_set
@@ -73,6 +82,12 @@ def save_state(
         training={"optimizers": {}, "scaler": {}},
     )
     return save_checkpoint(run, state, options)
+
+
+def newest_whole(run: Path) -> Path | None:
+    """Return the folder of the checkpoint that a run would go on from; None if it has none."""
+    newest = load_newest(run)
+    return None if newest is None else checkpoint_folder(run, newest.step)
 
 
 def rewrite_as_version(checkpoint: Path, format_version: int) -> None:

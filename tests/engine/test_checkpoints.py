@@ -19,12 +19,11 @@ from esl_dist.engine.checkpoints import (
     find_checkpoint,
     load_checkpoint,
     load_newest,
-    newest_whole,
     save_checkpoint,
     set_aside_after,
 )
 from esl_dist.errors import UserError
-from tests.engine.runs import rewrite_as_version
+from tests.engine.runs import newest_whole, rewrite_as_version
 
 CLASSES = (SemanticClass("road", (1, 2, 3), (7, 8)), SemanticClass("sky", (4, 5, 6), (23,)))
 KEEP_ALL = settings.Checkpoints(keep_newest=100)
@@ -93,7 +92,7 @@ def test_a_save_that_was_interrupted_is_no_checkpoint_and_does_not_hinder_the_ne
             save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL)
     assert newest_whole(tmp_path) == before
     assert newest_whole(tmp_path) != save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL)
-    assert load_checkpoint(find_checkpoint(tmp_path)).step == 2
+    assert find_checkpoint(tmp_path)[1].step == 2
 
 
 def test_the_newest_and_every_so_many_steps_stay(tmp_path: Path) -> None:
@@ -153,7 +152,7 @@ def test_every_byte_and_name_is_on_disk_before_the_final_name(tmp_path: Path, mo
     assert folder.parent.stat().st_ino in synced, "the final name, too, before the save returns"
 
 
-@pytest.mark.parametrize("read", [load_checkpoint, lambda folder: newest_whole(folder.parent.parent)])
+@pytest.mark.parametrize("read", [load_checkpoint, lambda folder: load_newest(folder.parent.parent)])
 def test_a_checkpoint_of_another_format_version_is_refused_and_not_passed_over(
     tmp_path: Path, read: Callable[[Path], object]
 ) -> None:
@@ -203,7 +202,7 @@ def test_a_file_that_cannot_be_read_is_passed_over_as_a_damaged_one(
     assert "Input/output error" in warning
 
 
-@pytest.mark.parametrize("read", [newest_whole, load_newest, find_checkpoint])
+@pytest.mark.parametrize("read", [load_newest, find_checkpoint])
 def test_checkpoints_that_are_all_broken_are_not_the_same_as_none(
     tmp_path: Path, read: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -215,19 +214,30 @@ def test_checkpoints_that_are_all_broken_are_not_the_same_as_none(
     assert ["step-00000002" in warnings[0], "step-00000001" in warnings[1]] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("read", "place"),
+    [
+        (load_newest, ""),
+        (lambda path: find_checkpoint(path)[1], ""),
+        (lambda path: find_checkpoint(path)[1], "checkpoints/step-00000002"),
+    ],
+)
 def test_the_newest_is_loaded_and_each_of_its_files_read_once_for_its_checksum(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Checkpoint], place: str
 ) -> None:
-    assert load_newest(tmp_path) is None
     for step in (1, 2):
         save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL)
-    read: list[str] = []
+    hashed: list[str] = []
     plain = checkpoints.sha256_of_file
-    monkeypatch.setattr(checkpoints, "sha256_of_file", lambda path: (read.append(path.name), plain(path))[1])
-    newest = load_newest(tmp_path)
-    assert newest is not None
-    assert newest.step == 2
-    assert sorted(read) == ["discriminators.safetensors", "segmentation.safetensors", "training.pt"]
+    monkeypatch.setattr(checkpoints, "sha256_of_file", lambda path: (hashed.append(path.name), plain(path))[1])
+    assert read(tmp_path / place).step == 2
+    assert sorted(hashed) == ["discriminators.safetensors", "segmentation.safetensors", "training.pt"]
+
+
+def test_a_checkpoint_is_found_in_its_run_and_by_its_own_folder(tmp_path: Path) -> None:
+    folders = [save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL) for step in (1, 2)]
+    assert find_checkpoint(tmp_path)[0] == folders[1]
+    assert find_checkpoint(folders[0])[0] == folders[0]
 
 
 def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:

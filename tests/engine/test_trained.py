@@ -1,13 +1,18 @@
 """Trained networks come from a run, a checkpoint or a file of weights, each with the classes that it knows."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from esl_dist.adaptation.methods import METHODS
 from esl_dist.data.labels import ClassSet, class_set_from
+from esl_dist.engine import checkpoints
+from esl_dist.engine.checkpoints import DISCRIMINATORS, SEGMENTATION, TRAINING
 from esl_dist.engine.trained import TrainedNetwork, load_trained
+from esl_dist.engine.trainer import build_state
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import published_state, write_weights
@@ -172,3 +177,23 @@ def test_a_run_that_is_named_from_inside_its_folder_has_its_place_for_curves(
     save_run(run, 3)
     monkeypatch.chdir(run)
     assert load(".").logs == tmp_path / "experiments/logs/r"
+
+
+def start_from(path: Path) -> None:
+    config = configuration(seed=0, network={"architecture": "tiny", "start": str(path)})
+    build_state(config, METHODS["source_only"], class_set(), CPU, with_start=True)
+
+
+@pytest.mark.parametrize("read", [load, start_from])
+@pytest.mark.parametrize("place", ["", "checkpoints/step-00000003"])
+def test_the_files_of_a_checkpoint_are_hashed_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object], place: str
+) -> None:
+    """That of a real network has about a gigabyte."""
+    save_run(run, 3)
+    hashed: list[Path] = []
+    plain = checkpoints.sha256_of_file
+    monkeypatch.setattr(checkpoints, "sha256_of_file", lambda path: (hashed.append(path), plain(path))[1])
+    read(run / place)
+    folder = run / "checkpoints/step-00000003"
+    assert sorted(hashed) == sorted(folder / name for name in (SEGMENTATION, DISCRIMINATORS, TRAINING))

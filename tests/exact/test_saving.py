@@ -19,14 +19,13 @@ from esl_dist.engine.checkpoints import (
     checkpoint_folder,
     checkpoint_folders,
     load_checkpoint,
-    newest_whole,
     step_of,
 )
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
 from tests.builders import class_set
-from tests.engine.runs import configuration, rewrite_as_version
+from tests.engine.runs import configuration, newest_whole, rewrite_as_version
 from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     TRAIN,

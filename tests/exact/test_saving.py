@@ -250,6 +250,33 @@ def test_a_broken_checkpoint_is_set_aside_when_the_run_goes_on_and_not_counted_a
     assert steps_in(run) == [STEPS - 2, STEPS + 1]
 
 
+LATE_LISTING = """
+import functools, runpy, sys
+from esl_dist.engine import checkpoints
+checkpoints.checkpoint_folders = functools.cache(checkpoints.checkpoint_folders)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Every rank goes on seeing the folder as it was at the start, as on a file system of several machines."""
+
+
+def test_a_broken_checkpoint_is_set_aside_by_one_rank_also_where_the_others_still_see_it(
+    server: RankServer, town: Path, tmp_path: Path, whole: Path
+) -> None:
+    run, program = run_in(tmp_path), tmp_path / "program.py"
+    program.write_text(LATE_LISTING)
+    shutil.copytree(whole, run)
+    broken = checkpoint_folder(run, STEPS)
+    (broken / "training.pt").unlink()
+    left = {path.name for path in broken.iterdir()}
+    words = training_words(town, run, f"steps={STEPS}", "checkpoints.every=100", "checkpoints.keep_newest=100")
+    job = server.start(str(program), [str(PROJECT / TRAIN), *words], 2)
+    assert job.exit_codes() == [0, 0], job.output()
+    assert job.output().count("setting a broken checkpoint aside") == 1
+    assert {path.name for path in broken.with_name(f"{broken.name}.broken").iterdir()} == left
+    assert newest_whole(run) == broken
+
+
 def of_another_format(checkpoint: Path) -> None:
     rewrite_as_version(checkpoint, 1)
 

@@ -15,6 +15,7 @@ from esl_dist.engine import checkpoints
 from esl_dist.engine.checkpoints import (
     Checkpoint,
     build_network,
+    checkpoint_folder,
     checkpoint_folders,
     find_checkpoint,
     load_checkpoint,
@@ -23,6 +24,7 @@ from esl_dist.engine.checkpoints import (
     set_aside_after,
 )
 from esl_dist.errors import UserError
+from esl_dist.files import PARTIAL_SUFFIX
 from tests.engine.runs import newest_whole, rewrite_as_version
 
 CLASSES = (SemanticClass("road", (1, 2, 3), (7, 8)), SemanticClass("sky", (4, 5, 6), (23,)))
@@ -114,6 +116,30 @@ def test_only_checkpoints_after_the_step_that_a_run_goes_on_from_are_removed(tmp
         save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL)
     set_aside_after(tmp_path, 2)
     assert checkpoint_folders(tmp_path) == stay
+
+
+def test_a_checkpoint_that_breaks_once_more_takes_the_place_of_the_broken_one(tmp_path: Path) -> None:
+    for damage in ("first", "second"):
+        (save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL) / "training.pt").write_text(damage)
+        set_aside_after(tmp_path, 1)
+        [aside] = (tmp_path / "checkpoints").iterdir()
+        assert (aside / "training.pt").read_text() == damage
+
+
+def test_what_killed_saves_left_is_gone_after_the_next(tmp_path: Path) -> None:
+    for step in (1, 3):
+        left = checkpoint_folder(tmp_path, step).with_suffix(PARTIAL_SUFFIX)
+        left.mkdir(parents=True)
+        (left / "left").touch()
+    saved = save_checkpoint(tmp_path, checkpoint(3), KEEP_ALL)
+    assert list(saved.parent.iterdir()) == [saved]
+    assert len(list(saved.iterdir())) == 4
+
+
+def test_a_checkpoint_of_the_same_step_gives_way_to_the_one_just_saved(tmp_path: Path) -> None:
+    """Somebody may have put one back meanwhile."""
+    (save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL) / "training.pt").unlink()
+    load_checkpoint(save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL))
 
 
 def test_a_linked_checkpoint_is_pruned_as_any_other_and_what_it_leads_to_stays(tmp_path: Path) -> None:

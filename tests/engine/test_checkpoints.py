@@ -55,6 +55,8 @@ def checkpoint(step: int) -> Checkpoint:
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     saved = checkpoint(4)
+    turned = saved.segmentation["conv1.weight"].to(memory_format=torch.channels_last)
+    saved.segmentation["conv1.weight"] = turned
     loaded = load_checkpoint(save_checkpoint(tmp_path, saved, KEEP_ALL))
     assert (loaded.step, loaded.config, loaded.classes, loaded.shards) == (4, saved.config, CLASSES, saved.shards)
     assert all(torch.equal(loaded.segmentation[name], tensor) for name, tensor in saved.segmentation.items())

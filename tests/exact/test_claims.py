@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
+from esl_dist.engine import claims
 from esl_dist.engine.claims import LOCK, claim
 from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
@@ -114,6 +115,18 @@ def test_a_run_whose_checkpoints_go_during_the_start_does_not_begin_anew_without
     job = server.start(str(program), [str(PROJECT / TRAIN), *training_words(town, run, "steps=2")], 1)
     assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
     assert f"error: {run}: its checkpoints came or went during the start; start again" in job.output()
+
+
+def test_no_rank_goes_on_before_every_rank_has_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else, were rank 0 lost at once, another start could take the folder from the ranks that are still to come."""
+    calls: list[str] = []
+    monkeypatch.setattr(claims, "from_main", lambda flags: [True])
+    monkeypatch.setattr(claims, "is_main", lambda: False)
+    monkeypatch.setattr(claims, "rank", lambda: 1)
+    monkeypatch.setattr(claims, "wait_for_all", lambda: calls.append("wait"))
+    monkeypatch.setattr(fcntl, "lockf", lambda *arguments: calls.append("lock"))
+    claim(tmp_path, "name")
+    assert calls == ["lock", "wait"]
 
 
 def test_where_files_cannot_be_locked_there_is_a_warning(

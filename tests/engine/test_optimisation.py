@@ -1,5 +1,7 @@
 """Optimisers, schedule, and an update that happens on all networks or on none."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -54,6 +56,21 @@ def test_an_update_is_that_of_sgd_with_momentum_and_decay() -> None:
         expected = expected - 0.1 * momentum
     torch.testing.assert_close(weight.detach(), expected)
     assert weight.grad is None, "gradients are forgotten"
+
+
+def test_an_update_of_the_discriminators_is_that_of_adam_with_the_published_betas() -> None:
+    network, discriminators = networks()
+    weight = discriminators.double()["main"][0].weight
+    optimizers = build_optimizers(network, discriminators, OPTIONS)
+    set_rates(optimizers, 0, OPTIONS)
+    expected = weight.detach().clone()
+    mean = square = 0.0
+    for step, gradient in enumerate((1.0, -3.0), start=1):
+        weight.grad = torch.full_like(weight, gradient)
+        assert update(list(optimizers.values()), None, "a step")
+        mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
+        expected -= 1e-4 * mean / (1 - 0.9**step) / (math.sqrt(square / (1 - 0.99**step)) + 1e-8)
+    torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("broken", ["segmentation", "discriminator"])

@@ -67,6 +67,44 @@ def test_source_and_target_passes_feed_their_own_statistics() -> None:
     assert not torch.equal(after["bn1.running_mean"], after["bn1.source_mean"])
 
 
+WEIGHTS = settings.Method(
+    name="advent",
+    cross_entropy=settings.LevelWeights(main=2.0, auxiliary=3.0),
+    target=settings.LevelWeights(main=5.0, auxiliary=7.0),
+)
+
+
+def test_a_pass_is_learned_from_by_the_sum_of_its_losses_each_with_the_weight_of_its_level() -> None:
+    learned: list[tuple[str, float]] = []
+
+    def backward(loss: Tensor, network: str) -> None:
+        learned.append((network, float(loss.detach())))
+        loss.backward()
+
+    one = Pass(domain_batch(1, True), domain_batch(2, True))
+    precision = Precision(contextlib.nullcontext, backward)
+    losses = add_gradients(build(), METHODS["advent"], WEIGHTS, [one], local_valid_pixels([one]), IMAGES, precision)
+    assert not any(loss.requires_grad for loss in losses.values()), "they would keep every pass until they are logged"
+    value = {name: float(loss) for name, loss in losses.items()}
+    source = 2 * value["source_cross_entropy/main"] + 3 * value["source_cross_entropy/auxiliary"]
+    target = 5 * value["target_advent/main"] + 7 * value["target_advent/auxiliary"]
+    target += 2 * value["target_cross_entropy/main"] + 3 * value["target_cross_entropy/auxiliary"]
+    discriminators = value["discriminator/main"] + value["discriminator/auxiliary"]
+    expected = [("segmentation", source), ("segmentation", target), ("discriminators", discriminators)]
+    assert learned == [(network, pytest.approx(loss, rel=1e-12)) for network, loss in expected]
+
+
+def test_each_domain_is_normalised_by_its_own_labelled_pixels_of_the_global_batch() -> None:
+    one = Pass(domain_batch(1, True), domain_batch(2, True))
+    found = [
+        add_gradients(build(), METHODS["advent"], WEIGHTS, [one], torch.tensor(pixels), IMAGES, PLAIN)
+        for pixels in ((100, 100), (100, 200), (200, 100))
+    ]
+    for domain, factors in (("source", (1, 1, 0.5)), ("target", (1, 0.5, 1))):
+        values = [float(losses[f"{domain}_cross_entropy/main"]) for losses in found]
+        assert values == pytest.approx([values[0] * factor for factor in factors], rel=1e-12)
+
+
 @pytest.mark.parametrize("name", ["advent", "minent"])
 def test_losses_are_computed_from_float32_outside_of_mixed_precision(
     monkeypatch: pytest.MonkeyPatch, name: str

@@ -93,6 +93,33 @@ def test_a_rank_that_outlives_rank_0_keeps_the_folder_for_it_still_writes(
     assert other_server.run(LABEL, words, 1) == [0], other_server.log.read_text()
 
 
+ANOTHER_START_FINISHES = """
+import runpy, shutil, sys
+from esl_dist.engine import labelling
+claim, finished = labelling.claim, sys.argv[1]
+def late(output, setting):
+    shutil.copytree(finished, output)
+    claim(output, setting)
+labelling.claim = late
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_pseudo_labels_that_another_start_has_finished_just_before_the_claim_are_not_made_again(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run, finished, output, program = run_in(tmp_path), tmp_path / "a", tmp_path / "b", tmp_path / "program.py"
+    train(server, town, run, 1, "steps=1")
+    words = [f"checkpoint={run}", f"target.path={town}/target_train", "workers=0"]
+    assert server.run(LABEL, [*words, f"output={finished}"], 1) == [0], server.log.read_text()
+    program.write_text(ANOTHER_START_FINISHES)
+    job = server.start(str(program), [str(finished), str(PROJECT / LABEL), *words, f"output={output}"], 1)
+    assert job.exit_codes() == [0], job.output()
+    for path in finished.iterdir():
+        assert (output / path.name).stat().st_mtime_ns == path.stat().st_mtime_ns, path.name
+
+
 CHECKPOINTS_GO_DURING_THE_START = """
 import runpy, shutil, sys
 from esl_dist.engine import trainer

@@ -189,6 +189,25 @@ def test_a_finished_tar_that_was_deleted_is_made_again(
     assert bits(output) == expected
 
 
+def test_a_piece_that_was_damaged_meanwhile_is_named_and_no_label_is_made_of_it(
+    server: RankServer, large_town: Path, trained: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "labels"
+    job_words = words(large_town, trained, output, 0)
+    killed_job(server, job_words, output, some_pieces)
+    piece = output / ".scratch" / next(iter(whole_tars(output, "piece")))
+    [offset, count, _] = json.loads(piece.with_name(f"{piece.name}.json").read_text())["samples"][0]["members"][
+        "level.png"
+    ]
+    content = bytearray(piece.read_bytes())
+    content[offset + count - 1] ^= 1
+    piece.write_bytes(content)
+    job = server.start(PROGRAM, job_words, 1)
+    assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
+    assert f"{piece}: damaged; delete {output / '.scratch'} and start again" in job.output()
+    assert not (output / "index.json").exists()
+
+
 def test_a_job_killed_while_it_removes_what_another_left_leaves_no_folder_that_looks_right(
     server: RankServer, large_town: Path, trained: Path, tmp_path: Path, expected: dict[str, str]
 ) -> None:

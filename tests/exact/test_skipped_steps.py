@@ -81,3 +81,15 @@ def test_a_continued_training_has_the_loss_scale_of_an_uninterrupted_one(
     expected = everything_learned(whole)
     assert (expected["/scaler/scale"], expected["/scaler/_growth_tracker"]) == (512, 2)
     assert_same_bits(everything_learned(cut), expected)
+
+
+def test_discriminators_that_are_no_numbers_are_not_saved_though_the_losses_still_are(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    """Their gradients are not scaled, so an infinite one becomes a weight; the losses of that step came before it."""
+    run = run_in(tmp_path)
+    job = train_spoiled(server, town, run, "discriminators 2 2 0", 0, f"steps={STEPS}")
+    assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
+    for rank in range(2):
+        assert f"error (rank {rank}): r: by step 2 main.0.weight is no finite number any more" in job.output()
+    assert newest_step(run) == 1

@@ -17,6 +17,7 @@ LAST_STEP = 3
 how, program = sys.argv[1:3]
 sys.argv = sys.argv[2:]
 train, loop, add_gradients = trainer.train, trainer._loop, trainer.add_gradients
+initialise = trainer.initialise
 steps_begun = 0
 
 
@@ -35,6 +36,11 @@ def with_other_shards(config: settings.Train, ranks: Any) -> Any:
 
     trainer.open_training_data = other
     return train(config, ranks)
+
+
+def with_other_weights(network: Any) -> None:
+    initialise(network)
+    network.conv1.weight.data.add_(1)
 
 
 def with_fewer_steps(config: settings.Train, *arguments: Any) -> Any:
@@ -60,6 +66,8 @@ if os.environ["RANK"] == "1":
             trainer.train = with_another_configuration
         case "other shards":
             trainer.train = with_other_shards
+        case "other weights to start from":
+            trainer.initialise = with_other_weights
         case "fewer steps":
             trainer._loop = with_fewer_steps
         case "another precision":

@@ -176,6 +176,7 @@ ZERO_1 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE":
     [
         ("another configuration", "configuration", {}),
         ("other shards", "shards", {}),
+        ("other weights to start from", "weights to start from", {}),
         ("another precision", DEVICES, {}),
         ("another ZeRO stage", DEVICES, {}),
         ("another ZeRO stage", DEVICES, ZERO_1),

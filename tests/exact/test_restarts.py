@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from esl_dist.command_line import EXIT_USER_ERROR
 from tests.exact.ranks import RankServer
-from tests.exact.trainings import assert_close, everything_learned, run_in, train
+from tests.exact.trainings import assert_close, everything_learned, newest_step, run_in, start_training, train
 from tests.programs import small_town
 
 pytestmark = pytest.mark.exact
@@ -36,3 +37,14 @@ def test_other_numbers_of_ranks_and_workers_after_every_stop_are_not_visible_in_
         assert f"{ranks} process" in printed
         assert f"from step {step} to {step + STEPS_EACH}" in printed
     assert_close(everything_learned(cut), everything_learned(whole), 2e-3, 2e-4)
+
+
+def test_a_run_does_not_go_on_with_other_pictures_than_it_was_begun_on(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run = run_in(tmp_path)
+    train(server, town, run, 1, "steps=1")
+    job = start_training(server, town, run, 2, "steps=2", f"target.path={town}/target_val")
+    assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
+    assert f"{run}: this run was begun on other shards than those it is given now" in job.output()
+    assert newest_step(run) == 1

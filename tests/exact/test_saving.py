@@ -262,6 +262,41 @@ def test_a_checkpoint_is_finished_when_the_training_is_interrupted_before_a_byte
     assert newest_whole(run) == checkpoint_folder(run, 1)
 
 
+FAILING_SAVE = """
+import runpy, sys, threading
+from esl_dist.engine import saving, trainer
+from esl_dist.errors import UserError
+plain, failing, threads, steps = trainer.add_gradients, threading.Event(), [], []
+def fail(*_):
+    threads.append(threading.current_thread())
+    failing.set()
+    raise UserError("the disk is full")
+def counted(*arguments):
+    steps.append(1)
+    print(f"step {len(steps)} begins", flush=True)
+    if len(steps) == 3:
+        failing.wait(20)
+        threads[0].join()
+    return plain(*arguments)
+saving.save_checkpoint, trainer.add_gradients = fail, counted
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_save_that_fails_between_two_saves_ends_the_training_with_the_step_that_is_being_done(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(FAILING_SAVE)
+    words = training_words(town, run_in(tmp_path), "steps=8", "checkpoints.every=2")
+    job = server.start(str(program), [str(PROJECT / TRAIN), *words], 1)
+    assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
+    assert "error: the disk is full" in job.output()
+    assert "step 3 begins" in job.output()
+    assert "step 4 begins" not in job.output()
+
+
 def steps_in(run: Path) -> list[int]:
     return [step_of(folder) for folder in checkpoint_folders(run)]
 

@@ -125,8 +125,11 @@ def test_finished_pseudo_labels_are_not_made_again_and_not_overwritten(
 ) -> None:
     label(town, trained, tmp_path / "labels")
     before = content_of(tmp_path / "labels")
+    # Killed behind its index.
+    (tmp_path / "labels/.scratch").mkdir()
     label(town, trained, tmp_path / "labels")
     assert content_of(tmp_path / "labels") == before
+    assert not (tmp_path / "labels/.scratch").exists()
     words = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={tmp_path}/labels", "workers=0"]
     done = run("launch/pseudo_label.py", *words, "entropy_floor=0.2")
     assert done.returncode == 2

@@ -130,12 +130,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _load(folder: Path, manifest: Manifest) -> Checkpoint:
-    classes = class_set_from(manifest["classes"], str(folder / MANIFEST))
     return Checkpoint(
         step=int(manifest["step"]),
         config=from_dictionary(settings.Train, manifest["config"], str(folder / MANIFEST)),
         class_set=str(manifest["class_set"]),
-        classes=classes,
+        classes=class_set_from(manifest["classes"], str(folder / MANIFEST)),
         shards=dict(manifest["shards"]),
         segmentation=load_file(folder / SEGMENTATION),
         discriminators=load_file(folder / DISCRIMINATORS),

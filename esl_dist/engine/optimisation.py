@@ -117,8 +117,8 @@ def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None, place: st
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
-        norms = [parameter.grad.abs().amax() for parameter in parameters if parameter.grad is not None]
-        finite = bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
+        largest = [parameter.grad.abs().amax().float() for parameter in parameters if parameter.grad is not None]
+        finite = bool(torch.stack(largest).isfinite().all())
         if not finite and scaler.get_scale() < 1:
             raise UserError(
                 f"{place}: gradients are no finite numbers, even at a loss scale of {scaler.get_scale():g}; go on with "

@@ -169,6 +169,8 @@ def test_a_checkpoint_that_was_copied_elsewhere_has_no_place_for_curves(run: Pat
     copied = tmp_path / "copied"
     shutil.copytree(run / "checkpoints/step-00000003", copied)
     assert load(copied).logs is None
+    shutil.copytree(run, tmp_path / "runs/r")
+    assert load(tmp_path / "runs/r").logs is None
 
 
 def test_a_run_that_is_named_from_inside_its_folder_has_its_place_for_curves(

@@ -276,3 +276,14 @@ def test_labels_of_another_class_set_are_not_taken_for_these(
         job = server.start(PROGRAM, [*job_words, f"class_set={other}"], 1)
         assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
         assert f"labels: holds pseudo-labels made with another {changed}; choose another output" in job.output()
+
+
+def test_labels_of_another_network_of_the_same_name_and_step_are_not_taken_for_these(
+    server: RankServer, large_town: Path, trained: Path, tmp_path: Path
+) -> None:
+    other, output = run_in(tmp_path), tmp_path / "labels"
+    train(server, large_town, other, 1, "steps=8", "checkpoints.every=100", "seed=7")
+    assert server.run(PROGRAM, words(large_town, trained, output, 0), 1) == [0], server.log.read_text()
+    job = server.start(PROGRAM, words(large_town, other, output, 0), 1)
+    assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
+    assert "labels: holds pseudo-labels made with another weights; choose another output" in job.output()

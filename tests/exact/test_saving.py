@@ -156,6 +156,7 @@ def test_without_room_for_a_copy_it_is_written_at_once(
         saver.save(state)
         saver.finish()
         assert (gate.threads[number] is threading.main_thread()) == main_thread
+        assert len(gate.threads) == number + 1
     assert newest_whole(tmp_path) == checkpoint_folder(tmp_path, 1)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from esl_dist import config as settings
-from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_USER_ERROR
+from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.engine import saving
 from esl_dist.engine.checkpoints import (
     Checkpoint,
@@ -229,73 +229,6 @@ def test_steps_go_on_while_a_checkpoint_is_written(server: RankServer, town: Pat
     assert job.exit_codes() == [0], job.output()
     assert "the checkpoint of step 2 is written after step 4 began" in job.output()
     assert newest_whole(run) == checkpoint_folder(run, 4)
-
-
-INTERRUPTED_SAVE = """
-import os, runpy, signal, sys, threading
-from esl_dist.engine import saving
-plain = saving.save_checkpoint
-def late(*arguments):
-    os.kill(os.getpid(), signal.SIGINT)
-    threading.main_thread().join()
-    return plain(*arguments)
-saving.save_checkpoint = late
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_a_checkpoint_is_finished_when_the_training_is_interrupted_before_a_byte_of_it_is_written(
-    town: Path, tmp_path: Path
-) -> None:
-    run, program = run_in(tmp_path), tmp_path / "program.py"
-    program.write_text(INTERRUPTED_SAVE)
-    done = subprocess.run(
-        [sys.executable, str(program), str(PROJECT / TRAIN), *training_words(town, run, "steps=1000")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment(),
-        timeout=100,
-    )
-    assert done.returncode == EXIT_INTERRUPTED, done.stderr
-    assert newest_whole(run) == checkpoint_folder(run, 1)
-
-
-FAILING_SAVE = """
-import runpy, sys, threading
-from esl_dist.engine import saving, trainer
-from esl_dist.errors import UserError
-plain, failing, threads, steps = trainer.add_gradients, threading.Event(), [], []
-def fail(*_):
-    threads.append(threading.current_thread())
-    failing.set()
-    raise UserError("the disk is full")
-def counted(*arguments):
-    steps.append(1)
-    print(f"step {len(steps)} begins", flush=True)
-    if len(steps) == 3:
-        failing.wait(20)
-        threads[0].join()
-    return plain(*arguments)
-saving.save_checkpoint, trainer.add_gradients = fail, counted
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-def test_a_save_that_fails_between_two_saves_ends_the_training_with_the_step_that_is_being_done(
-    server: RankServer, town: Path, tmp_path: Path
-) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(FAILING_SAVE)
-    words = training_words(town, run_in(tmp_path), "steps=8", "checkpoints.every=2")
-    job = server.start(str(program), [str(PROJECT / TRAIN), *words], 1)
-    assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
-    assert "error: the disk is full" in job.output()
-    assert "step 3 begins" in job.output()
-    assert "step 4 begins" not in job.output()
 
 
 def steps_in(run: Path) -> list[int]:

@@ -153,6 +153,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def say(text: str) -> None:
+    """Print a line, on rank 0 only."""
+    if is_main():
+        print(text, flush=True)
+
+
 def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:
     """Return the sum of `tensor` over all ranks, on every rank; the argument is not changed.
 

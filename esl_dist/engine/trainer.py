@@ -1,29 +1,23 @@
 """The training loop: one for every method, on one rank or many, from the first step or from where a run stopped."""
 
-import secrets
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
-from torch.optim import Optimizer
 
 from esl_dist import config as settings
-from esl_dist.adaptation.methods import METHODS, Method
-from esl_dist.config_files import differing_keys, load_config, save_config, to_dictionary
-from esl_dist.data.labels import ClassSet
+from esl_dist.adaptation.methods import Method
+from esl_dist.config_files import save_config, to_dictionary
+from esl_dist.engine.beginning import State, agreed_seed, build_state, check_training, fill_from, run_folder
 from esl_dist.engine.checkpoints import (
     RUN_CONFIG,
     Checkpoint,
-    build_network,
     checkpoint_folders,
-    find_checkpoint,
     load_newest,
     set_aside_after,
 )
@@ -33,15 +27,16 @@ from esl_dist.engine.distributed import (
     is_main,
     rank,
     refuse_disagreement,
+    say,
     sum_over_ranks,
     wait_for_all,
     world_size,
 )
 from esl_dist.engine.journal import Journal
-from esl_dist.engine.optimisation import Updating, build_optimizers, plain_updating, set_rates
+from esl_dist.engine.optimisation import Updating, plain_updating, set_rates
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.engine.signals import StopWish, stop_wish
-from esl_dist.engine.step import Networks, Pass, Precision, add_gradients, local_valid_pixels
+from esl_dist.engine.step import Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.engine.training_data import (
     CorruptSamples,
     TrainingData,
@@ -53,33 +48,14 @@ from esl_dist.engine.training_data import (
 from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.files import refuse_as_name
-from esl_dist.models.discriminator import build_discriminator
 from esl_dist.models.weights import (
     digest_of_weights,
-    initialise,
-    load_weights,
     published_state,
-    read_weights,
     write_weights,
 )
 from esl_dist.reporting.progress import progress
 
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
-
-MAY_CHANGE = {"experiments", "steps", "log_every", "pictures_every", "source.path", "target.path", "pseudo_labels"}
-MAY_CHANGE_GROUPS = ("loader.workers", "loader.skip_corrupt", "checkpoints.", "timeout_minutes")
-"""Settings in which a continued run may differ from its beginning: none of them changes what is computed.
-
-Shards may have moved: their fingerprints decide whether they are the same.
-"""
-
-
-@dataclass(frozen=True)
-class State:
-    """What a step changes."""
-
-    networks: Networks
-    optimizers: dict[str, Optimizer]
 
 
 def train(config: settings.Train, ranks: Ranks) -> Path:
@@ -105,7 +81,7 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     config = replace(config, name=config.name or run_name(config, data))
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)
-    config = replace(config, seed=_agreed_seed(run) if config.seed is None else config.seed)
+    config = replace(config, seed=agreed_seed(run) if config.seed is None else config.seed)
     begun = bool(checkpoint_folders(run))
     # Before the claim, which makes the folder: weights that do not fit leave nothing behind.
     state = build_state(config, method, data.classes, ranks.accelerator.device, with_start=not begun)
@@ -114,7 +90,7 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     if begun != (checkpoint is not None):
         raise UserError(f"{run}: its checkpoints came or went during the start; start again")
     if checkpoint is not None:
-        _continue(run, checkpoint, config, data, state)
+        fill_from(run, checkpoint, config, data, state)
     # Before DeepSpeed gives all ranks those of rank 0.
     for network in (state.networks.segmentation, state.networks.discriminators):
         refuse_disagreement(digest_of_weights(network.state_dict()), "weights to start from")
@@ -127,12 +103,12 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
             ranks.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
     refuse_disagreement(str(step), "checkpoint")
     if step >= config.steps:
-        _say(f"{config.name}: finished already, at step {step}")
+        say(f"{config.name}: finished already, at step {step}")
     else:
         if is_main():
             set_aside_after(run, step)
             save_config(config, run / RUN_CONFIG)
-        _say(f"{config.name}: {_describe(config, data, ranks)}, from step {step} to {config.steps}")
+        say(f"{config.name}: {_describe(config, data, ranks)}, from step {step} to {config.steps}")
         corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt, counts)
         stopped_at = _loop(config, method, data, state, updating, ranks, run, step, corrupt, wish)
         if stopped_at is not None:
@@ -142,112 +118,6 @@ def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
             write_weights(run / name, published_state(state.networks.segmentation))
     wait_for_all()
     return run
-
-
-def run_folder(config: settings.Train) -> Path:
-    """Return the folder of a run's configuration, checkpoints and weights."""
-    assert config.name is not None
-    return Path(config.experiments) / "snapshots" / config.name
-
-
-def _agreed_seed(run: Path) -> int:
-    """Return the seed that the run was begun with or, at its beginning, a random one; the same on every rank."""
-    begun = run / RUN_CONFIG
-    own = load_config(settings.Train, begun).seed if begun.is_file() else secrets.randbelow(2**32)
-    return int(sum_over_ranks(torch.tensor(own if is_main() else 0, dtype=torch.int64)))
-
-
-def check_training(config: settings.Train) -> Method:
-    """Refuse settings that contradict each other; returns the method.
-
-    Raises:
-        UserError: naming the settings.
-    """
-    if config.method.name not in METHODS:
-        raise UserError(f"method.name={config.method.name} is impossible: expected one of {', '.join(METHODS)}")
-    method = METHODS[config.method.name]
-    if config.steps > config.optimizer.schedule_steps:
-        raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
-    share = config.accumulate * world_size()
-    if config.batch_size % share:
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {world_size()} processes in {config.accumulate} "
-            f"passes; expected a multiple of {share}"
-        )
-    if config.target.path == "" and (method.target_loss is not None or config.pseudo_labels is not None):
-        raise UserError(
-            "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
-        )
-    if config.network.batch_norm == "per_domain" and method.target_loss is None and config.pseudo_labels is None:
-        raise UserError(
-            "network.batch_norm=per_domain needs passes over the target, and source_only without pseudo-labels has "
-            "none; choose network.batch_norm=shared"
-        )
-    return method
-
-
-def build_state(
-    config: settings.Train, method: Method, classes: ClassSet, device: torch.device, with_start: bool
-) -> State:
-    """Return networks with their initial weights, the same on every rank, and their optimisers.
-
-    Args:
-        config: the run's settings.
-        method: whether there are discriminators.
-        classes: the class set.
-        device: where the networks go.
-        with_start: whether `network.start` is read; a run that goes on needs it no more.
-
-    Raises:
-        UserError: weights to start from that do not fit.
-    """
-    assert config.seed is not None
-    set_seed(config.seed)
-    segmentation = build_network(config.network, classes)
-    initialise(segmentation)
-    if with_start and config.network.start is not None:
-        _start_from(segmentation, config.network.start)
-    levels = segmentation.levels if method.discriminator_loss is not None else ()
-    discriminators = nn.ModuleDict(
-        {level: build_discriminator(len(classes), config.method.discriminator_channels) for level in levels}
-    )
-    networks = Networks(segmentation.to(device).train(), discriminators.to(device).train())
-    return State(networks, build_optimizers(networks.segmentation, networks.discriminators, config.optimizer))
-
-
-def _start_from(network: nn.Module, start: str) -> None:
-    path = Path(start)
-    weights = find_checkpoint(path)[1].segmentation if path.is_dir() else read_weights(path)
-    report = load_weights(network, weights, start)  # type: ignore[arg-type]
-    if report.missing:
-        _say(f"{start}: {len(report.missing)} tensors keep their initial values: {_by_module(report.missing)}")
-    if report.left_over:
-        _say(f"{start}: {len(report.left_over)} tensors find no place: {_by_module(report.left_over)}")
-    if report.converted:
-        _say(f"{start}: torchvision's first convolution was turned to the published input (BGR, grey levels)")
-
-
-def _by_module(names: list[str]) -> str:
-    counts = Counter(name.split(".", 1)[0] for name in names)
-    return ", ".join(f"{module} ({count})" for module, count in counts.items())
-
-
-def _continue(run: Path, checkpoint: Checkpoint, config: settings.Train, data: TrainingData, state: State) -> None:
-    """Fill the networks from a checkpoint of the run; the optimisers are filled after that."""
-    changed = [
-        key
-        for key in differing_keys(checkpoint.config, config)
-        if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_GROUPS)
-    ]
-    if changed:
-        raise UserError(
-            f"{run}: this run was begun with other values of {', '.join(changed)}; choose another name, "
-            "delete the folder, or use the values of its config.yaml"
-        )
-    if checkpoint.shards != data.fingerprints:
-        raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
-    state.networks.segmentation.load_state_dict(checkpoint.segmentation)
-    state.networks.discriminators.load_state_dict(checkpoint.discriminators)
 
 
 def _updating(state: State, ranks: Ranks) -> Updating:
@@ -296,11 +166,13 @@ def _loop(
             save = last or stop or done % config.checkpoints.every == 0
             if log or save:
                 means = journal.mean_losses()
-                _refuse_nan({f"the loss {name}": torch.tensor(mean) for name, mean in means.items()}, done, config)
+                _refuse_not_finite(
+                    {f"the loss {name}": torch.tensor(mean) for name, mean in means.items()}, done, config
+                )
             if save:
                 # On every rank, so that all of them say the same.
-                _refuse_nan(state.networks.segmentation.state_dict(), done, config)
-                _refuse_nan(state.networks.discriminators.state_dict(), done, config)
+                _refuse_not_finite(state.networks.segmentation.state_dict(), done, config)
+                _refuse_not_finite(state.networks.discriminators.state_dict(), done, config)
             if log:
                 journal.write(means, rates, corrupt.totals(), done)
             if config.pictures_every and done % config.pictures_every == 0:
@@ -318,7 +190,7 @@ def _loop(
         saver.finish()
     journal.close()
     for domain, count in corrupt.totals().items():
-        _say(f"{run.name}: {count} corrupt {domain} samples were replaced; the warnings name them")
+        say(f"{run.name}: {count} corrupt {domain} samples were replaced; the warnings name them")
     wait_for_all()
     return done if done < config.steps else None
 
@@ -346,7 +218,7 @@ def _agree(passes: Sequence[Pass], config: settings.Train, wish: StopWish, place
     return valid_pixels, replaced.reshape(2, config.batch_size), bool(stop)
 
 
-def _refuse_nan(values: Mapping[str, Tensor], step: int, config: settings.Train) -> None:
+def _refuse_not_finite(values: Mapping[str, Tensor], step: int, config: settings.Train) -> None:
     broken = [name for name, value in values.items() if not value.isfinite().all()]
     if broken:
         raise UserError(
@@ -389,8 +261,3 @@ def _describe(config: settings.Train, data: TrainingData, ranks: Ranks) -> str:
         f"precision {ranks.accelerator.mixed_precision}"
         + (f", DeepSpeed ZeRO stage {ranks.zero_stage}" if ranks.zero_stage else "")
     )
-
-
-def _say(text: str) -> None:
-    if is_main():
-        print(text, flush=True)

@@ -10,9 +10,9 @@ import torch
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.data.labels import ClassSet, class_set_from
 from esl_dist.engine import checkpoints
+from esl_dist.engine.beginning import build_state
 from esl_dist.engine.checkpoints import DISCRIMINATORS, SEGMENTATION, TRAINING
 from esl_dist.engine.trained import TrainedNetwork, load_trained
-from esl_dist.engine.trainer import build_state
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import published_state, write_weights

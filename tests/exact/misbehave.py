@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from esl_dist import config as settings
-from esl_dist.engine import trainer
+from esl_dist.engine import beginning, trainer
 from esl_dist.engine.presence import SILENT_SECONDS
 
 LAST_STEP = 3
@@ -17,7 +17,7 @@ LAST_STEP = 3
 how, program = sys.argv[1:3]
 sys.argv = sys.argv[2:]
 train, loop, add_gradients = trainer.train, trainer._loop, trainer.add_gradients
-initialise = trainer.initialise
+initialise = beginning.initialise
 steps_begun = 0
 
 
@@ -67,7 +67,7 @@ if os.environ["RANK"] == "1":
         case "other shards":
             trainer.train = with_other_shards
         case "other weights to start from":
-            trainer.initialise = with_other_weights
+            beginning.initialise = with_other_weights
         case "fewer steps":
             trainer._loop = with_fewer_steps
         case "another precision":

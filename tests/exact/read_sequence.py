@@ -7,8 +7,8 @@ from pathlib import Path
 
 from esl_dist import config as settings
 from esl_dist.config_files import load_config
+from esl_dist.engine.beginning import check_training
 from esl_dist.engine.distributed import joined_ranks, rank
-from esl_dist.engine.trainer import check_training
 from esl_dist.engine.training_data import open_training_data, own_passes
 
 first, last, notes, *words = sys.argv[1:]

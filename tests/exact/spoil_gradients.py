@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from esl_dist.engine import trainer
+from esl_dist.engine.beginning import State
 from esl_dist.engine.distributed import Ranks, refuse_disagreement
 from esl_dist.engine.optimisation import Updating
 from esl_dist.models.weights import digest_of_weights
@@ -22,7 +23,7 @@ sys.argv = sys.argv[6:]
 plain_updating = trainer._updating
 
 
-def spoiled_updating(state: trainer.State, ranks: Ranks) -> Updating:
+def spoiled_updating(state: State, ranks: Ranks) -> Updating:
     if scale > 0:
         ranks.accelerator.scaler = GradScaler("cpu", init_scale=scale)
     plain = plain_updating(state, ranks)

@@ -1,0 +1,145 @@
+"""Where a run begins or goes on: settings that fit, its folder and seed, networks and optimisers."""
+
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+from torch.optim import Optimizer
+
+from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS, Method
+from esl_dist.config_files import differing_keys, load_config
+from esl_dist.data.labels import ClassSet
+from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, build_network, find_checkpoint
+from esl_dist.engine.distributed import is_main, say, sum_over_ranks, world_size
+from esl_dist.engine.optimisation import build_optimizers
+from esl_dist.engine.step import Networks
+from esl_dist.engine.training_data import TrainingData
+from esl_dist.errors import UserError
+from esl_dist.models.discriminator import build_discriminator
+from esl_dist.models.weights import initialise, load_weights, read_weights
+
+MAY_CHANGE = {"experiments", "steps", "log_every", "pictures_every", "source.path", "target.path", "pseudo_labels"}
+MAY_CHANGE_GROUPS = ("loader.workers", "loader.skip_corrupt", "checkpoints.", "timeout_minutes")
+"""Settings in which a continued run may differ from its beginning: none of them changes what is computed.
+
+Shards may have moved: their fingerprints decide whether they are the same.
+"""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step changes."""
+
+    networks: Networks
+    optimizers: dict[str, Optimizer]
+
+
+def run_folder(config: settings.Train) -> Path:
+    """Return the folder of a run's configuration, checkpoints and weights."""
+    assert config.name is not None
+    return Path(config.experiments) / "snapshots" / config.name
+
+
+def agreed_seed(run: Path) -> int:
+    """Return the seed that the run was begun with or, at its beginning, a random one; the same on every rank."""
+    begun = run / RUN_CONFIG
+    own = load_config(settings.Train, begun).seed if begun.is_file() else secrets.randbelow(2**32)
+    return int(sum_over_ranks(torch.tensor(own if is_main() else 0, dtype=torch.int64)))
+
+
+def check_training(config: settings.Train) -> Method:
+    """Refuse settings that contradict each other; returns the method.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    if config.method.name not in METHODS:
+        raise UserError(f"method.name={config.method.name} is impossible: expected one of {', '.join(METHODS)}")
+    method = METHODS[config.method.name]
+    if config.steps > config.optimizer.schedule_steps:
+        raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
+    share = config.accumulate * world_size()
+    if config.batch_size % share:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {world_size()} processes in {config.accumulate} "
+            f"passes; expected a multiple of {share}"
+        )
+    if config.target.path == "" and (method.target_loss is not None or config.pseudo_labels is not None):
+        raise UserError(
+            "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
+        )
+    if config.network.batch_norm == "per_domain" and method.target_loss is None and config.pseudo_labels is None:
+        raise UserError(
+            "network.batch_norm=per_domain needs passes over the target, and source_only without pseudo-labels has "
+            "none; choose network.batch_norm=shared"
+        )
+    return method
+
+
+def build_state(
+    config: settings.Train, method: Method, classes: ClassSet, device: torch.device, with_start: bool
+) -> State:
+    """Return networks with their initial weights, the same on every rank, and their optimisers.
+
+    Args:
+        config: the run's settings.
+        method: whether there are discriminators.
+        classes: the class set.
+        device: where the networks go.
+        with_start: whether `network.start` is read; a run that goes on needs it no more.
+
+    Raises:
+        UserError: weights to start from that do not fit.
+    """
+    assert config.seed is not None
+    set_seed(config.seed)
+    segmentation = build_network(config.network, classes)
+    initialise(segmentation)
+    if with_start and config.network.start is not None:
+        _start_from(segmentation, config.network.start)
+    levels = segmentation.levels if method.discriminator_loss is not None else ()
+    discriminators = nn.ModuleDict(
+        {level: build_discriminator(len(classes), config.method.discriminator_channels) for level in levels}
+    )
+    networks = Networks(segmentation.to(device).train(), discriminators.to(device).train())
+    return State(networks, build_optimizers(networks.segmentation, networks.discriminators, config.optimizer))
+
+
+def _start_from(network: nn.Module, start: str) -> None:
+    path = Path(start)
+    weights = find_checkpoint(path)[1].segmentation if path.is_dir() else read_weights(path)
+    report = load_weights(network, weights, start)  # type: ignore[arg-type]
+    if report.missing:
+        say(f"{start}: {len(report.missing)} tensors keep their initial values: {_by_module(report.missing)}")
+    if report.left_over:
+        say(f"{start}: {len(report.left_over)} tensors find no place: {_by_module(report.left_over)}")
+    if report.converted:
+        say(f"{start}: torchvision's first convolution was turned to the published input (BGR, grey levels)")
+
+
+def _by_module(names: list[str]) -> str:
+    counts = Counter(name.split(".", 1)[0] for name in names)
+    return ", ".join(f"{module} ({count})" for module, count in counts.items())
+
+
+def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: TrainingData, state: State) -> None:
+    """Fill the networks from a checkpoint of the run; the optimisers are filled after that."""
+    changed = [
+        key
+        for key in differing_keys(checkpoint.config, config)
+        if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_GROUPS)
+    ]
+    if changed:
+        raise UserError(
+            f"{run}: this run was begun with other values of {', '.join(changed)}; choose another name, "
+            "delete the folder, or use the values of its config.yaml"
+        )
+    if checkpoint.shards != data.fingerprints:
+        raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
+    state.networks.segmentation.load_state_dict(checkpoint.segmentation)
+    state.networks.discriminators.load_state_dict(checkpoint.discriminators)

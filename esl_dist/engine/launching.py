@@ -18,6 +18,20 @@ from esl_dist.errors import UserError
 
 ZERO_STAGES = (1, 2)
 
+DEEPSPEED_OPTIONS = {
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("offload_optimizer_device", ("none",), ""),
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("offload_param_device", ("none",), ""),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+        "gradient_accumulation_steps",
+        ("1", "auto"),
+        "; the training's own setting is accumulate",
+    ),
+    "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto", "0", "0.0"), "; no method here clips"),
+}
+"""By the variable in which the launcher hands it on: the option's name, what it may be, and what to do instead."""
+
+OTHER_STRATEGIES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+
 
 def start_missing_processes() -> None:
     """Become the launcher of N ranks where Accelerate's launcher started one of N; else return at once.
@@ -74,8 +88,11 @@ def asked_zero_stage() -> int | None:
     """Return the ZeRO stage that `accelerate launch` was asked for; None without DeepSpeed.
 
     Raises:
-        UserError: a stage or an option that training several networks does not bear.
+        UserError: a stage or an option that training several networks does not bear, or another way to divide them.
     """
+    for variable, strategy in OTHER_STRATEGIES.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise UserError(f"{strategy} is not supported; start without it, or with DeepSpeed's ZeRO stage 1 or 2")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() != "true":
         return None
     if "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:
@@ -89,8 +106,8 @@ def asked_zero_stage() -> int | None:
             f"zero_stage {stage} is not supported: expected 1 or 2. Stage 3 divides the weights of a network, which a "
             "frozen pass through the discriminators and the export of weights need whole"
         )
-    for part in ("OPTIMIZER", "PARAM"):
-        device = os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{part}_DEVICE", "none")
-        if device != "none":
-            raise UserError(f"offload_{part.lower()}_device {device} is not supported: expected none")
+    for variable, (option, possible, instead) in DEEPSPEED_OPTIONS.items():
+        given = os.environ.get(variable, possible[0])
+        if given not in possible:
+            raise UserError(f"{option} {given} is not supported: expected {' or '.join(possible[:2])}{instead}")
     return stage

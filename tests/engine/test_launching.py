@@ -1,0 +1,74 @@
+"""What launchers ask for and this program does not do is refused, not passed over."""
+
+import os
+
+import pytest
+
+from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks
+from esl_dist.errors import UserError
+
+DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "SLURM_"))] + ["WORLD_SIZE"]:
+        monkeypatch.delenv(name, raising=False)
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, **environment: str) -> int | None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return asked_zero_stage()
+
+
+def test_without_deepspeed_there_is_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked(monkeypatch) is None
+    assert asked(monkeypatch, ACCELERATE_USE_DEEPSPEED="false", ACCELERATE_GRADIENT_CLIPPING="1.0") is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "ACCELERATE_GRADIENT_CLIPPING": "none"},
+        {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto", "ACCELERATE_GRADIENT_CLIPPING": "auto"},
+        {"ACCELERATE_GRADIENT_CLIPPING": "0.0", "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none"},
+    ],
+)
+def test_options_that_ask_for_nothing_are_accepted(monkeypatch: pytest.MonkeyPatch, options: dict[str, str]) -> None:
+    assert asked(monkeypatch, **DEEPSPEED, **options) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero_stage 3 is not supported: expected 1 or 2"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device cpu .*: expected none$"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "offload_param_device nvme .*: expected none$"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps 4 .* setting is accumulate"),
+        ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping 1.0 .*; no method here clips"),
+        ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "a.json"}, "deepspeed_config_file is not supported"),
+    ],
+)
+def test_what_deepspeed_is_asked_for_and_does_not_get_is_refused(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        asked(monkeypatch, **{**DEEPSPEED, **options})
+
+
+@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("MEGATRON_LM", "Megatron-LM")])
+def test_other_ways_to_divide_a_network_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is not supported"):
+        asked(monkeypatch, **{f"ACCELERATE_USE_{variable}": "true"})
+
+
+def test_processes_of_srun_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    refuse_unlaunched_ranks()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match="srun started 4 processes that do not know of each other"):
+        refuse_unlaunched_ranks()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    refuse_unlaunched_ranks()

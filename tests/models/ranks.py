@@ -34,9 +34,9 @@ def global_batches() -> list[Tensor]:
     return [torch.randn(6, 3, 6, 7, generator=generator, dtype=torch.float64) + offsets + 5 * i for i in range(4)]
 
 
-def run_passes(per_domain: bool, anew: bool, rank: int, world_size: int) -> Results:
+def run_passes(per_domain: bool, anew: bool, rank: int, world_size: int, device: str = "cpu") -> Results:
     """Run every pass on this rank's part of the batches: outputs, gradients of a sum over pixels, and the state."""
-    network = small_network(per_domain)
+    network = small_network(per_domain).to(device)
     if anew:
         estimate_anew(network)
         for norm in batch_norms(network):
@@ -44,7 +44,7 @@ def run_passes(per_domain: bool, anew: bool, rank: int, world_size: int) -> Resu
     results: Results = {}
     for number, (domain, batch) in enumerate(zip(PASSES, global_batches(), strict=True)):
         share = len(batch) // world_size
-        part = batch[rank * share : (rank + 1) * share].clone().requires_grad_()
+        part = batch[rank * share : (rank + 1) * share].clone().to(device).requires_grad_()
         set_domain(network, domain)
         output = network(part)
         # Not a plain square: batch norm makes its sum constant, and with it the gradient zero.
@@ -52,18 +52,19 @@ def run_passes(per_domain: bool, anew: bool, rank: int, world_size: int) -> Resu
         results[f"output {number}"] = output.detach()
         results[f"gradient {number}"] = part.grad
     results |= {f"state {name}": tensor for name, tensor in network.state_dict().items()}
-    return results | {f"sum {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
+    results |= {f"sum {name}": p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return {name: tensor.cpu() for name, tensor in results.items()}
 
 
-def _work(rank: int, world_size: int, folder: str, cases: list[tuple[bool, bool]]) -> None:
+def _work(rank: int, world_size: int, folder: str, cases: list[tuple[bool, bool]], device: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
-    results = {case: run_passes(*case, rank, world_size) for case in cases}
+    results = {case: run_passes(*case, rank, world_size, device) for case in cases}
     torch.save(results, f"{folder}/rank{rank}.pth")
     dist.destroy_process_group()
 
 
-def run_on_ranks(world_size: int, folder: Path, cases: list[tuple[bool, bool]]) -> list[dict]:
-    """Return what each of `world_size` processes got, case by case."""
-    mp.spawn(_work, args=(world_size, str(folder), cases), nprocs=world_size)
+def run_on_ranks(world_size: int, folder: Path, cases: list[tuple[bool, bool]], device: str = "cpu") -> list[dict]:
+    """Return what each of `world_size` processes got, case by case; all of them share one GPU."""
+    mp.spawn(_work, args=(world_size, str(folder), cases, device), nprocs=world_size)
     return [torch.load(folder / f"rank{rank}.pth") for rank in range(world_size)]

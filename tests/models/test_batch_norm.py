@@ -25,7 +25,16 @@ def layer(per_domain: bool) -> DomainBatchNorm2d:
 @pytest.mark.exact
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_together_are_one_process_with_the_whole_batch(world_size: int, tmp_path: Path) -> None:
-    ranks = run_on_ranks(world_size, tmp_path, CASES)
+    assert_one_process(run_on_ranks(world_size, tmp_path, CASES))
+
+
+@pytest.mark.exact
+@pytest.mark.usefixtures("gpu")
+def test_ranks_that_compute_on_a_gpu_are_one_process_on_the_processor(tmp_path: Path) -> None:
+    assert_one_process(run_on_ranks(2, tmp_path, CASES, "cuda"))
+
+
+def assert_one_process(ranks: list[dict]) -> None:
     for case in CASES:
         expected = run_passes(*case, rank=0, world_size=1)
         parts = [results[case] for results in ranks]

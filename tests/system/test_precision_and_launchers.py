@@ -48,6 +48,16 @@ def test_as_many_processes_train_as_the_launcher_was_asked_for(
     assert (tmp_path / "snapshots/r/checkpoints/step-00000002").is_dir()
 
 
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_a_gpu_trains_in_every_precision(town: Path, tmp_path: Path, precision: str) -> None:
+    launcher = ["accelerate.commands.launch", "--num_processes", "1", "--mixed_precision", precision]
+    done = launch(launcher, town, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"1 process on cuda, precision {precision}" in done.stdout
+    assert (tmp_path / "snapshots/r/checkpoints/step-00000002").is_dir()
+
+
 def test_half_precision_without_a_gpu_is_refused(town: Path, tmp_path: Path) -> None:
     done = launch([*ACCELERATE, "--num_processes", "1", "--mixed_precision", "fp16"], town, tmp_path)
     assert done.returncode != 0

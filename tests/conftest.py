@@ -1,0 +1,20 @@
+"""Tests compute on the processor, where the same bits are promised; one that needs a GPU asks for it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the processes that a test starts see the GPU."""
+    if not any(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("there is no GPU")
+    if VISIBLE is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)

@@ -3,13 +3,17 @@
 from esl_dist.command_line import run_program
 from esl_dist.config import Train
 from esl_dist.engine.distributed import joined_ranks
+from esl_dist.engine.launching import start_missing_processes
+from esl_dist.engine.signals import stop_wish
 from esl_dist.engine.trainer import train
 
 
 def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
-    with joined_ranks(config.timeout_minutes) as ranks:
-        train(config, ranks)
+    # Before the wish: what becomes the launcher of the ranks takes no steps, and would forget a signal that is noted.
+    start_missing_processes()
+    with stop_wish() as wish, joined_ranks(config.timeout_minutes) as ranks:
+        train(config, ranks, wish)
 
 
 if __name__ == "__main__":

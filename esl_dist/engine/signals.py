@@ -1,7 +1,8 @@
 """SIGTERM and SIGUSR1 as a wish to stop: noted when it comes, granted between two steps.
 
 A cluster sends one of them before it takes a machine away, and to one rank only, maybe. So the wish is summed over
-the ranks once a step, and all of them stop after the same one.
+the ranks once a step, and all of them stop after the same one. One that comes during the start is granted after the
+first step: a rank that dies while the others wait for it costs them the whole timeout.
 """
 
 import signal

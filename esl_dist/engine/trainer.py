@@ -35,7 +35,7 @@ from esl_dist.engine.distributed import (
 from esl_dist.engine.journal import Journal
 from esl_dist.engine.optimisation import Updating, plain_updating, set_rates
 from esl_dist.engine.saving import BackgroundSaver
-from esl_dist.engine.signals import StopWish, stop_wish
+from esl_dist.engine.signals import StopWish
 from esl_dist.engine.step import Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.engine.training_data import (
     CorruptSamples,
@@ -58,22 +58,23 @@ from esl_dist.reporting.progress import progress
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
 
 
-def train(config: settings.Train, ranks: Ranks) -> Path:
+def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     """Train to `config.steps`, going on from the run's newest whole checkpoint; returns the run's folder.
 
     It holds config.yaml, checkpoints/, and in the end the network under its published names, in two forms:
     weights.safetensors and weights.pth.
 
+    Args:
+        config: the run's settings.
+        ranks: the processes that train it.
+        wish: whether this process was asked to stop, be it before training begins.
+
     Raises:
         UserError: settings that cannot be, shards that do not fit, a run of the same name that has other settings, is
             being trained or has no checkpoint that can be used, or losses, weights or gradients that are no numbers any
             more.
+        StoppedError: some rank was asked to stop; the step was finished and saved.
     """
-    with stop_wish() as wish:
-        return _train(config, ranks, wish)
-
-
-def _train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     method = check_training(config)
     refuse_disagreement(str(to_dictionary(config)), "configuration")
     data = open_training_data(config, method)

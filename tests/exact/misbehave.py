@@ -21,11 +21,11 @@ initialise = beginning.initialise
 steps_begun = 0
 
 
-def with_another_configuration(config: settings.Train, ranks: Any) -> Any:
-    return train(replace(config, seed=7), ranks)
+def with_another_configuration(config: settings.Train, *arguments: Any) -> Any:
+    return train(replace(config, seed=7), *arguments)
 
 
-def with_other_shards(config: settings.Train, ranks: Any) -> Any:
+def with_other_shards(config: settings.Train, *arguments: Any) -> Any:
     # The validation shards stand under the very path of the others, as they might on another machine.
     plain = trainer.open_training_data
 
@@ -35,7 +35,7 @@ def with_other_shards(config: settings.Train, ranks: Any) -> Any:
         )
 
     trainer.open_training_data = other
-    return train(config, ranks)
+    return train(config, *arguments)
 
 
 def with_other_weights(network: Any) -> None:

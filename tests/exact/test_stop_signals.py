@@ -11,6 +11,7 @@ import pytest
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_STOPPED
 from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import (
+    TRAIN,
     assert_same_bits,
     assert_whole,
     everything_learned,
@@ -18,6 +19,7 @@ from tests.exact.trainings import (
     run_in,
     start_training,
     train,
+    training_words,
 )
 
 pytestmark = pytest.mark.exact
@@ -95,6 +97,34 @@ def test_a_signal_to_all_processes_of_the_job_does_not_cost_its_loader_workers_t
     assert not any(worker.is_running() for worker in workers)
     train(server, town, run, 2, f"steps={step + 1}", *words)
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted[2], step + 1))
+
+
+def start_signalled(
+    server: RankServer, town: Path, run: Path, ranks: int, place: str, number: signal.Signals, *words: str
+) -> Job:
+    program = [place, number.name, str(PROJECT / TRAIN), *training_words(town, run, *words)]
+    return server.start("tests/exact/signal_at_start.py", program, ranks)
+
+
+@pytest.mark.parametrize("place", ["the meeting", "the devices", "the shards", "the checkpoint"])
+@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_a_signal_during_the_start_stops_all_ranks_after_the_first_step(
+    server: RankServer, town: Path, tmp_path: Path, place: str, ranks: int, number: signal.Signals
+) -> None:
+    run = run_in(tmp_path)
+    assert step_of_the_stop(start_signalled(server, town, run, ranks, place, number, f"steps={ENDLESS}"), run) == 1
+    assert step_of_the_stop(start_signalled(server, town, run, ranks, place, number, f"steps={ENDLESS}"), run) == 2
+    assert_whole(run, 2)
+    assert "from step 2 to 3" in train(server, town, run, ranks, "steps=3")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_a_process_has_become_the_launcher_of_the_ranks_is_not_forgotten(
+    server: RankServer, town: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """It takes no steps after which it could stop."""
+    job = start_signalled(server, town, run_in(tmp_path), 1, "the launcher", number, f"steps={ENDLESS}")
+    assert job.exit_codes() == [-number], job.output()
 
 
 def test_ctrl_c_ends_both_ranks_with_one_line_each_and_the_same_command_goes_on(

@@ -3,7 +3,7 @@
     <run>/checkpoints/step-00000400/
         segmentation.safetensors     the network under its published names (with per-domain statistics: + source_*)
         discriminators.safetensors   "<level>.<name>", if the method has discriminators
-        training.pt                  optimisers, loss scaler: tensors and plain values, no code
+        training.pt                  optimisers, loss scaler, counts, precision: tensors and plain values, no code
         manifest.json                step, configuration, classes, shards' fingerprints, SHA-256 of each file and of
                                      the rest of itself
 
@@ -60,7 +60,7 @@ class Checkpoint:
         shards: fingerprints of the shards it reads: `source`, `target`, `pseudo_labels`.
         segmentation: state of the segmentation network.
         discriminators: state of the discriminators, empty if there are none.
-        training: states of optimisers and loss scaler.
+        training: states of optimisers and loss scaler, counts of corrupt samples, precision.
     """
 
     step: int
@@ -104,6 +104,8 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
     torch.save(checkpoint.training, partial / TRAINING)
     files = {}
     for path in sorted(partial.iterdir()):
+        # safetensors makes files that none but their owner may read, whatever the umask says.
+        shutil.copymode(partial / TRAINING, path)
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         files[path.name] = {"sha256": sha256_of_file(path)}
@@ -187,10 +189,12 @@ def step_of(folder: Path) -> int:
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """Return the run's checkpoint folders, oldest first; folders that were not finished are not among them."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    # A link may lead to a disk that is not there now.
-    return sorted(path for path in found if path.is_dir() or path.is_symlink())
+    """Return the run's checkpoint folders, in the order of their steps; those not finished are not among them."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    # A link may lead to a disk that is not there now. From step 10^8 on, names are longer: theirs is another order.
+    return sorted(
+        (path for path in found if path.is_dir() or path.is_symlink()), key=lambda path: (step_of(path), path)
+    )
 
 
 def load_newest(run: Path) -> Checkpoint | None:
@@ -199,13 +203,18 @@ def load_newest(run: Path) -> Checkpoint | None:
     Raises:
         UserError: there are checkpoints, but none can be used, or another version of the program wrote it.
     """
+    newest = _find_newest(run)
+    return None if newest is None else newest[1]
+
+
+def _find_newest(run: Path) -> tuple[Path, Checkpoint] | None:
     why_not = ""
     for folder in reversed(checkpoint_folders(run)):
         try:
             manifest = read_manifest(folder)
             if manifest["step"] != step_of(folder):
                 raise BrokenCheckpointError(f"{folder}: is of step {manifest['step']}; give it the name of its step")
-            return _load(folder, manifest)
+            return folder, _load(folder, manifest)
         except BrokenCheckpointError as error:
             print(f"warning: passing over a broken checkpoint: {error}", file=sys.stderr)
             why_not = why_not or str(error)
@@ -242,13 +251,13 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
     folder = Path(path)
     if (folder / MANIFEST).is_file():
         return folder, load_checkpoint(folder)
-    newest = load_newest(folder)
+    newest = _find_newest(folder)
     if newest is None:
         raise UserError(
             f"{folder}: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file "
             "of weights"
         )
-    return checkpoint_folder(folder, newest.step), newest
+    return newest
 
 
 def log_folder(run: Path) -> Path | None:

@@ -112,7 +112,7 @@ def test_a_later_checkpoint_does_not_cost_the_one_just_saved(tmp_path: Path) -> 
     assert checkpoint_folders(tmp_path) == [saved, later]
 
 
-def test_only_checkpoints_after_the_step_that_a_run_goes_on_from_are_removed(tmp_path: Path) -> None:
+def test_only_checkpoints_after_the_step_that_a_run_goes_on_from_are_set_aside(tmp_path: Path) -> None:
     stay = [save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL) for step in (1, 2)]
     for step in (3, 4):
         save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL)
@@ -203,6 +203,35 @@ def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(tmp_path: Pa
     folder = save_checkpoint(tmp_path, checkpoint(3), KEEP_ALL)
     folder.rename(folder.with_name("step-00000009"))
     assert newest_whole(tmp_path) == before
+
+
+@pytest.mark.parametrize(("older", "newer"), [(3, 12), (99_999_999, 100_000_000)])
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_newest_checkpoint_is_that_of_the_highest_step_however_its_name_is_written(
+    tmp_path: Path, older: int, newer: int, padded: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = (save_checkpoint(tmp_path, checkpoint(step), KEEP_ALL) for step in (older, newer))
+    if not padded:
+        before = before.rename(before.with_name(f"step-{older}"))
+    assert checkpoint_folders(tmp_path) == [before, after]
+    assert find_checkpoint(tmp_path)[0] == after
+    set_aside_after(tmp_path, newer)
+    assert checkpoint_folders(tmp_path) == [before, after]
+    (after / "training.pt").unlink()
+    folder, found = find_checkpoint(tmp_path)
+    assert (folder, found.step) == (before, older)
+    assert "passing over" in capsys.readouterr().err
+
+
+def test_every_file_of_a_checkpoint_may_be_read_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        folder = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
+    finally:
+        os.umask(before)
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == dict.fromkeys(
+        ("discriminators.safetensors", "manifest.json", "segmentation.safetensors", "training.pt"), "0o640"
+    )
 
 
 def test_a_link_that_leads_nowhere_is_a_checkpoint_that_cannot_be_used(tmp_path: Path) -> None:

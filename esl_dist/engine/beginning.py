@@ -3,6 +3,7 @@
 import secrets
 from collections import Counter
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -23,12 +24,33 @@ from esl_dist.errors import UserError
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.models.weights import initialise, load_weights, read_weights
 
-MAY_CHANGE = {"experiments", "steps", "log_every", "pictures_every", "source.path", "target.path", "pseudo_labels"}
-MAY_CHANGE_GROUPS = ("loader.workers", "loader.skip_corrupt", "checkpoints.", "timeout_minutes")
-"""Settings in which a continued run may differ from its beginning: none of them changes what is computed.
+MAY_CHANGE = frozenset(
+    {
+        "experiments",
+        "source.path",
+        "target.path",
+        "pseudo_labels",
+        "steps",
+        "log_every",
+        "pictures_every",
+        "loader.workers",
+        "loader.skip_corrupt",
+        "checkpoints.every",
+        "checkpoints.keep_newest",
+        "checkpoints.keep_every",
+        "timeout_minutes",
+    }
+)
+"""Settings in which a continued run may differ from its beginning.
 
-Shards may have moved: their fingerprints decide whether they are the same.
+None of them changes what a step computes from whole samples: `steps` says where the run ends, and `loader.skip_corrupt`
+whether a corrupt sample ends it or is replaced. Shards may have moved: their fingerprints decide whether they are the
+same.
 """
+
+SHOWN_CHANGES = 4
+SHOWN_CHARACTERS = 60
+"""How many changed settings a message shows, and how much of each value."""
 
 
 @dataclass(frozen=True)
@@ -128,18 +150,37 @@ def _by_module(names: list[str]) -> str:
 
 
 def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: TrainingData, state: State) -> None:
-    """Fill the networks from a checkpoint of the run; the optimisers are filled after that."""
-    changed = [
-        key
-        for key in differing_keys(checkpoint.config, config)
-        if key not in MAY_CHANGE and not key.startswith(MAY_CHANGE_GROUPS)
-    ]
+    """Fill the networks from a checkpoint of the run; the optimisers are filled after that.
+
+    Raises:
+        UserError: the run was begun with other settings, on other shards or under another name.
+    """
+    changed = [key for key in differing_keys(checkpoint.config, config) if key not in MAY_CHANGE]
+    begun_as = str(checkpoint.config.name)
+    if "name" in changed:
+        raise UserError(
+            f"{run}: holds the run {begun_as}: its folder was renamed, or copied; to go on with it, give it back "
+            f"the place {run.with_name(begun_as)} and start it as name={begun_as}; to begin another run, choose "
+            "another name"
+        )
     if changed:
         raise UserError(
-            f"{run}: this run was begun with other values of {', '.join(changed)}; choose another name, "
-            "delete the folder, or use the values of its config.yaml"
+            f"{run}: this run was begun with other settings (begun with → given now): "
+            f"{_described_changes(changed, checkpoint.config, config)}; give those that it was begun with, which are "
+            f"in its {RUN_CONFIG}, or choose another name"
         )
     if checkpoint.shards != data.fingerprints:
         raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
     state.networks.segmentation.load_state_dict(checkpoint.segmentation)
     state.networks.discriminators.load_state_dict(checkpoint.discriminators)
+
+
+def _described_changes(keys: list[str], begun: settings.Train, given: settings.Train) -> str:
+    shown = [f"{key}: {_shown(begun, key)} → {_shown(given, key)}" for key in keys[:SHOWN_CHANGES]]
+    return ", ".join(shown) + (f" and {len(keys) - SHOWN_CHANGES} more" if len(keys) > SHOWN_CHANGES else "")
+
+
+def _shown(config: settings.Train, key: str) -> str:
+    value = reduce(getattr, key.split("."), config)
+    text = "null" if value is None else str(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"

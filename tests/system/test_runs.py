@@ -78,7 +78,7 @@ def test_an_automatic_name_does_not_mix_runs_of_other_settings(town: Path, tmp_p
     succeed("launch/train.py", *words(town, tmp_path, "steps=1"))
     done = run("launch/train.py", *words(town, tmp_path, "steps=1", "seed=7"))
     assert done.returncode == 2
-    assert f"{AUTOMATIC}: this run was begun with other values of seed; choose another name" in done.stderr
+    assert f"{AUTOMATIC}: this run was begun with other settings (begun with → given now): seed: 0 → 7;" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ def test_a_run_of_the_same_name_with_other_settings_is_refused(town: Path, tmp_p
     basis = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=4"]
     done = run("launch/train.py", *basis, "optimizer.momentum=0.5")
     assert done.returncode == 2
-    assert "begun with other values of optimizer.momentum" in done.stderr
+    assert "(begun with → given now): optimizer.momentum: 0.9 → 0.5; give those that it was begun with" in done.stderr
     assert "finished" not in succeed("launch/train.py", *basis), "a longer run of the same settings goes on"
 
 

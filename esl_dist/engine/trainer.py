@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
+from accelerate import Accelerator
+from torch import Tensor, nn
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
@@ -104,12 +104,16 @@ def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
             ranks.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
     refuse_disagreement(str(step), "checkpoint")
     if step >= config.steps:
-        say(f"{config.name}: finished already, at step {step}")
+        fewer = f", though only {config.steps} were asked for now" if step > config.steps else ""
+        say(f"{config.name}: finished already, at step {step}{fewer}")
     else:
         if is_main():
             set_aside_after(run, step)
             save_config(config, run / RUN_CONFIG)
         say(f"{config.name}: {_describe(config, data, ranks)}, from step {step} to {config.steps}")
+        precision = ranks.accelerator.mixed_precision
+        if checkpoint is not None and checkpoint.training.get("precision", precision) != precision:
+            say(f"{config.name}: precision {checkpoint.training['precision']} until here, {precision} from here on")
         corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt, counts)
         stopped_at = _loop(config, method, data, state, updating, ranks, run, step, corrupt, wish)
         if stopped_at is not None:
@@ -129,7 +133,11 @@ def _updating(state: State, ranks: Ranks) -> Updating:
             "mixed precision fp16 is not supported with DeepSpeed: each of its engines would scale losses and skip "
             "steps on its own; choose bf16, or start without DeepSpeed"
         )
-    return divided_updating(vars(state.networks), state.optimizers, ranks.zero_stage, world_size())
+    by_optimizer: dict[str, nn.Module] = {
+        "segmentation": state.networks.segmentation,
+        "discriminators": state.networks.discriminators,
+    }
+    return divided_updating(by_optimizer, state.optimizers, ranks.zero_stage, world_size())
 
 
 def _loop(
@@ -183,7 +191,7 @@ def _loop(
             if save:
                 states = updating.states()
                 if saver is not None:
-                    training = _training_state(states, ranks.accelerator.scaler, corrupt)
+                    training = _training_state(states, ranks.accelerator, corrupt)
                     saver.save(_checkpoint(done, config, data, state, training))
             if stop:
                 break
@@ -229,11 +237,12 @@ def _refuse_not_finite(values: Mapping[str, Tensor], step: int, config: settings
 
 
 def _training_state(
-    optimizer_states: dict[str, Any], scaler: GradScaler | None, corrupt: CorruptSamples
+    optimizer_states: dict[str, Any], accelerator: Accelerator, corrupt: CorruptSamples
 ) -> dict[str, Any]:
     return {
         "optimizers": optimizer_states,
-        "scaler": scaler.state_dict() if scaler is not None else {},
+        "precision": accelerator.mixed_precision,
+        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
         "corrupt_samples": corrupt.state(),
     }
 

@@ -6,7 +6,16 @@ import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
 from tests.exact.ranks import RankServer
-from tests.exact.trainings import assert_close, everything_learned, newest_step, run_in, start_training, train
+from tests.exact.trainings import (
+    TRAIN,
+    assert_close,
+    everything_learned,
+    newest_step,
+    run_in,
+    start_training,
+    train,
+    training_words,
+)
 from tests.programs import small_town
 
 pytestmark = pytest.mark.exact
@@ -48,3 +57,23 @@ def test_a_run_does_not_go_on_with_other_pictures_than_it_was_begun_on(
     assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
     assert f"{run}: this run was begun on other shards than those it is given now" in job.output()
     assert newest_step(run) == 1
+
+
+def test_a_run_that_goes_on_in_another_precision_says_so_once(server: RankServer, town: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    train(server, town, run, 2, "steps=1")
+    for steps, told in ((2, ["r: precision no until here, bf16 from here on"]), (3, [])):
+        words = training_words(town, run, f"steps={steps}")
+        job = server.start(TRAIN, words, 2, {"ACCELERATE_MIXED_PRECISION": "bf16"})
+        assert job.exit_codes() == [0, 0], job.output()
+        assert [line for line in job.output().splitlines() if ": precision " in line] == told
+
+
+def test_a_run_that_is_asked_for_fewer_steps_than_it_has_done_says_so(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run = run_in(tmp_path)
+    train(server, town, run, 1, "steps=2")
+    finished = "r: finished already, at step 2"
+    assert f"{finished}\n" in train(server, town, run, 1, "steps=2")
+    assert f"{finished}, though only 1 were asked for now\n" in train(server, town, run, 1, "steps=1")

@@ -45,13 +45,10 @@ def test_the_segmentation_passes_leave_the_discriminators_without_gradient() -> 
     for parameter in networks.discriminators.parameters():
         parameter.register_hook(lambda _: pytest.fail("a gradient reached a frozen discriminator"))
     batch = domain_batch(1, True)
-    only_target = type(method)(target_loss=method.target_loss, discriminator_loss=method.discriminator_loss)
     one = Pass(batch, domain_batch(2, False))
     valid_pixels = local_valid_pixels([one])
     _, _ = step_module._source_pass(networks, settings.Method(), batch, valid_pixels[0], PLAIN)
-    _, _ = step_module._target_pass(
-        networks, only_target, settings.Method(), one.target, valid_pixels[1], IMAGES, PLAIN
-    )
+    _, _ = step_module._target_pass(networks, method, settings.Method(), one.target, valid_pixels[1], IMAGES, PLAIN)
     assert all(parameter.grad is None for parameter in networks.discriminators.parameters())
     assert networks.segmentation.conv1.weight.grad is not None
 

@@ -4,12 +4,13 @@ A reader, or the same program started again after a power cut, never meets half 
 """
 
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from esl_dist.errors import UserError
 
@@ -21,19 +22,46 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that appears under `path` only when the block ends without an exception.
 
     The bytes go to `path` + ".partial" first; they are fsynced before the rename, the folder after it.
+
+    Raises:
+        OSError: the disk is full or fails; its `filename` says of which file.
     """
     make_folder(path.parent)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
-        with open(partial, "wb") as file:
+        with open_to_write(partial) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with _failure_naming(partial):
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def open_to_write(path: Path, mode: Literal["wb", "xb"] = "wb") -> IO[bytes]:
+    """Open a binary file whose writes name it when they fail, as opening does; plain ones leave out which disk is full.
+
+    Raises:
+        OSError: it cannot be opened; later, by its methods: it cannot be written.
+    """
+    return io.BufferedWriter(_NamedFile(path, mode))
+
+
+class _NamedFile(io.FileIO):
+    def write(self, content: Any) -> int:
+        with _failure_naming(self.name):
+            return super().write(content)
+
+
+@contextmanager
+def _failure_naming(path: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def refuse_as_name(name: str, what: str) -> None:

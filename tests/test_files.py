@@ -1,5 +1,6 @@
 """A file is whole or absent."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -125,3 +126,26 @@ def test_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"x" * 1_000_000)
     assert sha256_of_file(path) == hashlib.sha256(b"x" * 1_000_000).hexdigest()
+
+
+def test_a_write_that_fails_names_its_file_and_what_else_fails_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    partial = tmp_path / f"file{PARTIAL_SUFFIX}"
+    partial.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device") as full, whole_file(path) as file:
+        file.write(b"x")
+    assert full.value.filename == str(partial)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError, match="Too many open files") as other, whole_file(path):
+        raise OSError(errno.EMFILE, "Too many open files")
+    assert other.value.filename is None
+
+
+def test_a_disk_that_fails_to_flush_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error") as error, whole_file(tmp_path / "file") as file:
+        file.write(b"x")
+    assert error.value.filename == str(tmp_path / f"file{PARTIAL_SUFFIX}")

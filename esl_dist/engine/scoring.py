@@ -1,6 +1,7 @@
 """From trained networks and labelled shards to scores, coloured predictions and TensorBoard."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def write_score_curves(
     logs = (networks[0].logs if len(networks) == 1 else None) or experiments / "logs" / name
     means = {"miou": scores["miou"], **{f"miou_{count}": value for count, value in scores["miou_over"].items()}}
     # In a folder of its own: what an interrupted training wrote is hidden when it goes on, scores are not.
-    with open_writer(logs / "scores", None) as writer:
+    with closing(open_writer(logs / "scores", None)) as writer:
         for group, values in (("score", means), ("iou", scores["iou"])):
             known = {name: value for name, value in values.items() if value is not None}
             write_scalars(writer, f"{group}/{data}", known, step)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -186,8 +187,11 @@ def digest_of_weights(state: Mapping[str, Tensor]) -> str:
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state dict as .safetensors or, for the published programs, as .pth; whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    content = BytesIO()
+    if path.suffix == ".pth":
+        # Not to the file: of a full disk, torch.save says no more than that a position is another.
+        torch.save(plain, content)
+    else:
+        content.write(save(plain))
     with whole_file(path) as file:
-        if path.suffix == ".pth":
-            torch.save(plain, file)
-        else:
-            file.write(save(plain))
+        file.write(content.getbuffer())

@@ -1,30 +1,71 @@
-"""Curves and pictures in TensorBoard, written by the main rank."""
+"""Curves and pictures in TensorBoard, written by the main rank.
 
+Torch's own writer leaves the disk to a thread, whose failure comes later, from another call and without a file's name,
+and names its files after the clock. So events are written here, at once and to the file that is read last.
+"""
+
+import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import image, scalar
+
+from esl_dist.files import make_folder, open_to_write
+
+EVENT_FILE = "events.out.tfevents"
+FILE_VERSION = "brain.Event:2"
 
 
-def open_writer(folder: Path, steps_done: int | None) -> SummaryWriter:
-    """Open a folder of event files.
+def open_writer(folder: Path, steps_done: int | None) -> RecordWriter:
+    """Open a folder of event files; the writer is to be closed.
 
     Args:
-        folder: where they lie.
+        folder: where they lie; made if need be.
         steps_done: what an interrupted run wrote after them, which comes again, is hidden; None: nothing is.
+
+    Raises:
+        OSError: as all functions here, where the disk is full or fails; it names the file.
     """
-    return SummaryWriter(str(folder), purge_step=None if steps_done is None else steps_done + 1)
+    make_folder(folder)
+    writer = RecordWriter(open_to_write(folder / _last_name(folder), "xb"))
+    _write(writer, Event(file_version=FILE_VERSION))
+    if steps_done is not None:
+        _write(writer, Event(step=steps_done + 1, session_log=SessionLog(status=SessionLog.START)))
+    writer.flush()
+    return writer
 
 
-def write_scalars(writer: SummaryWriter, group: str, values: Mapping[str, float], step: int) -> None:
+def _last_name(folder: Path) -> str:
+    """Return a name that comes after those of the folder's event files, also where the clock was put back.
+
+    TensorBoard reads them in the order of their names, and a start hides what was read before it.
+    """
+    seconds = [path.name.removeprefix(f"{EVENT_FILE}.").partition(".")[0] for path in folder.glob(f"{EVENT_FILE}.*")]
+    after = max((int(second) + 1 for second in seconds if second.isdecimal()), default=0)
+    return f"{EVENT_FILE}.{max(int(time.time()), after):010d}.{socket.gethostname()}.{os.getpid()}"
+
+
+def write_scalars(writer: RecordWriter, group: str, values: Mapping[str, float], step: int) -> None:
     """Write values under "<group>/<name>"."""
     for name, value in values.items():
-        writer.add_scalar(f"{group}/{name}", value, step)
+        _write(writer, Event(step=step, summary=scalar(f"{group}/{name}", value)))  # type: ignore[no-untyped-call]
+    writer.flush()
 
 
-def write_pictures(writer: SummaryWriter, group: str, pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
+def write_pictures(writer: RecordWriter, group: str, pictures: Mapping[str, NDArray[np.uint8]], step: int) -> None:
     """Write RGB pictures, (height, width, 3), under "<group>/<name>"."""
     for name, picture in pictures.items():
-        writer.add_image(f"{group}/{name}", picture, step, dataformats="HWC")
+        summary = image(f"{group}/{name}", picture, dataformats="HWC")  # type: ignore[no-untyped-call]
+        _write(writer, Event(step=step, summary=summary))
+    writer.flush()
+
+
+def _write(writer: RecordWriter, event: Event) -> None:
+    event.wall_time = time.time()
+    writer.write(event.SerializeToString())

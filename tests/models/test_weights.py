@@ -1,6 +1,7 @@
 """Weights come from plain files under three kinds of names; what does not fit is named, what is not data is refused."""
 
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from esl_dist.errors import UserError
+from esl_dist.files import PARTIAL_SUFFIX
 from esl_dist.models.deeplab import Classifier, DeepLab
 from esl_dist.models.weights import (
     TORCHVISION_STD,
@@ -269,3 +271,20 @@ def test_classifiers_start_near_zero_and_without_preference() -> None:
             assert isinstance(convolution, nn.Conv2d)
             assert 0.009 < float(convolution.weight.detach().std()) < 0.011
             assert float(convolution.bias.detach().abs().max()) == 0
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_disk_that_is_full_in_the_middle_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+    file, state = tmp_path / name, {"weight": torch.zeros(10_000)}
+    write_weights(file, state)
+    whole = file.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            write_weights(file, state)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert error.value.filename == f"{file}{PARTIAL_SUFFIX}"
+    assert file.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [file]

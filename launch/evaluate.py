@@ -17,7 +17,7 @@ from esl_dist.engine.distributed import (
     joined_ranks,
     refuse_disagreement,
 )
-from esl_dist.engine.scoring import score_networks, write_score_curves
+from esl_dist.engine.scoring import are_painted, score_networks, write_score_curves
 from esl_dist.engine.snapshots import best_step, score_snapshots
 from esl_dist.engine.trained import TrainedNetwork, load_trained
 from esl_dist.errors import UserError
@@ -107,7 +107,7 @@ def evaluate_snapshots(config: Evaluate, shards: ShardReader, device: torch.devi
 
     def is_painted(folder: Path) -> bool:
         predictions = predictions_of(folder)
-        return predictions is None or predictions.is_dir()
+        return predictions is None or are_painted(shards, predictions)
 
     def score(folder: Path) -> dict[str, Any]:
         network = load_trained(folder, shards.index.class_sets, config.class_set, device)

@@ -91,6 +91,11 @@ def picture_name(shards: ShardReader, position: int) -> str:
     return f"{key}.png"
 
 
+def are_painted(shards: ShardReader, predictions: Path) -> bool:
+    """Say whether the coloured predictions of all samples are in a folder; a kill may have left some of them."""
+    return all((predictions / picture_name(shards, position)).is_file() for position in range(len(shards)))
+
+
 def _write_picture(file: Path, picture: Picture) -> None:
     with whole_file(file) as opened:
         opened.write(encode_png(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)))  # type: ignore[arg-type]

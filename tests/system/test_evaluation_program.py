@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import subprocess
 from io import BytesIO
 from pathlib import Path
@@ -240,3 +241,16 @@ def test_a_contradiction_ends_the_program_with_one_message(tmp_path: Path, words
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert (done.stdout, list(tmp_path.iterdir())) == ("", [])
+
+
+def test_a_snapshot_whose_painting_was_broken_off_is_painted_again(
+    kept: dict[str, Any], town: Path, experiments: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "experiments"
+    shutil.copytree(experiments, copy)
+    for picture in sorted((copy / "painted/step-00000008").iterdir())[1:]:
+        picture.unlink()
+    printed = succeed("launch/evaluate.py", *best_words(town, copy), f"experiments={copy}")
+    scored = [line for line in printed.splitlines() if line.startswith("r, step ")]
+    assert [line.partition(":")[0] for line in scored] == ["r, step 8"]
+    assert painted_scores(town, copy / "painted/step-00000008") == scores_at(kept, 8)

@@ -72,6 +72,8 @@ from esl_dist.reporting.scores import pixel_accuracy
 SUMMARY = "summary.json"
 SCRATCH = ".scratch"
 JOB = "job.json"
+ONLY_FOR_LABELS = {"bound", "compare_with_labels"}
+"""Keys of what a job is made with that its predictions do not depend on."""
 PIECE_SAMPLES = 8
 """Few, so that ranks wait little for the last piece; a tar and its entry a piece are written anyway."""
 
@@ -151,8 +153,7 @@ def _is_finished(output: Path) -> bool:
 
 
 def _summary_of(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
-    made_before = read_index(output).made_with
-    changed = [key for key, value in made_with.items() if made_before.get(key) != value]
+    changed = _changed(read_index(output).made_with, made_with)
     if changed:
         raise UserError(
             f"{output}: holds pseudo-labels made with another {', '.join(changed)}; choose another output or delete it"
@@ -164,19 +165,36 @@ def _summary_of(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
     return summary
 
 
+def _changed(made_before: dict[str, Any], made_with: dict[str, Any]) -> list[str]:
+    return [key for key in made_with | made_before if made_before.get(key) != made_with.get(key)]
+
+
 def _open_scratch(output: Path, made_with: dict[str, Any]) -> Path:
-    """Return the scratch folder; what a job with other settings left in it is removed."""
+    """Return the scratch folder; what a job with other settings left in it is removed, but not what stays the same."""
     scratch = output / SCRATCH
     if is_main():
-        job = scratch / JOB
-        if not job.is_file() or read_json(job) != made_with:
-            if scratch.exists():
-                # First, so that what a kill in between leaves does not look like a job's folder.
-                job.unlink(missing_ok=True)
-                shutil.rmtree(scratch)
-            write_json(job, made_with)
+        _clear_scratch(scratch, made_with)
+        write_json(scratch / JOB, made_with)
     wait_for_all()
     return scratch
+
+
+def _clear_scratch(scratch: Path, made_with: dict[str, Any]) -> None:
+    job = scratch / JOB
+    known = job.is_file()
+    changed = _changed(read_json(job), made_with) if known else []
+    if changed:
+        pieces = len(list(scratch.glob("piece-*.tar.json")))
+        fate = "stay, labels are made anew" if set(changed) <= ONLY_FOR_LABELS else "are made anew"
+        changes = f"begun with another {', '.join(changed)}; its {pieces} finished pieces {fate}"
+        print(f"{scratch.parent}: {changes}", flush=True)
+    if known and set(changed) <= ONLY_FOR_LABELS:
+        for entry in scratch.glob("shard-*.tar.json") if changed else []:
+            entry.unlink()
+    elif scratch.exists():
+        # First, so that what a kill in between leaves does not look like a job's folder.
+        job.unlink(missing_ok=True)
+        shutil.rmtree(scratch)
 
 
 @dataclass(frozen=True)

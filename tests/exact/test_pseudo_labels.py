@@ -287,3 +287,36 @@ def test_labels_of_another_network_of_the_same_name_and_step_are_not_taken_for_t
     job = server.start(PROGRAM, words(large_town, other, output, 0), 1)
     assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
     assert "labels: holds pseudo-labels made with another weights; choose another output" in job.output()
+
+
+def unfinished(server: RankServer, job_words: list[str], output: Path) -> tuple[dict[str, tuple[int, int]], int]:
+    """Leave a job that has written some labels; returns its pieces, and how many there are."""
+    killed_job(server, job_words, output, some_labels)
+    pieces = whole_tars(output, "piece")
+    return pieces, len(pieces)
+
+
+def test_another_bound_keeps_the_predictions_of_an_unfinished_job_and_says_so(
+    server: RankServer, large_town: Path, trained: Path, tmp_path: Path
+) -> None:
+    output, alone = tmp_path / "labels", tmp_path / "alone"
+    pieces, count = unfinished(server, words(large_town, trained, output, 0), output)
+    job = start_slowly(server, 2, [*words(large_town, trained, output, 0), "entropy_floor=0.9"])
+    assert job.exit_codes() == [0, 0], job.output()
+    told = f"{output}: begun with another bound; its {count} finished pieces stay, labels are made anew"
+    assert job.output().count(told) == 1
+    assert whole_tars(output, "piece") == pieces
+    assert server.run(PROGRAM, [*words(large_town, trained, alone, 0), "entropy_floor=0.9"], 1) == [0]
+    assert bits(output) == bits(alone)
+
+
+def test_an_unfinished_job_of_which_nothing_can_stay_is_told_of(
+    server: RankServer, large_town: Path, trained: Path, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    output = tmp_path / "labels"
+    _, count = unfinished(server, [*words(large_town, trained, output, 0), "label_size=[32,16]"], output)
+    job = server.start(PROGRAM, words(large_town, trained, output, 0), 1)
+    assert job.exit_codes() == [0], job.output()
+    assert f"{output}: begun with another label_size; its {count} finished pieces are made anew\n" in job.output()
+    assert bits(output) == expected
+    assert "begun with another" not in server.start(PROGRAM, words(large_town, trained, output, 0), 1).output()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -10,13 +11,13 @@ from torch import Tensor
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
 from esl_dist.data.images import Size, as_size, same_aspect_ratio
-from esl_dist.data.labels import ClassSet
+from esl_dist.data.labels import IGNORE_INDEX, ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
 from esl_dist.engine.distributed import is_main, note_work, rank, refuse_disagreement, world_size
 from esl_dist.engine.step import Pass
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 
 SOURCE_ORDER, TARGET_ORDER = 0, 1
 """Domain numbers for `esl_dist.data.sampling`."""
@@ -40,7 +41,8 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     """Open the shards that a method reads.
 
     Raises:
-        UserError: shards that are missing or damaged, more than may be, or that do not fit each other.
+        UserError: shards that are missing or damaged, more than may be, or that do not fit each other, or a source
+            without a labelled pixel.
     """
     largest_share = config.loader.skip_corrupt
     source = _open_shards(config.source.path, largest_share)
@@ -50,6 +52,7 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     refuse_mixed_sizes(source, size, "source.size")
     replace = largest_share > 0
     source_samples = Samples(source, size, LabelSource(source, classes), size, replace)
+    _refuse_unlabelled(source_samples, class_set)
     if method.target_loss is None and config.pseudo_labels is None:
         return TrainingData(source_samples, None, class_set, classes, fingerprints)
     target = _open_shards(config.target.path, largest_share)
@@ -62,6 +65,7 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
         fingerprints["pseudo_labels"] = pseudo.fingerprint()
         labels = label_source(pseudo, class_set, classes)
         _refuse_other_frame(target, pseudo, size)
+        _warn_of_other_pictures(target, pseudo)
     return TrainingData(source_samples, Samples(target, size, labels, size, replace), class_set, classes, fingerprints)
 
 
@@ -73,7 +77,8 @@ def _open_shards(folder: str, largest_share: float) -> ShardReader:
     broken = list(broken_shards(shards))
     refuse_disagreement(str([shard.damage for shard in broken]), f"broken shards in {folder}")
     lost = sum(shard.lost for shard in broken)
-    if lost > largest_share * len(shards):
+    # Not lost > share × number, a product that rounds: 0.29 × 100 is less than 29.
+    if lost / len(shards) > largest_share:
         raise UserError(
             f"{broken[0].damage}; over all shards {lost} of {len(shards)} samples are lost, more than "
             f"loader.skip_corrupt={largest_share:g} allows: pack the data set again"
@@ -82,6 +87,32 @@ def _open_shards(folder: str, largest_share: float) -> ShardReader:
         stand_in = "; whole samples stand for them" if shard.lost else ""
         print(f"warning: {shard.damage}{stand_in}", file=sys.stderr, flush=True)
     return shards
+
+
+def _refuse_unlabelled(source: Samples, class_set: str) -> None:
+    """Make sure that there is something to learn; the first labelled pixel, as a rule in the first label, says so."""
+    for position in range(len(source)):
+        # Whether corrupt samples may be is decided when their turn comes.
+        with suppress(CorruptSampleError):
+            if (source.label(position) != IGNORE_INDEX).any():
+                return
+        note_work()
+    raise UserError(
+        f"{source.images.folder}: no pixel of any label belongs to a class of {class_set!r}; choose another class_set, "
+        "or correct the raw ids in the data set's description and pack it again"
+    )
+
+
+def _warn_of_other_pictures(target: ShardReader, pseudo: ShardReader) -> None:
+    """Tell of pseudo-labels that were made of other shards whose keys are the same: perhaps of other pictures."""
+    made_for = pseudo.index.made_with.get("target")
+    if is_main() and made_for not in (None, target.fingerprint()):
+        print(
+            f"warning: {pseudo.folder}: its labels were made for other shards than {target.folder}; make sure that the "
+            "pictures are the same, packed anew, or label these",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:
@@ -176,7 +207,7 @@ class CorruptSamples:
                 self._epochs[domain], self._in_epoch[domain] = epoch, 0
             self._in_epoch[domain] += 1
             self._totals[domain] += 1
-            if self._in_epoch[domain] > self._largest_share * self._sizes[domain]:
+            if self._in_epoch[domain] / self._sizes[domain] > self._largest_share:
                 raise UserError(
                     f"epoch {epoch}: {self._in_epoch[domain]} of {self._sizes[domain]} {DOMAINS[domain]} samples "
                     f"are corrupt, more than loader.skip_corrupt={self._largest_share:g} allows; the warnings above "

@@ -116,7 +116,7 @@ class Optimizer:
 
 @dataclass
 class Loader:
-    """How samples are read. None of it but the window changes which sample comes when."""
+    """How samples are read. Only the window, and what `skip_corrupt` replaces, changes which sample comes when."""
 
     workers: int = setting(2, "Reading processes a rank and domain; 0: read in the training process.", minimum=0)
     shuffle_window: int = setting(

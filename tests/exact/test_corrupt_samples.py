@@ -14,6 +14,7 @@ from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.sampling import endless_order
 from esl_dist.data.shards import open_shards
+from esl_dist.engine.checkpoints import checkpoint_folder, load_checkpoint
 from esl_dist.errors import UserError
 from tests.exact.ranks import RankServer
 from tests.exact.shards import copied_shards, corrupt
@@ -242,3 +243,19 @@ def test_a_broken_shard_does_not_change_which_shards_these_are(server: RankServe
     train(server, town, run, 2, "steps=3")
     broken = with_broken_shard(town, tmp_path, "source", "truncated")
     assert "r: " in train(server, broken.shards, run, 2, f"steps={STEPS}", SKIP)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("place", [SIZE - 1, SIZE])
+def test_samples_of_several_passes_and_ranks_are_counted_in_their_epoch(
+    server: RankServer, town: Path, tmp_path: Path, place: int, domain: str, ranks: int
+) -> None:
+    """The second step holds the last sample of an epoch in its first pass, the next epoch's first in its second one."""
+    position, run = order(domain)[place], run_in(tmp_path)
+    shards, _ = damaged(town, tmp_path, domain, position)
+    train(server, shards, run, ranks, "steps=2", "accumulate=2", SKIP)
+    epochs = [number // SIZE for number in range(2 * BATCH) if order(domain)[number] == position]
+    expected = {"epochs": epochs[-1], "in_epoch": epochs.count(epochs[-1]), "totals": len(epochs)}
+    found = load_checkpoint(checkpoint_folder(run, 2)).training["corrupt_samples"]
+    assert {key: counts[DOMAINS.index(domain)] for key, counts in found.items()} == expected

@@ -126,6 +126,8 @@ def _read_override(word: str, schema: type) -> DictConfig:
         # YAML would make a run named 0001 the number 1, and a split named no a False.
         if _kinds(schema).get(key, "").startswith("str") and isinstance(_given(override, key), int | float):
             OmegaConf.update(override, key, text)
+    except UnicodeEncodeError:
+        raise UserError(f"command line: {word!r} is not UTF-8; expected text, so rename what it names") from None
     except (OmegaConfBaseException, yaml.YAMLError, IndexError) as error:
         raise UserError(f"command line: {word!r} cannot be read: {_first_line(error)}") from error
     return override

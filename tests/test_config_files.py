@@ -1,5 +1,6 @@
 """YAML and key=value become a checked configuration; every mistake names file, key and what was expected."""
 
+import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
@@ -288,3 +289,12 @@ def test_bounds_hold_for_every_member_of_a_list() -> None:
     assert load_config(Some, None, ["shares=[0.1,1]"]).shares == [0.1, 1.0]
     with pytest.raises(UserError, match=r"shares=\[0\.1, 0\.0\].*more than 0"):
         load_config(Some, None, ["shares=[0.1,0]"])
+
+
+def test_a_word_that_is_not_utf_8_is_refused() -> None:
+    word = os.fsdecode(b"root=/data/\xff")
+    with pytest.raises(UserError) as error:
+        load_config(Prepare, None, [*PREPARE, word])
+    assert str(error.value) == (
+        r"command line: 'root=/data/\udcff' is not UTF-8; expected text, so rename what it names"
+    )

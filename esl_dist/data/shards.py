@@ -292,13 +292,16 @@ def open_shards(folder: str | Path, whole: bool = True) -> ShardReader:
         whole: whether every shard has to be there with its size; its bytes are checked by `verify`.
 
     Raises:
-        UserError: the folder is missing or incomplete, its index is damaged or, if it has to be `whole`, a shard is
-            missing or of another size; the message names the shard and the first sample that is lost.
+        UserError: the folder is missing, incomplete or without samples, its index is damaged or, if it has to be
+            `whole`, a shard is missing or of another size; the message names the shard and the first sample that is
+            lost.
     """
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder of shards; make it with shards/prepare.py")
     reader = ShardReader(path, read_index(path))
+    if len(reader) == 0:
+        raise UserError(f"{path}: its {INDEX_NAME} lists no sample; make the shards again")
     if whole:
         for shard in broken_shards(reader):
             raise UserError(f"{shard.damage}; pack the data set again")

@@ -5,6 +5,7 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from esl_dist.data.shards import (
     packed_size,
     read_index,
     verify,
+    write_index,
     write_shard,
 )
 from esl_dist.errors import CorruptSampleError, UserError
@@ -340,3 +342,11 @@ def test_a_class_set_is_chosen_by_name_or_the_first(tmp_path: Path) -> None:
     assert choose_classes(open_shards(tmp_path), "first") == ("first", sets["first"])
     with pytest.raises(UserError, match=rf"{tmp_path.name}: no class set 'third'; it has second, first"):
         choose_classes(reader, "third")
+
+
+def test_an_index_without_a_sample_is_refused(tmp_path: Path) -> None:
+    write_index(tmp_path, replace(drawn_shards(tmp_path, 2).index, shards=()))
+    for whole in (True, False):
+        with pytest.raises(UserError) as error:
+            open_shards(tmp_path, whole)
+        assert str(error.value) == f"{tmp_path}: its index.json lists no sample; make the shards again"

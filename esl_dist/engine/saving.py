@@ -10,10 +10,14 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.engine.checkpoints import Checkpoint, save_checkpoint
+from esl_dist.engine.distributed import note_work
 from esl_dist.engine.memory import free_memory
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that a copy may take; where it would take more, training waits for the disk."""
+
+NOTE_SECONDS = 1.0
+"""How often a rank that waits for the disk tells the others that it gets on."""
 
 
 class BackgroundSaver:
@@ -32,19 +36,19 @@ class BackgroundSaver:
         self._failure: BaseException | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Copy a checkpoint and begin to write it, after the one before; or write it at once where memory is short.
+        """Copy a checkpoint and begin to write it, after the one before; where memory is short, wait for it instead.
 
         Raises:
-            UserError: the one before could not be written.
+            UserError: the one before could not be written; or this one, if it was waited for.
         """
         self.finish()
-        if _bytes(checkpoint) > MEMORY_SHARE * free_memory():
-            save_checkpoint(self._run, checkpoint, self._options)
-            return
-        copy = copied(checkpoint)
+        with_copy = _bytes(checkpoint) <= MEMORY_SHARE * free_memory()
+        to_write = copied(checkpoint) if with_copy else checkpoint
         self._written.clear()
         # Not a daemon: an interrupted program still finishes the checkpoint.
-        threading.Thread(target=self._write, args=(copy,)).start()
+        threading.Thread(target=self._write, args=(to_write,)).start()
+        if not with_copy:
+            self.finish()
 
     def raise_failure(self) -> None:
         """Raise what went wrong in the thread, if anything did.
@@ -56,13 +60,14 @@ class BackgroundSaver:
             raise self._failure
 
     def finish(self) -> None:
-        """Return when the last checkpoint is written.
+        """Return when the last checkpoint is written; the other ranks hear meanwhile that this one gets on.
 
         Raises:
             UserError: it could not be written.
         """
         # Not Thread.join: interrupted, it takes the thread for ended, and the program would end without it.
-        self._written.wait()
+        while not self._written.wait(NOTE_SECONDS):
+            note_work()
         self.raise_failure()
 
     def _write(self, checkpoint: Checkpoint) -> None:

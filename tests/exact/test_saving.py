@@ -4,28 +4,19 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from esl_dist import config as settings
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
-from esl_dist.engine import saving
 from esl_dist.engine.checkpoints import (
-    Checkpoint,
     checkpoint_folder,
     checkpoint_folders,
-    load_checkpoint,
     step_of,
 )
-from esl_dist.engine.saving import BackgroundSaver
-from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
-from tests.builders import class_set
-from tests.engine.runs import configuration, newest_whole, rewrite_as_version
+from tests.engine.runs import newest_whole, rewrite_as_version
 from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     TRAIN,
@@ -41,123 +32,7 @@ from tests.programs import environment
 
 pytestmark = pytest.mark.exact
 
-OPTIONS = settings.Checkpoints(keep_newest=100)
 STEPS = 6
-
-
-class Gate:
-    """Saves that begin, and end when they are let through."""
-
-    def __init__(self) -> None:
-        self.begun, self.open = threading.Event(), threading.Event()
-        self.threads: list[threading.Thread] = []
-        self.now = self.most = 0
-        self.failure: Exception | None = None
-
-    def save(self, plain: Callable[..., Path], *arguments: object) -> Path:
-        self.threads.append(threading.current_thread())
-        self.now += 1
-        self.most = max(self.most, self.now)
-        self.begun.set()
-        assert self.open.wait(60)
-        if self.failure is not None:
-            raise self.failure
-        folder = plain(*arguments)
-        self.now -= 1
-        return folder
-
-
-@pytest.fixture
-def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    made, plain = Gate(), saving.save_checkpoint
-    monkeypatch.setattr(saving, "save_checkpoint", lambda *arguments: made.save(plain, *arguments))
-    return made
-
-
-def checkpoint(step: int) -> Checkpoint:
-    """Return a checkpoint with a tensor in every place that may hold one, all of them filled with its step."""
-
-    def tensor() -> torch.Tensor:
-        return torch.full((3,), float(step))
-
-    optimizers = {
-        "segmentation": {"state": {0: {"momentum_buffer": tensor()}}, "param_groups": [{"rates": [tensor()]}]}
-    }
-    return Checkpoint(
-        step=step,
-        config=configuration(),
-        class_set="village3",
-        classes=class_set(),
-        shards={"source": "a"},
-        segmentation={"weight": tensor()},
-        discriminators={"main.0.weight": tensor()},
-        training={"optimizers": optimizers, "scaler": {"scale": 2.0}},
-    )
-
-
-def tensors(one: Checkpoint) -> list[torch.Tensor]:
-    optimizer = one.training["optimizers"]["segmentation"]
-    found = [one.segmentation["weight"], one.discriminators["main.0.weight"]]
-    return [*found, optimizer["state"][0]["momentum_buffer"], optimizer["param_groups"][0]["rates"][0]]
-
-
-def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(tmp_path: Path, gate: Gate) -> None:
-    saver, state = BackgroundSaver(tmp_path, OPTIONS), checkpoint(1)
-    saver.save(state)
-    assert gate.begun.wait(60)
-    saver.raise_failure()
-    for tensor in tensors(state):
-        tensor.add_(100)
-    state.training["optimizers"]["segmentation"]["param_groups"][0]["lr"] = 7
-    assert newest_whole(tmp_path) is None, "it is still being written"
-    gate.open.set()
-    saver.finish()
-    saved = load_checkpoint(checkpoint_folder(tmp_path, 1))
-    assert all(torch.equal(tensor, torch.ones(3)) for tensor in tensors(saved))
-    assert "lr" not in saved.training["optimizers"]["segmentation"]["param_groups"][0]
-
-
-def test_one_checkpoint_is_written_at_a_time_in_the_order_of_steps(tmp_path: Path, gate: Gate) -> None:
-    saver = BackgroundSaver(tmp_path, OPTIONS)
-    saver.save(checkpoint(1))
-    second = threading.Thread(target=saver.save, args=(checkpoint(2),))
-    second.start()
-    second.join(0.2)
-    assert second.is_alive(), "the second waits for the first"
-    assert len(gate.threads) == 1
-    gate.open.set()
-    second.join(60)
-    saver.finish()
-    assert (len(gate.threads), gate.most) == (2, 1)
-    assert newest_whole(tmp_path) == checkpoint_folder(tmp_path, 2)
-
-
-@pytest.mark.parametrize("raised_by", ["raise_failure", "finish", "save"])
-def test_a_save_that_failed_ends_the_training_at_the_next_look(tmp_path: Path, gate: Gate, raised_by: str) -> None:
-    saver = BackgroundSaver(tmp_path, OPTIONS)
-    gate.failure = UserError("the disk is full")
-    saver.save(checkpoint(1))
-    saver.raise_failure()
-    gate.open.set()
-    gate.threads[0].join(60)
-    with pytest.raises(UserError, match="the disk is full"):
-        saver.save(checkpoint(2)) if raised_by == "save" else getattr(saver, raised_by)()
-
-
-def test_without_room_for_a_copy_it_is_written_at_once(
-    tmp_path: Path, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = checkpoint(1)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors(state))
-    gate.open.set()
-    for number, (available, main_thread) in enumerate([(2 * held, False), (2 * held - 2, True)]):
-        monkeypatch.setattr(saving, "free_memory", lambda room=available: room)
-        saver = BackgroundSaver(tmp_path, OPTIONS)
-        saver.save(state)
-        saver.finish()
-        assert (gate.threads[number] is threading.main_thread()) == main_thread
-        assert len(gate.threads) == number + 1
-    assert newest_whole(tmp_path) == checkpoint_folder(tmp_path, 1)
 
 
 @pytest.fixture(scope="module")

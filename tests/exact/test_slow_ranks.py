@@ -12,6 +12,7 @@ from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
+    assert_whole,
     everything_learned,
     run_in,
     train,
@@ -55,6 +56,14 @@ def test_a_rank_that_is_slow_with_its_passes_or_with_reading_them_is_waited_for(
     ]
     for job in jobs:
         assert job.exit_codes() == [0, 0], job.output()
+
+
+def test_a_rank_that_waits_for_a_slow_disk_is_waited_for(server: RankServer, town: Path, tmp_path: Path) -> None:
+    run = run_in(tmp_path)
+    words = training_words(town, run, "steps=1", TIMEOUT)
+    job = start_slowly(server, "saves", PARTS * PART_SECONDS, TRAIN, words)
+    assert job.exit_codes() == [0, 0], job.output()
+    assert_whole(run, 1)
 
 
 def test_a_rank_that_is_slow_with_its_pictures_is_waited_for(

@@ -1,4 +1,7 @@
-"""A job whose rank 1 takes its time with each piece of its work: `work_slowly.py WHAT SECONDS PROGRAM words…`."""
+"""A job one of whose ranks takes its time with each piece of its work: `work_slowly.py WHAT SECONDS PROGRAM words…`.
+
+With saves it is rank 0, which writes them, else rank 1.
+"""
 
 import os
 import runpy
@@ -8,9 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from esl_dist.data.loading import Samples
-from esl_dist.engine import evaluator, labelling, step
+from esl_dist.engine import evaluator, labelling, saving, step
 
 PLACES: dict[str, tuple[Any, str]] = {
+    "saves": (saving, "save_checkpoint"),
     "passes": (step, "_source_pass"),
     "samples": (Samples, "__getitem__"),
     "predictions": (labelling, "label_and_score"),
@@ -28,7 +32,7 @@ def slowly(plain: Callable[..., Any]) -> Callable[..., Any]:
     return slow
 
 
-if os.environ["RANK"] == "1":
+if os.environ["RANK"] == ("0" if what == "saves" else "1"):
     owner, name = PLACES[what]
     setattr(owner, name, slowly(getattr(owner, name)))
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -32,7 +32,7 @@ from esl_dist.engine.distributed import (
     wait_for_all,
     world_size,
 )
-from esl_dist.engine.journal import Journal
+from esl_dist.engine.journal import EMPTY_INTERVAL, Interval, Journal
 from esl_dist.engine.optimisation import Updating, plain_updating, set_rates
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.engine.signals import StopWish
@@ -48,6 +48,7 @@ from esl_dist.engine.training_data import (
 from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.files import refuse_as_name
+from esl_dist.models.batch_norm import copied_statistics, put_back_statistics
 from esl_dist.models.weights import (
     digest_of_weights,
     published_state,
@@ -96,9 +97,10 @@ def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     for network in (state.networks.segmentation, state.networks.discriminators):
         refuse_disagreement(digest_of_weights(network.state_dict()), "weights to start from")
     updating = _updating(state, ranks)
-    step, counts = 0, {}
+    step, counts, interval = 0, {}, EMPTY_INTERVAL
     if checkpoint is not None:
         step, counts = checkpoint.step, checkpoint.training.get("corrupt_samples", {})
+        interval = checkpoint.training.get("journal", EMPTY_INTERVAL)
         updating.load(checkpoint.training["optimizers"])
         if ranks.accelerator.scaler is not None and checkpoint.training["scaler"]:
             ranks.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
@@ -115,7 +117,7 @@ def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
         if checkpoint is not None and checkpoint.training.get("precision", precision) != precision:
             say(f"{config.name}: precision {checkpoint.training['precision']} until here, {precision} from here on")
         corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt, counts)
-        stopped_at = _loop(config, method, data, state, updating, ranks, run, step, corrupt, wish)
+        stopped_at = _loop(config, method, data, state, updating, ranks, run, step, corrupt, interval, wish)
         if stopped_at is not None:
             raise StoppedError(f"{config.name}: saved at step {stopped_at}")
     if is_main():
@@ -150,14 +152,15 @@ def _loop(
     run: Path,
     first_step: int,
     corrupt: CorruptSamples,
+    interval: Interval,
     wish: StopWish,
 ) -> int | None:
     """Train from `first_step` to the end; returns the steps done if a signal on any rank ended it before."""
-    precision = Precision(ranks.accelerator.autocast, updating.backward)
+    precision, scaler = Precision(ranks.accelerator.autocast, updating.backward), ranks.accelerator.scaler
     saver = BackgroundSaver(run, config.checkpoints) if is_main() else None
     domains = 1 if data.target is None else 2
     logs = Path(config.experiments) / "logs" / run.name if is_main() else None
-    journal = Journal(logs, first_step, domains * config.batch_size)
+    journal = Journal(logs, first_step, domains * config.batch_size, interval)
     steps = range(first_step, config.steps)
     with closing(own_passes(config, data, first_step, ranks.accelerator.device)) as passes:
         for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
@@ -165,23 +168,27 @@ def _loop(
             step_passes = [next(passes) for _ in range(config.accumulate)]
             valid_pixels, replaced, stop = _agree(step_passes, config, wish, f"step {step + 1}")
             corrupt.add(step, replaced)
+            # An overflow that makes all networks skip the step has spoiled the statistics by then.
+            statistics = copied_statistics(state.networks.segmentation) if scaler is not None else []
             losses = add_gradients(
                 state.networks, method, config.method, step_passes, valid_pixels, config.batch_size, precision
             )
-            journal.add(losses, updated=updating.update(f"{config.name}, step {step + 1}"))
+            updated = updating.update(f"{config.name}, step {step + 1}")
+            if not updated:
+                put_back_statistics(state.networks.segmentation, statistics)
+            journal.add(losses, updated)
             done = step + 1
             last = done == config.steps
             log = last or done % config.log_every == 0
             save = last or stop or done % config.checkpoints.every == 0
             if log or save:
                 means = journal.mean_losses()
-                _refuse_not_finite(
-                    {f"the loss {name}": torch.tensor(mean) for name, mean in means.items()}, done, config
-                )
+                of_losses = {f"the loss {name}": torch.tensor(mean) for name, mean in means.items()}
+                _refuse_not_finite(of_losses, done, config, scaler)
             if save:
                 # On every rank, so that all of them say the same.
-                _refuse_not_finite(state.networks.segmentation.state_dict(), done, config)
-                _refuse_not_finite(state.networks.discriminators.state_dict(), done, config)
+                _refuse_not_finite(state.networks.segmentation.state_dict(), done, config, scaler)
+                _refuse_not_finite(state.networks.discriminators.state_dict(), done, config, scaler)
             if log:
                 journal.write(means, rates, corrupt.totals(), done)
             if config.pictures_every and done % config.pictures_every == 0:
@@ -189,9 +196,10 @@ def _loop(
             if saver is not None:
                 saver.raise_failure()
             if save:
-                states = updating.states()
+                # Both are gathered from all ranks.
+                states, collected = updating.states(), journal.interval()
                 if saver is not None:
-                    training = _training_state(states, ranks.accelerator, corrupt)
+                    training = _training_state(states, ranks.accelerator, corrupt, collected)
                     saver.save(_checkpoint(done, config, data, state, training))
             if stop:
                 break
@@ -227,23 +235,27 @@ def _agree(passes: Sequence[Pass], config: settings.Train, wish: StopWish, place
     return valid_pixels, replaced.reshape(2, config.batch_size), bool(stop)
 
 
-def _refuse_not_finite(values: Mapping[str, Tensor], step: int, config: settings.Train) -> None:
+def _refuse_not_finite(
+    values: Mapping[str, Tensor], step: int, config: settings.Train, scaler: GradScaler | None
+) -> None:
     broken = [name for name, value in values.items() if not value.isfinite().all()]
     if broken:
+        other_precision = "" if scaler is None else "go on with mixed precision bf16, or "
         raise UserError(
-            f"{config.name}: by step {step} {broken[0]} is no finite number any more; start a run of another "
-            f"name with a lower optimizer.learning_rate (now {config.optimizer.learning_rate})"
+            f"{config.name}: by step {step} {broken[0]} is no finite number any more; {other_precision}start a run of "
+            f"another name with a lower optimizer.learning_rate (now {config.optimizer.learning_rate})"
         )
 
 
 def _training_state(
-    optimizer_states: dict[str, Any], accelerator: Accelerator, corrupt: CorruptSamples
+    optimizer_states: dict[str, Any], accelerator: Accelerator, corrupt: CorruptSamples, interval: Interval
 ) -> dict[str, Any]:
     return {
         "optimizers": optimizer_states,
         "precision": accelerator.mixed_precision,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else {},
         "corrupt_samples": corrupt.state(),
+        "journal": interval,
     }
 
 

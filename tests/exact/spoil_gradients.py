@@ -1,26 +1,31 @@
-"""A training with some infinite gradients: `spoil_gradients.py NETWORK FIRST LAST RANK SCALE PROGRAM words…`.
+"""A training with some infinite gradients: `spoil_gradients.py WHAT FIRST LAST RANK SCALE PROGRAM words…`.
 
-From the FIRST to the LAST step of this process, those of NETWORK are infinite on RANK. Losses are scaled, as in half
-precision, from SCALE on; 0: not at all. After each step the ranks hold their weights to each other, bit for bit.
+From the FIRST to the LAST step of this process, the gradients of WHAT, a network, are infinite on RANK; or, if WHAT is
+"activations", an activation of the segmentation network is; or, if it is "statistics" or "losses", a running mean, or
+what is logged of a loss, on every rank.
+Losses are scaled, as in half precision, from SCALE on; 0: not at all. After each step the ranks hold their weights to
+each other, bit for bit.
 """
 
 import os
 import runpy
 import sys
 from dataclasses import replace
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from esl_dist.engine import trainer
 from esl_dist.engine.beginning import State
 from esl_dist.engine.distributed import Ranks, refuse_disagreement
 from esl_dist.engine.optimisation import Updating
+from esl_dist.engine.step import Losses
 from esl_dist.models.weights import digest_of_weights
 
-network, first, last, rank, scale = sys.argv[1], *map(int, sys.argv[2:6])
+what, first, last, rank, scale = sys.argv[1], *map(int, sys.argv[2:6])
 sys.argv = sys.argv[6:]
-plain_updating = trainer._updating
+plain_updating, plain_add_gradients = trainer._updating, trainer.add_gradients
 
 
 def spoiled_updating(state: State, ranks: Ranks) -> Updating:
@@ -29,13 +34,27 @@ def spoiled_updating(state: State, ranks: Ranks) -> Updating:
     plain = plain_updating(state, ranks)
     step = 1
 
+    def spoils(part: str) -> bool:
+        on_this_rank = part in ("statistics", "losses") or int(os.environ["RANK"]) == rank
+        return what == part and first <= step <= last and on_this_rank
+
+    def overflow(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        if spoils("activations"):
+            output[0, 0, 0, 0] = float("inf")
+
     def backward(loss: Tensor, part: str) -> None:
-        if part == network and first <= step <= last and int(os.environ["RANK"]) == rank:
+        if spoils(part):
             loss.register_hook(lambda gradient: gradient * float("inf"))
         plain.backward(loss, part)
 
+    def add_gradients(*arguments: Any) -> Losses:
+        losses = plain_add_gradients(*arguments)
+        return {name: loss * float("inf") for name, loss in losses.items()} if spoils("losses") else losses
+
     def update(place: str) -> bool:
         nonlocal step
+        if spoils("statistics"):
+            state.networks.segmentation.bn1.running_mean[0] = float("inf")
         step += 1
         updated = plain.update(place)
         for weights in (state.networks.segmentation, state.networks.discriminators):
@@ -44,6 +63,8 @@ def spoiled_updating(state: State, ranks: Ranks) -> Updating:
         refuse_disagreement(f"{updated} {scaler and scaler.state_dict()}", f"loss scale after {place}")
         return updated
 
+    trainer.add_gradients = add_gradients
+    state.networks.segmentation.conv1.register_forward_hook(overflow)
     return replace(plain, backward=backward, update=update)
 
 

@@ -61,14 +61,22 @@ def everything_learned(run: Path, step: int | None = None) -> dict[str, Any]:
     return dict(_leaves({**networks, **saved.training, "step": saved.step}, ""))
 
 
-def curves(run: Path) -> dict[str, list[float]]:
-    """Return what TensorBoard shows of a run that was logged at every step, by name."""
+def entries(run: Path) -> dict[str, dict[int, float]]:
+    """Return what TensorBoard shows of a run: by name, then by step; there is one value of a name at a step."""
     events = EventAccumulator(str(run.parent.parent / "logs" / run.name))
     events.Reload()
     found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    by_step = {tag: {event.step: event.value for event in curve} for tag, curve in found.items()}
+    assert all(len(by_step[tag]) == len(curve) for tag, curve in found.items())
+    return by_step
+
+
+def curves(run: Path) -> dict[str, list[float]]:
+    """Return what TensorBoard shows of a run that was logged at every step, by name."""
+    found = entries(run)
     for curve in found.values():
-        assert [event.step for event in curve] == list(range(1, newest_step(run) + 1))
-    return {tag: [event.value for event in curve] for tag, curve in found.items()}
+        assert list(curve) == list(range(1, newest_step(run) + 1))
+    return {tag: list(curve.values()) for tag, curve in found.items()}
 
 
 def losses(run: Path) -> dict[str, list[float]]:

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from esl_dist.models.batch_norm import DomainBatchNorm2d, estimate_anew, set_domain
+from esl_dist.models.batch_norm import (
+    DomainBatchNorm2d,
+    copied_statistics,
+    estimate_anew,
+    put_back_statistics,
+    set_domain,
+)
 from tests.models.ranks import run_on_ranks, run_passes
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
@@ -47,6 +53,23 @@ def assert_one_process(ranks: list[dict]) -> None:
             whole = torch.stack(values).sum(0) if name.startswith("sum") else torch.cat(values)
             scale = float(tensor.abs().max())
             assert float((whole - tensor).abs().max()) <= 1e-9 * max(scale, 1.0), (case, name)
+
+
+def copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("per_domain", [False, True])
+def test_statistics_that_are_put_back_are_those_before_a_pass_that_overflowed(per_domain: bool) -> None:
+    network = nn.Sequential(layer(per_domain), nn.Sequential(layer(per_domain)))
+    network(batch(1))
+    before, statistics = copies(network.state_dict()), copied_statistics(network)
+    for domain in ("source", "target"):
+        set_domain(network, domain)
+        network(batch(2).fill_(float("inf")))
+    assert network.state_dict()["1.0.running_mean"].isnan().all()
+    put_back_statistics(network, statistics)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_in_training_it_is_torchs_batch_norm() -> None:

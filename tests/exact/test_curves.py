@@ -1,0 +1,80 @@
+"""What TensorBoard shows of a run that was stopped between two entries is what it shows of an uninterrupted one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from esl_dist import config as settings
+from esl_dist.command_line import EXIT_STOPPED
+from esl_dist.engine.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
+from tests.exact.ranks import PROJECT, RankServer
+from tests.exact.trainings import TRAIN, entries, newest_step, run_in, train, training_words
+
+pytestmark = pytest.mark.exact
+
+STEPS, LOG_EVERY = 10, 5
+STOPS = (2, 3, 5, 8)
+"""Twice in one interval, at an entry, and in the next interval."""
+WORDS = (f"steps={STEPS}", f"log_every={LOG_EVERY}", "optimizer.learning_rate=0.002", "checkpoints.every=100")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Return the runs of 1 and 2 ranks."""
+    runs = {ranks: run_in(tmp_path_factory.mktemp("uninterrupted"), f"of_{ranks}") for ranks in (1, 2)}
+    for ranks, run in runs.items():
+        train(server, town, run, ranks, *WORDS)
+    return runs
+
+
+def stop_after(server: RankServer, town: Path, run: Path, step: int, ranks: int) -> None:
+    words = [str(step), str(PROJECT / TRAIN), *training_words(town, run, *WORDS)]
+    job = server.start("tests/exact/stop_after.py", words, ranks)
+    assert job.exit_codes() == [EXIT_STOPPED] * ranks, job.output()
+    assert newest_step(run) == step
+
+
+def computed(run: Path) -> dict[str, dict[int, float]]:
+    """Return all that TensorBoard shows of a run but its speed."""
+    return {name: values for name, values in entries(run).items() if not name.startswith("speed/")}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "relative"), [((1, 1), 0), ((2, 2), 0), ((1, 2), 1e-4)], ids=["1 rank", "2 ranks", "1 rank or 2"]
+)
+def test_the_curves_of_a_run_that_was_stopped_between_entries_are_those_of_an_uninterrupted_one(
+    server: RankServer,
+    town: Path,
+    tmp_path: Path,
+    uninterrupted: dict[int, Path],
+    ranks: tuple[int, int],
+    relative: float,
+) -> None:
+    run = run_in(tmp_path)
+    for number, step in enumerate(STOPS):
+        stop_after(server, town, run, step, ranks[number % 2])
+    train(server, town, run, ranks[0], *WORDS)
+    found, expected = computed(run), computed(uninterrupted[ranks[0]])
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert list(values) == [LOG_EVERY, STEPS]
+        assert found[name] == pytest.approx(values, rel=relative, abs=0), name
+
+
+def test_a_checkpoint_of_a_program_that_kept_no_sums_begins_the_interval_anew(
+    server: RankServer, town: Path, tmp_path: Path, uninterrupted: dict[int, Path]
+) -> None:
+    run = run_in(tmp_path)
+    stop_after(server, town, run, LOG_EVERY - 1, 1)
+    saved = load_checkpoint(checkpoint_folder(run, LOG_EVERY - 1))
+    without = {key: value for key, value in saved.training.items() if key != "journal"}
+    assert without.keys() < saved.training.keys()
+    save_checkpoint(run, replace(saved, training=without), settings.Checkpoints())
+    train(server, town, run, 1, *WORDS)
+    found, expected = computed(run), computed(uninterrupted[1])
+    assert all(list(values) == [LOG_EVERY, STEPS] for values in found.values())
+    for name in found:
+        assert found[name][STEPS] == expected[name][STEPS], name
+    differing = {name for name in found if found[name][LOG_EVERY] != expected[name][LOG_EVERY]}
+    assert differing == {name for name in found if name.startswith("loss/")}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method

@@ -1,6 +1,7 @@
 """Batch norm on several ranks: what each of them runs, in real processes that meet over a file."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,15 +57,36 @@ def run_passes(per_domain: bool, anew: bool, rank: int, world_size: int, device:
     return {name: tensor.cpu() for name, tensor in results.items()}
 
 
+HALF_PRECISIONS = (torch.float16, torch.bfloat16)
+
+
+def half_batch(precision: torch.dtype) -> Tensor:
+    """Return a batch of six pictures far from 0, where half precision has few numbers; their sum has many digits."""
+    generator = torch.Generator().manual_seed(5)
+    return (100 + torch.randn(6, 3, 6, 7, generator=generator)).to(precision)
+
+
+def run_half_pass(precision: torch.dtype, rank: int, world_size: int, device: str) -> Results:
+    """Run a pass in half precision on this rank's part of the batch: its output, and the state of the layer."""
+    norm = DomainBatchNorm2d(3, per_domain=False).to(device).train()
+    share = 6 // world_size
+    output = norm(half_batch(precision)[rank * share : (rank + 1) * share].to(device))
+    return {name: tensor.detach().cpu() for name, tensor in {"output": output, **norm.state_dict()}.items()}
+
+
 def _work(rank: int, world_size: int, folder: str, cases: list[tuple[bool, bool]], device: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
-    results = {case: run_passes(*case, rank, world_size, device) for case in cases}
+    results: dict[Any, Results] = {case: run_passes(*case, rank, world_size, device) for case in cases}
+    results |= {precision: run_half_pass(precision, rank, world_size, device) for precision in HALF_PRECISIONS}
     torch.save(results, f"{folder}/rank{rank}.pth")
     dist.destroy_process_group()
 
 
 def run_on_ranks(world_size: int, folder: Path, cases: list[tuple[bool, bool]], device: str = "cpu") -> list[dict]:
-    """Return what each of `world_size` processes got, case by case; all of them share one GPU."""
+    """Return what each of `world_size` processes got, case by case, and in half precision by its type.
+
+    All of them share one GPU.
+    """
     mp.spawn(_work, args=(world_size, str(folder), cases, device), nprocs=world_size)
     return [torch.load(folder / f"rank{rank}.pth") for rank in range(world_size)]

@@ -13,7 +13,7 @@ from esl_dist.models.batch_norm import (
     put_back_statistics,
     set_domain,
 )
-from tests.models.ranks import run_on_ranks, run_passes
+from tests.models.ranks import HALF_PRECISIONS, half_batch, run_on_ranks, run_passes
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 CASES = [(per_domain, anew) for per_domain in (False, True) for anew in (False, True)]
@@ -53,6 +53,21 @@ def assert_one_process(ranks: list[dict]) -> None:
             whole = torch.stack(values).sum(0) if name.startswith("sum") else torch.cat(values)
             scale = float(tensor.abs().max())
             assert float((whole - tensor).abs().max()) <= 1e-9 * max(scale, 1.0), (case, name)
+
+
+@pytest.mark.exact
+def test_ranks_take_mean_and_variance_of_half_precision_in_float32(tmp_path: Path) -> None:
+    ranks = run_on_ranks(2, tmp_path, [])
+    for precision in HALF_PRECISIONS:
+        whole = nn.BatchNorm2d(3).train()
+        expected = whole(half_batch(precision).float()).to(precision)
+        for results in (one[precision] for one in ranks):
+            for name in ("running_mean", "running_var"):
+                torch.testing.assert_close(results[name], whole.state_dict()[name], rtol=1e-5, atol=0)
+        output = torch.cat([one[precision]["output"] for one in ranks])
+        assert output.dtype == precision
+        # One unit in the last place, where float32 lies between two numbers of half precision.
+        torch.testing.assert_close(output, expected, rtol=torch.finfo(precision).eps, atol=1e-4)
 
 
 def copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -60,7 +60,7 @@ class Checkpoint:
         shards: fingerprints of the shards it reads: `source`, `target`, `pseudo_labels`.
         segmentation: state of the segmentation network.
         discriminators: state of the discriminators, empty if there are none.
-        training: states of optimisers and loss scaler, counts of corrupt samples, precision.
+        training: states of optimisers and loss scaler, counts of corrupt samples, precision, journal.
     """
 
     step: int

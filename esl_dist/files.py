@@ -47,7 +47,7 @@ def open_to_write(path: Path, mode: Literal["wb", "xb"] = "wb") -> IO[bytes]:
     Raises:
         OSError: it cannot be opened; later, by its methods: it cannot be written.
     """
-    return io.BufferedWriter(_NamedFile(path, mode))
+    return io.BufferedWriter(_NamedFile(os.fspath(path), mode))
 
 
 class _NamedFile(io.FileIO):

@@ -59,8 +59,17 @@ from esl_dist.data.shards import (
     write_shard,
 )
 from esl_dist.engine.claims import claim
-from esl_dist.engine.distributed import from_main, is_main, note_work, rank, sum_over_ranks, wait_for_all, world_size
+from esl_dist.engine.distributed import (
+    from_main,
+    is_main,
+    note_work,
+    rank,
+    sum_over_ranks,
+    wait_for_all,
+    world_size,
+)
 from esl_dist.engine.evaluator import confusion_matrix
+from esl_dist.engine.scratch import SCRATCH, changed_settings, open_scratch
 from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
@@ -70,10 +79,6 @@ from esl_dist.reporting.progress import progress, silent
 from esl_dist.reporting.scores import pixel_accuracy
 
 SUMMARY = "summary.json"
-SCRATCH = ".scratch"
-JOB = "job.json"
-ONLY_FOR_LABELS = {"bound", "compare_with_labels"}
-"""Keys of what a job is made with that its predictions do not depend on."""
 PIECE_SAMPLES = 8
 """Few, so that ranks wait little for the last piece; a tar and its entry a piece are written anyway."""
 
@@ -103,7 +108,7 @@ def write_pseudo_labels(
     # Asked again: another start may have finished just before the claim.
     if _is_finished(output):
         return _summary_of(output, made_with)
-    scratch = _open_scratch(output, made_with)
+    scratch = open_scratch(output, made_with)
     trust = TRUST[config.score]
     classes = len(trained.classes)
 
@@ -153,7 +158,7 @@ def _is_finished(output: Path) -> bool:
 
 
 def _summary_of(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
-    changed = _changed(read_index(output).made_with, made_with)
+    changed = changed_settings(read_index(output).made_with, made_with)
     if changed:
         raise UserError(
             f"{output}: holds pseudo-labels made with another {', '.join(changed)}; choose another output or delete it"
@@ -163,38 +168,6 @@ def _summary_of(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
     if is_main():
         shutil.rmtree(output / SCRATCH, ignore_errors=True)
     return summary
-
-
-def _changed(made_before: dict[str, Any], made_with: dict[str, Any]) -> list[str]:
-    return [key for key in made_with | made_before if made_before.get(key) != made_with.get(key)]
-
-
-def _open_scratch(output: Path, made_with: dict[str, Any]) -> Path:
-    """Return the scratch folder; what a job with other settings left in it is removed, but not what stays the same."""
-    scratch = output / SCRATCH
-    if is_main():
-        _clear_scratch(scratch, made_with)
-        write_json(scratch / JOB, made_with)
-    wait_for_all()
-    return scratch
-
-
-def _clear_scratch(scratch: Path, made_with: dict[str, Any]) -> None:
-    job = scratch / JOB
-    known = job.is_file()
-    changed = _changed(read_json(job), made_with) if known else []
-    if changed:
-        pieces = len(list(scratch.glob("piece-*.tar.json")))
-        fate = "stay, labels are made anew" if set(changed) <= ONLY_FOR_LABELS else "are made anew"
-        changes = f"begun with another {', '.join(changed)}; its {pieces} finished pieces {fate}"
-        print(f"{scratch.parent}: {changes}", flush=True)
-    if known and set(changed) <= ONLY_FOR_LABELS:
-        for entry in scratch.glob("shard-*.tar.json") if changed else []:
-            entry.unlink()
-    elif scratch.exists():
-        # First, so that what a kill in between leaves does not look like a job's folder.
-        job.unlink(missing_ok=True)
-        shutil.rmtree(scratch)
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ DEEPSPEED_OPTIONS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
         "gradient_accumulation_steps",
         ("1", "auto"),
-        "; the training's own setting is accumulate",
+        ", or give accumulate to the training",
     ),
-    "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto", "0", "0.0"), "; no method here clips"),
+    "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto", "0", "0.0"), ": no method here clips"),
 }
-"""By the variable in which the launcher hands it on: the option's name, what it may be, and what to do instead."""
+"""By the variable in which the launcher hands it on: the option's name, what asks for nothing, what to do instead."""
 
 OTHER_STRATEGIES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
@@ -109,5 +109,5 @@ def asked_zero_stage() -> int | None:
     for variable, (option, possible, instead) in DEEPSPEED_OPTIONS.items():
         given = os.environ.get(variable, possible[0])
         if given not in possible:
-            raise UserError(f"{option} {given} is not supported: expected {' or '.join(possible[:2])}{instead}")
+            raise UserError(f"{option} {given} is not supported; leave it out{instead}")
     return stage

@@ -9,12 +9,12 @@ room of its own in the store for every attempt, and it is taken when all have en
 import json
 import os
 import socket
+import threading
 import time
 import uuid
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
-from threading import Thread
 
 import torch.distributed as dist
 from accelerate.utils.environment import get_cpu_distributed_information
@@ -68,9 +68,9 @@ def meet(timeout_minutes: float) -> Meeting | None:
         )
     seconds = 60 * timeout_minutes
     come: Future[Meeting] = Future()
-    Thread(target=_come, args=(come, launched.rank, launched.world_size, seconds), daemon=True).start()
+    threading.Thread(target=_come, args=(come, launched.rank, launched.world_size, seconds), daemon=True).start()
     try:
-        return come.result(seconds + ANSWER_SECONDS)
+        return come.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
     except TimeoutError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise LostRankError(

@@ -62,8 +62,8 @@ class Updating:
     Attributes:
         backward: adds a loss's gradients, scaled where precision needs it; the name is that of the optimiser whose
             network it is for.
-        update: uses the gradients of all networks and forgets them; says whether the networks were updated. What it is
-            given names the place in messages.
+        update: uses the gradients of all networks and forgets them; says whether the networks were updated;
+            without a loss scaler they are. What it is given names the place in messages.
         states: returns the optimisers' state dicts by name, as plain optimisers have them; called on every rank.
         load: fills the optimisers with such states.
     """

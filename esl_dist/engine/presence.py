@@ -172,7 +172,7 @@ class Presence:
                 self._hurry.wait(BEAT_SECONDS / 10 if self._told.is_set() else BEAT_SECONDS)
                 self._hurry.clear()
         except Exception as error:
-            self._store_error = _first_line(error)
+            self._store_error = _first_line(error) if isinstance(error, RuntimeError) else _words_of(error)
             self._told.set()
             self._told_all.set()
 

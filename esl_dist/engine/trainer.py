@@ -124,7 +124,6 @@ def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     if is_main():
         for name in EXPORTED_WEIGHTS:
             write_weights(run / name, published_state(state.networks.segmentation))
-    wait_for_all()
     return run
 
 

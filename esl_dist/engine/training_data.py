@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -91,13 +90,16 @@ def _open_shards(folder: str, largest_share: float) -> ShardReader:
 
 def _refuse_unlabelled(source: Samples, class_set: str) -> None:
     """Make sure that there is something to learn; the first labelled pixel, as a rule in the first label, says so."""
+    damage: CorruptSampleError | None = None
     for position in range(len(source)):
-        # Whether corrupt samples may be is decided when their turn comes.
-        with suppress(CorruptSampleError):
+        try:
             if (source.label(position) != IGNORE_INDEX).any():
                 return
+        except CorruptSampleError as error:
+            # Whether corrupt samples may be is decided when their turn comes.
+            damage = damage or error
         note_work()
-    raise UserError(
+    raise damage or UserError(
         f"{source.images.folder}: no pixel of any label belongs to a class of {class_set!r}; choose another class_set, "
         "or correct the raw ids in the data set's description and pack it again"
     )

@@ -187,11 +187,11 @@ def digest_of_weights(state: Mapping[str, Tensor]) -> str:
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write a state dict as .safetensors or, for the published programs, as .pth; whole or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    content = BytesIO()
-    if path.suffix == ".pth":
-        # Not to the file: of a full disk, torch.save says no more than that a position is another.
-        torch.save(plain, content)
-    else:
-        content.write(save(plain))
     with whole_file(path) as file:
-        file.write(content.getbuffer())
+        if path.suffix == ".pth":
+            # Not to the file: of a full disk, torch.save says no more than that a position is another.
+            content = BytesIO()
+            torch.save(plain, content)
+            file.write(content.getbuffer())
+        else:
+            file.write(save(plain))

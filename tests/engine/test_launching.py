@@ -44,10 +44,13 @@ def test_options_that_ask_for_nothing_are_accepted(monkeypatch: pytest.MonkeyPat
     ("options", "message"),
     [
         ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "zero_stage 3 is not supported: expected 1 or 2"),
-        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device cpu .*: expected none$"),
-        ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "offload_param_device nvme .*: expected none$"),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps 4 .* setting is accumulate"),
-        ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping 1.0 .*; no method here clips"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device cpu .*; leave it out$"),
+        ({"ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "nvme"}, "offload_param_device nvme .*; leave it out$"),
+        (
+            {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"},
+            "gradient_accumulation_steps 4 .*, or give accumulate",
+        ),
+        ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping 1.0 .*; leave it out: no method here clips"),
         ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "a.json"}, "deepspeed_config_file is not supported"),
     ],
 )

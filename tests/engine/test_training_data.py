@@ -13,7 +13,7 @@ from esl_dist.data import loading
 from esl_dist.data.labels import SemanticClass
 from esl_dist.data.shards import open_shards
 from esl_dist.engine.training_data import CorruptSamples, TrainingData, open_training_data
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 from tests.builders import class_set, draw, drawn_samples, drawn_shards, encoded, write_shards
 from tests.engine.runs import configuration
 from tests.exact.shards import corrupt
@@ -130,6 +130,13 @@ def test_a_source_without_a_labelled_pixel_is_refused(folder: Path) -> None:
     assert str(error.value).startswith(
         f"{folder / 'source'}: no pixel of any label belongs to a class of 'village3'; choose another class_set"
     )
+
+
+def test_a_source_all_of_whose_labels_are_damaged_is_told_to_be_that(folder: Path) -> None:
+    for shard in (folder / "source").glob("*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(CorruptSampleError, match=r"shard-000000.tar, sample 'scene_000'.*pack it again"):
+        opened(folder, 0)
 
 
 def test_one_labelled_pixel_behind_unlabelled_and_corrupt_samples_is_enough(

@@ -303,7 +303,7 @@ def test_another_bound_keeps_the_predictions_of_an_unfinished_job_and_says_so(
     pieces, count = unfinished(server, words(large_town, trained, output, 0), output)
     job = start_slowly(server, 2, [*words(large_town, trained, output, 0), "entropy_floor=0.9"])
     assert job.exit_codes() == [0, 0], job.output()
-    told = f"{output}: begun with another bound; its {count} finished pieces stay, labels are made anew"
+    told = f"{output}: begun with another bound; its {count} finished pieces stay"
     assert job.output().count(told) == 1
     assert whole_tars(output, "piece") == pieces
     assert server.run(PROGRAM, [*words(large_town, trained, alone, 0), "entropy_floor=0.9"], 1) == [0]

@@ -58,12 +58,16 @@ def test_a_rank_that_is_slow_with_its_passes_or_with_reading_them_is_waited_for(
         assert job.exit_codes() == [0, 0], job.output()
 
 
-def test_a_rank_that_waits_for_a_slow_disk_is_waited_for(server: RankServer, town: Path, tmp_path: Path) -> None:
-    run = run_in(tmp_path)
-    words = training_words(town, run, "steps=1", TIMEOUT)
-    job = start_slowly(server, "saves", PARTS * PART_SECONDS, TRAIN, words)
-    assert job.exit_codes() == [0, 0], job.output()
-    assert_whole(run, 1)
+def test_a_rank_that_waits_for_a_slow_disk_is_waited_for(
+    server: RankServer, other_server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    jobs = {}
+    for slow, one in (("saves", server), ("weights", other_server)):
+        words = training_words(town, run_in(tmp_path, slow), "steps=1", TIMEOUT)
+        jobs[slow] = start_slowly(one, slow, PARTS * PART_SECONDS, TRAIN, words)
+    for slow, job in jobs.items():
+        assert job.exit_codes() == [0, 0], job.output()
+        assert_whole(run_in(tmp_path, slow), 1)
 
 
 def test_a_rank_that_is_slow_with_its_pictures_is_waited_for(

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from esl_dist.data.loading import Samples
-from esl_dist.engine import evaluator, labelling, saving, step
+from esl_dist.engine import evaluator, labelling, saving, step, trainer
 
 PLACES: dict[str, tuple[Any, str]] = {
     "saves": (saving, "save_checkpoint"),
+    "weights": (trainer, "write_weights"),
     "passes": (step, "_source_pass"),
     "samples": (Samples, "__getitem__"),
     "predictions": (labelling, "label_and_score"),
@@ -32,7 +33,7 @@ def slowly(plain: Callable[..., Any]) -> Callable[..., Any]:
     return slow
 
 
-if os.environ["RANK"] == ("0" if what == "saves" else "1"):
+if os.environ["RANK"] == ("0" if what in ("saves", "weights") else "1"):
     owner, name = PLACES[what]
     setattr(owner, name, slowly(getattr(owner, name)))
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -9,6 +9,7 @@ order. A sum in buckets of a fixed layout crosses the network once a step, for a
 import hashlib
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -157,6 +158,12 @@ def say(text: str) -> None:
     """Print a line, on rank 0 only."""
     if is_main():
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a warning to standard error, on rank 0 only."""
+    if is_main():
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:

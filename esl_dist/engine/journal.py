@@ -53,7 +53,7 @@ class Journal:
 
     def _begin(self, interval: Interval) -> None:
         self._steps, self._began = 0, time.monotonic()
-        # Losses in float32 add up in float64 without rounding, so that neither ranks nor restarts show in the sums.
+        # Sums in float64 round by so little that neither ranks nor restarts show in float32, which TensorBoard keeps.
         self._sums = {
             name: torch.tensor(loss if is_main() else 0.0, dtype=torch.float64)
             for name, loss in interval["losses"].items()

@@ -5,7 +5,6 @@ Their scores lie in one JSON file, written anew after each, with the checksum of
 only does what is new.
 """
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from esl_dist.engine.checkpoints import (
     read_manifest,
     step_of,
 )
-from esl_dist.engine.distributed import from_main, is_main
+from esl_dist.engine.distributed import from_main, is_main, say, warn
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
 
@@ -103,18 +102,13 @@ def _weights_of(folder: Path, wait_minutes: float) -> str | None:
                 f"{folder}: not written within {wait_minutes:g} minutes; is the training still running? Scores of the "
                 "snapshots before it are kept"
             )
-        _warn(f"{folder}: not there" + ("" if can_come else ", and the run is past it: removed or never kept"))
+        warn(f"{folder}: not there" + ("" if can_come else ", and the run is past it: removed or never kept"))
         return None
     try:
         return str(read_manifest(folder)["files"][SEGMENTATION]["sha256"])
     except BrokenCheckpointError as error:
-        _warn(f"passing over a broken checkpoint: {error}")
+        warn(f"passing over a broken checkpoint: {error}")
         return None
-
-
-def _warn(text: str) -> None:
-    if is_main():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def _appears(path: Path, wait_minutes: float) -> bool:
@@ -125,8 +119,8 @@ def _appears(path: Path, wait_minutes: float) -> bool:
         found, late = from_main([path.exists(), time.monotonic() >= deadline])
         if found or late:
             return found
-        if is_main() and not told:
-            print(f"waiting for {path.parent}", flush=True)
+        if not told:
+            say(f"waiting for {path.parent}")
             told = True
         time.sleep(POLL_SECONDS)
 

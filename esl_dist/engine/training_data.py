@@ -1,6 +1,5 @@
 """What a training reads: the samples of both domains, and from them this rank's part of every step."""
 
-import sys
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from esl_dist.data.labels import IGNORE_INDEX, ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
-from esl_dist.engine.distributed import is_main, note_work, rank, refuse_disagreement, world_size
+from esl_dist.engine.distributed import note_work, rank, refuse_disagreement, warn, world_size
 from esl_dist.engine.step import Pass
 from esl_dist.errors import CorruptSampleError, UserError
 
@@ -82,9 +81,9 @@ def _open_shards(folder: str, largest_share: float) -> ShardReader:
             f"{broken[0].damage}; over all shards {lost} of {len(shards)} samples are lost, more than "
             f"loader.skip_corrupt={largest_share:g} allows: pack the data set again"
         )
-    for shard in broken if is_main() else []:
+    for shard in broken:
         stand_in = "; whole samples stand for them" if shard.lost else ""
-        print(f"warning: {shard.damage}{stand_in}", file=sys.stderr, flush=True)
+        warn(f"{shard.damage}{stand_in}")
     return shards
 
 
@@ -108,12 +107,10 @@ def _refuse_unlabelled(source: Samples, class_set: str) -> None:
 def _warn_of_other_pictures(target: ShardReader, pseudo: ShardReader) -> None:
     """Tell of pseudo-labels that were made of other shards whose keys are the same: perhaps of other pictures."""
     made_for = pseudo.index.made_with.get("target")
-    if is_main() and made_for not in (None, target.fingerprint()):
-        print(
-            f"warning: {pseudo.folder}: its labels were made for other shards than {target.folder}; make sure that the "
-            "pictures are the same, packed anew, or label these",
-            file=sys.stderr,
-            flush=True,
+    if made_for not in (None, target.fingerprint()):
+        warn(
+            f"{pseudo.folder}: its labels were made for other shards than {target.folder}; make sure that the "
+            "pictures are the same, packed anew, or label these"
         )
 
 

@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 PROJECT = Path(__file__).resolve().parents[2]
+CHANGED = "tests/exact/changed.py"
 
 
 def has_ended(process: int) -> bool:

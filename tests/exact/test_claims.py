@@ -10,7 +10,7 @@ import pytest
 from esl_dist.command_line import EXIT_USER_ERROR
 from esl_dist.engine import claims
 from esl_dist.engine.claims import LOCK, claim
-from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
 
 pytestmark = pytest.mark.exact
@@ -94,52 +94,48 @@ def test_a_rank_that_outlives_rank_0_keeps_the_folder_for_it_still_writes(
 
 
 ANOTHER_START_FINISHES = """
-import runpy, shutil, sys
+import shutil, sys
 from esl_dist.engine import labelling
-claim, finished = labelling.claim, sys.argv[1]
+claim, finished = labelling.claim, sys.argv.pop(1)
 def late(output, setting):
     shutil.copytree(finished, output)
     claim(output, setting)
 labelling.claim = late
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_pseudo_labels_that_another_start_has_finished_just_before_the_claim_are_not_made_again(
     server: RankServer, town: Path, tmp_path: Path
 ) -> None:
-    run, finished, output, program = run_in(tmp_path), tmp_path / "a", tmp_path / "b", tmp_path / "program.py"
+    run, finished, output = run_in(tmp_path), tmp_path / "a", tmp_path / "b"
     train(server, town, run, 1, "steps=1")
     words = [f"checkpoint={run}", f"target.path={town}/target_train", "workers=0"]
     assert server.run(LABEL, [*words, f"output={finished}"], 1) == [0], server.log.read_text()
-    program.write_text(ANOTHER_START_FINISHES)
-    job = server.start(str(program), [str(finished), str(PROJECT / LABEL), *words, f"output={output}"], 1)
+    changed = [ANOTHER_START_FINISHES, str(finished), str(PROJECT / LABEL)]
+    job = server.start(CHANGED, [*changed, *words, f"output={output}"], 1)
     assert job.exit_codes() == [0], job.output()
     for path in finished.iterdir():
         assert (output / path.name).stat().st_mtime_ns == path.stat().st_mtime_ns, path.name
 
 
 CHECKPOINTS_GO_DURING_THE_START = """
-import runpy, shutil, sys
+import shutil
 from esl_dist.engine import trainer
 claim = trainer.claim
 def late(run, setting):
     shutil.rmtree(run / "checkpoints")
     claim(run, setting)
 trainer.claim = late
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_a_run_whose_checkpoints_go_during_the_start_does_not_begin_anew_without_its_weights_to_start_from(
     server: RankServer, town: Path, tmp_path: Path
 ) -> None:
-    run, program = run_in(tmp_path), tmp_path / "program.py"
-    program.write_text(CHECKPOINTS_GO_DURING_THE_START)
+    run = run_in(tmp_path)
     train(server, town, run, 1, "steps=1")
-    job = server.start(str(program), [str(PROJECT / TRAIN), *training_words(town, run, "steps=2")], 1)
+    changed = [CHECKPOINTS_GO_DURING_THE_START, str(PROJECT / TRAIN)]
+    job = server.start(CHANGED, [*changed, *training_words(town, run, "steps=2")], 1)
     assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
     assert f"error: {run}: its checkpoints came or went during the start; start again" in job.output()
 

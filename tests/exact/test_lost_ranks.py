@@ -12,7 +12,7 @@ import pytest
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import open_shards
-from tests.exact.ranks import PROJECT, Job, RankServer, has_ended
+from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer, has_ended
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
 
@@ -204,47 +204,41 @@ def test_a_rank_that_would_do_fewer_steps_ends_the_job_before_they_part(
 
 
 OTHER_WORD_ON_RANK_1 = """
-import os, runpy, sys
+import os, sys
 other = sys.argv.pop(1)
 if os.environ["RANK"] == "1":
     sys.argv.append(other)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_ranks_that_estimate_statistics_on_other_pictures_refuse_to_score(
     server: RankServer, town: Path, tmp_path: Path
 ) -> None:
-    run, program = run_in(tmp_path), tmp_path / "program.py"
-    program.write_text(OTHER_WORD_ON_RANK_1)
+    run = run_in(tmp_path)
     train(server, town, run, 1, "steps=1")
     places = [f"checkpoint={run}", f"data.path={town}/target_val", f"statistics_from={town}/target_train"]
-    words = [f"statistics_from={town}/source_train", str(PROJECT / "launch/evaluate.py"), *places, "workers=0"]
-    job = server.start(str(program), words, 2)
+    changed = [OTHER_WORD_ON_RANK_1, f"statistics_from={town}/source_train", str(PROJECT / SCORE)]
+    job = server.start(CHANGED, [*changed, *places, "workers=0"], 2)
     assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
     for rank in (0, 1):
         assert "ranks [1] were started with another statistics_from than rank 0" in error_of(job, rank)
 
 
 ONLY_RANK_0_WRITES = """
-import os, runpy, sys
+import os, sys
 folder = sys.argv.pop(1)
 def refuse(event, arguments):
     if event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir") and folder in str(arguments):
         raise PermissionError(event, arguments)
 if os.environ["RANK"] != "0":
     sys.addaudithook(refuse)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_no_rank_but_rank_0_writes_into_the_folder_of_a_run(server: RankServer, town: Path, tmp_path: Path) -> None:
     """Two that write one file, each beside its place and then there, take it from under each other."""
-    run, program = run_in(tmp_path), tmp_path / "program.py"
-    program.write_text(ONLY_RANK_0_WRITES)
+    run = run_in(tmp_path)
     words = training_words(town, run, "steps=2", "pictures_every=1", "checkpoints.keep_newest=1")
-    job = server.start(str(program), [str(tmp_path), str(PROJECT / TRAIN), *words], 2)
+    job = server.start(CHANGED, [ONLY_RANK_0_WRITES, str(tmp_path), str(PROJECT / TRAIN), *words], 2)
     assert job.exit_codes() == [0, 0], job.output()
     assert {"config.yaml", "checkpoints", "weights.pth", "weights.safetensors"} <= {one.name for one in run.iterdir()}

@@ -13,7 +13,7 @@ from esl_dist.adaptation.entropy import HIGHEST_LEVEL
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.shards import INDEX_NAME, open_shards
 from esl_dist.engine.labelling import _pieces
-from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import run_in, train
 from tests.programs import small_town
 
@@ -210,7 +210,7 @@ def test_a_piece_that_was_damaged_meanwhile_is_named_and_no_label_is_made_of_it(
 
 
 RANK_1_IS_LATE = """
-import os, runpy, sys, time
+import os, sys, time
 from pathlib import Path
 from esl_dist.engine import labelling
 plain, awaited = labelling.label_and_score, [Path(one) for one in sys.argv.pop(1).split(",")]
@@ -220,8 +220,6 @@ def late(*arguments):
     return plain(*arguments)
 if os.environ["RANK"] == "1":
     labelling.label_and_score = late
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -229,15 +227,14 @@ def test_no_rank_counts_before_every_rank_has_predicted(
     server: RankServer, large_town: Path, trained: Path, tmp_path: Path, expected: dict[str, str]
 ) -> None:
     """In a job that goes on, a rank does not count the pieces that it predicts."""
-    output, program = tmp_path / "labels", tmp_path / "program.py"
-    program.write_text(RANK_1_IS_LATE)
+    output = tmp_path / "labels"
     job_words = words(large_town, trained, output, 0)
     killed_job(server, job_words, output, some_pieces)
     entries = [output / f".scratch/{piece.name}.json" for piece in _pieces(open_shards(large_town / "target_train"))]
     for entry in entries[1:]:
         entry.unlink(missing_ok=True)
     of_rank_0 = ",".join(map(str, entries[1::2]))
-    job = server.start(str(program), [of_rank_0, str(PROJECT / PROGRAM), *job_words], 2)
+    job = server.start(CHANGED, [RANK_1_IS_LATE, of_rank_0, str(PROJECT / PROGRAM), *job_words], 2)
     assert job.exit_codes() == [0, 0], job.output()
     assert bits(output) == expected
 

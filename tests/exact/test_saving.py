@@ -17,7 +17,7 @@ from esl_dist.engine.checkpoints import (
 )
 from esl_dist.files import PARTIAL_SUFFIX
 from tests.engine.runs import newest_whole, rewrite_as_version
-from tests.exact.ranks import PROJECT, RankServer
+from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -127,11 +127,9 @@ def test_a_broken_checkpoint_is_set_aside_when_the_run_goes_on_and_not_counted_a
 
 
 LATE_LISTING = """
-import functools, runpy, sys
+import functools
 from esl_dist.engine import checkpoints
 checkpoints.checkpoint_folders = functools.cache(checkpoints.checkpoint_folders)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 """Every rank goes on seeing the folder as it was at the start, as on a file system of several machines."""
 
@@ -139,14 +137,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_a_broken_checkpoint_is_set_aside_by_one_rank_also_where_the_others_still_see_it(
     server: RankServer, town: Path, tmp_path: Path, whole: Path
 ) -> None:
-    run, program = run_in(tmp_path), tmp_path / "program.py"
-    program.write_text(LATE_LISTING)
+    run = run_in(tmp_path)
     shutil.copytree(whole, run)
     broken = checkpoint_folder(run, STEPS)
     (broken / "training.pt").unlink()
     left = {path.name for path in broken.iterdir()}
     words = training_words(town, run, f"steps={STEPS}", "checkpoints.every=100", "checkpoints.keep_newest=100")
-    job = server.start(str(program), [str(PROJECT / TRAIN), *words], 2)
+    job = server.start(CHANGED, [LATE_LISTING, str(PROJECT / TRAIN), *words], 2)
     assert job.exit_codes() == [0, 0], job.output()
     assert job.output().count("setting a broken checkpoint aside") == 1
     assert {path.name for path in broken.with_name(f"{broken.name}.broken").iterdir()} == left

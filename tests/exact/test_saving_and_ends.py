@@ -9,14 +9,14 @@ import pytest
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from esl_dist.engine.checkpoints import checkpoint_folder
 from tests.engine.runs import newest_whole
-from tests.exact.ranks import PROJECT, RankServer
+from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import TRAIN, run_in, training_words
 from tests.programs import environment
 
 pytestmark = pytest.mark.exact
 
 INTERRUPTED_SAVE = """
-import os, runpy, signal, sys, threading
+import os, signal, threading
 from esl_dist.engine import saving
 plain = saving.save_checkpoint
 def late(*arguments):
@@ -25,18 +25,16 @@ def late(*arguments):
     return plain(*arguments)
 saving.save_checkpoint = late
 signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_a_checkpoint_is_finished_when_the_training_is_interrupted_before_a_byte_of_it_is_written(
     town: Path, tmp_path: Path
 ) -> None:
-    run, program = run_in(tmp_path), tmp_path / "program.py"
-    program.write_text(INTERRUPTED_SAVE)
+    run = run_in(tmp_path)
+    changed = [str(PROJECT / CHANGED), INTERRUPTED_SAVE, str(PROJECT / TRAIN)]
     done = subprocess.run(
-        [sys.executable, str(program), str(PROJECT / TRAIN), *training_words(town, run, "steps=1000")],
+        [sys.executable, *changed, *training_words(town, run, "steps=1000")],
         capture_output=True,
         text=True,
         check=False,
@@ -48,7 +46,7 @@ def test_a_checkpoint_is_finished_when_the_training_is_interrupted_before_a_byte
 
 
 FAILING_SAVE = """
-import runpy, sys, threading
+import threading
 from esl_dist.engine import saving, trainer
 from esl_dist.errors import UserError
 plain, failing, threads, steps = trainer.add_gradients, threading.Event(), [], []
@@ -64,18 +62,14 @@ def counted(*arguments):
         threads[0].join()
     return plain(*arguments)
 saving.save_checkpoint, trainer.add_gradients = fail, counted
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
 def test_a_save_that_fails_between_two_saves_ends_the_training_with_the_step_that_is_being_done(
     server: RankServer, town: Path, tmp_path: Path
 ) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(FAILING_SAVE)
     words = training_words(town, run_in(tmp_path), "steps=8", "checkpoints.every=2")
-    job = server.start(str(program), [str(PROJECT / TRAIN), *words], 1)
+    job = server.start(CHANGED, [FAILING_SAVE, str(PROJECT / TRAIN), *words], 1)
     assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
     assert "error: the disk is full" in job.output()
     assert "step 3 begins" in job.output()

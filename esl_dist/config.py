@@ -290,7 +290,7 @@ class Prepare:
     )
     jpg_quality: int = setting(95, "Quality of packed JPEG pictures, in percent.", minimum=1, maximum=100)
     shard_megabytes: int = setting(256, "Largest size of a shard in units of 10⁶ bytes.", minimum=1)
-    processes: int | None = setting(None, "Packing processes; null: one a processor core.", minimum=1)
+    processes: int | None = setting(None, "Packing processes; null: one a processor that the job may use.", minimum=1)
 
 
 @dataclass

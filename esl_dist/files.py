@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import IO, Any, Literal
 from esl_dist.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
+
+SHOWN_CHARACTERS = 80
+"""How much of an impossible name a message shows."""
 
 
 @contextmanager
@@ -64,14 +68,47 @@ def _failure_naming(path: object) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+LONGEST_NAME = 255
+"""Bytes of a name in a folder; Linux's file systems take no more."""
+
+
 def refuse_as_name(name: str, what: str) -> None:
     """Make sure that a name from outside can be part of a path.
 
     Raises:
-        UserError: it is empty, or leads to another folder.
+        UserError: it is empty, too long, not Unicode, holds control characters, or leads to another folder.
     """
-    if name in ("", ".", "..") or "/" in name or "\0" in name:
-        raise UserError(f"{what} {name!r} is impossible: expected a name without '/' that is not '.' or '..'")
+    if (problem := _problem_of_name(name)) is not None:
+        raise UserError(f"{what} {_shortened(name)} is impossible: {problem}")
+
+
+def refuse_as_key(key: str, what: str) -> None:
+    """Make sure that a sample's key, which may hold folders, stays in the folder that it is unpacked into.
+
+    Raises:
+        UserError: as `refuse_as_name`, for each of its parts.
+    """
+    for part in key.split("/"):
+        if (problem := _problem_of_name(part)) is not None:
+            raise UserError(f"{what} {_shortened(key)} is impossible: its part {_shortened(part)}: {problem}")
+
+
+def _problem_of_name(name: str) -> str | None:
+    if name in ("", ".", "..") or "/" in name:
+        return "expected a name without '/' that is not empty, '.' or '..'"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not UTF-8; rename it"
+    if size > LONGEST_NAME:
+        return f"it has {size} bytes; expected at most {LONGEST_NAME}"
+    if any(unicodedata.category(character) == "Cc" for character in name):
+        return "it holds control characters; expected a name that can be printed"
+    return None
+
+
+def _shortened(name: str) -> str:
+    return repr(name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…")
 
 
 def make_folder(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Pack a data set split: `python shards/prepare.py dataset=configs/datasets/… root=… split=… output=…`."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from esl_dist.config import Prepare
 from esl_dist.data.images import as_size
 from esl_dist.data.layouts import read_layout
 from esl_dist.data.packing import SKIPPED, Encoding, pack
+from esl_dist.machine import usable_processors
 from esl_dist.reporting.progress import progress
 
 
@@ -21,7 +21,7 @@ def main(config: Prepare) -> None:
         Path(config.output),
         encoding,
         config.shard_megabytes * 10**6,
-        config.processes or os.cpu_count() or 1,
+        config.processes or usable_processors(),
         progress,
     )
     skipped = index.made_with[SKIPPED]

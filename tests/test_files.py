@@ -11,7 +11,16 @@ from typing import IO
 import pytest
 
 from esl_dist.errors import UserError
-from esl_dist.files import PARTIAL_SUFFIX, make_folder, read_json, sha256_of_file, whole_file, write_json
+from esl_dist.files import (
+    PARTIAL_SUFFIX,
+    make_folder,
+    read_json,
+    refuse_as_key,
+    refuse_as_name,
+    sha256_of_file,
+    whole_file,
+    write_json,
+)
 
 KILLED_WHILE_WRITING = """
 import os, sys
@@ -149,3 +158,28 @@ def test_a_disk_that_fails_to_flush_names_the_file(tmp_path: Path, monkeypatch: 
     with pytest.raises(OSError, match="Input/output error") as error, whole_file(tmp_path / "file") as file:
         file.write(b"x")
     assert error.value.filename == str(tmp_path / f"file{PARTIAL_SUFFIX}")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("", "empty"),
+        ("..", "'..'"),
+        ("a/b", "'/'"),
+        ("a\0b", "control characters"),
+        ("a\nb", "control characters"),
+        ("ä" * 128, "256 bytes"),
+        ("stra\udcdfe", "not UTF-8"),
+    ],
+)
+def test_a_name_that_can_be_no_part_of_a_path_is_refused(name: str, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        refuse_as_name(name, "name")
+    with pytest.raises(UserError, match="key"):
+        refuse_as_key(f"frankfurt/{name}/x" if "/" not in name else f"/{name}", "key")
+
+
+def test_possible_names_and_keys_are_let_through() -> None:
+    refuse_as_name("ä" * 127, "name")
+    refuse_as_name("Straße 1", "name")
+    refuse_as_key("frankfurt/frankfurt_000000_000294", "key")

@@ -11,7 +11,7 @@ from torch import Tensor
 from esl_dist import config as settings
 from esl_dist.engine.checkpoints import Checkpoint, save_checkpoint
 from esl_dist.engine.distributed import note_work
-from esl_dist.engine.memory import free_memory
+from esl_dist.machine import free_memory
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that a copy may take; where it would take more, training waits for the disk."""

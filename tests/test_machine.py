@@ -6,8 +6,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from esl_dist.engine import memory
-from esl_dist.engine.memory import free_memory, left_by_limits
+from esl_dist import machine
+from esl_dist.machine import free_memory, left_by_limits, processors_by_limits, usable_processors
 
 SLURM = "/slurm/job_7/step_0"
 OTHERS = "12:cpu,cpuacct:/slurm\n1:name=systemd:/user\n"
@@ -54,10 +54,34 @@ def test_without_a_limit_it_is_the_memory_of_the_machine(
     groups: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert left_by_limits(groups, tmp_path) == math.inf
-    monkeypatch.setattr(memory, "OWN_GROUPS", tmp_path / "absent")
+    monkeypatch.setattr(machine, "OWN_GROUPS", tmp_path / "absent")
     assert 0 < free_memory() <= psutil.virtual_memory().total
 
 
 def test_the_smaller_of_both_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "left_by_limits", lambda groups, root: 7)
+    monkeypatch.setattr(machine, "left_by_limits", lambda groups, root: 7)
     assert free_memory() == 7
+
+
+def test_processors_are_those_of_the_affinity_and_of_the_narrowest_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slurm/job_7").mkdir(parents=True)
+    (tmp_path / "slurm/job_7/cpu.max").write_text("150000 100000\n")
+    (tmp_path / "slurm/cpu.max").write_text("max 100000\n")
+    assert processors_by_limits(f"0::{SLURM}\n", tmp_path) == 1.5
+    assert processors_by_limits("0::/user\n", tmp_path) == math.inf
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: {0, 3, 5})
+    monkeypatch.setattr(machine, "processors_by_limits", lambda *_: math.inf)
+    assert usable_processors() == 3
+    monkeypatch.setattr(machine, "processors_by_limits", lambda *_: 0.5)
+    assert usable_processors() == 1
+
+
+def test_a_quota_of_version_1_counts_too(tmp_path: Path) -> None:
+    (tmp_path / "cpu/slurm").mkdir(parents=True)
+    (tmp_path / "cpu/slurm/cpu.cfs_quota_us").write_text("200000\n")
+    (tmp_path / "cpu/slurm/cpu.cfs_period_us").write_text("100000\n")
+    assert processors_by_limits("12:cpu,cpuacct:/slurm\n", tmp_path) == 2
+    (tmp_path / "cpu/slurm/cpu.cfs_quota_us").write_text("-1\n")
+    assert processors_by_limits("12:cpu,cpuacct:/slurm\n", tmp_path) == math.inf

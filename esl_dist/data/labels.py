@@ -4,6 +4,7 @@ A train id is a class's position in its class set; the network's channel c score
 shards, the map is applied when a label is read, so one packed data set serves every class set its description names.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +45,16 @@ RAW_IDS = 2**16
 """Raw ids have at most 16 bits."""
 
 
+Color = tuple[int, int, int]
+"""Red, green, blue; 0 to 255."""
+
+
 @dataclass(frozen=True)
 class SemanticClass:
-    """One class: its name, its colour (red, green, blue; 0 to 255) and the raw ids that mean it."""
+    """One class: its name, its colour and the raw ids that mean it."""
 
     name: str
-    color: tuple[int, int, int]
+    color: Color
     ids: tuple[int, ...]
 
 
@@ -70,13 +75,12 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
     owner: dict[int, str] = {}
     for position, entry in enumerate(entries):
         try:
-            name, color, ids = str(entry["name"]), _whole_numbers(entry["color"]), _whole_numbers(entry["ids"])
+            name, parts, ids = str(entry["name"]), _whole_numbers(entry["color"]), _whole_numbers(entry["ids"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{origin}: class {position}: expected name, color [r, g, b] and ids, got {entry}"
             ) from error
-        if len(color) != 3 or not all(0 <= part <= 255 for part in color):
-            raise UserError(f"{origin}: class {name}: color {list(color)} is not [r, g, b] with values from 0 to 255")
+        color = color_from(list(parts), f"{origin}: class {name}: color")
         for raw_id in ids:
             if not 0 <= raw_id < RAW_IDS:
                 raise UserError(f"{origin}: class {name}: raw id {raw_id} is not in [0, {RAW_IDS - 1}]")
@@ -85,16 +89,60 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
             owner[raw_id] = name
         if name in class_names(tuple(classes)):
             raise UserError(f"{origin}: two classes have the name {name}")
-        classes.append(SemanticClass(name, (color[0], color[1], color[2]), ids))
+        classes.append(SemanticClass(name, color, ids))
     if not 1 <= len(classes) <= IGNORE_INDEX:
         raise UserError(f"{origin}: {len(classes)} classes; expected 1 to {IGNORE_INDEX}")
     return tuple(classes)
+
+
+def color_from(values: Any, origin: str) -> Color:
+    """Read a colour from a list.
+
+    Raises:
+        UserError: it is not three whole numbers from 0 to 255; the message starts with `origin`.
+    """
+    whole = isinstance(values, list) and all(type(value) is int and 0 <= value <= 255 for value in values)
+    if not whole or len(values) != 3:
+        raise UserError(f"{origin} {values} is not [r, g, b] with values from 0 to 255")
+    return values[0], values[1], values[2]
 
 
 def _whole_numbers(values: Any) -> tuple[int, ...]:
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise TypeError(f"{values} is not a list of whole numbers")
     return tuple(values)
+
+
+def color_table(class_sets: Mapping[str, ClassSet], origin: str) -> dict[Color, int]:
+    """Return the raw id that each class's colour stands for in painted labels: the first of the class's ids.
+
+    Raises:
+        UserError: a class without ids, two classes of one set with one colour, or class sets in which a colour stands
+            for different raw ids; the message starts with `origin`.
+    """
+    table: dict[Color, int] = {}
+    owner: dict[Color, str] = {}
+    for set_name, classes in class_sets.items():
+        if len({item.color for item in classes}) != len(classes):
+            raise UserError(f"{origin}: class set {set_name}: {_sharing_a_color(classes)}; painted labels need another")
+        for item in classes:
+            place = f"class {item.name} of {set_name}"
+            if not item.ids:
+                raise UserError(f"{origin}: {place} has no ids; painted labels need the one its color stands for")
+            if table.setdefault(item.color, item.ids[0]) != item.ids[0]:
+                raise UserError(
+                    f"{origin}: color {list(item.color)} stands for raw id {table[item.color]} ({owner[item.color]}) "
+                    f"and for {item.ids[0]} ({place}); let the ids of one begin with that of the other"
+                )
+            owner.setdefault(item.color, place)
+    return table
+
+
+def _sharing_a_color(classes: ClassSet) -> str:
+    names: dict[Color, list[str]] = {}
+    for item in classes:
+        names.setdefault(item.color, []).append(item.name)
+    return "; ".join(f"{' and '.join(of)} have the color {list(color)}" for color, of in names.items() if len(of) > 1)
 
 
 def class_set_to(classes: ClassSet) -> list[dict[str, Any]]:

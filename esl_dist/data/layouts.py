@@ -1,64 +1,39 @@
 """A data set's folders → pairs of picture and label files, as its YAML description says.
 
-A description (configs/datasets/*.yaml) names the folder, a pattern for pictures and one for labels, the splits, and
-the class sets. In the patterns `{split}` stands for the split's name and `{name}` for a sample's name, which may
-hold folders (`frankfurt/frankfurt_000000_000294`); a pattern may end in `.*`, any of the usual extensions of pictures.
+A description (`descriptions`) names the folder, a pattern for pictures and one for labels, the splits, and the class
+sets. In the patterns `{split}` stands for the split's name and `{name}` for a sample's name, which may hold folders
+(`frankfurt/frankfurt_000000_000294`). What lies in the folders is a sample, or is refused or told by name: pictures
+that no pattern takes are easily thought to be packed.
 """
 
-import difflib
-import fnmatch
-import glob
-import itertools
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from esl_dist.config import setting
-from esl_dist.config_files import load_config
-from esl_dist.data.images import CHANNELS
-from esl_dist.data.labels import RAW_IDS, ClassSet, class_set_from
+from esl_dist.data.descriptions import (
+    NO_LABELS,
+    Description,
+    file_pattern,
+    label_of,
+    name_patterns,
+    patterns_elsewhere,
+    read_description,
+    read_labels,
+)
+from esl_dist.data.labels import ClassSet, Color
+from esl_dist.data.passed_over import other_pictures, passed_over, why_nothing
+from esl_dist.data.patterns import FilePattern, takes
+from esl_dist.data.source_files import FILE, Entry, Scan, files_by_name, first_few, refuse_unreadable, scan
+from esl_dist.data.split_lists import ListReading, beginnings, read_list
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, refuse_as_name
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
-
-
-@dataclass
-class _Split:
-    names: list[str] = setting(list, "Patterns of sample names, as in a shell: `*`, `?`, `[abc]`.")
-    list: str | None = setting(None, "File with one sample name a line, relative to the description.")
-
-
-@dataclass
-class _Description:
-    name: str = setting("???", "Name of the data set.")
-    root: str = setting("???", "Its folder, relative to the working directory; shards/prepare.py takes another.")
-    image: str = setting("???", "Pattern of pictures, relative to the root.")
-    label: str | None = setting(None, "Pattern of labels, relative to the root; null: the pictures have none.")
-    splits: dict[str, _Split] = setting("???", "Splits: name → names or list.")
-    class_sets: dict[str, Any] = setting(
-        dict, "Name → classes with name, color [r, g, b], raw ids; none without labels."
-    )
-    ignore_ids: list[Any] = setting(list, "Raw ids that belong to no class.")
-    id_names: str | None = setting(
-        None,
-        "JSON file below the root whose `labels` name the raw ids (`readable`), in their order; class_sets and "
-        "ignore_ids then hold names in lower case. null: they hold ids.",
-    )
-    label_channel: str | None = setting(
-        None, "Channel of colour labels that holds the raw id; null: labels of one channel.", choices=tuple(CHANNELS)
-    )
-    keep_aspect_ratio: bool = setting(
-        False, "Whether pictures are resized to fit and padded (right and bottom) where a size is asked for."
-    )
-    skip_other_sizes: bool = setting(
-        False, "Whether pictures whose label has another size are left out, with a warning, instead of refused."
-    )
+from esl_dist.files import refuse_as_key
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One sample's name and its two files; `label` is None where the data set has no labels."""
+    """One sample's name (Unicode form NFC) and its two files; `label` is None where the split has no labels."""
 
     name: str
     image: Path
@@ -77,11 +52,14 @@ class Layout:
         dataset: the data set's name.
         split: the split's name.
         pairs: sorted by name.
-        class_sets: name → classes.
+        class_sets: name → classes; none where the split has no labels.
         ignore_ids: the raw ids that belong to no class.
         label_channel: the channel of colour labels that holds the raw id; None: labels of one channel.
         keep_aspect_ratio: whether pictures are fitted and padded, not stretched.
         skip_other_sizes: whether a pair whose sizes differ is left out, not refused.
+        label_colors: whether labels are painted in the colours of `raw_ids_of_colors`.
+        exif_orientation: `apply` or `ignore`, for pictures whose EXIF tag asks to turn them; None: they are refused.
+        raw_ids_of_colors: the raw id that each colour of painted labels stands for; empty where they are not painted.
     """
 
     dataset: str
@@ -92,14 +70,30 @@ class Layout:
     label_channel: str | None = None
     keep_aspect_ratio: bool = False
     skip_other_sizes: bool = False
+    label_colors: bool = False
+    exif_orientation: str | None = None
+    raw_ids_of_colors: dict[Color, int] = field(default_factory=dict)
 
     def known_ids(self) -> frozenset[int]:
         """Return the raw ids that the description accounts for."""
         return self.ignore_ids.union(*(item.ids for classes in self.class_sets.values() for item in classes))
 
 
+class _Sources(NamedTuple):
+    """A split's patterns of files, what lies in their folders, and the files of each pattern by name."""
+
+    root: Path
+    image: FilePattern
+    label: FilePattern | None
+    scans: dict[str, Scan]
+    files: dict[FilePattern, dict[str, list[Entry]]]
+
+    def patterns(self) -> list[FilePattern]:
+        return [self.image] if self.label is None else [self.image, self.label]
+
+
 def read_layout(description_file: Path, split: str, root: Path | None = None) -> Layout:
-    """Find the pairs of a split.
+    """Find the pairs of a split; pictures that its patterns pass over are told by a warning.
 
     Args:
         description_file: the data set's YAML description.
@@ -107,150 +101,128 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
         root: the data set's folder, if not the one it names.
 
     Raises:
-        UserError: a mistake in the description, an unknown split, a missing folder, a split without pictures, or
-            pictures without labels or labels without pictures (the first few are named).
+        UserError: a mistake in the description or a list, an unknown split, a missing folder or one that may not be
+            listed, a split without pictures, a name that is not UTF-8, two files of one sample, or pictures without
+            labels or labels without pictures (the first few are named).
     """
-    description = load_config(_Description, description_file)
-    if split not in description.splits:
-        known = ", ".join(description.splits)
-        raise UserError(f"{description_file}: no split {split!r}; it names {known}")
-    refuse_as_name(description.name, f"{description_file}: name")
-    refuse_as_name(split, f"{description_file}: split")
-    folder = root if root is not None else Path(description.root)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder (the data set {description.name}); give its place as root=…")
-    image_pattern = _pattern(description.image, split, description_file)
-    label_pattern = None if description.label is None else _pattern(description.label, split, description_file)
-    patterns = [pattern for pattern in (image_pattern, label_pattern) if pattern is not None]
-    names = _names(description.splits[split], folder, patterns, description_file)
-    if not names:
-        raise UserError(f"{folder}: split {split} of {description.name} has no pictures ({image_pattern})")
-    pairs = tuple(_pair(folder, image_pattern, label_pattern, name) for name in names)
-    _refuse_missing(pairs)
-    if (label_pattern is None) != (not description.class_sets):
-        raise UserError(f"{description_file}: expected label and class_sets, or neither where pictures have no labels")
-    ids = _RawIds(description_file, _id_names(description, folder, description_file))
+    description = read_description(description_file, split)
+    folder = Path(description.root) if root is None else root
+    _refuse_no_folder(folder, description.name)
+    sources = _sources(description, split, folder, description_file)
+    labels = read_labels(description, folder, description_file) if sources.label is not None else NO_LABELS
+    chosen = description.splits[split]
+    if (chosen.list is None) == (not chosen.names):
+        raise UserError(f"{description_file}: a split needs either names or list (splits.{split})")
+    if chosen.list is not None:
+        places = _listed(description_file, chosen.list, sources)
+    else:
+        places = _matching(description, split, sources, description_file)
     return Layout(
         dataset=description.name,
         split=split,
-        pairs=pairs,
-        class_sets={
-            name: class_set_from(ids.of_classes(entries), f"{description_file}: class set {name}")
-            for name, entries in description.class_sets.items()
-        },
-        ignore_ids=frozenset(ids.of(list(description.ignore_ids))),
+        pairs=_pairs(sources, places),
+        class_sets=labels.class_sets,
+        ignore_ids=labels.ignore_ids,
         label_channel=description.label_channel,
         keep_aspect_ratio=description.keep_aspect_ratio,
         skip_other_sizes=description.skip_other_sizes,
+        label_colors=description.label_colors,
+        exif_orientation=description.exif_orientation,
+        raw_ids_of_colors=labels.raw_ids_of_colors,
     )
 
 
-def _pair(folder: Path, image_pattern: str, label_pattern: str | None, name: str) -> Pair:
-    label = None if label_pattern is None else _file(folder, label_pattern, name)
-    return Pair(name, _file(folder, image_pattern, name), label)
+def _refuse_no_folder(folder: Path, dataset: str) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder (the data set {dataset}); looked for {folder.absolute()}, for root is relative "
+            f"to the working directory (a split's list to the description); give its place as root=…"
+        )
 
 
-def _id_names(description: _Description, folder: Path, origin: Path) -> list[str] | None:
-    """Return the names of the raw ids, in lower case and in the order of the ids, where the data set lists them."""
-    if description.id_names is None:
-        return None
-    _refuse_outside([description.id_names], origin)
-    file = folder / description.id_names
-    content = read_json(file)
+def _sources(description: Description, split: str, root: Path, origin: Path) -> _Sources:
+    image = file_pattern(description.image, split, "image", origin)
+    text = label_of(description, split)
+    label = None if text is None else file_pattern(text, split, "label", origin)
+    patterns = [image] if label is None else [image, label]
+    scans = {folder: scan(root, folder) for folder in {pattern.folder for pattern in patterns}}
+    files = {pattern: files_by_name(scans[pattern.folder].entries, pattern) for pattern in patterns}
+    return _Sources(root, image, label, scans, files)
+
+
+def _listed(origin: Path, list_file: str, sources: _Sources) -> dict[str, str]:
+    """Return the names of a list, each with its line as messages name it."""
+    file = origin.parent / list_file
+    known = set().union(*sources.files.values())
     try:
-        return [str(label["readable"]).lower() for label in content["labels"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: expected a list `labels` whose entries have a name `readable`") from error
+        lines = read_list(file, ListReading(beginnings(sources.root), sources.image, sources.label, known))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{origin}: the split's list {file} cannot be read ({error})") from error
+    _refuse_unlisted_folders(sources, max(name.count("/") for name in lines))
+    return {name: f"line {line} of {file}" for name, line in sorted(lines.items())}
 
 
-@dataclass(frozen=True)
-class _RawIds:
-    """Turns what a description lists as raw ids into numbers: they may be names, if the data set names its ids."""
-
-    origin: Path
-    names: list[str] | None
-
-    def of(self, values: Any) -> list[int]:
-        if not isinstance(values, list):
-            raise UserError(f"{self.origin}: expected a list of the data set's names of labels, got {values!r}")
-        return [self._number(value) for value in values]
-
-    def of_classes(self, entries: Any) -> Any:
-        if self.names is None or not isinstance(entries, list):
-            return entries
-        return [
-            {**entry, "ids": self.of(entry["ids"])} if isinstance(entry, dict) and "ids" in entry else entry
-            for entry in entries
-        ]
-
-    def _number(self, value: Any) -> int:
-        if self.names is not None:
-            if value not in self.names:
-                near = difflib.get_close_matches(str(value), self.names, 3)
-                hint = f"; near ones are {', '.join(near)}" if near else f"; it has {len(self.names)} others"
-                raise UserError(f"{self.origin}: the data set has no label {value!r}{hint}")
-            return self.names.index(value)
-        if type(value) is not int or not 0 <= value < RAW_IDS:
-            raise UserError(f"{self.origin}: ignore_ids: {value!r} is not a raw id, a whole number below {RAW_IDS}")
-        return value
+def _matching(description: Description, split: str, sources: _Sources, origin: Path) -> dict[str, str]:
+    """Return the names that the split's patterns take, also of labels without pictures: they are to be reported."""
+    patterns = name_patterns(description, split, origin)
+    _refuse_unlisted_folders(sources, max(pattern.depth() for pattern in patterns))
+    names = {name for files in sources.patterns() for name in sources.files[files] if takes(patterns, files, name)}
+    entries = sources.scans[sources.image.folder].entries
+    others = passed_over(entries, sources.image, patterns, patterns_elsewhere(description, split))
+    if not names:
+        raise UserError(
+            f"{sources.root}: split {split} of {description.name} has no pictures ({sources.image})"
+            + "".join(f"; {text}" for text in [*why_nothing(sources.root, sources.image, patterns), *others])
+        )
+    for text in others:
+        print(f"warning: {sources.root}: split {split} of {description.name}: {text}", file=sys.stderr, flush=True)
+    return dict.fromkeys(sorted(names), "")
 
 
-def _pattern(pattern: str, split: str, origin: Path) -> str:
-    filled = pattern.replace("{split}", split)
-    if filled.count("{name}") != 1 or Path(filled).is_absolute() or ".." in Path(filled).parts:
-        raise UserError(f"{origin}: pattern {pattern!r}: expected a path below the root with {{name}} once")
-    return filled
+def _refuse_unlisted_folders(sources: _Sources, depth: float) -> None:
+    inside = max(pattern.after.count("/") for pattern in sources.patterns())
+    refuse_unreadable(sources.scans.values(), depth + inside)
 
 
-def _names(split: _Split, folder: Path, file_patterns: list[str], origin: Path) -> list[str]:
-    """Return the names of the split's samples, also of those with a label and no picture: they are to be reported."""
-    if (split.list is None) == (not split.names):
-        raise UserError(f"{origin}: a split needs either names or list")
-    if split.list is not None:
-        file = origin.parent / split.list
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{origin}: the split's list {file} cannot be read ({error})") from error
-        # As a path, so that "a//b" and "./a/b" are the sample "a/b".
-        names = [Path(line.strip()).as_posix() for line in lines if line.strip()]
-        _refuse_outside(names, file)
-        if len(set(names)) != len(names):
-            raise UserError(f"{file}: names a sample twice")
-        return sorted(names)
-    _refuse_outside(split.names, origin)
-    found: set[str] = set()
-    for filled in itertools.chain(*map(_with_extensions, file_patterns)):
-        before, after = filled.split("{name}")
-        for pattern in split.names:
-            for path in glob.glob(glob.escape(before) + pattern + glob.escape(after), root_dir=folder):
-                name = path[len(before) : len(path) - len(after)]
-                if fnmatch.fnmatchcase(name, pattern):
-                    found.add(name)
-    return sorted(found)
+def _pairs(sources: _Sources, places: Mapping[str, str]) -> tuple[Pair, ...]:
+    """Return the pairs of names.
+
+    Args:
+        sources: what there is.
+        places: sorted names, each with its place in a list as a message names it.
+    """
+    for name in places:
+        refuse_as_key(name, f"{sources.root / sources.image.folder}: sample")
+    chosen = {
+        pattern: {name: sources.files[pattern].get(name, []) for name in places} for pattern in sources.patterns()
+    }
+    for entries in (entries for files in chosen.values() for entries in files.values() if len(entries) > 1):
+        raise UserError(f"two files of one sample: {', '.join(sorted(one.path for one in entries))}; remove one")
+    _refuse_missing(sources, chosen, places)
+    found = [entries[0] for files in chosen.values() for entries in files.values()]
+    if broken := [f"{entry.path}: {entry.kind}" for entry in found if entry.kind != FILE]:
+        raise UserError(f"{len(broken)} of the split's files are none: {first_few(broken)}; remove or replace them")
+    files = {
+        pattern: [Path(entries[0].path) for entries in of_pattern.values()] for pattern, of_pattern in chosen.items()
+    }
+    labels = [None] * len(places) if sources.label is None else files[sources.label]
+    return tuple(Pair(*each) for each in zip(places, files[sources.image], labels, strict=True))
 
 
-def _with_extensions(pattern: str) -> list[str]:
-    return [pattern[:-2] + extension for extension in EXTENSIONS] if pattern.endswith(".*") else [pattern]
-
-
-def _file(folder: Path, pattern: str, name: str) -> Path:
-    """Return a sample's file: the one there is of the extensions it may have, or the first if there is none."""
-    files = [folder / filled.replace("{name}", name) for filled in _with_extensions(pattern)]
-    there = [file for file in files if file.is_file()] if len(files) > 1 else files
-    if len(there) > 1:
-        raise UserError(f"two files of one sample: {', '.join(map(str, there))}; remove one")
-    return (there or files)[0]
-
-
-def _refuse_outside(names: list[str], origin: Path) -> None:
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{origin}: {name!r} leads out of the data set's folder")
-
-
-def _refuse_missing(pairs: tuple[Pair, ...]) -> None:
-    missing = [str(path) for pair in pairs for path in pair.files() if not path.is_file()]
-    if missing:
-        shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-        raise UserError(f"{len(missing)} files of the split do not exist: {shown}; a sample is a picture and its label")
+def _refuse_missing(
+    sources: _Sources, chosen: Mapping[FilePattern, Mapping[str, list[Entry]]], places: Mapping[str, str]
+) -> None:
+    missing = [(name, pattern) for name in places for pattern in chosen if not chosen[pattern][name]]
+    if not missing:
+        return
+    others = {pattern: other_pictures(sources.scans[pattern.folder].entries, pattern) for pattern in chosen}
+    shown = [
+        f"{sources.root / pattern.first_file_of(name)}"
+        + (f" (there is {others[pattern][name]})" if name in others[pattern] else "")
+        for name, pattern in missing
+    ]
+    lines = first_few(list(dict.fromkeys(places[name] for name, _ in missing if places[name])))
+    raise UserError(
+        f"{len(missing)} files of the split do not exist: {first_few(shown)}; a sample is a picture and its label"
+        + (f"; see {lines}" if lines else "")
+    )

@@ -156,7 +156,7 @@ def test_two_files_of_one_sample_are_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a", "b"])
     (tmp_path / SPLIT / "images/b.jpg").touch()
     file = write_description(tmp_path, image="{split}/images/{name}.*")
-    with pytest.raises(UserError, match=r"^two files of one sample: .*images/b\.png, .*images/b\.jpg; remove one$"):
+    with pytest.raises(UserError, match=r"^two files of one sample: .*images/b\.jpg, .*images/b\.png; remove one$"):
         read_layout(file, SPLIT)
     assert len(read_layout(write_description(tmp_path), SPLIT).pairs) == 2, "a pattern with an extension sees no other"
 

@@ -100,7 +100,7 @@ NAME = "Straße é ガ"
 FORMS = ("NFC", "NFD")
 
 
-@pytest.mark.parametrize(("image", "label", "listed"), itertools.product(FORMS, FORMS, (None, *FORMS)))
+@pytest.mark.parametrize(("image", "label", "listed"), list(itertools.product(FORMS, FORMS, (None, *FORMS))))
 def test_unicode_forms_of_a_name_are_one_name(tmp_path: Path, image: str, label: str, listed: str | None) -> None:
     for kind, form in (("images", image), ("labels", label)):
         put(tmp_path, f"ü/{NAME}.png".replace("ü/" + NAME, unicodedata.normalize(form, f"ü/{NAME}")), kinds=(kind,))

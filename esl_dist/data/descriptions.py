@@ -139,6 +139,8 @@ def name_patterns(description: Description, split: str, origin: Path) -> list[Na
     key = f"splits.{split}.names"
     texts = description.splits[split].names
     for text in texts:
+        if not isinstance(text, str):  # a list in the list, which OmegaConf lets through
+            raise UserError(f"{origin}: {key}: expected a list of patterns such as '*', got {text!r} in it")
         _refuse_outside(text, key, origin)
     patterns = [NamePattern.cut(text) for text in texts]
     if not all(pattern.parts for pattern in patterns):

@@ -70,7 +70,7 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
             of [0, 65535] or given twice, no class or more than 255 of them; the message starts with `origin`.
     """
     if not isinstance(entries, list):
-        raise UserError(f"{origin}: expected a list of classes, got {entries}")
+        raise UserError(f"{origin}: expected a list of classes, got {entries!r}")
     classes: list[SemanticClass] = []
     owner: dict[int, str] = {}
     for position, entry in enumerate(entries):

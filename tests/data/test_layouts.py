@@ -148,6 +148,12 @@ def test_a_missing_root_says_how_to_give_it(tmp_path: Path) -> None:
         read_layout(write_description(tmp_path), SPLIT, tmp_path / "absent")
 
 
+def test_a_missing_root_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^data/x: .*looked for {tmp_path}/data/x, for root is relative to the work"):
+        read_layout(write_description(tmp_path), SPLIT, Path("data/x"))
+
+
 @pytest.mark.parametrize("pattern", ["../{name}.png", "/abs/{name}.png", "{split}/x.png", "{name}/{name}.png"])
 @pytest.mark.parametrize("key", ["image", "label"])
 def test_a_pattern_out_of_the_root_or_without_one_name_is_refused(tmp_path: Path, key: str, pattern: str) -> None:
@@ -155,6 +161,25 @@ def test_a_pattern_out_of_the_root_or_without_one_name_is_refused(tmp_path: Path
     file = write_description(tmp_path, **{key: pattern})
     with pytest.raises(UserError, match=r"village\.yaml: pattern .*expected a path below the root"):
         read_layout(file, SPLIT)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("images/*/{name}.png", r"\* stands for nothing here"),
+        ("images/?/{name}.png", r"\? stands for nothing here"),
+        ("{name}.*.png", r"\* stands for nothing here"),
+        ("{city}/{name}.png", r"{city} stands for nothing here"),
+        ("images/{}/{name}.png", r"{} stands for nothing here"),
+        ("images/\x01/{name}.png", "control characters"),
+        ("", "expected a path below the root"),
+    ],
+)
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_a_pattern_of_unknown_signs_is_refused(tmp_path: Path, key: str, pattern: str, message: str) -> None:
+    write_pictures(tmp_path, ["a"])
+    with pytest.raises(UserError, match=rf"village\.yaml: pattern .* of {key}.*{message}"):
+        read_layout(write_description(tmp_path, **{key: pattern}), SPLIT)
 
 
 MISTAKES = [
@@ -172,6 +197,10 @@ MISTAKES = [
     ({"splits": {SPLIT: 3}}, r"splits\.train"),
     ({"splits": {SPLIT: ["*"]}}, ""),
     ({"splits": {SPLIT: {"names": "*"}}}, r"splits\.train\.names"),
+    ({"splits": {SPLIT: {"names": [["*"]]}}}, r"splits\.train\.names: expected a list of patterns"),
+    ({"splits": {SPLIT: {"names": ["a", ""]}}}, r"splits\.train\.names: an empty pattern"),
+    ({"splits": {SPLIT: {"names": ["./"]}}}, r"splits\.train\.names: an empty pattern"),
+    ({"splits": {SPLIT: {"names": ["*"], "label": 3}}}, "pattern '3' of label"),
     ({"splits": {SPLIT: {}}}, "a split needs either names or list"),
     ({"splits": {SPLIT: {"names": ["*"], "list": "some.txt"}}}, "a split needs either names or list"),
     ({"splits": {1: {"names": ["*"]}}}, r"splits\.1"),

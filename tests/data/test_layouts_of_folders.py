@@ -232,11 +232,12 @@ def test_links_to_files_and_folders_are_followed_and_loops_end(tmp_path: Path) -
 def test_a_folder_that_may_not_be_listed_is_refused_where_samples_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(tmp_path, "a.png", "closed/b.png")
+    put(tmp_path, "a.png", "open/c.png", "closed/b.png")
+    closed = "images/closed"
     scandir = os.scandir
 
     def guarded(path: str) -> object:
-        if path.endswith("images/closed"):
+        if path.endswith(closed):
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return scandir(path)
 
@@ -244,6 +245,11 @@ def test_a_folder_that_may_not_be_listed_is_refused_where_samples_may_be(
     assert names(layout(tmp_path)) == ["a"]
     with pytest.raises(UserError, match=r"cannot be listed: .*images/closed \(Permission denied\)"):
         layout(tmp_path, "**")
+    with pytest.raises(UserError, match="cannot be listed"):
+        layout(tmp_path, "*/*")
+    closed = "images"
+    with pytest.raises(UserError, match="cannot be listed"):
+        layout(tmp_path)
 
 
 @pytest.mark.parametrize("split", [{"names": ["**"]}, {"list": "l.txt"}])

@@ -82,6 +82,9 @@ class Layout:
         label_channel: the channel of colour labels that holds the raw id; None: labels of one channel.
         keep_aspect_ratio: whether pictures are fitted and padded, not stretched.
         skip_other_sizes: whether a pair whose sizes differ is left out, not refused.
+        label_colors: whether labels are painted in the classes' colours.
+        exif_orientation: what becomes of an orientation tag: `apply`, `ignore`; None: a picture that is turned by one
+            is refused.
     """
 
     dataset: str
@@ -92,6 +95,8 @@ class Layout:
     label_channel: str | None = None
     keep_aspect_ratio: bool = False
     skip_other_sizes: bool = False
+    label_colors: bool = False
+    exif_orientation: str | None = None
 
     def known_ids(self) -> frozenset[int]:
         """Return the raw ids that the description accounts for."""

@@ -5,8 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.shards import INDEX_NAME, ShardIndex, open_shards
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, encoded, no_progress, write_description, write_pictures
+from tests.data.packs import ThisProcess
 
 PROJECT = Path(__file__).resolve().parents[2]
 AS_THEY_ARE = Encoding(size=None, label_size=None, image_format="keep", jpg_quality=95)
@@ -31,32 +32,13 @@ HERE = 0
 """A number of processes that means: none but this one. Each takes a second to start; most tests are not about them."""
 
 
-class _Done:
-    def __init__(self, result: Any) -> None:
-        self.result = result
-
-    def get(self) -> Any:
-        return self.result
-
-
-class _ThisProcess:
-    def apply_async(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Done:
-        return _Done(function(*arguments))
-
-
 @pytest.fixture(autouse=True)
 def _no_processes_where_none_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_pool = packing._pool
-
-    @contextmanager
-    def pool(processes: int) -> Iterator[Any]:
-        if processes == HERE:
-            yield _ThisProcess()
-        else:
-            with real_pool(processes) as started:
-                yield started
-
-    monkeypatch.setattr(packing, "_pool", pool)
+    started, affordable = packing.worker_processes, packing._affordable
+    monkeypatch.setattr(packing, "_affordable", lambda task: task.processes and affordable(task))
+    monkeypatch.setattr(
+        packing, "worker_processes", lambda number: nullcontext(ThisProcess()) if number == HERE else started(number)
+    )
 
 
 def packed(
@@ -67,7 +49,7 @@ def packed(
     processes: int = HERE,
     progress: Any = no_progress,
 ) -> ShardIndex:
-    return pack(layout, folder, encoding, size, processes, progress)
+    return pack(layout, folder, encoding, size, processes, progress).index
 
 
 def contents(folder: Path) -> dict[str, str]:

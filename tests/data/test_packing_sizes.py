@@ -1,10 +1,8 @@
 """Packing where sizes differ: pairs that are left out, pictures that keep their aspect ratio; labels in a channel."""
 
 import re
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -18,25 +16,20 @@ from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.shards import ShardIndex, open_shards, read_index
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, no_progress, write_description, write_pictures
+from tests.data.packs import ThisProcess
 from tests.programs import run
 
 AS_THEY_ARE = Encoding(size=None, label_size=None, image_format="keep", jpg_quality=95)
 NAMES = ["a", "b", "c", "d"]
 
 
-class _ThisProcess:
-    def apply_async(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> SimpleNamespace:
-        result = function(*arguments)
-        return SimpleNamespace(get=lambda: result)
-
-
 @pytest.fixture(autouse=True)
 def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "_pool", lambda _: nullcontext(_ThisProcess()))
+    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(ThisProcess()))
 
 
 def packed(layout: Layout, folder: Path, encoding: Encoding = AS_THEY_ARE) -> ShardIndex:
-    return pack(layout, folder, encoding, 20480, 1, no_progress)
+    return pack(layout, folder, encoding, 20480, 1, no_progress).index
 
 
 def with_other_sizes(folder: Path, *names: str, **description: Any) -> Layout:

@@ -1,0 +1,113 @@
+"""Processes that work through a list: results in order, few of them waiting, and a message when a process dies.
+
+A killed process (the kernel's way out when memory is short) ends the work within a second, for what it held is lost;
+Ctrl-C ends all of them at once, and so does the end of the process that started them, however it comes.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from typing import TypeVar
+
+import cv2
+
+from esl_dist.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(
+    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    """Yield the results in the order of `items`; unlike `Executor.map`, at most `ahead` wait for a slow reader."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(executor.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+@contextmanager
+def worker_processes(number: int) -> Iterator[Executor]:
+    """Start processes, and end them with the block; an exception in the block kills them in the middle of their work.
+
+    Raises:
+        UserError: they cannot be started, or one of them died.
+    """
+    # "spawn", not "fork": OpenCV and PyTorch may hold locks in threads that a forked child would wait for.
+    context = multiprocessing.get_context("spawn")
+    processes: set[BaseProcess] = set()
+    with ProcessPoolExecutor(number, context, initializer=_begin) as executor:
+        try:
+            processes |= _started(executor, number)
+            yield executor
+        except BrokenProcessPool:
+            _kill(processes)
+            raise UserError(_cause_of_death(processes, number)) from None
+        except BaseException:
+            _kill(processes)
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _started(executor: Executor, number: int) -> set[BaseProcess]:
+    """Have all processes started, without their share of a Ctrl-C, which is for the process that ends them."""
+    before = set(multiprocessing.active_children())
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        executor.submit(os.getpid)
+    except OSError as error:
+        _kill(set(multiprocessing.active_children()) - before)
+        raise UserError(
+            f"{number} packing processes cannot be started ({error.strerror}); take fewer, by processes=…"
+        ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return set(multiprocessing.active_children()) - before
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _cause_of_death(processes: Iterable[BaseProcess], number: int) -> str:
+    # The executor ends those that are left with SIGTERM, or they are killed above.
+    for process in processes:
+        process.join()
+    codes = {process.exitcode or 0 for process in processes} - {0, -signal.SIGTERM, -signal.SIGKILL}
+    if not codes:
+        return (
+            f"a packing process was killed, perhaps for want of memory: take fewer processes, by processes=… "
+            f"(now {number}); what is written so far is whole, the same command starts again"
+        )
+    code = min(codes)
+    end = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"a packing process {end} in the middle of its work; start again with processes=1 to see at which file"
+
+
+def _begin() -> None:
+    # OpenCV's own threads would fight with those of the other processes.
+    cv2.setNumThreads(0)
+    # What is wrong with a file is told once, by its name; the libraries below OpenCV write into the progress bar.
+    warnings.simplefilter("ignore")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -32,7 +32,17 @@ from esl_dist.data.changes import (
     noted_sources,
 )
 from esl_dist.data.folders import remove_surplus, replacement_name, settle, sole_packing, tidy
-from esl_dist.data.images import LARGEST_PIXELS, Size, encode_jpg, encode_png, fitted_size, resize_image, resize_label
+from esl_dist.data.images import (
+    LARGEST_PIXELS,
+    Label,
+    Size,
+    encode_jpg,
+    encode_png,
+    fitted_size,
+    resize_image,
+    resize_label,
+)
+from esl_dist.data.labels import RAW_IDS
 from esl_dist.data.layouts import Layout, Pair
 from esl_dist.data.shards import (
     INDEX_NAME,
@@ -193,10 +203,10 @@ def _index_of_packing(folder: Path) -> ShardIndex:
 def _changes(index: ShardIndex, task: _Task) -> list[str]:
     """Return what is no longer as it was packed; reads all source files, unless nobody noted their digests."""
     pairs = task.layout.pairs
-    found: Iterable[dict[str, str]] = itertools.repeat({})
+    found: list[dict[str, str]] = [{}] * len(pairs)
     if index.sources is not None:
-        found = task.progress(digests(pairs), len(pairs), "comparing")
-    sources = dict(zip(keys(pairs), found, strict=False))
+        found = list(task.progress(digests(pairs), len(pairs), "comparing"))
+    sources = dict(zip(keys(pairs), found, strict=True))
     changed = changed_sources(noted_sources(index), sources)
     return changed + changed_settings(index, task.layout, task.made_with())
 
@@ -302,10 +312,10 @@ def _check(pair: Pair, reading: Reading, known_ids: frozenset[int], encoding: En
         try:
             content = file.read_bytes()
             found["image"] = _digest(content)
-            pixels = read_picture(content, reading).pixels
-            size = (pixels.shape[1], pixels.shape[0])
+            height, width = read_picture(content, reading).pixels.shape[:2]
+            size = (width, height)
             if encoding.image_format == "jpg" and encoding.size is None and max(size) > LARGEST_JPEG_SIDE:
-                raise ValueError(f"{size[0]}×{size[1]} pixels; a JPEG has at most {LARGEST_JPEG_SIDE} a side: take png")
+                raise ValueError(f"{width}×{height} pixels; a JPEG has at most {LARGEST_JPEG_SIDE} a side: take png")
             if pair.label is None:
                 return _Checked(found, size)
             file = pair.label
@@ -315,14 +325,22 @@ def _check(pair: Pair, reading: Reading, known_ids: frozenset[int], encoding: En
         except (OSError, ValueError) as error:
             return _Checked(found, problem=f"{file}: {error}")
         if label.shape[::-1] != size:
-            shape = f"{label.shape[1]}×{label.shape[0]} pixels, its picture has {size[0]}×{size[1]}"
+            shape = f"{label.shape[1]}×{label.shape[0]} pixels, its picture has {width}×{height}"
             return _Checked(found, problem=f"{file}: {shape}", other_size=True)
-        unknown = sorted(set(np.unique(label).tolist()) - known_ids)
+        unknown = sorted(set(_ids_in(label)) - known_ids)
         if unknown:
             return _Checked(
                 found, problem=f"{file}: raw ids {unknown} are in no class and not in ignore_ids of the description"
             )
         return _Checked(found, size)
+
+
+def _ids_in(label: Label) -> list[int]:
+    """Return the ids that occur; a table takes a fraction of the time and memory of sorting all pixels."""
+    occurs = np.zeros(RAW_IDS, bool)
+    for row in label:
+        occurs[row] = True
+    return np.flatnonzero(occurs).tolist()
 
 
 def _digest(content: bytes) -> str:

@@ -35,6 +35,7 @@ UPRIGHT = 1
 INVERSE = {6: 8, 8: 6}
 """The orientations that another one undoes; all others undo themselves."""
 SHOWN_COLORS = 5
+ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -303,13 +304,20 @@ def _refuse_label_mode(mode: str) -> None:
 def _ids_of_colors(pixels: NDArray[np.uint8], ids: Mapping[Color, int]) -> Label:
     """Turn colours, BGR (height, width, 3), to raw ids."""
     known = np.array(sorted((red << 16 | green << 8 | blue, one) for (red, green, blue), one in ids.items()))
-    codes = pixels[:, :, 2].astype(np.int32) << 16 | pixels[:, :, 1].astype(np.int32) << 8 | pixels[:, :, 0]
-    places = np.searchsorted(known[:, 0], codes).clip(max=len(known) - 1)
-    strange = codes[known[places, 0] != codes]
-    if strange.size:
-        raise ValueError(_strange_colors(strange))
-    raw_ids = known[:, 1].astype(np.uint8 if known[:, 1].max() < 2**8 else np.uint16)
-    return raw_ids[places]  # type: ignore[return-value]
+    kind = np.uint8 if known[:, 1].max() < 2**8 else np.uint16
+    label: Label = np.empty(pixels.shape[:2], kind)
+    strange = []
+    # In blocks of rows, for it takes ten times the memory of the pixels it works on.
+    for start in range(0, len(pixels), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        blue, green, red = np.moveaxis(pixels[rows].astype(np.int32), 2, 0)
+        codes = red << 16 | green << 8 | blue
+        places = np.searchsorted(known[:, 0], codes).clip(max=len(known) - 1)
+        strange.append(codes[known[places, 0] != codes])
+        label[rows] = known[places, 1]
+    if any(codes.size for codes in strange):
+        raise ValueError(_strange_colors(np.concatenate(strange)))
+    return label
 
 
 def _strange_colors(codes: NDArray[np.int32]) -> str:

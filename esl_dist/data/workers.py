@@ -53,11 +53,13 @@ def worker_processes(number: int) -> Iterator[Executor]:
             processes |= _started(executor, number)
             yield executor
         except BrokenProcessPool:
-            _kill(processes)
+            # The executor ends and joins the others itself; two threads that ask for an exit code lose it.
+            executor.shutdown()
             raise UserError(_cause_of_death(processes, number)) from None
         except BaseException:
-            _kill(processes)
-            executor.shutdown(wait=False, cancel_futures=True)
+            for process in processes:
+                process.kill()
+            executor.shutdown(cancel_futures=True)
             raise
 
 
@@ -68,7 +70,9 @@ def _started(executor: Executor, number: int) -> set[BaseProcess]:
     try:
         executor.submit(os.getpid)
     except OSError as error:
-        _kill(set(multiprocessing.active_children()) - before)
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()
+            process.join()
         raise UserError(
             f"{number} packing processes cannot be started ({error.strerror}); take fewer, by processes=…"
         ) from error
@@ -77,15 +81,8 @@ def _started(executor: Executor, number: int) -> set[BaseProcess]:
     return set(multiprocessing.active_children()) - before
 
 
-def _kill(processes: Iterable[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
-
-
 def _cause_of_death(processes: Iterable[BaseProcess], number: int) -> str:
-    # The executor ends those that are left with SIGTERM, or they are killed above.
-    for process in processes:
-        process.join()
+    # The executor ends those that are left with SIGTERM.
     codes = {process.exitcode or 0 for process in processes} - {0, -signal.SIGTERM, -signal.SIGKILL}
     if not codes:
         return (

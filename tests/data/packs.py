@@ -8,7 +8,7 @@ from typing import Any
 class ThisProcess(Executor):
     """Does the work where it is given."""
 
-    def submit(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Future:
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future:
         done: Future = Future()
         done.set_result(function(*arguments, **options))
         return done

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +168,7 @@ def test_a_jpeg_is_copied_with_its_tags_or_written_anew(tmp_path: Path, image: s
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(draw(0)[0], "JPEG", exif=exif)
-    layout = one_picture(tmp_path / "pictures", image, content)
+    layout = replace(one_picture(tmp_path / "pictures", image, content), exif_orientation="ignore")
     for name, encoding, same, extension in (
         ("kept", AS_THEY_ARE, True, "image.jpg"),
         ("png", Encoding(None, None, "png", 95), False, "image.png"),
@@ -178,10 +180,63 @@ def test_a_jpeg_is_copied_with_its_tags_or_written_anew(tmp_path: Path, image: s
         assert decode_image(stored).shape == (12, 16, 3)
 
 
+def test_a_picture_turned_by_its_tag_is_written_anew(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    layout = one_picture(tmp_path / "pictures", "a.png", encoded(draw(0)[0], exif=exif))
+    turned = np.rot90(draw(0)[0], -1)
+    layout.pairs[0].label.write_bytes(encode_png(np.ascontiguousarray(np.rot90(draw(0)[1], -1))))
+    with pytest.raises(UserError, match=r"images/a\.png: carries EXIF orientation 6"):
+        packed(layout, tmp_path / "out")
+    index = packed(replace(layout, exif_orientation="apply"), tmp_path / "out")
+    assert (index.image_size, index.made_with["exif_orientation"]) == ((12, 16), "apply")
+    stored = open_shards(tmp_path / "out").read(0, "image.png")
+    np.testing.assert_array_equal(decode_image(stored), turned[:, :, ::-1])
+    assert not Image.open(BytesIO(stored)).getexif()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP", "TIFF", "JPEG"])
+def test_a_member_is_named_after_its_content_not_after_its_file(tmp_path: Path, kind: str) -> None:
+    layout = one_picture(tmp_path / "pictures", "a.png", encoded(draw(0)[0], kind))
+    packed(layout, tmp_path / "out")
+    stored = open_shards(tmp_path / "out").read(0, "image.jpg" if kind == "JPEG" else "image.png")
+    assert Image.open(BytesIO(stored)).format == ("JPEG" if kind == "JPEG" else "PNG")
+
+
+def test_a_picture_that_is_too_long_for_a_jpeg_is_refused_where_one_is_asked_for(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", ["a"], width=65_501, height=1)
+    layout = read_layout(tmp_path / "pictures/village.yaml", SPLIT)
+    with pytest.raises(UserError, match=r"images/a\.png: 65501×1 pixels; a JPEG has at most 65500 a side"):
+        packed(layout, tmp_path / "out", Encoding(None, None, "jpg", 95))
+    packed(layout, tmp_path / "out")
+
+
+def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(layout: Layout, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"9 samples .*\n.*48×32 pixels, more than 0\.001535 megapixels; raise largest_"
+    ):
+        packed(layout, tmp_path / "out", replace(AS_THEY_ARE, largest_pixels=48 * 32 - 1))
+    packed(layout, tmp_path / "out", replace(AS_THEY_ARE, largest_pixels=48 * 32))
+
+
+def test_labels_painted_in_the_classes_colours_are_packed_as_ids(layout: Layout, tmp_path: Path) -> None:
+    colors = np.zeros((24, 3), np.uint8)
+    for item in layout.class_sets["village3"]:
+        colors[item.ids[0]] = item.color
+    ids = np.array([item.ids[0] for item in layout.class_sets["village3"]], np.uint8)[draw(0, 48, 32)[1] % 3]
+    for pair in layout.pairs:
+        pair.label.write_bytes(encoded(colors[ids]))
+    with pytest.raises(UserError, match=r"`label_colors: true`.*`label_channel: red`"):
+        packed(layout, tmp_path / "out")
+    packed(replace(layout, label_colors=True), tmp_path / "out")
+    np.testing.assert_array_equal(decode_label(open_shards(tmp_path / "out").read(0, "label.png")), ids)
+
+
 @pytest.mark.parametrize(
-    ("picture", "mode"), [(draw(0)[0][:, :, 0], "L"), (np.dstack([draw(0)[0], draw(0)[1]]), "RGBA")]
+    ("picture", "mode"),
+    [(draw(0)[0][:, :, 0], "L"), (np.dstack([draw(0)[0], np.full((12, 16), 255, np.uint8)]), "RGBA")],
 )
-def test_grey_and_transparent_pictures_can_be_packed(tmp_path: Path, picture: np.ndarray, mode: str) -> None:
+def test_grey_and_opaque_pictures_can_be_packed(tmp_path: Path, picture: np.ndarray, mode: str) -> None:
     assert Image.fromarray(picture).mode == mode
     layout = one_picture(tmp_path / "pictures", "a.png", encoded(picture))
     packed(layout, tmp_path / "out", Encoding((8, 6), None, "keep", 95))
@@ -210,13 +265,13 @@ def bad_pictures(folder: Path) -> dict[str, str]:
     messages = {}
     for name, path, content, message in (
         ("cut", images / "cut.png", jpeg[: len(jpeg) // 2], "not a whole picture"),
-        ("empty", labels / "empty.png", b"", "no picture that can be read"),
+        ("empty", labels / "empty.png", b"", "an empty file"),
         ("ids", labels / "ids.png", encode_png(np.full((32, 48), 99, np.uint8)), r"raw ids \[99\] are in no class"),
-        ("labelcut", labels / "labelcut.png", encode_png(draw(1, 48, 32)[1])[:300], "no picture that can be read"),
+        ("labelcut", labels / "labelcut.png", encode_png(draw(1, 48, 32)[1])[:300], "not a whole picture"),
         ("odd", images / "odd.png", encoded(draw(1, 48, 32)[0], "PCX"), "OpenCV cannot read"),
         ("rgb", labels / "rgb.png", encoded(draw(0, 48, 32)[0]), ".*expected one channel"),
         ("size", labels / "size.png", encode_png(draw(0, 32, 48)[1]), "32×48 pixels, its picture has 48×32"),
-        ("text", images / "text.png", b"not found", "not a whole picture"),
+        ("text", images / "text.png", b"not found", "not a picture"),
     ):
         path.write_bytes(content)
         messages[name] = rf"{path.parent.name}/{name}\.png: {message}"
@@ -313,7 +368,7 @@ def test_a_folder_with_other_shards_is_refused_and_left_alone(layout: Layout, tm
         (Layout("village", SPLIT, layout.pairs, {}, layout.ignore_ids), AS_THEY_ARE, 20480),
     ]
     for other, encoding, size in others:
-        with pytest.raises(UserError, match=r"out: holds shards of other samples or settings"):
+        with pytest.raises(UserError, match=r"out: holds shards of other files or settings"):
             packed(other, tmp_path / "out", encoding, size)
     assert contents(tmp_path / "out") == before
 
@@ -324,10 +379,10 @@ def test_a_complete_folder_that_was_damaged_says_what_to_do(layout: Layout, tmp_
     content = bytearray(path.read_bytes())
     content[700] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"{path.name}: its bytes are not those .*; delete .*out first"):
+    with pytest.raises(UserError, match=rf"{path.name}: its bytes are not those .*; repack=true packs it again"):
         packed(layout, tmp_path / "out")
     path.unlink()
-    with pytest.raises(UserError, match=rf"{path.name}: is missing, .*; delete .*out first"):
+    with pytest.raises(UserError, match=rf"{path.name}: is missing, .*; repack=true packs it again"):
         packed(layout, tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     assert packed(layout, tmp_path / "out") == index

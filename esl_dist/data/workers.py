@@ -47,38 +47,35 @@ def worker_processes(number: int) -> Iterator[Executor]:
     """
     # "spawn", not "fork": OpenCV and PyTorch may hold locks in threads that a forked child would wait for.
     context = multiprocessing.get_context("spawn")
-    processes: set[BaseProcess] = set()
     with ProcessPoolExecutor(number, context, initializer=_begin) as executor:
+        # Python 3.14 has a method to kill them; before, there is no other way to know them all, dead ones too.
+        processes = executor._processes
         try:
-            processes |= _started(executor, number)
+            _start(executor, number)
             yield executor
         except BrokenProcessPool:
-            # The executor ends and joins the others itself; two threads that ask for an exit code lose it.
+            # The executor ends the others itself.
             executor.shutdown()
-            raise UserError(_cause_of_death(processes, number)) from None
+            raise UserError(_cause_of_death(processes.values(), number)) from None
         except BaseException:
-            for process in processes:
+            for process in processes.values():
                 process.kill()
             executor.shutdown(cancel_futures=True)
             raise
 
 
-def _started(executor: Executor, number: int) -> set[BaseProcess]:
-    """Have all processes started, without their share of a Ctrl-C, which is for the process that ends them."""
-    before = set(multiprocessing.active_children())
+def _start(executor: Executor, number: int) -> None:
+    """Start all processes, without their share of a Ctrl-C, which is for the process that ends them."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        executor.submit(os.getpid)
+        for _ in range(number):
+            executor.submit(os.getpid)
     except OSError as error:
-        for process in set(multiprocessing.active_children()) - before:
-            process.kill()
-            process.join()
         raise UserError(
             f"{number} packing processes cannot be started ({error.strerror}); take fewer, by processes=…"
         ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return set(multiprocessing.active_children()) - before
 
 
 def _cause_of_death(processes: Iterable[BaseProcess], number: int) -> str:
@@ -95,6 +92,7 @@ def _cause_of_death(processes: Iterable[BaseProcess], number: int) -> str:
 
 
 def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # OpenCV's own threads would fight with those of the other processes.
     cv2.setNumThreads(0)
     # What is wrong with a file is told once, by its name; the libraries below OpenCV write into the progress bar.

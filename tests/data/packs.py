@@ -1,7 +1,9 @@
-"""Packing without other processes, each of which takes a second to start."""
+"""What tests of packing share: packing without other processes, each of which takes a second to start."""
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from pathlib import Path
 from typing import Any
 
 
@@ -12,3 +14,8 @@ class ThisProcess(Executor):
         done: Future = Future()
         done.set_result(function(*arguments, **options))
         return done
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the digest of every file in a folder."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}

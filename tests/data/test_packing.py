@@ -1,6 +1,5 @@
 """Packing: the same bytes every time, nothing written for bad input, an interruption leaves nothing half."""
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.shards import INDEX_NAME, ShardIndex, open_shards
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, encoded, no_progress, write_description, write_pictures
-from tests.data.packs import ThisProcess
+from tests.data.packs import ThisProcess, contents
 
 PROJECT = Path(__file__).resolve().parents[2]
 AS_THEY_ARE = Encoding(size=None, label_size=None, image_format="keep", jpg_quality=95)
@@ -52,10 +51,6 @@ def packed(
     progress: Any = no_progress,
 ) -> ShardIndex:
     return pack(layout, folder, encoding, size, processes, progress).index
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 @pytest.fixture

@@ -269,10 +269,6 @@ class Evaluate:
     timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0)
 
 
-LARGEST_JPEG_SIDE = 65_500
-"""Pixels; what libjpeg writes at most."""
-
-
 @dataclass
 class Prepare:
     """shards/prepare.py: pack one split of a data set into WebDataset shards."""
@@ -285,13 +281,13 @@ class Prepare:
         None,
         "Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are.",
         minimum=1,
-        maximum=LARGEST_JPEG_SIDE,
+        maximum=2**15,
     )
     label_size: list[int] | None = setting(
         None,
         "Width and height of packed labels in pixels (nearest); null: as they are.",
         minimum=1,
-        maximum=LARGEST_JPEG_SIDE,
+        maximum=2**15,
     )
     largest_megapixels: int = setting(
         512,

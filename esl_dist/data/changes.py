@@ -22,6 +22,7 @@ SKIPPED = "skipped"
 READING_THREADS = 16
 """Files that are read at once where little is done with them: a slow disk is waited for, not a processor."""
 SHOWN_KEYS = 3
+SHOWN_CHARACTERS = 60
 DESCRIBED = ("dataset", "split", "keep_aspect_ratio")
 """What both an index and a layout say."""
 
@@ -68,13 +69,17 @@ def changed_settings(index: ShardIndex, layout: Layout, made_with: Mapping[str, 
     new = {**made_with, **{name: getattr(layout, name) for name in DESCRIBED}}
     # The same in JSON, where a size is a list, is the same; so are null and false.
     told = [
-        f"{name}: {json.dumps(old.get(name))} → {json.dumps(new[name])}"
+        _told(name, json.dumps(old.get(name) or None), json.dumps(new[name] or None))
         for name in new
         if json.dumps(old.get(name) or None) != json.dumps(new[name] or None)
     ]
     names = [*index.class_sets, *(name for name in layout.class_sets if name not in index.class_sets)]
     other = [name for name in names if index.class_sets.get(name) != layout.class_sets.get(name)]
     return told + ([f"classes of {', '.join(other)}"] if other else [])
+
+
+def _told(name: str, old: str, new: str) -> str:
+    return f"{name}: {old} → {new}" if len(old) + len(new) <= SHOWN_CHARACTERS else f"{name} differ"
 
 
 def changed_sources(old: Sources, new: Sources) -> list[str]:

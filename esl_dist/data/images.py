@@ -23,6 +23,9 @@ Size = tuple[int, int]
 LARGEST_PIXELS = 2**30
 """OpenCV decodes no larger picture."""
 
+LARGEST_JPEG_SIDE = 65_500
+"""Pixels; libjpeg writes no more."""
+
 # Pillow's own limit fails at sizes that cameras and satellites reach; the limits here decide instead.
 Image.MAX_IMAGE_PIXELS = None
 

@@ -9,7 +9,7 @@ import difflib
 import fnmatch
 import glob
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,10 @@ class Layout:
         label_channel: the channel of colour labels that holds the raw id; None: labels of one channel.
         keep_aspect_ratio: whether pictures are fitted and padded, not stretched.
         skip_other_sizes: whether a pair whose sizes differ is left out, not refused.
-        label_colors: whether labels are painted in the classes' colours.
+        label_colors: whether labels are painted in the colours of `raw_ids_of_colors`.
         exif_orientation: what becomes of an orientation tag: `apply`, `ignore`; None: a picture that is turned by one
             is refused.
+        raw_ids_of_colors: the raw id that each colour of painted labels stands for; empty where they are not painted.
     """
 
     dataset: str
@@ -97,6 +98,7 @@ class Layout:
     skip_other_sizes: bool = False
     label_colors: bool = False
     exif_orientation: str | None = None
+    raw_ids_of_colors: dict[tuple[int, int, int], int] = field(default_factory=dict)
 
     def known_ids(self) -> frozenset[int]:
         """Return the raw ids that the description accounts for."""

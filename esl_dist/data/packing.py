@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from esl_dist.config import LARGEST_JPEG_SIDE
 from esl_dist.data.changes import (
     READING_THREADS,
     SKIPPED,
@@ -33,6 +32,7 @@ from esl_dist.data.changes import (
 )
 from esl_dist.data.folders import remove_surplus, replacement_name, settle, sole_packing, tidy
 from esl_dist.data.images import (
+    LARGEST_JPEG_SIDE,
     LARGEST_PIXELS,
     Label,
     Size,
@@ -44,6 +44,7 @@ from esl_dist.data.images import (
 )
 from esl_dist.data.labels import RAW_IDS
 from esl_dist.data.layouts import Layout, Pair
+from esl_dist.data.processes import in_order, worker_processes
 from esl_dist.data.shards import (
     INDEX_NAME,
     Members,
@@ -57,8 +58,7 @@ from esl_dist.data.shards import (
     write_index,
     write_shard,
 )
-from esl_dist.data.sources import Reading, ids_of_class_colors, read_label, read_picture, size_in_header
-from esl_dist.data.workers import in_order, worker_processes
+from esl_dist.data.sources import Reading, read_label, read_picture, size_in_header
 from esl_dist.errors import UserError
 from esl_dist.machine import free_memory
 
@@ -113,6 +113,7 @@ class _Task:
             "shard_bytes": self.shard_bytes,
             "label_channel": self.layout.label_channel,
             "label_colors": self.layout.label_colors,
+            "raw_ids_of_colors": sorted([*color, one] for color, one in self.layout.raw_ids_of_colors.items()),
             "exif_orientation": self.layout.exif_orientation,
             "skip_other_sizes": self.layout.skip_other_sizes,
         }
@@ -121,7 +122,7 @@ class _Task:
         """Return how files are read."""
         return Reading(
             label_channel=self.layout.label_channel,
-            colors=ids_of_class_colors(self.layout.class_sets) if self.layout.label_colors else None,
+            colors=self.layout.raw_ids_of_colors if self.layout.label_colors else None,
             exif_orientation=self.layout.exif_orientation,
             largest_pixels=self.encoding.largest_pixels,
         )

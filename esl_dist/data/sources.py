@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from esl_dist.data.images import Label, Size, decode, decode_label
-from esl_dist.data.labels import ClassSet
-from esl_dist.errors import UserError
 
 Color = tuple[int, int, int]
 Pixels = TypeVar("Pixels", NDArray[np.uint8], Label)
@@ -89,31 +87,6 @@ def read_label(content: bytes, reading: Reading) -> Label:
     else:
         label = _ids(content, image)
     return _oriented(label, orientation, image.format, reading.exif_orientation)
-
-
-def ids_of_class_colors(class_sets: Mapping[str, ClassSet]) -> dict[Color, int]:
-    """Return the raw id that each class's colour stands for: the first that all class sets with this colour give it.
-
-    Raises:
-        UserError: a colour whose classes have no raw id in common.
-    """
-    ids: dict[Color, list[int]] = {}
-    for classes in class_sets.values():
-        for item in classes:
-            ids[item.color] = [one for one in ids.get(item.color, item.ids) if one in item.ids]
-    for color, common in ids.items():
-        if not common:
-            names = [
-                f"{item.name} of {name}"
-                for name, classes in class_sets.items()
-                for item in classes
-                if item.color == color
-            ]
-            raise UserError(
-                f"label_colors: the colour {list(color)} belongs to {' and to '.join(names)}, which share no raw id; "
-                "give each class a colour of its own"
-            )
-    return {color: common[0] for color, common in ids.items()}
 
 
 def size_in_header(path: Path) -> Size:

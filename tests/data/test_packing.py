@@ -223,7 +223,8 @@ def test_labels_painted_in_the_classes_colours_are_packed_as_ids(layout: Layout,
         pair.label.write_bytes(encoded(colors[ids]))
     with pytest.raises(UserError, match=r"`label_colors: true`.*`label_channel: red`"):
         packed(layout, tmp_path / "out")
-    packed(replace(layout, label_colors=True), tmp_path / "out")
+    colors_of_ids = {item.color: item.ids[0] for item in layout.class_sets["village3"]}
+    packed(replace(layout, label_colors=True, raw_ids_of_colors=colors_of_ids), tmp_path / "out")
     np.testing.assert_array_equal(decode_label(open_shards(tmp_path / "out").read(0, "label.png")), ids)
 
 

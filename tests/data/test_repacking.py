@@ -58,7 +58,9 @@ def correct_label(layout: Layout, number: int = 1) -> None:
 def without_sources(folder: Path) -> None:
     """Make a folder's index one of the version that did not note sources."""
     content = json.loads((folder / INDEX_NAME).read_text())
-    del content["sources"], content["made_with"]["label_colors"], content["made_with"]["exif_orientation"]
+    del content["sources"]
+    for name in ("label_colors", "raw_ids_of_colors", "exif_orientation"):
+        del content["made_with"][name]
     (folder / INDEX_NAME).write_text(json.dumps(content))
 
 
@@ -101,7 +103,11 @@ def add_and_remove(layout: Layout) -> Layout:
         (lambda layout: replace(layout, dataset="city", split="val"), r'dataset: "village" → "city"; split: "train" →'),
         (lambda layout: replace(layout, class_sets={}), r"classes of village3\. repack"),
         (lambda layout: replace(layout, exif_orientation="ignore"), r'exif_orientation: null → "ignore"\.'),
-        (lambda layout: replace(layout, keep_aspect_ratio=True), r"keep_aspect_ratio: false → true"),
+        (
+            lambda layout: replace(layout, raw_ids_of_colors={(n, 0, 0): 7 for n in range(9)}),
+            "raw_ids_of_colors differ",
+        ),
+        (lambda layout: replace(layout, keep_aspect_ratio=True), r"keep_aspect_ratio: null → true"),
         (
             lambda layout: replace(change_picture(layout), label_channel="red"),
             r"pictures changed .*; label_channel: null",
@@ -284,6 +290,22 @@ def test_two_packings_into_one_folder_do_not_meet(layout: Layout, tmp_path: Path
             packed(layout, out)
         other.kill()
     assert packed(layout, out).anew
+
+
+def test_a_lock_that_its_owner_removed_meanwhile_is_taken_anew(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = folders.fcntl.lockf, []
+
+    def lock(descriptor: int, *arguments: Any) -> None:
+        if not calls:
+            (tmp_path / "out/.lock").unlink()
+        calls.append(descriptor)
+        plain(descriptor, *arguments)
+
+    monkeypatch.setattr(folders.fcntl, "lockf", lock)
+    packed(layout, tmp_path / "out")
+    assert len(calls) == 2
 
 
 def test_shards_that_may_only_be_read_are_verified(

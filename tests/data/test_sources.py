@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageOps, PngImagePlugin
 
-from esl_dist.data.labels import class_set_from
-from esl_dist.data.sources import Reading, ids_of_class_colors, read_label, read_picture, turned
-from esl_dist.errors import UserError
-from tests.builders import CLASS_ENTRIES, draw, encoded
+from esl_dist.data.sources import Reading, read_label, read_picture, turned
+from tests.builders import draw, encoded
 
 RGB, IDS = draw(0)
 IDS_16 = IDS.astype(np.uint16) * 1000
@@ -234,18 +232,6 @@ def test_colours_of_no_class_are_counted_the_most_frequent_first() -> None:
         read_label(encoded(many), reading(colors=COLORS))
     with pytest.raises(ValueError, match="16 bits a channel"):
         read_label(png_16(RGB), reading(colors=COLORS))
-
-
-def test_a_colour_stands_for_the_id_on_which_all_class_sets_agree() -> None:
-    fine = class_set_from(CLASS_ENTRIES, "fine")
-    coarse = class_set_from([{"name": "built", "color": [70, 70, 70], "ids": [12, 11, 7]}], "coarse")
-    expected = {(128, 64, 128): 7, (70, 70, 70): 11, (70, 130, 180): 23}
-    assert ids_of_class_colors({"fine": fine, "coarse": coarse}) == expected
-    other = class_set_from([{"name": "lawn", "color": [70, 70, 70], "ids": [5]}], "other")
-    with pytest.raises(
-        UserError, match=r"\[70, 70, 70\] belongs to house of fine and to lawn of other, which share no"
-    ):
-        ids_of_class_colors({"fine": fine, "other": other})
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from esl_dist.data.workers import in_order, worker_processes
+from esl_dist.data.processes import in_order, worker_processes
 from esl_dist.errors import UserError
 from tests.data.packs import ThisProcess
 from tests.programs import PROJECT
@@ -91,7 +91,7 @@ def test_processes_that_cannot_be_started_are_a_message(monkeypatch: pytest.Monk
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     program = tmp_path / "start.py"
     program.write_text(
-        "import os, sys, time\nfrom esl_dist.data.workers import worker_processes\n"
+        "import os, sys, time\nfrom esl_dist.data.processes import worker_processes\n"
         "if __name__ == '__main__':\n    with worker_processes(1) as workers:\n"
         "        print(workers.submit(os.getpid).result(), flush=True)\n        time.sleep(600)\n"
     )

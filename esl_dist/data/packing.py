@@ -198,6 +198,9 @@ def _index_of_packing(folder: Path) -> ShardIndex:
     index = read_index(folder)
     if "image_format" not in index.made_with:
         raise UserError(f"{folder}: holds shards that shards/prepare.py did not make (pseudo-labels?); choose another")
+    skipped = index.made_with.get(SKIPPED) or []
+    if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
+        raise UserError(f"{folder / INDEX_NAME}: made_with: {SKIPPED}: expected a list of names; delete the shards")
     return index
 
 

@@ -202,7 +202,10 @@ def _size(value: Any) -> Size | None:
 def _sources(value: Any) -> dict[str, dict[str, str]] | None:
     if value is None:
         return None
-    return {str(key): {str(kind): str(digest) for kind, digest in digests.items()} for key, digests in value.items()}
+    for digests in value.values():
+        if not all(isinstance(digest, str) for digest in digests.values()):
+            raise TypeError("sources: expected digests as text")
+    return {str(key): dict(digests) for key, digests in value.items()}
 
 
 @dataclass

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from esl_dist.data.changes import (
     READING_THREADS,
@@ -230,12 +231,14 @@ class _Checked:
     Attributes:
         digests: of its files, by `image` and `label`.
         size: of the picture, as it is packed if nothing is resized.
+        extension: under which the picture's file can be packed as it is; None: it has to be encoded.
         problem: why the pair cannot be packed; empty if it can.
         other_size: whether the problem is that the label has another size.
     """
 
     digests: dict[str, str]
     size: Size = (0, 0)
+    extension: str | None = None
     problem: str = ""
     other_size: bool = False
 
@@ -316,17 +319,21 @@ def _check(pair: Pair, reading: Reading, known_ids: frozenset[int], encoding: En
         try:
             content = file.read_bytes()
             found["image"] = _digest(content)
-            height, width = read_picture(content, reading).pixels.shape[:2]
+            pixels, extension = read_picture(content, reading)
+            height, width = pixels.shape[:2]
+            del pixels  # a large one, while its label is read
             size = (width, height)
             if encoding.image_format == "jpg" and encoding.size is None and max(size) > LARGEST_JPEG_SIDE:
                 raise ValueError(f"{width}×{height} pixels; a JPEG has at most {LARGEST_JPEG_SIDE} a side: take png")
             if pair.label is None:
-                return _Checked(found, size)
+                return _Checked(found, size, extension)
             file = pair.label
             content = file.read_bytes()
             found["label"] = _digest(content)
             label = read_label(content, reading)
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            return _Checked(found, problem=f"{file}: cannot be read ({error.strerror or error})")
+        except ValueError as error:
             return _Checked(found, problem=f"{file}: {error}")
         if label.shape[::-1] != size:
             shape = f"{label.shape[1]}×{label.shape[0]} pixels, its picture has {width}×{height}"
@@ -336,7 +343,7 @@ def _check(pair: Pair, reading: Reading, known_ids: frozenset[int], encoding: En
             return _Checked(
                 found, problem=f"{file}: raw ids {unknown} are in no class and not in ignore_ids of the description"
             )
-        return _Checked(found, size)
+        return _Checked(found, size, extension)
 
 
 def _ids_in(label: Label) -> list[int]:
@@ -368,19 +375,22 @@ def _encode(sample: tuple[Pair, _Checked], reading: Reading, encoding: Encoding,
     pair, checked = sample
     with _naming(pair):
         content = _unchanged(pair.image, checked.digests["image"])
-        picture = read_picture(content, reading)
-        resized = resize_image(picture.pixels, stored_size(checked.size, encoding.size, keep_aspect_ratio))
-        if encoding.image_format == "keep" and resized is picture.pixels and picture.extension is not None:
-            members = {f"image.{picture.extension}": content}
+        size = stored_size(checked.size, encoding.size, keep_aspect_ratio)
+        if encoding.image_format == "keep" and size == checked.size and checked.extension is not None:
+            members = {f"image.{checked.extension}": content}
         elif encoding.image_format == "jpg":
-            members = {"image.jpg": encode_jpg(resized, encoding.jpg_quality)}
+            members = {"image.jpg": encode_jpg(_resized(content, reading, size), encoding.jpg_quality)}
         else:
-            members = {"image.png": encode_png(resized)}
+            members = {"image.png": encode_png(_resized(content, reading, size))}
         if pair.label is None:
             return members
         label = read_label(_unchanged(pair.label, checked.digests["label"]), reading)
         label_size = stored_size(checked.size, encoding.label_size, keep_aspect_ratio)
         return {**members, "label.png": encode_png(resize_label(label, label_size))}
+
+
+def _resized(content: bytes, reading: Reading, size: Size) -> NDArray[np.uint8]:
+    return resize_image(read_picture(content, reading).pixels, size)
 
 
 def _unchanged(file: Path, digest: str) -> bytes:

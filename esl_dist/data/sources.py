@@ -25,10 +25,11 @@ KEPT = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg"}
 """Formats whose files are packed as they are: Pillow's name → the member's extension. An MPO is a JPEG with further
 pictures behind it (a preview, a depth map), which all readers of JPEG pass over."""
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
-LOSSLESS_TIFF = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "lzma", "zstd")
-"""Pillow's names of the compressions of TIFF that keep ids."""
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24", "tiff_thunderscan")
+"""Pillow's names of the compressions of TIFF that may change ids."""
 COLOR_MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
-ID_MODES = ("1", "L", "P", "LA", "I;16", "I;16B", "I;16L", "I;16N")
+GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+"""Pillow's names of one channel; it calls 16 bits `I` in some formats and versions."""
 UPRIGHT = 1
 INVERSE = {6: 8, 8: 6}
 """The orientations that another one undoes; all others undo themselves."""
@@ -126,7 +127,7 @@ def _whatever_pillow_raises() -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError:
-        raise ValueError("not a picture: its content is of no format that is known; expected png or jpg") from None
+        raise ValueError("not a picture in a format that can be read; expected png or jpg") from None
     except MemoryError:
         raise
     except Exception as error:
@@ -196,10 +197,8 @@ def _same_pixels(image: Image.Image, pixels: NDArray[np.generic]) -> bool:
 def _refuse_mode(mode: str, expected: tuple[str, ...]) -> None:
     if mode in expected:
         return
-    if mode.startswith("I;16"):
-        raise ValueError(_too_deep("16"))
-    if mode in ("I", "F"):
-        raise ValueError(_too_deep("32"))
+    if mode.startswith(("I", "F")):
+        raise ValueError(_too_deep("16" if mode.startswith("I;16") else "more than 8"))
     raise ValueError(f"its colours are {mode}; convert it to RGB of 8 bits a channel")
 
 
@@ -221,12 +220,12 @@ def _refuse_transparency(image: Image.Image) -> None:
 def _refuse_changed_ids(image: Image.Image) -> None:
     """Refuse formats that do not keep every id, and kinds of TIFF whose values Pillow changes when it reads them."""
     compression = image.info.get("compression", "raw")
-    if image.format not in LOSSLESS or (image.format == "TIFF" and compression not in LOSSLESS_TIFF):
+    if image.format not in LOSSLESS or (image.format == "TIFF" and compression in LOSSY_TIFF):
         raise ValueError(
             f"a label in {image.format if image.format != 'TIFF' else f'TIFF with {compression}'}, whose compression "
             "may change ids; expected a format without loss, such as png"
         )
-    if image.format == "TIFF" and image.mode in ID_MODES:
+    if image.format == "TIFF" and image.mode in GREY_MODES:
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 or (
             image.mode == "L" and set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) != {8}
@@ -248,8 +247,8 @@ def _ids(content: bytes, image: Image.Image) -> Label:
         return np.ascontiguousarray(label[:, :, 0]) if label.ndim == 3 else label  # type: ignore[return-value]
     label = decode_label(content)
     # A PGM may have any highest value, over which Pillow stretches its ids.
-    if image.mode == "L" and image.format != "PNG" and not _same_ids(content, label):
-        raise ValueError(f"Pillow and OpenCV see different ids in this {image.format}; save the label as png")
+    if image.format == "PPM" and not _same_ids(content, label):
+        raise ValueError("its highest value is not 255, and Pillow and OpenCV see different ids; save the label as png")
     return label
 
 
@@ -258,7 +257,7 @@ def _same_ids(content: bytes, label: Label) -> bool:
 
 
 def _channel(content: bytes, image: Image.Image, channel: str) -> Label:
-    if image.mode in ("1", "L", "LA") or image.mode.startswith("I;16"):
+    if image.mode in GREY_MODES:
         raise ValueError(
             f"a label with one channel, but `label_channel: {channel}` in the description; expected a colour picture"
         )
@@ -268,9 +267,7 @@ def _channel(content: bytes, image: Image.Image, channel: str) -> Label:
 
 
 def _refuse_label_mode(mode: str) -> None:
-    if mode in ("I", "F"):
-        raise ValueError("a label with 32 bits a pixel; expected one channel of ids with 8 or 16 bits")
-    if mode not in (*ID_MODES, "RGB", "RGBA"):
+    if mode not in (*GREY_MODES, "P", "RGB", "RGBA"):
         raise ValueError(f"a label whose colours are {mode}; expected one channel of ids, or RGB")
 
 

@@ -72,8 +72,8 @@ def test_a_file_is_kept_by_its_content_if_it_is_png_or_jpeg(kind: str) -> None:
         (encoded(IDS_16), "16 bits a channel"),
         (encoded(IDS_16, "TIFF"), "16 bits a channel"),
         (png_16(RGB), "16 bits a channel"),
-        (encoded(IDS.astype(np.float32), "TIFF"), "32 bits a channel"),
-        (encoded(IDS.astype(np.int32), "TIFF"), "32 bits a channel"),
+        (encoded(IDS.astype(np.float32), "TIFF"), "more than 8 bits a channel"),
+        (encoded(IDS.astype(np.int32), "TIFF"), "more than 8 bits a channel"),
         (encoded(Image.fromarray(RGB).convert("CMYK"), "JPEG"), "its colours are CMYK; convert it to RGB"),
         (encoded(Image.fromarray(RGB).convert("YCbCr"), "TIFF"), "its colours are YCbCr; convert it to RGB"),
         (encoded(Image.fromarray(RGB).convert("LAB"), "TIFF"), "its colours are LAB; convert it to RGB"),
@@ -87,7 +87,7 @@ def test_a_file_is_kept_by_its_content_if_it_is_png_or_jpeg(kind: str) -> None:
         (encoded(RGB, "PCX"), r"OpenCV cannot read a picture of this format \(PCX\)"),
         (b"P5 4 2 100\n" + bytes(range(8)), "see different pixels in this PPM"),
         (b"", "an empty file"),
-        (b"no picture", "not a picture: its content is of no format"),
+        (b"no picture", "not a picture in a format that can be read"),
         (encoded(RGB)[:200], "not a whole picture"),
         (encoded(RGB, "JPEG")[:300], "not a whole picture"),
     ],
@@ -160,6 +160,11 @@ def test_labels_of_one_channel_are_their_ids(kind: str) -> None:
         np.testing.assert_array_equal(read_label(encoded(image, kind), PLAIN), ids)
 
 
+def test_a_pgm_holds_ids_of_8_or_16_bits() -> None:
+    assert read_label(b"P5 2 2 255\n" + bytes([0, 7, 11, 255]), PLAIN).tolist() == [[0, 7], [11, 255]]
+    assert read_label(b"P5 2 1 65535\n" + bytes([1, 0, 0, 7]), PLAIN).tolist() == [[256, 7]]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -167,12 +172,12 @@ def test_labels_of_one_channel_are_their_ids(kind: str) -> None:
         (encoded(RGB, "WEBP", lossless=True), "a label in WEBP, whose compression may change ids"),
         (encoded(RGB, "TIFF", compression="jpeg"), "a label in TIFF with jpeg, whose compression may change ids"),
         (encoded(Image.fromarray(IDS > 7), "TIFF", tiffinfo={262: 0}), "a TIFF whose values are inverted"),
-        (b"P5 4 2 100\n" + bytes(range(8)), "see different ids in this PPM"),
+        (b"P5 4 2 100\n" + bytes(range(8)), "its highest value is not 255, and Pillow and OpenCV see different ids"),
         (encoded(RGB), r"in colour \(RGB\).*`label_colors: true`.*`label_channel: red`"),
         (encoded(np.dstack([RGB, IDS])), r"in colour \(RGBA\).*`label_colors: true`"),
         (encoded(Image.merge("LA", [Image.fromarray(IDS)] * 2)), "of its pixels are transparent"),
-        (encoded(IDS.astype(np.int32), "TIFF"), "32 bits a pixel"),
-        (encoded(IDS.astype(np.float32), "TIFF"), "32 bits a pixel"),
+        (encoded(IDS.astype(np.int32), "TIFF"), r"type (int|float)32; expected one channel of ids"),
+        (encoded(IDS.astype(np.float32), "TIFF"), r"type (int|float)32; expected one channel of ids"),
         (encoded(Image.fromarray(RGB).convert("CMYK"), "TIFF"), "a label whose colours are CMYK"),
         (several_frames("GIF"), "2 frames or pages"),
         (b"", "an empty file"),

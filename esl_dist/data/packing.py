@@ -8,10 +8,8 @@ bytes.
 
 import hashlib
 import itertools
-import sys
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esl_dist.data.changes import (
-    READING_THREADS,
     SKIPPED,
     changed_settings,
     changed_sources,
@@ -45,7 +42,7 @@ from esl_dist.data.images import (
 )
 from esl_dist.data.labels import RAW_IDS
 from esl_dist.data.layouts import Layout, Pair
-from esl_dist.data.processes import in_order, worker_processes
+from esl_dist.data.processes import affordable, in_order, worker_processes
 from esl_dist.data.shards import (
     INDEX_NAME,
     Members,
@@ -59,9 +56,8 @@ from esl_dist.data.shards import (
     write_index,
     write_shard,
 )
-from esl_dist.data.sources import Reading, read_label, read_picture, size_in_header
+from esl_dist.data.sources import Reading, read_label, read_picture
 from esl_dist.errors import UserError
-from esl_dist.machine import free_memory
 
 Item = TypeVar("Item")
 Progress = Callable[[Iterable[Item], int, str], Iterable[Item]]
@@ -70,9 +66,6 @@ Progress = Callable[[Iterable[Item], int, str], Iterable[Item]]
 REPORTED_PROBLEMS = 10
 WAITING_RESULTS = 16
 """Results a packing process may be ahead of the writer."""
-PROCESS_BYTES = 200 * 10**6
-BYTES_A_PIXEL = 24
-"""What a packing process takes at most: without a picture, and for each pixel of one."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +239,7 @@ class _Checked:
 def _pack(task: _Task, folder: Path, name: Callable[[int], str]) -> ShardIndex:
     """Check and pack all pairs into shards that `name` gives names, then write the index."""
     layout, encoding, reading = task.layout, task.encoding, task.reading()
-    number = _affordable(task)
+    number = affordable(task.processes, (pair.image for pair in layout.pairs), encoding.largest_pixels)
     with worker_processes(number) as workers:
         check = partial(_check, reading=reading, known_ids=layout.known_ids(), encoding=encoding)
         found = in_order(workers, check, layout.pairs, WAITING_RESULTS * number)
@@ -276,26 +269,6 @@ def _pack(task: _Task, folder: Path, name: Callable[[int], str]) -> ShardIndex:
     if name is shard_name:
         remove_surplus(folder, index)
     return index
-
-
-def _affordable(task: _Task) -> int:
-    """Return how many of the processes the memory allows, by the largest picture, at least one; say if it is fewer."""
-    executor = ThreadPoolExecutor(READING_THREADS)
-    try:
-        sizes = list(executor.map(size_in_header, (pair.image for pair in task.layout.pairs)))
-    finally:
-        executor.shutdown(cancel_futures=True)
-    pixels = min(max(width * height for width, height in sizes), task.encoding.largest_pixels)
-    needed, free = PROCESS_BYTES + BYTES_A_PIXEL * pixels, free_memory()
-    number = max(1, min(task.processes, int(free / needed)))
-    if number < task.processes or needed > free:
-        print(
-            f"warning: {number} of {task.processes} packing processes are started, for each may take "
-            f"{needed / 1e9:.1f} GB for the largest picture ({pixels / 1e6:.1f} megapixels) and {free / 1e9:.1f} GB of "
-            "memory are free",
-            file=sys.stderr,
-        )
-    return number
 
 
 @contextmanager

@@ -7,22 +7,31 @@ Ctrl-C ends all of them at once, and so does the end of the process that started
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
 
+from esl_dist.data.changes import READING_THREADS
+from esl_dist.data.sources import size_in_header
 from esl_dist.errors import UserError
+from esl_dist.machine import free_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+PROCESS_BYTES = 200 * 10**6
+BYTES_A_PIXEL = 24
+"""What a packing process takes at most: without a picture, and for each pixel of one."""
 
 
 def in_order(
@@ -62,6 +71,31 @@ def worker_processes(number: int) -> Iterator[Executor]:
                 process.kill()
             executor.shutdown(cancel_futures=True)
             raise
+
+
+def affordable(number: int, pictures: Iterable[Path], largest_pixels: int) -> int:
+    """Return how many of `number` processes the free memory allows, at least one; a warning says if it is fewer.
+
+    Args:
+        number: how many are asked for.
+        pictures: what each of them may have to decode; the largest counts.
+        largest_pixels: beyond which none is decoded.
+    """
+    executor = ThreadPoolExecutor(READING_THREADS)
+    try:
+        sizes = list(executor.map(size_in_header, pictures))
+    finally:
+        executor.shutdown(cancel_futures=True)
+    pixels = min(max(width * height for width, height in sizes), largest_pixels)
+    needed, free = PROCESS_BYTES + BYTES_A_PIXEL * pixels, free_memory()
+    allowed = max(1, min(number, int(free / needed)))
+    if allowed < number or needed > free:
+        print(
+            f"warning: {allowed} of {number} packing processes are started, for each may take {needed / 1e9:.1f} GB "
+            f"for the largest picture ({pixels / 1e6:.1f} megapixels) and {free / 1e9:.1f} GB of memory are free",
+            file=sys.stderr,
+        )
+    return allowed
 
 
 def _start(executor: Executor, number: int) -> None:

@@ -35,8 +35,8 @@ HERE = 0
 
 @pytest.fixture(autouse=True)
 def _no_processes_where_none_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    started, affordable = packing.worker_processes, packing._affordable
-    monkeypatch.setattr(packing, "_affordable", lambda task: task.processes and affordable(task))
+    started, affordable = packing.worker_processes, packing.affordable
+    monkeypatch.setattr(packing, "affordable", lambda number, *others: number and affordable(number, *others))
     monkeypatch.setattr(
         packing, "worker_processes", lambda number: nullcontext(ThisProcess()) if number == HERE else started(number)
     )

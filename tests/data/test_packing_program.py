@@ -106,7 +106,7 @@ def test_sizes_and_numbers_have_limits(tmp_path: Path, pack: Callable[..., None]
 
 
 def test_ctrl_c_ends_it_and_its_processes_with_one_line(tmp_path: Path) -> None:
-    write_pictures(tmp_path, [f"{number:03d}" for number in range(150)], 400, 300)
+    write_pictures(tmp_path, [f"{number:03d}" for number in range(60)], 400, 300)
     partial = tmp_path / "my shards/shard-000000.tar.partial"
     with subprocess.Popen(
         command("shards/prepare.py", *words(tmp_path, "size=[390,290]")),
@@ -118,5 +118,5 @@ def test_ctrl_c_ends_it_and_its_processes_with_one_line(tmp_path: Path) -> None:
         assert signal_when(process, partial.exists, signal.SIGINT) == 130
         told = process.stderr.read()
     assert "Traceback" not in told
-    assert told.splitlines()[-1].startswith("interrupted")
+    assert sum(line.startswith("interrupted") for line in told.splitlines()) == 1
     assert not (tmp_path / "my shards").exists(), "nothing was whole yet"

@@ -12,8 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from esl_dist.data.processes import in_order, worker_processes
+from esl_dist.data import processes
+from esl_dist.data.processes import affordable, in_order, worker_processes
 from esl_dist.errors import UserError
+from tests.builders import draw, encoded
 from tests.data.packs import ThisProcess
 from tests.programs import PROJECT
 
@@ -106,3 +108,18 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline, "it outlives who started it"
         time.sleep(0.01)
+
+
+def test_fewer_processes_are_started_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broken file is no picture, whatever its size; the check will say so."""
+    (tmp_path / "small.png").write_bytes(encoded(draw(0, 100, 50)[0]))
+    (tmp_path / "large.png").write_bytes(encoded(draw(0, 1000, 500)[0]))
+    (tmp_path / "broken.png").write_bytes(b"x")
+    for free, limit, expected in ((10**12, 10**6, 4), (450 * 10**6, 10**6, 2), (450 * 10**6, 10**4, 2), (1, 10**6, 1)):
+        monkeypatch.setattr(processes, "free_memory", lambda free=free: free)
+        assert affordable(4, tmp_path.iterdir(), limit) == expected
+        warning = capsys.readouterr().err
+        assert (f"warning: {expected} of 4 packing processes are started" in warning) == (expected < 4)
+        assert ("(0.5 megapixels)" in warning) == (expected < 4 and limit == 10**6)

@@ -348,21 +348,3 @@ def test_what_goes_wrong_in_a_process_names_the_file(
     monkeypatch.setattr(packing, "read_picture", fail)
     with pytest.raises(UserError, match=message):
         packed(layout, tmp_path / "out")
-
-
-def test_fewer_processes_are_started_where_memory_is_short(
-    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    started = []
-
-    def processes(number: int) -> Any:
-        started.append(number)
-        return nullcontext(ThisProcess())
-
-    monkeypatch.setattr(packing, "worker_processes", processes)
-    for free, expected in ((10**12, 4), (500 * 10**6, 2), (1, 1)):
-        monkeypatch.setattr(packing, "free_memory", lambda free=free: free)
-        pack(layout, tmp_path / str(free), AS_THEY_ARE, SHARD, 4, no_progress)
-        assert started.pop() == expected
-        warning = capsys.readouterr().err
-        assert (f"warning: {expected} of 4 packing processes are started" in warning) == (expected < 4)

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -251,8 +251,10 @@ def _pack(task: _Task, folder: Path, name: Callable[[int], str]) -> ShardIndex:
             raise UserError(f"{folder}: no picture of {layout.dataset} has the size of its label; nothing was written")
         encode = partial(_encode, reading=reading, encoding=encoding, keep_aspect_ratio=layout.keep_aspect_ratio)
         encoded = in_order(workers, encode, kept, WAITING_RESULTS * number)
-        samples = zip(keys(pair for pair, _ in kept), task.progress(encoded, len(kept), "packing"), strict=True)
-        shards = tuple(_write_shards(folder, name, samples, task.shard_bytes))
+        # Closed with the block, whatever ends it, so that no message is written into the bar.
+        with closing(one for one in task.progress(encoded, len(kept), "packing")) as shown:
+            samples = zip(keys(pair for pair, _ in kept), shown, strict=True)
+            shards = tuple(_write_shards(folder, name, samples, task.shard_bytes))
     sizes = [one.size for _, one in kept]
     index = ShardIndex(
         dataset=layout.dataset,

@@ -278,19 +278,43 @@ class Prepare:
     split: str = setting(MISSING, "A split named by the description.")
     output: str = setting(MISSING, "Folder for the shards.")
     size: list[int] | None = setting(
-        None, "Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are.", minimum=1
+        None,
+        "Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are.",
+        minimum=1,
+        maximum=2**15,
     )
     label_size: list[int] | None = setting(
-        None, "Width and height of packed labels in pixels (nearest); null: as they are.", minimum=1
+        None,
+        "Width and height of packed labels in pixels (nearest); null: as they are.",
+        minimum=1,
+        maximum=2**15,
+    )
+    largest_megapixels: int = setting(
+        512,
+        "Most pixels of a picture or a label, before and after resizing, in units of 10⁶; a larger one is refused. A "
+        "process takes up to 24 bytes for each.",
+        minimum=1,
+        maximum=1073,
     )
     image_format: str = setting(
         "keep",
-        "Encoding of packed pictures; `keep` copies the file where it is not resized, and takes png where it is.",
+        "Encoding of packed pictures; `keep` copies a png or jpg file where nothing is resized or turned, and takes "
+        "png elsewhere.",
         choices=("keep", "png", "jpg"),
     )
     jpg_quality: int = setting(95, "Quality of packed JPEG pictures, in percent.", minimum=1, maximum=100)
-    shard_megabytes: int = setting(256, "Largest size of a shard in units of 10⁶ bytes.", minimum=1)
-    processes: int | None = setting(None, "Packing processes; null: one a processor that the job may use.", minimum=1)
+    shard_megabytes: int = setting(256, "Largest size of a shard in units of 10⁶ bytes.", minimum=1, maximum=100_000)
+    processes: int | None = setting(
+        None,
+        "Packing processes; null: one a processor that the job may use. Fewer are started where memory is short.",
+        minimum=1,
+        maximum=1024,
+    )
+    repack: bool = setting(
+        False,
+        "Whether a folder that holds shards of other files or settings is packed anew; the old shards stay until the "
+        "new ones are whole. false: it is refused, and what changed is told.",
+    )
 
 
 @dataclass

@@ -1,39 +1,100 @@
 """Pack a data set split: `python shards/prepare.py dataset=configs/datasets/… root=… split=… output=…`."""
 
+import shlex
 import sys
+import time
 from pathlib import Path
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Prepare
-from esl_dist.data.images import as_size
-from esl_dist.data.layouts import read_layout
-from esl_dist.data.packing import SKIPPED, Encoding, pack
+from esl_dist.data.changes import SKIPPED
+from esl_dist.data.images import Size, as_size
+from esl_dist.data.layouts import Layout, read_layout
+from esl_dist.data.packing import Encoding, Packed, pack, repack
+from esl_dist.errors import UserError
 from esl_dist.machine import usable_processors
+from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.progress import progress
 
 
 def main(config: Prepare) -> None:
     """Pack the split, or verify that it is packed already."""
+    begin = time.monotonic()
+    _refuse_too_large(config)
     layout = read_layout(Path(config.dataset), config.split, None if config.root is None else Path(config.root))
-    encoding = Encoding(as_size(config.size), as_size(config.label_size), config.image_format, config.jpg_quality)
-    index = pack(
-        layout,
-        Path(config.output),
-        encoding,
-        config.shard_megabytes * 10**6,
-        config.processes or usable_processors(),
-        progress,
+    encoding = Encoding(
+        as_size(config.size),
+        as_size(config.label_size),
+        config.image_format,
+        config.jpg_quality,
+        config.largest_megapixels * 10**6,
     )
-    skipped = index.made_with[SKIPPED]
+    processes = config.processes or usable_processors()
+    # On standard error, with the bars: standard output is for what was made.
+    print(_beginning(config, layout, processes), file=sys.stderr, flush=True)
+    packing = repack if config.repack else pack
+    packed = packing(layout, Path(config.output), encoding, config.shard_megabytes * 10**6, processes, progress)
+    _warn(packed, config.output)
+    print(_end(packed, config.output, time.monotonic() - begin))
+
+
+def _refuse_too_large(config: Prepare) -> None:
+    for name in ("size", "label_size"):
+        size = as_size(getattr(config, name))
+        if size is not None and size[0] * size[1] > config.largest_megapixels * 10**6:
+            raise UserError(
+                f"{name}={list(size)} has {size[0] * size[1] / 1e6:.0f} megapixels; expected at most "
+                f"largest_megapixels={config.largest_megapixels}"
+            )
+
+
+def _beginning(config: Prepare, layout: Layout, processes: int) -> str:
+    labels = "" if layout.pairs[0].label is None else f", labels {_size(as_size(config.label_size))}"
+    form = f"jpg of quality {config.jpg_quality}" if config.image_format == "jpg" else config.image_format
+    facts = {
+        "data": f"{len(layout.pairs)} {'pairs of picture and label' if labels else 'pictures without labels'}, "
+        f"{layout.pairs[0].image} first",
+        "sizes": f"pictures {_size(as_size(config.size))}{labels}",
+        "format": f"{form}, shards of at most {config.shard_megabytes} MB",
+        "output": config.output,
+        "processes": str(processes),
+    }
+    return account(f"packing {layout.dataset}, split {layout.split}", facts)
+
+
+def _size(size: Size | None) -> str:
+    return "as they are" if size is None else f"{size[0]}×{size[1]}"
+
+
+def _warn(packed: Packed, output: str) -> None:
+    skipped = packed.index.made_with.get(SKIPPED) or []
     if skipped:
         print(
             f"warning: {len(skipped)} pictures are left out, for their labels have another size: "
             f"{', '.join(skipped[:10])}{', …' if len(skipped) > 10 else ''} (all of them: made_with in index.json)",
             file=sys.stderr,
         )
+    if packed.index.sources is None:
+        print(
+            f"warning: {output}: packed by an earlier version, which did not note its source files, so that changes in "
+            "them cannot be found; repack=true packs anew",
+            file=sys.stderr,
+        )
+
+
+def _end(packed: Packed, output: str, seconds: float) -> str:
+    index = packed.index
     size = sum(shard.size for shard in index.shards) / 1e6
     samples = sum(len(shard.samples) for shard in index.shards)
-    print(f"{config.output}: {samples} samples in {len(index.shards)} shards, {size:.1f} MB")
+    made = f"{samples} samples in {len(index.shards)} shards, {size:.1f} MB"
+    state = "" if packed.anew else "already packed and current: "
+    place = shlex.quote(output)
+    labelled = f"launch/train.py source.path={place} …, or launch/evaluate.py data.path={place} …"
+    facts = {
+        "took": f"{duration(seconds)}{'' if packed.anew else '; checksums verified, nothing was written'}",
+        "next": labelled if index.class_sets else f"launch/train.py target.path={place} …",
+    }
+    return account(f"{output}: {state}{made}", facts)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,15 @@ Array = TypeVar("Array", NDArray[np.uint8], NDArray[np.uint16], Label)
 Size = tuple[int, int]
 """Width and height in pixels."""
 
+LARGEST_PIXELS = 2**30
+"""OpenCV decodes no larger picture."""
+
+LARGEST_JPEG_SIDE = 65_500
+"""Pixels; libjpeg writes no more."""
+
+# Pillow's own limit fails at sizes that cameras and satellites reach; the limits here decide instead.
+Image.MAX_IMAGE_PIXELS = None
+
 PNG_COMPRESSION = 3
 """zlib level of written PNG files; fixed, so that packing twice gives the same bytes."""
 
@@ -35,7 +44,7 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
     Raises:
         ValueError: the bytes are no picture, or not a whole one.
     """
-    return _decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
+    return decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
 
 
 CHANNELS = {"blue": 0, "green": 1, "red": 2}
@@ -54,12 +63,14 @@ def decode_label(content: bytes, channel: str | None = None) -> Label:
         ValueError: the bytes are no picture, or one with another number of channels.
     """
     if channel is not None:
-        colors = _decode(content, cv2.IMREAD_UNCHANGED)
+        colors = decode(content, cv2.IMREAD_UNCHANGED)
         if colors.ndim != 3 or colors.dtype not in (np.uint8, np.uint16):
             raise ValueError(f"a label with shape {colors.shape}; expected a colour picture with ids in {channel}")
         return np.ascontiguousarray(colors[:, :, CHANNELS[channel]])  # type: ignore[return-value]
     try:
         with Image.open(BytesIO(content)) as image:
+            if image.width * image.height > LARGEST_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels; expected at most {LARGEST_PIXELS} in all")
             if image.mode == "L" and image.format == "PNG":
                 # Pillow stretches grey values of two or four bits over 0 … 255; byte 24 of a PNG holds their number.
                 return np.array(image, dtype=np.uint8) // np.uint8(255 // (2 ** content[24] - 1))
@@ -67,13 +78,18 @@ def decode_label(content: bytes, channel: str | None = None) -> Label:
                 return np.array(image, dtype=np.uint8)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"no picture that can be read ({error})") from error
-    label = _decode(content, cv2.IMREAD_UNCHANGED)
+    label = decode(content, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a label with shape {label.shape} and type {label.dtype}; expected one channel of ids")
     return label
 
 
-def _decode(content: bytes, flags: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def decode(content: bytes, flags: int) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Decode with OpenCV, as its `flags` say.
+
+    Raises:
+        ValueError: the bytes are no picture, one of more than `LARGEST_PIXELS`, or one that OpenCV cannot read.
+    """
     if not content:
         raise ValueError("an empty file")
     try:

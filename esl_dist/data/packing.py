@@ -1,40 +1,54 @@
 """Pack one split of a data set into shards: check every pair first, then encode in several processes, write in order.
 
 The order of samples and the cut into shards depend on the pairs alone, so packing twice gives the same bytes, however
-many processes help.
+many processes help. The index notes a digest of every source file, by which a later start knows whether the folder is
+current; one that is not is packed anew only where that is asked for, for runs and pseudo-labels know shards by their
+bytes.
 """
 
-import multiprocessing
+import hashlib
+import itertools
 import tarfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.pool import AsyncResult, Pool
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
-from PIL import Image
+from numpy.typing import NDArray
 
+from esl_dist.data.changes import (
+    SKIPPED,
+    changed_settings,
+    changed_sources,
+    digests,
+    keys,
+    noted_sources,
+)
+from esl_dist.data.folders import remove_surplus, replacement_name, settle, sole_packing, tidy
 from esl_dist.data.images import (
+    LARGEST_JPEG_SIDE,
+    LARGEST_PIXELS,
+    Label,
     Size,
-    decode_image,
-    decode_label,
     encode_jpg,
     encode_png,
     fitted_size,
     resize_image,
     resize_label,
 )
+from esl_dist.data.labels import RAW_IDS
 from esl_dist.data.layouts import Layout, Pair
+from esl_dist.data.processes import affordable, in_order, worker_processes
 from esl_dist.data.shards import (
     INDEX_NAME,
     Members,
     ShardEntry,
     ShardIndex,
+    open_shards,
     packed_size,
     read_index,
     shard_name,
@@ -42,103 +56,129 @@ from esl_dist.data.shards import (
     write_index,
     write_shard,
 )
-from esl_dist.data.shards import open_shards as open_packed
+from esl_dist.data.sources import Reading, read_label, read_picture
 from esl_dist.errors import UserError
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 Progress = Callable[[Iterable[Item], int, str], Iterable[Item]]
 """Wraps an iterable of known length in a progress bar with a title."""
 
 REPORTED_PROBLEMS = 10
-SKIPPED = "skipped"
-"""Key in an index's `made_with`: names of the samples left out because picture and label differ in size."""
 WAITING_RESULTS = 16
 """Results a packing process may be ahead of the writer."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a sample is stored; see the settings of the same names in `esl_dist.config.Prepare`."""
+    """How a sample is read and stored; see the settings of `esl_dist.config.Prepare`."""
 
     size: Size | None
     label_size: Size | None
     image_format: str
     jpg_quality: int
+    largest_pixels: int = LARGEST_PIXELS
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A folder's index, and whether it was written just now; if not, the folder was current."""
+
+    index: ShardIndex
+    anew: bool
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is packed, how, and by how many processes."""
+
+    layout: Layout
+    encoding: Encoding
+    shard_bytes: int
+    processes: int
+    progress: Progress[Any]
+
+    def made_with(self) -> dict[str, Any]:
+        """Return what decides the bytes, as the index says it."""
+        return {
+            "size": self.encoding.size,
+            "label_size": self.encoding.label_size,
+            "image_format": self.encoding.image_format,
+            "jpg_quality": self.encoding.jpg_quality,
+            "shard_bytes": self.shard_bytes,
+            "label_channel": self.layout.label_channel,
+            "label_colors": self.layout.label_colors,
+            "raw_ids_of_colors": sorted([*color, one] for color, one in self.layout.raw_ids_of_colors.items()),
+            "exif_orientation": self.layout.exif_orientation,
+            "skip_other_sizes": self.layout.skip_other_sizes,
+        }
+
+    def reading(self) -> Reading:
+        """Return how files are read."""
+        return Reading(
+            label_channel=self.layout.label_channel,
+            colors=self.layout.raw_ids_of_colors if self.layout.label_colors else None,
+            exif_orientation=self.layout.exif_orientation,
+            largest_pixels=self.encoding.largest_pixels,
+        )
 
 
 def pack(
     layout: Layout, folder: Path, encoding: Encoding, shard_bytes: int, processes: int, progress: Progress[Any]
-) -> ShardIndex:
+) -> Packed:
     """Pack a split into `folder`; a folder that holds the same already is only verified.
 
     Args:
         layout: the split.
         folder: where the shards go; its index.json is written last.
-        encoding: how samples are stored.
+        encoding: how samples are read and stored.
         shard_bytes: largest size of a shard in bytes, though a shard has at least one sample.
-        processes: processes that check and encode.
+        processes: most processes that check and encode; fewer where memory is short.
         progress: see `Progress`.
 
     Raises:
-        UserError: pairs that cannot be packed (named, before anything is written), two names that give one key,
-            or a folder that holds something else.
+        UserError: pairs that cannot be packed (named, before anything is written), two names that give one key, a
+            dead process, another packing in the folder, or a folder that holds something else: it says what.
     """
-    made_with = {
-        "size": encoding.size,
-        "label_size": encoding.label_size,
-        "image_format": encoding.image_format,
-        "jpg_quality": encoding.jpg_quality,
-        "shard_bytes": shard_bytes,
-        "label_channel": layout.label_channel,
-        "skip_other_sizes": layout.skip_other_sizes,
-    }
-    _keys(layout.pairs)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file; expected a folder for shards, or a place where there is nothing yet")
-    if (folder / INDEX_NAME).exists():
-        return _verify_packed(folder, layout, made_with)
-    with _pool(processes) as pool:
-        check = partial(_check, known_ids=layout.known_ids(), label_channel=layout.label_channel)
-        found = list(progress(_in_order(pool, check, layout.pairs, processes), len(layout.pairs), "checking"))
-        _refuse_problems(found, layout.skip_other_sizes)
-        pairs = [pair for pair, one in zip(layout.pairs, found, strict=True) if isinstance(one, tuple)]
-        skipped = [pair.name for pair, one in zip(layout.pairs, found, strict=True) if not isinstance(one, tuple)]
-        if not pairs:
-            raise UserError(f"{folder}: no picture of {layout.dataset} has the size of its label; nothing was written")
-        encode = partial(
-            _encode,
-            encoding=encoding,
-            label_channel=layout.label_channel,
-            keep_aspect_ratio=layout.keep_aspect_ratio,
-        )
-        encoded = _in_order(pool, encode, pairs, processes)
-        samples = zip(_keys(pairs), progress(encoded, len(pairs), "packing"), strict=True)
-        shards = list(_write_shards(folder, samples, shard_bytes))
-    sizes = [one for one in found if isinstance(one, tuple)]
-    index = ShardIndex(
-        dataset=layout.dataset,
-        split=layout.split,
-        image_size=_common(stored_size(size, encoding.size, layout.keep_aspect_ratio) for size in sizes),
-        label_size=_common(stored_size(size, encoding.label_size, layout.keep_aspect_ratio) for size in sizes),
-        class_sets=layout.class_sets,
-        made_with=made_with | {SKIPPED: skipped},
-        shards=tuple(shards),
-        keep_aspect_ratio=layout.keep_aspect_ratio,
-    )
-    _remove_surplus(folder, index)
-    write_index(folder, index)
-    return index
+    task = _Task(layout, encoding, shard_bytes, processes, progress)
+    keys(layout.pairs)
+    with sole_packing(folder):
+        tidy(folder)
+        if not (folder / INDEX_NAME).exists():
+            return Packed(_pack(task, folder, shard_name), True)
+        index = _index_of_packing(folder)
+        if changes := _changes(index, task):
+            raise UserError(
+                f"{folder}: holds shards of other files or settings: {'; '.join(changes)}. repack=true packs anew in "
+                "their place (what was made with the old ones will not go on with the new), or choose another output"
+            )
+        if damage := _damage(folder):
+            raise UserError(f"{damage}; repack=true packs it again")
+        return Packed(index, False)
 
 
-def _keys(pairs: Iterable[Pair]) -> list[str]:
-    keys: dict[str, str] = {}
-    for pair in pairs:
-        key = pair.name.replace(".", "_")
-        if key in keys:
-            raise UserError(f"samples {keys[key]!r} and {pair.name!r} would both have the key {key!r}; rename one")
-        keys[key] = pair.name
-    return list(keys)
+def repack(
+    layout: Layout, folder: Path, encoding: Encoding, shard_bytes: int, processes: int, progress: Progress[Any]
+) -> Packed:
+    """Pack as `pack`, in the place of other shards, which stay until the new ones are whole.
+
+    Raises:
+        UserError: as `pack`; a folder whose shards shards/prepare.py did not make.
+    """
+    task = _Task(layout, encoding, shard_bytes, processes, progress)
+    keys(layout.pairs)
+    with sole_packing(folder):
+        tidy(folder)
+        if not (folder / INDEX_NAME).exists():
+            return Packed(_pack(task, folder, shard_name), True)
+        index = _index_of_packing(folder)
+        if index.sources is not None and not _changes(index, task) and not _damage(folder):
+            return Packed(index, False)
+        try:
+            index = _pack(task, folder, replacement_name)
+        except BaseException:
+            tidy(folder)
+            raise
+        return Packed(settle(folder, index), True)
 
 
 def stored_size(size: Size, asked: Size | None, keep_aspect_ratio: bool) -> Size:
@@ -148,68 +188,153 @@ def stored_size(size: Size, asked: Size | None, keep_aspect_ratio: bool) -> Size
     return fitted_size(size, asked) if keep_aspect_ratio else asked
 
 
-def _verify_packed(folder: Path, layout: Layout, made_with: dict[str, Any]) -> ShardIndex:
+def _index_of_packing(folder: Path) -> ShardIndex:
     index = read_index(folder)
+    if "image_format" not in index.made_with:
+        raise UserError(f"{folder}: holds shards that shards/prepare.py did not make (pseudo-labels?); choose another")
     skipped = index.made_with.get(SKIPPED) or []
-    wanted = {name: list(value) if isinstance(value, tuple) else value for name, value in made_with.items()}
-    wanted[SKIPPED] = skipped
-    packed_keys = [sample.key for shard in index.shards for sample in shard.samples]
-    keys = _keys(pair for pair in layout.pairs if pair.name not in skipped)
-    same = (index.dataset, index.split, index.made_with, index.keep_aspect_ratio) == (
-        layout.dataset,
-        layout.split,
-        wanted,
-        layout.keep_aspect_ratio,
-    )
-    if not same or packed_keys != keys or index.class_sets != layout.class_sets:
-        raise UserError(f"{folder}: holds shards of other samples or settings; choose another output or delete it")
-    try:
-        verify(open_packed(folder))
-    except UserError as error:
-        raise UserError(f"{error}; delete {folder} first") from error
+    if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
+        raise UserError(f"{folder / INDEX_NAME}: made_with: {SKIPPED}: expected a list of names; delete the shards")
     return index
 
 
+def _changes(index: ShardIndex, task: _Task) -> list[str]:
+    """Return what is no longer as it was packed; reads all source files, unless nobody noted their digests."""
+    pairs = task.layout.pairs
+    found: list[dict[str, str]] = [{}] * len(pairs)
+    if index.sources is not None:
+        found = list(task.progress(digests(pairs), len(pairs), "comparing"))
+    sources = dict(zip(keys(pairs), found, strict=True))
+    changed = changed_sources(noted_sources(index), sources)
+    return changed + changed_settings(index, task.layout, task.made_with())
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        verify(open_shards(folder))
+    except UserError as error:
+        return str(error)
+    return None
+
+
 @dataclass(frozen=True)
-class _OtherSize:
-    """A pair whose label has another size than its picture."""
+class _Checked:
+    """What the check found out about a pair.
 
-    message: str
+    Attributes:
+        digests: of its files, by `image` and `label`.
+        size: of the picture, as it is packed if nothing is resized.
+        extension: under which the picture's file can be packed as it is; None: it has to be encoded.
+        problem: why the pair cannot be packed; empty if it can.
+        other_size: whether the problem is that the label has another size.
+    """
+
+    digests: dict[str, str]
+    size: Size = (0, 0)
+    extension: str | None = None
+    problem: str = ""
+    other_size: bool = False
 
 
-def _check(pair: Pair, known_ids: frozenset[int], label_channel: str | None) -> Size | _OtherSize | str:
-    """Return the size of picture and label, or what is wrong with the pair."""
+def _pack(task: _Task, folder: Path, name: Callable[[int], str]) -> ShardIndex:
+    """Check and pack all pairs into shards that `name` gives names, then write the index."""
+    layout, encoding, reading = task.layout, task.encoding, task.reading()
+    number = affordable(task.processes, (pair.image for pair in layout.pairs), encoding.largest_pixels)
+    with worker_processes(number) as workers:
+        check = partial(_check, reading=reading, known_ids=layout.known_ids(), encoding=encoding)
+        found = in_order(workers, check, layout.pairs, WAITING_RESULTS * number)
+        checked = list(task.progress(found, len(layout.pairs), "checking"))
+        _refuse_problems(checked, layout.skip_other_sizes)
+        kept = [(pair, one) for pair, one in zip(layout.pairs, checked, strict=True) if not one.problem]
+        skipped = [pair.name for pair, one in zip(layout.pairs, checked, strict=True) if one.problem]
+        if not kept:
+            raise UserError(f"{folder}: no picture of {layout.dataset} has the size of its label; nothing was written")
+        encode = partial(_encode, reading=reading, encoding=encoding, keep_aspect_ratio=layout.keep_aspect_ratio)
+        encoded = in_order(workers, encode, kept, WAITING_RESULTS * number)
+        # Closed with the block, whatever ends it, so that no message is written into the bar.
+        with closing(one for one in task.progress(encoded, len(kept), "packing")) as shown:
+            samples = zip(keys(pair for pair, _ in kept), shown, strict=True)
+            shards = tuple(_write_shards(folder, name, samples, task.shard_bytes))
+    sizes = [one.size for _, one in kept]
+    index = ShardIndex(
+        dataset=layout.dataset,
+        split=layout.split,
+        image_size=_common(stored_size(size, encoding.size, layout.keep_aspect_ratio) for size in sizes),
+        label_size=_common(stored_size(size, encoding.label_size, layout.keep_aspect_ratio) for size in sizes),
+        class_sets=layout.class_sets,
+        made_with=task.made_with() | {SKIPPED: skipped},
+        shards=shards,
+        keep_aspect_ratio=layout.keep_aspect_ratio,
+        sources=dict(zip(keys(layout.pairs), (one.digests for one in checked), strict=True)),
+    )
+    write_index(folder, index)
+    if name is shard_name:
+        remove_surplus(folder, index)
+    return index
+
+
+@contextmanager
+def _naming(pair: Pair) -> Iterator[None]:
+    """Turn whatever goes wrong in a packing process into a message that names the files."""
     try:
-        with Image.open(pair.image) as image:
-            # Pillow notices a file that ends too early, which OpenCV fills with grey.
-            image.load()
-            image_size = image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{pair.image}: not a whole picture ({error})"
-    if not cv2.haveImageReader(str(pair.image)):
-        return f"{pair.image}: OpenCV cannot read a picture of this format; expected png or jpg"
-    if pair.label is None:
-        return image_size
-    try:
-        label = decode_label(pair.label.read_bytes(), label_channel)
-    except (OSError, ValueError) as error:
-        return f"{pair.label}: {error}"
-    if label.shape[::-1] != image_size:
-        return _OtherSize(
-            f"{pair.label}: {label.shape[1]}×{label.shape[0]} pixels, its picture has {image_size[0]}×{image_size[1]}"
-        )
-    unknown = sorted(set(np.unique(label).tolist()) - known_ids)
-    if unknown:
-        return f"{pair.label}: raw ids {unknown} are in no class and not in ignore_ids of the description"
-    return image_size
+        yield
+    except UserError:
+        raise
+    except MemoryError:
+        raise UserError(f"{pair.image}: too little memory for it or its label; take fewer processes") from None
+    except Exception as error:
+        files = " or ".join(map(str, pair.files()))
+        raise UserError(f"{files}: cannot be packed ({type(error).__name__}: {error})") from error
 
 
-def _refuse_problems(results: list[Size | _OtherSize | str], skip_other_sizes: bool) -> None:
-    problems = [
-        result.message if isinstance(result, _OtherSize) else result
-        for result in results
-        if isinstance(result, str) or (isinstance(result, _OtherSize) and not skip_other_sizes)
-    ]
+def _check(pair: Pair, reading: Reading, known_ids: frozenset[int], encoding: Encoding) -> _Checked:
+    found: dict[str, str] = {}
+    file = pair.image
+    with _naming(pair):
+        try:
+            content = file.read_bytes()
+            found["image"] = _digest(content)
+            pixels, extension = read_picture(content, reading)
+            height, width = pixels.shape[:2]
+            del pixels  # a large one, while its label is read
+            size = (width, height)
+            if encoding.image_format == "jpg" and encoding.size is None and max(size) > LARGEST_JPEG_SIDE:
+                raise ValueError(f"{width}×{height} pixels; a JPEG has at most {LARGEST_JPEG_SIDE} a side: take png")
+            if pair.label is None:
+                return _Checked(found, size, extension)
+            file = pair.label
+            content = file.read_bytes()
+            found["label"] = _digest(content)
+            label = read_label(content, reading)
+        except OSError as error:
+            return _Checked(found, problem=f"{file}: cannot be read ({error.strerror or error})")
+        except ValueError as error:
+            return _Checked(found, problem=f"{file}: {error}")
+        if label.shape[::-1] != size:
+            shape = f"{label.shape[1]}×{label.shape[0]} pixels, its picture has {width}×{height}"
+            return _Checked(found, problem=f"{file}: {shape}", other_size=True)
+        unknown = sorted(set(_ids_in(label)) - known_ids)
+        if unknown:
+            return _Checked(
+                found, problem=f"{file}: raw ids {unknown} are in no class and not in ignore_ids of the description"
+            )
+        return _Checked(found, size, extension)
+
+
+def _ids_in(label: Label) -> list[int]:
+    """Return the ids that occur; a table takes a fraction of the time and memory of sorting all pixels."""
+    occurs = np.zeros(RAW_IDS, bool)
+    for row in label:
+        occurs[row] = True
+    return np.flatnonzero(occurs).tolist()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _refuse_problems(checked: Sequence[_Checked], skip_other_sizes: bool) -> None:
+    problems = [one.problem for one in checked if one.problem and not (one.other_size and skip_other_sizes)]
     if problems:
         shown = "\n  ".join(problems[:REPORTED_PROBLEMS])
         more = f"\n  and {len(problems) - REPORTED_PROBLEMS} more" if len(problems) > REPORTED_PROBLEMS else ""
@@ -221,63 +346,50 @@ def _common(sizes: Iterable[Size]) -> Size | None:
     return different.pop() if len(different) == 1 else None
 
 
-def _encode(pair: Pair, encoding: Encoding, label_channel: str | None, keep_aspect_ratio: bool) -> Members:
-    content = pair.image.read_bytes()
-    image = decode_image(content)
-    own_size = (image.shape[1], image.shape[0])
-    resized = resize_image(image, stored_size(own_size, encoding.size, keep_aspect_ratio))
-    kind = pair.image.suffix.lower().lstrip(".")
-    if encoding.image_format == "keep" and resized is image and kind in ("png", "jpg", "jpeg"):
-        members = {f"image.{'jpg' if kind == 'jpeg' else kind}": content}
-    elif encoding.image_format == "jpg":
-        members = {"image.jpg": encode_jpg(resized, encoding.jpg_quality)}
-    else:
-        members = {"image.png": encode_png(resized)}
-    if pair.label is None:
-        return members
-    label = decode_label(pair.label.read_bytes(), label_channel)
-    label_size = stored_size(own_size, encoding.label_size, keep_aspect_ratio)
-    return {**members, "label.png": encode_png(resize_label(label, label_size))}
+def _encode(sample: tuple[Pair, _Checked], reading: Reading, encoding: Encoding, keep_aspect_ratio: bool) -> Members:
+    pair, checked = sample
+    with _naming(pair):
+        content = _unchanged(pair.image, checked.digests["image"])
+        size = stored_size(checked.size, encoding.size, keep_aspect_ratio)
+        if encoding.image_format == "keep" and size == checked.size and checked.extension is not None:
+            members = {f"image.{checked.extension}": content}
+        elif encoding.image_format == "jpg":
+            members = {"image.jpg": encode_jpg(_resized(content, reading, size), encoding.jpg_quality)}
+        else:
+            members = {"image.png": encode_png(_resized(content, reading, size))}
+        if pair.label is None:
+            return members
+        label = read_label(_unchanged(pair.label, checked.digests["label"]), reading)
+        label_size = stored_size(checked.size, encoding.label_size, keep_aspect_ratio)
+        return {**members, "label.png": encode_png(resize_label(label, label_size))}
 
 
-def _write_shards(folder: Path, samples: Iterable[tuple[str, Members]], shard_bytes: int) -> Iterator[ShardEntry]:
-    waiting: list[tuple[str, Members]] = []
+def _resized(content: bytes, reading: Reading, size: Size) -> NDArray[np.uint8]:
+    return resize_image(read_picture(content, reading).pixels, size)
+
+
+def _unchanged(file: Path, digest: str) -> bytes:
+    content = file.read_bytes()
+    if _digest(content) != digest:
+        raise UserError(f"{file}: changed between its check and its packing; start again when nothing writes there")
+    return content
+
+
+def _write_shards(
+    folder: Path, name: Callable[[int], str], samples: Iterable[tuple[str, Members]], shard_bytes: int
+) -> Iterator[ShardEntry]:
+    for position, group in itertools.groupby(_numbered(samples, shard_bytes), key=itemgetter(0)):
+        yield write_shard(folder / name(position), (sample for _, sample in group))
+
+
+def _numbered(samples: Iterable[tuple[str, Members]], shard_bytes: int) -> Iterator[tuple[int, tuple[str, Members]]]:
+    """Yield each sample with the position of its shard; one that does not fit into a shard begins the next."""
     # A tar ends with two blocks of zeros and is filled up to whole records.
     largest = shard_bytes // tarfile.RECORDSIZE * tarfile.RECORDSIZE - 2 * tarfile.BLOCKSIZE
     size, position = 0, 0
     for key, members in samples:
         sample_size = packed_size(key, members)
-        if waiting and size + sample_size > largest:
-            yield write_shard(folder / shard_name(position), waiting)
-            waiting, size, position = [], 0, position + 1
-        waiting.append((key, members))
+        if size and size + sample_size > largest:
+            size, position = 0, position + 1
+        yield position, (key, members)
         size += sample_size
-    yield write_shard(folder / shard_name(position), waiting)
-
-
-def _remove_surplus(folder: Path, index: ShardIndex) -> None:
-    """Remove tars of an earlier, interrupted packing with other settings."""
-    written = {shard.name for shard in index.shards}
-    for path in folder.glob("shard-*.tar"):
-        if path.name not in written:
-            path.unlink()
-
-
-def _in_order(
-    pool: Pool, function: Callable[[Pair], Result], pairs: Iterable[Pair], processes: int
-) -> Iterator[Result]:
-    """Yield the results in the order of `pairs`; unlike `Pool.imap`, few wait in memory for a slow reader."""
-    waiting: deque[AsyncResult[Result]] = deque()
-    for pair in pairs:
-        waiting.append(pool.apply_async(function, (pair,)))
-        if len(waiting) >= WAITING_RESULTS * processes:
-            yield waiting.popleft().get()
-    while waiting:
-        yield waiting.popleft().get()
-
-
-@contextmanager
-def _pool(processes: int) -> Iterator[Pool]:
-    # "spawn", not "fork": OpenCV and PyTorch may hold locks in threads that a forked child would wait for.
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=cv2.setNumThreads, initargs=(0,)) as pool:
-        yield pool

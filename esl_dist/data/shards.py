@@ -56,6 +56,8 @@ class ShardIndex:
     """What index.json holds. A size is None where the samples differ in it.
 
     `keep_aspect_ratio` says that pictures are fitted and padded where a size is asked for, not stretched.
+    `sources` are the SHA-256 digests of the files that were packed: key → `image`, `label` → digest; None where nobody
+    noted them. They tell whether a folder is current, and are no part of `ShardReader.fingerprint`.
     """
 
     dataset: str
@@ -66,6 +68,7 @@ class ShardIndex:
     made_with: dict[str, Any]
     shards: tuple[ShardEntry, ...]
     keep_aspect_ratio: bool = False
+    sources: dict[str, dict[str, str]] | None = None
 
 
 def shard_name(position: int) -> str:
@@ -120,6 +123,8 @@ def write_index(folder: Path, index: ShardIndex) -> None:
         "class_sets": {name: class_set_to(classes) for name, classes in index.class_sets.items()},
         "shards": [shard_to(shard) for shard in index.shards],
     }
+    if index.sources is not None:
+        content["sources"] = index.sources
     write_json(folder / INDEX_NAME, content, indent=None)
 
 
@@ -184,6 +189,7 @@ def read_index(folder: Path) -> ShardIndex:
             made_with=dict(content["made_with"]),
             shards=tuple(shard_from(shard, path) for shard in content["shards"]),
             keep_aspect_ratio=bool(content.get("keep_aspect_ratio", False)),
+            sources=_sources(content.get("sources")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(f"{path}: damaged ({error!r}); make the shards again") from error
@@ -191,6 +197,15 @@ def read_index(folder: Path) -> ShardIndex:
 
 def _size(value: Any) -> Size | None:
     return None if value is None else (int(value[0]), int(value[1]))
+
+
+def _sources(value: Any) -> dict[str, dict[str, str]] | None:
+    if value is None:
+        return None
+    for digests in value.values():
+        if not all(isinstance(digest, str) for digest in digests.values()):
+            raise TypeError("sources: expected digests as text")
+    return {str(key): dict(digests) for key, digests in value.items()}
 
 
 @dataclass

@@ -1,12 +1,13 @@
 """Packing: the same bytes every time, nothing written for bad input, an interruption leaves nothing half."""
 
-import hashlib
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.shards import INDEX_NAME, ShardIndex, open_shards
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, encoded, no_progress, write_description, write_pictures
+from tests.data.packs import ThisProcess, contents
 
 PROJECT = Path(__file__).resolve().parents[2]
 AS_THEY_ARE = Encoding(size=None, label_size=None, image_format="keep", jpg_quality=95)
@@ -31,32 +33,13 @@ HERE = 0
 """A number of processes that means: none but this one. Each takes a second to start; most tests are not about them."""
 
 
-class _Done:
-    def __init__(self, result: Any) -> None:
-        self.result = result
-
-    def get(self) -> Any:
-        return self.result
-
-
-class _ThisProcess:
-    def apply_async(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Done:
-        return _Done(function(*arguments))
-
-
 @pytest.fixture(autouse=True)
 def _no_processes_where_none_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_pool = packing._pool
-
-    @contextmanager
-    def pool(processes: int) -> Iterator[Any]:
-        if processes == HERE:
-            yield _ThisProcess()
-        else:
-            with real_pool(processes) as started:
-                yield started
-
-    monkeypatch.setattr(packing, "_pool", pool)
+    started, affordable = packing.worker_processes, packing.affordable
+    monkeypatch.setattr(packing, "affordable", lambda number, *others: number and affordable(number, *others))
+    monkeypatch.setattr(
+        packing, "worker_processes", lambda number: nullcontext(ThisProcess()) if number == HERE else started(number)
+    )
 
 
 def packed(
@@ -67,11 +50,7 @@ def packed(
     processes: int = HERE,
     progress: Any = no_progress,
 ) -> ShardIndex:
-    return pack(layout, folder, encoding, size, processes, progress)
-
-
-def contents(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    return pack(layout, folder, encoding, size, processes, progress).index
 
 
 @pytest.fixture
@@ -184,7 +163,7 @@ def test_a_jpeg_is_copied_with_its_tags_or_written_anew(tmp_path: Path, image: s
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(draw(0)[0], "JPEG", exif=exif)
-    layout = one_picture(tmp_path / "pictures", image, content)
+    layout = replace(one_picture(tmp_path / "pictures", image, content), exif_orientation="ignore")
     for name, encoding, same, extension in (
         ("kept", AS_THEY_ARE, True, "image.jpg"),
         ("png", Encoding(None, None, "png", 95), False, "image.png"),
@@ -196,10 +175,64 @@ def test_a_jpeg_is_copied_with_its_tags_or_written_anew(tmp_path: Path, image: s
         assert decode_image(stored).shape == (12, 16, 3)
 
 
+def test_a_picture_turned_by_its_tag_is_written_anew(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    layout = one_picture(tmp_path / "pictures", "a.png", encoded(draw(0)[0], exif=exif))
+    turned = np.rot90(draw(0)[0], -1)
+    layout.pairs[0].label.write_bytes(encode_png(np.ascontiguousarray(np.rot90(draw(0)[1], -1))))
+    with pytest.raises(UserError, match=r"images/a\.png: carries EXIF orientation 6"):
+        packed(layout, tmp_path / "out")
+    index = packed(replace(layout, exif_orientation="apply"), tmp_path / "out")
+    assert (index.image_size, index.made_with["exif_orientation"]) == ((12, 16), "apply")
+    stored = open_shards(tmp_path / "out").read(0, "image.png")
+    np.testing.assert_array_equal(decode_image(stored), turned[:, :, ::-1])
+    assert not Image.open(BytesIO(stored)).getexif()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "BMP", "TIFF", "JPEG"])
+def test_a_member_is_named_after_its_content_not_after_its_file(tmp_path: Path, kind: str) -> None:
+    layout = one_picture(tmp_path / "pictures", "a.png", encoded(draw(0)[0], kind))
+    packed(layout, tmp_path / "out")
+    stored = open_shards(tmp_path / "out").read(0, "image.jpg" if kind == "JPEG" else "image.png")
+    assert Image.open(BytesIO(stored)).format == ("JPEG" if kind == "JPEG" else "PNG")
+
+
+def test_a_picture_that_is_too_long_for_a_jpeg_is_refused_where_one_is_asked_for(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "pictures", ["a"], width=65_501, height=1)
+    layout = read_layout(tmp_path / "pictures/village.yaml", SPLIT)
+    with pytest.raises(UserError, match=r"images/a\.png: 65501×1 pixels; a JPEG has at most 65500 a side"):
+        packed(layout, tmp_path / "out", Encoding(None, None, "jpg", 95))
+    packed(layout, tmp_path / "out")
+
+
+def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(layout: Layout, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"9 samples .*\n.*48×32 pixels, more than 0\.001535 megapixels; raise largest_"
+    ):
+        packed(layout, tmp_path / "out", replace(AS_THEY_ARE, largest_pixels=48 * 32 - 1))
+    packed(layout, tmp_path / "out", replace(AS_THEY_ARE, largest_pixels=48 * 32))
+
+
+def test_labels_painted_in_the_classes_colours_are_packed_as_ids(layout: Layout, tmp_path: Path) -> None:
+    colors = np.zeros((24, 3), np.uint8)
+    for item in layout.class_sets["village3"]:
+        colors[item.ids[0]] = item.color
+    ids = np.array([item.ids[0] for item in layout.class_sets["village3"]], np.uint8)[draw(0, 48, 32)[1] % 3]
+    for pair in layout.pairs:
+        pair.label.write_bytes(encoded(colors[ids]))
+    with pytest.raises(UserError, match=r"`label_colors: true`.*`label_channel: red`"):
+        packed(layout, tmp_path / "out")
+    colors_of_ids = {item.color: item.ids[0] for item in layout.class_sets["village3"]}
+    packed(replace(layout, label_colors=True, raw_ids_of_colors=colors_of_ids), tmp_path / "out")
+    np.testing.assert_array_equal(decode_label(open_shards(tmp_path / "out").read(0, "label.png")), ids)
+
+
 @pytest.mark.parametrize(
-    ("picture", "mode"), [(draw(0)[0][:, :, 0], "L"), (np.dstack([draw(0)[0], draw(0)[1]]), "RGBA")]
+    ("picture", "mode"),
+    [(draw(0)[0][:, :, 0], "L"), (np.dstack([draw(0)[0], np.full((12, 16), 255, np.uint8)]), "RGBA")],
 )
-def test_grey_and_transparent_pictures_can_be_packed(tmp_path: Path, picture: np.ndarray, mode: str) -> None:
+def test_grey_and_opaque_pictures_can_be_packed(tmp_path: Path, picture: np.ndarray, mode: str) -> None:
     assert Image.fromarray(picture).mode == mode
     layout = one_picture(tmp_path / "pictures", "a.png", encoded(picture))
     packed(layout, tmp_path / "out", Encoding((8, 6), None, "keep", 95))
@@ -228,13 +261,13 @@ def bad_pictures(folder: Path) -> dict[str, str]:
     messages = {}
     for name, path, content, message in (
         ("cut", images / "cut.png", jpeg[: len(jpeg) // 2], "not a whole picture"),
-        ("empty", labels / "empty.png", b"", "no picture that can be read"),
+        ("empty", labels / "empty.png", b"", "an empty file"),
         ("ids", labels / "ids.png", encode_png(np.full((32, 48), 99, np.uint8)), r"raw ids \[99\] are in no class"),
-        ("labelcut", labels / "labelcut.png", encode_png(draw(1, 48, 32)[1])[:300], "no picture that can be read"),
+        ("labelcut", labels / "labelcut.png", encode_png(draw(1, 48, 32)[1])[:300], "not a whole picture"),
         ("odd", images / "odd.png", encoded(draw(1, 48, 32)[0], "PCX"), "OpenCV cannot read"),
         ("rgb", labels / "rgb.png", encoded(draw(0, 48, 32)[0]), ".*expected one channel"),
         ("size", labels / "size.png", encode_png(draw(0, 32, 48)[1]), "32×48 pixels, its picture has 48×32"),
-        ("text", images / "text.png", b"not found", "not a whole picture"),
+        ("text", images / "text.png", b"not found", "not a picture"),
     ):
         path.write_bytes(content)
         messages[name] = rf"{path.parent.name}/{name}\.png: {message}"
@@ -331,7 +364,7 @@ def test_a_folder_with_other_shards_is_refused_and_left_alone(layout: Layout, tm
         (Layout("village", SPLIT, layout.pairs, {}, layout.ignore_ids), AS_THEY_ARE, 20480),
     ]
     for other, encoding, size in others:
-        with pytest.raises(UserError, match=r"out: holds shards of other samples or settings"):
+        with pytest.raises(UserError, match=r"out: holds shards of other files or settings"):
             packed(other, tmp_path / "out", encoding, size)
     assert contents(tmp_path / "out") == before
 
@@ -342,10 +375,10 @@ def test_a_complete_folder_that_was_damaged_says_what_to_do(layout: Layout, tmp_
     content = bytearray(path.read_bytes())
     content[700] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"{path.name}: its bytes are not those .*; delete .*out first"):
+    with pytest.raises(UserError, match=rf"{path.name}: its bytes are not those .*; repack=true packs it again"):
         packed(layout, tmp_path / "out")
     path.unlink()
-    with pytest.raises(UserError, match=rf"{path.name}: is missing, .*; delete .*out first"):
+    with pytest.raises(UserError, match=rf"{path.name}: is missing, .*; repack=true packs it again"):
         packed(layout, tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
     assert packed(layout, tmp_path / "out") == index

@@ -1,0 +1,300 @@
+"""A source file's pixels, or a message: what a decoder would settle in silence is refused here, or settled as asked.
+
+Decoders cut 16 bits to the upper 8, drop transparency, take the first of several frames, turn a picture by its tag or
+not, and lossy formats change ids. The check before packing and the packing itself both read files with what is here.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+
+from esl_dist.data.images import Label, Size, decode, decode_label
+
+Color = tuple[int, int, int]
+Pixels = TypeVar("Pixels", NDArray[np.uint8], Label)
+
+KEPT = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg"}
+"""Formats whose files are packed as they are: Pillow's name → the member's extension. An MPO is a JPEG with further
+pictures behind it (a preview, a depth map), which all readers of JPEG pass over."""
+LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
+LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24", "tiff_thunderscan")
+"""Pillow's names of the compressions of TIFF that may change ids."""
+COLOR_MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
+GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+"""Pillow's names of one channel; it calls 16 bits `I` in some formats and versions."""
+UPRIGHT = 1
+INVERSE = {6: 8, 8: 6}
+"""The orientations that another one undoes; all others undo themselves."""
+SHOWN_COLORS = 5
+ROWS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How source files are read.
+
+    Attributes:
+        label_channel: as in `Layout`.
+        colors: (red, green, blue) → raw id, for labels painted in the classes' colours; None: labels hold ids.
+        exif_orientation: as in `Layout`.
+        largest_pixels: most pixels of a picture or a label.
+    """
+
+    label_channel: str | None
+    colors: Mapping[Color, int] | None
+    exif_orientation: str | None
+    largest_pixels: int
+
+
+class Picture(NamedTuple):
+    """A picture's pixels, BGR (height, width, 3), and the extension under which its file can be packed as it is."""
+
+    pixels: NDArray[np.uint8]
+    extension: str | None
+
+
+def read_picture(content: bytes, reading: Reading) -> Picture:
+    """Decode a picture's file.
+
+    Raises:
+        ValueError: it is no whole picture of 8 bits a channel in grey or colour, or leaves open what it shows.
+    """
+    image, orientation = _loaded(content, reading.largest_pixels)
+    stored = _colors(content, image)
+    pixels = _oriented(stored, orientation, image.format, reading.exif_orientation)
+    return Picture(pixels, KEPT.get(image.format or "") if pixels is stored else None)
+
+
+def read_label(content: bytes, reading: Reading) -> Label:
+    """Decode a label's file to raw ids, shape (height, width).
+
+    Raises:
+        ValueError: it is no whole picture, one whose format may change ids, or has other channels than described.
+    """
+    image, orientation = _loaded(content, reading.largest_pixels)
+    _refuse_changed_ids(image)
+    if reading.colors is not None:
+        label: Label = _ids_of_colors(_colors(content, image), reading.colors)
+    elif reading.label_channel is not None:
+        label = _channel(content, image, reading.label_channel)
+    else:
+        label = _ids(content, image)
+    return _oriented(label, orientation, image.format, reading.exif_orientation)
+
+
+def size_in_header(path: Path) -> Size:
+    """Return a picture's width and height without decoding it; (0, 0) where that cannot be told."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:
+        # Whatever is wrong with it, the check will find and name it.
+        return (0, 0)
+
+
+def _loaded(content: bytes, largest_pixels: int) -> tuple[Image.Image, int]:
+    """Return the whole picture and its orientation from 1 to 8."""
+    if not content:
+        raise ValueError("an empty file (0 bytes)")
+    with _whatever_pillow_raises():
+        image = Image.open(BytesIO(content))
+    if image.width * image.height > largest_pixels:
+        raise ValueError(
+            f"{image.width}×{image.height} pixels, more than {largest_pixels / 1e6:g} megapixels; raise "
+            "largest_megapixels if this picture is no mistake"
+        )
+    with _whatever_pillow_raises():
+        # Before it is loaded, for then Pillow turns a TIFF and drops its tag.
+        orientation = _orientation(image)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+        # OpenCV fills a file that ends too early with grey; Pillow notices.
+        image.load()
+    if frames > 1:
+        raise ValueError(f"{frames} frames or pages ({image.format}); expected a single picture: save the one you mean")
+    return image, orientation
+
+
+@contextmanager
+def _whatever_pillow_raises() -> Iterator[None]:
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ValueError("not a picture in a format that can be read; expected png or jpg") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Its readers raise whatever a damaged file makes them run into: OSError, SyntaxError, struct.error, KeyError, …
+        raise ValueError(f"not a whole picture ({error})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        tag = image.getexif().get(ExifTags.Base.Orientation, UPRIGHT)
+    except MemoryError:
+        raise
+    except Exception:
+        # As every viewer does with damaged tags.
+        return UPRIGHT
+    return tag if tag in range(UPRIGHT, 9) else UPRIGHT
+
+
+def _oriented(pixels: Pixels, orientation: int, kind: str | None, asked: str | None) -> Pixels:
+    """Turn decoded pixels as `asked`; Pillow and OpenCV both turn a TIFF by themselves, and nothing else."""
+    if orientation == UPRIGHT:
+        return pixels
+    if asked is None:
+        raise ValueError(
+            f"carries EXIF orientation {orientation}, by which viewers turn or mirror it; write in the description "
+            "`exif_orientation: apply` where labels fit what viewers show, `exif_orientation: ignore` where they fit "
+            "the stored pixels"
+        )
+    if (kind == "TIFF") == (asked == "apply"):
+        return pixels
+    return turned(pixels, INVERSE.get(orientation, orientation) if kind == "TIFF" else orientation)
+
+
+def turned(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn and mirror an array of shape (height, width, …) as the EXIF orientation from 1 to 8 says."""
+    transposed = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(transposed[::rows, ::columns])  # type: ignore[return-value]
+
+
+def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels as BGR if Pillow and OpenCV see the same ones, opaque and with 8 bits a channel."""
+    _refuse_mode(image.mode, COLOR_MODES)
+    try:
+        pixels = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
+    except ValueError:
+        raise ValueError(f"OpenCV cannot read a picture of this format ({image.format}); expected png or jpg") from None
+    if pixels.dtype != np.uint8:
+        raise ValueError(_too_deep(f"{pixels.dtype.itemsize * 8}"))
+    _refuse_transparency(image)
+    if not _same_pixels(image, pixels):
+        raise ValueError(f"Pillow and OpenCV see different pixels in this {image.format}; save it as png of 8 bits")
+    return pixels  # type: ignore[return-value]
+
+
+def _same_pixels(image: Image.Image, pixels: NDArray[np.generic]) -> bool:
+    if pixels.shape != (image.height, image.width, 3):
+        return False
+    if image.format not in LOSSLESS:
+        # Two decoders of a lossy format may round differently.
+        return True
+    rgb = image.convert("RGB")
+    return all(np.array_equal(np.asarray(rgb.getchannel(place)), pixels[:, :, 2 - place]) for place in range(3))
+
+
+def _refuse_mode(mode: str, expected: tuple[str, ...]) -> None:
+    if mode in expected:
+        return
+    if mode.startswith(("I", "F")):
+        raise ValueError(_too_deep("16" if mode.startswith("I;16") else "more than 8"))
+    raise ValueError(f"its colours are {mode}; convert it to RGB of 8 bits a channel")
+
+
+def _too_deep(bits: str) -> str:
+    return f"{bits} bits a channel; convert it to 8 bits: which values are black and white is for you to say"
+
+
+def _refuse_transparency(image: Image.Image) -> None:
+    if not image.has_transparency_data:
+        return
+    seen_through = sum(image.convert("RGBA").getchannel("A").histogram()[:255])
+    if seen_through:
+        raise ValueError(
+            f"{seen_through} of its pixels are transparent, and what shows there is not said; save it without an alpha "
+            "channel"
+        )
+
+
+def _refuse_changed_ids(image: Image.Image) -> None:
+    """Refuse formats that do not keep every id, and kinds of TIFF whose values Pillow changes when it reads them."""
+    compression = image.info.get("compression", "raw")
+    if image.format not in LOSSLESS or (image.format == "TIFF" and compression in LOSSY_TIFF):
+        raise ValueError(
+            f"a label in {image.format if image.format != 'TIFF' else f'TIFF with {compression}'}, whose compression "
+            "may change ids; expected a format without loss, such as png"
+        )
+    if image.format == "TIFF" and image.mode in GREY_MODES:
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 or (
+            image.mode == "L" and set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) != {8}
+        ):
+            raise ValueError("a TIFF whose values are inverted or have other than 8 or 16 bits; save the label as png")
+
+
+def _ids(content: bytes, image: Image.Image) -> Label:
+    if image.mode in ("RGB", "RGBA"):
+        raise ValueError(
+            f"a label in colour ({image.mode}); expected one channel of ids. Say in the description where they are: "
+            "`label_colors: true` where it is painted in the classes' colours, `label_channel: red` where the ids are "
+            "in a channel"
+        )
+    _refuse_label_mode(image.mode)
+    if image.mode == "LA":
+        _refuse_transparency(image)
+        label = decode(content, cv2.IMREAD_UNCHANGED)
+        return np.ascontiguousarray(label[:, :, 0]) if label.ndim == 3 else label  # type: ignore[return-value]
+    label = decode_label(content)
+    # A PGM may have any highest value, over which Pillow stretches its ids.
+    if image.format == "PPM" and not _same_ids(content, label):
+        raise ValueError("its highest value is not 255, and Pillow and OpenCV see different ids; save the label as png")
+    return label
+
+
+def _same_ids(content: bytes, label: Label) -> bool:
+    return np.array_equal(label, decode(content, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION))
+
+
+def _channel(content: bytes, image: Image.Image, channel: str) -> Label:
+    if image.mode in GREY_MODES:
+        raise ValueError(
+            f"a label with one channel, but `label_channel: {channel}` in the description; expected a colour picture"
+        )
+    _refuse_label_mode(image.mode)
+    _refuse_transparency(image)
+    return decode_label(content, channel)
+
+
+def _refuse_label_mode(mode: str) -> None:
+    if mode not in (*GREY_MODES, "P", "RGB", "RGBA"):
+        raise ValueError(f"a label whose colours are {mode}; expected one channel of ids, or RGB")
+
+
+def _ids_of_colors(pixels: NDArray[np.uint8], ids: Mapping[Color, int]) -> Label:
+    """Turn colours, BGR (height, width, 3), to raw ids."""
+    known = np.array(sorted((red << 16 | green << 8 | blue, one) for (red, green, blue), one in ids.items()))
+    kind = np.uint8 if known[:, 1].max() < 2**8 else np.uint16
+    label: Label = np.empty(pixels.shape[:2], kind)
+    strange = []
+    # In blocks of rows, for it takes ten times the memory of the pixels it works on.
+    for start in range(0, len(pixels), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        blue, green, red = np.moveaxis(pixels[rows].astype(np.int32), 2, 0)
+        codes = red << 16 | green << 8 | blue
+        places = np.searchsorted(known[:, 0], codes).clip(max=len(known) - 1)
+        strange.append(codes[known[places, 0] != codes])
+        label[rows] = known[places, 1]
+    if any(codes.size for codes in strange):
+        raise ValueError(_strange_colors(np.concatenate(strange)))
+    return label
+
+
+def _strange_colors(codes: NDArray[np.int32]) -> str:
+    colors, counts = np.unique(codes, return_counts=True)
+    most = np.argsort(-counts, kind="stable")[:SHOWN_COLORS]
+    shown = ", ".join(
+        f"[{colors[one] >> 16}, {colors[one] >> 8 & 255}, {colors[one] & 255}] ({counts[one]} pixels)" for one in most
+    )
+    more = f" and {len(colors) - len(most)} more" if len(colors) > len(most) else ""
+    return f"colours of no class: {shown}{more}; `label_colors: true` expects the classes' colours exactly"

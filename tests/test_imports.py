@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
     {
-        *("config", "config_files", "config_values", "yaml_text", "command_line", "errors", "files"),
+        *("config", "config_files", "config_values", "yaml_text", "command_line", "environment", "errors", "files"),
         "machine",
     },
     {"data", "models"},

@@ -65,10 +65,9 @@ def _refuse_out_of_bounds(config: Any, kinds: Mapping[str, str], origin: str, or
     Raises:
         UserError: a value outside its bounds; the message starts with who gave it: `origins` by key, or `origin`.
     """
-    may_be_empty = [key for key, _, default, _ in describe(type(config)) if default == EMPTY]
     for key, value, bounds in _settings(config):
         problem = problem_of_bounds(value, bounds)
-        if value == "" and kinds[key].startswith("str") and key not in may_be_empty:
+        if value == "" and kinds[key].startswith("str") and key not in _may_be_empty(cast(type, type(config))):
             problem = "an empty text; leave it out, or give . for the folder in which the program is started"
         if problem:
             given = shortened(value) if isinstance(value, str) and value.isprintable() else shown(value)
@@ -192,7 +191,7 @@ def _read_value(text: str, key: str, schema: type, origin: str) -> Values:
     if is_text and "#" in text and text[0] not in QUOTES_AND_LISTS:
         # For YAML a comment begins there.
         return text
-    if is_text and not text and any(key == known and default == EMPTY for known, _, default, _ in describe(schema)):
+    if not text and key in _may_be_empty(schema):
         return ""
     return values_of(text, origin)
 
@@ -271,6 +270,11 @@ def _unfit(error: Exception, kinds: Mapping[str, str], origin: str) -> UserError
 @cache
 def _kinds(schema: type) -> dict[str, str]:
     return {key: kind for key, kind, _, _ in describe(schema)}
+
+
+@cache
+def _may_be_empty(schema: type) -> frozenset[str]:
+    return frozenset(key for key, _, default, _ in describe(schema) if default == EMPTY)
 
 
 def _unknown_key(base: DictConfig, error: ConfigKeyError) -> str:

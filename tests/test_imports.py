@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
     {
-        *("config", "config_files", "config_values", "yaml_text", "command_line", "environment", "errors", "files"),
-        "machine",
+        *("config", "config_files", "config_values", "yaml_text", "environment", "errors", "files", "machine"),
+        *("command_line", "first_words", "streams"),
     },
     {"data", "models"},
     {"adaptation"},

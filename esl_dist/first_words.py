@@ -64,7 +64,7 @@ def _leave_for_launcher(text: str) -> None:
 
 
 def _folder() -> Path | None:
-    """Return the folder of this attempt of torchrun, attempt_N, in which each rank has one; None under another launcher."""
+    """Return the folder of this attempt of torchrun, attempt_N, in which each rank has one; None without torchrun."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     folder = None if not file else Path(file).parent.parent
     return folder if folder is not None and folder.name.startswith("attempt_") and folder.is_dir() else None

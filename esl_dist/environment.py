@@ -24,10 +24,11 @@ LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCA
 
 @dataclass(frozen=True)
 class Launch:
-    """Which of how many processes this one is, in the whole job."""
+    """Which of how many processes this one is, in the whole job, and how many of them are on this machine."""
 
     rank: int
     world_size: int
+    local_world_size: int
 
 
 def launch() -> Launch:
@@ -41,7 +42,9 @@ def launch() -> Launch:
     local_world_size = _first(LOCAL_WORLD_SIZE, 1, MOST_RANKS)
     # Some launchers say -1 where there is none.
     _first(LOCAL_RANK, -1, (local_world_size or MOST_RANKS) - 1)
-    return Launch(rank if rank is not None and world_size is not None else 0, world_size or 1)
+    if world_size is None:
+        return Launch(0, 1, 1)
+    return Launch(rank or 0, world_size, min(local_world_size or 1, world_size))
 
 
 def whole_number(variable: str, least: int, most: int) -> int | None:

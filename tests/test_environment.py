@@ -28,11 +28,11 @@ def launched(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Launch:
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, Launch(0, 1)),
-        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"}, Launch(0, 1)),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Launch(3, 4)),
-        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, Launch(1, 2)),
-        ({"PMI_RANK": "7", "RANK": "1", "WORLD_SIZE": "2", "PMI_SIZE": "8"}, Launch(1, 2)),
+        ({}, Launch(0, 1, 1)),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"}, Launch(0, 1, 1)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Launch(3, 4, 2)),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, Launch(1, 2, 1)),
+        ({"PMI_RANK": "7", "RANK": "1", "WORLD_SIZE": "2", "PMI_SIZE": "8"}, Launch(1, 2, 1)),
     ],
 )
 def test_rank_and_world_size_are_those_of_the_launcher(

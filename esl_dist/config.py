@@ -18,7 +18,7 @@ def setting(default: Any, meaning: str, **bounds: Any) -> Any:
         default: its default; `MISSING` if the user has to give one; a type or function is called to make one.
         meaning: one sentence with the unit.
         bounds: what `config_values.problem_of_bounds` holds it to: `choices`, `minimum`, `above`, `maximum`, `below`
-            for a value or each of a list; `length` and `product` for a list.
+            for a value or each of a list; `length` and `product` for a list; `folder` where a file cannot be meant.
     """
     metadata = {"meaning": meaning, **bounds}
     if callable(default):
@@ -52,7 +52,7 @@ A_SIZE = {"minimum": 1, "maximum": LONGEST_SIDE, "length": 2, "product": MOST_PI
 class Shards:
     """One packed data set split and the size at which a network sees it."""
 
-    path: str = setting(MISSING, "Folder of shards with an index.json, as written by shards/prepare.py.")
+    path: str = setting(MISSING, "Folder of shards with an index.json, as written by shards/prepare.py.", folder=True)
     size: list[int] | None = setting(
         None,
         "Width and height in pixels to which pictures and labels are resized when read; null: as packed.",
@@ -199,7 +199,7 @@ class Train:
         "Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>; null: made of data sets, "
         "number of classes, network and method.",
     )
-    experiments: str = setting("experiments", "Folder of all runs.")
+    experiments: str = setting("experiments", "Folder of all runs.", folder=True)
     seed: int | None = setting(
         0,
         "Seed of initial weights and of the order of samples; null: a random one, noted in the run's config.yaml.",
@@ -212,7 +212,9 @@ class Train:
         lambda: Shards(path=""),
         "The unlabelled domain; its labels, if it has any, are not read. Source-only training needs none.",
     )
-    pseudo_labels: str | None = setting(None, "Folder of pseudo-label shards of the target; null: train without.")
+    pseudo_labels: str | None = setting(
+        None, "Folder of pseudo-label shards of the target; null: train without.", folder=True
+    )
     network: Network = setting(Network, "The segmentation network.")
     method: Method = setting(Method, "The adaptation method.")
     optimizer: Optimizer = setting(Optimizer, "Optimisers and schedule.")
@@ -251,7 +253,7 @@ class PseudoLabel:
         None, "Class set of a file of weights; null: the first of the shards with as many classes."
     )
     target: Shards = setting(Shards, "The pictures to label, and the size at which the network sees them.")
-    output: str = setting(MISSING, "Folder for the pseudo-label shards.")
+    output: str = setting(MISSING, "Folder for the pseudo-label shards.", folder=True)
     label_size: list[int] | None = setting(
         None, "Width and height of the pseudo-labels in pixels; null: that of the network's input.", **A_SIZE
     )
@@ -306,9 +308,10 @@ class Evaluate:
         "experiments",
         "Folder of all runs; in its logs/ are the curves of ensembles and files of weights, those of a run are beside "
         "it.",
+        folder=True,
     )
     predictions: str | None = setting(
-        None, "Folder for the predictions as PNG files in the colours of the classes; null: none."
+        None, "Folder for the predictions as PNG files in the colours of the classes; null: none.", folder=True
     )
     wait_minutes: float = setting(
         0.0,
@@ -320,6 +323,7 @@ class Evaluate:
         None,
         "Folder of shards on which the batch-norm statistics are estimated anew before scoring; null: those of the "
         "checkpoint.",
+        folder=True,
     )
     workers: int = setting(2, "Reading processes a rank.", minimum=0, maximum=MOST_WORKERS)
     timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0, maximum=LONGEST_MINUTES)
@@ -330,9 +334,9 @@ class Prepare:
     """shards/prepare.py: pack one split of a data set into WebDataset shards."""
 
     dataset: str = setting(MISSING, "YAML file that describes the data set (configs/datasets/).")
-    root: str | None = setting(None, "Folder of the data set; null: the one its description names.")
+    root: str | None = setting(None, "Folder of the data set; null: the one its description names.", folder=True)
     split: str = setting(MISSING, "A split named by the description.")
-    output: str = setting(MISSING, "Folder for the shards.")
+    output: str = setting(MISSING, "Folder for the shards.", folder=True)
     size: list[int] | None = setting(
         None, "Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are.", **A_SIZE
     )
@@ -356,5 +360,7 @@ class Demo:
     """launch/demo.py: the whole loop on Toytown, from drawing to one table."""
 
     seed: int = setting(0, "Seed of the drawn scenes and of the three trainings.", minimum=0, maximum=2**32 - 1)
-    output: str | None = setting(None, "Folder of the demo; null: experiments/demo, with the seed where it is not 0.")
-    recipes: str = setting("configs/demo", "Folder with the recipes source_only, advent and advent_esl.")
+    output: str | None = setting(
+        None, "Folder of the demo; null: experiments/demo, with the seed where it is not 0.", folder=True
+    )
+    recipes: str = setting("configs/demo", "Folder with the recipes source_only, advent and advent_esl.", folder=True)

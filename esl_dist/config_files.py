@@ -6,6 +6,7 @@ value.
 """
 
 import difflib
+import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -52,7 +53,9 @@ def load_config(schema: type[Config], file: Path | None = None, overrides: Seque
         merged = _merge(merged, _read_values(file), str(file), origins)
     for word in overrides:
         merged = _merge(merged, _read_override(word, schema), _named(word), origins)
-    return cast(Config, _finished(merged, str(file) if file is not None else "command line", origins))
+    config = _finished(merged, origin := str(file) if file is not None else "command line", origins)
+    _refuse_files_for_folders(config, origin, origins)
+    return cast(Config, config)
 
 
 def _named(word: str) -> str:
@@ -72,6 +75,17 @@ def _refuse_out_of_bounds(config: Any, kinds: Mapping[str, str], origin: str, or
         if problem:
             given = shortened(value) if isinstance(value, str) and value.isprintable() else shown(value)
             raise UserError(f"{_blamed(key, origin, origins)}: {key}={given} is impossible: {problem}")
+
+
+def _refuse_files_for_folders(config: Any, origin: str, origins: Mapping[str, str]) -> None:
+    for key, value, bounds in _settings(config):
+        if value and bounds.get("folder", False):
+            there = next(path for path in (Path(value), *Path(value).parents, Path()) if os.path.lexists(path))
+            if os.path.exists(there) and not os.path.isdir(there):
+                raise UserError(
+                    f"{_blamed(key, origin, origins)}: {key}={shortened(value)} is impossible: {there} is a file; "
+                    "expected a folder"
+                )
 
 
 def save_config(config: Any, path: Path) -> None:

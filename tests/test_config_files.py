@@ -229,6 +229,16 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -
         load_config(Train, Path("x" * 300))
 
 
+@pytest.mark.parametrize("key", ["experiments", "source.path", "target.path", "pseudo_labels"])
+@pytest.mark.parametrize("below", ["", "/below/it"])
+def test_a_file_in_the_place_of_a_folder_is_named_with_its_setting(tmp_path: Path, key: str, below: str) -> None:
+    file = written(tmp_path, "log_every: 1\n")
+    with pytest.raises(UserError) as error:
+        load_config(Train, file, [*TRAIN, f"{key}={file}{below}"])
+    assert str(error.value).startswith(f"command line: {key}={file}{below} is impossible: {file} is a file; expected a")
+    load_config(Train, file, [*TRAIN, f"{key}={tmp_path}{below}"])
+
+
 def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert load_config(Train, written(tmp_path, b"\xef\xbb\xbfname: x\nsource: {path: a}\n")).name == "x"
 

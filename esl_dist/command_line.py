@@ -1,18 +1,22 @@
 """What every program does before and after its one function: read the configuration, turn mistakes into one line.
 
-Exit codes: 0 done, 2 the user's mistake (one message on standard error), 3 another rank was lost, 75 stopped by SIGTERM
-or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C.
+Exit codes: 0 done, 2 the user's mistake or too little memory (one message on standard error), 3 another rank was lost,
+75 stopped by SIGTERM or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C. An end that nobody reads
+(`| head`) is none. Any other exception is a defect of the program and keeps its traceback.
 """
 
 import argparse
-import os
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from esl_dist.config_files import describe, load_config
-from esl_dist.errors import LostRankError, StoppedError, UserError
+from esl_dist.environment import launch
+from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
+from esl_dist.first_words import is_mine_to_say
+from esl_dist.streams import make_streams_robust
 
 Config = TypeVar("Config")
 
@@ -22,20 +26,22 @@ EXIT_STOPPED = 75
 """Of sysexits.h's codes the one that says: try again later."""
 EXIT_INTERRUPTED = 130
 
+TAKING_MEMORY = (
+    *("batch_size", "source.size", "target.size", "data.size", "size", "label_size"),
+    *("network.architecture", "method.discriminator_channels", "loader.workers", "workers", "processes"),
+)
+"""Settings that decide how much memory a program takes, in the order in which lowering them helps."""
+
 
 def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
+    make_streams_robust()
     try:
-        file, overrides = _arguments(schema)
+        file, overrides = _arguments(schema, sys.argv[1:])
         main(load_config(schema, file, overrides))
+        sys.stdout.flush()
     except UserError as error:
-        _say(f"error{_rank()}: {error}")
-        sys.exit(EXIT_USER_ERROR)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _say(f"error{_rank()}: {error.filename}: {error.strerror}")
-        sys.exit(EXIT_USER_ERROR)
+        _end_with_mistake(str(error))
     except LostRankError as error:
         _say(f"error{_rank()}: {error}")
         sys.exit(EXIT_LOST_RANK)
@@ -45,19 +51,65 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     except KeyboardInterrupt:
         _say(f"interrupted{_rank()}; the same command goes on from what is saved")
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if (words := memory_words(error)) is not None:
+            _end_with_mistake(f"{words}; {_memory_advice(schema)}")
+        if not isinstance(error, OSError) or error.filename is None:
+            raise
+        _end_with_mistake(f"{error.filename}: {error.strerror}")
 
 
-def _arguments(schema: type) -> tuple[Path | None, list[str]]:
+def _end_with_mistake(text: str) -> NoReturn:
+    """Say a message, of several ranks of a launcher only once, and leave."""
+    if is_mine_to_say(text):
+        _say(f"error{_rank()}: {text}")
+    sys.exit(EXIT_USER_ERROR)
+
+
+def _memory_advice(schema: type) -> str:
+    keys = [key for key, *_ in describe(schema)]
+    less = ", ".join(key for key in TAKING_MEMORY if key in keys)
+    return f"give less to {less}" + (", or more to accumulate" if "accumulate" in keys else "")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"command line: {message}; --help lists what may be given")
+
+
+def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[str]]:
     settings = "\n".join(f"  {key} ({kind}; {default})\n      {text}" for key, kind, default, text in describe(schema))
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description=schema.__doc__,
         epilog=f"settings (type; default):\n{settings}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with settings")
+    parser.add_argument("--config", type=Path, action="append", metavar="FILE", help="YAML file with settings")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before those of the file")
-    arguments = parser.parse_intermixed_args()
-    return arguments.config, arguments.overrides
+    arguments, unknown = parser.parse_known_intermixed_args(words)
+    if unknown:
+        raise UserError(f"command line: {_as_setting(unknown[0], words, schema)}")
+    for word in arguments.overrides:
+        if "=" not in word:
+            raise UserError(f"command line: {_as_setting(word, words, schema)}")
+    files = arguments.config or [None]
+    if len(files) > 1:
+        raise UserError(f"command line: --config is given {len(files)} times; expected one file")
+    return files[0], arguments.overrides
+
+
+def _as_setting(word: str, words: Sequence[str], schema: type) -> str:
+    """Say how a word that is no `key=value` would be written: `--steps 20`, `--steps=20`, `steps 20` as `steps=20`."""
+    known = [key for key, *_ in describe(schema)]
+    name, _, value = word.lstrip("-").partition("=")
+    name = name if name in known else name.replace("-", "_")
+    problem = f"{word!r} is not of the form key=value"
+    if name not in known:
+        near = difflib.get_close_matches(word, ["--help", "--config"], 1)
+        return f"{problem}; {f'{near[0]} is near, and ' if near else ''}--help lists all settings"
+    behind = [other for other in words[words.index(word) + 1 :] if other != "="]
+    is_value = bool(behind) and not behind[0].startswith("--") and "=" not in behind[0]
+    return f"{problem}; write {name}={value or (behind[0] if is_value else '…')}"
 
 
 def _say(text: str) -> None:
@@ -68,4 +120,8 @@ def _say(text: str) -> None:
 
 def _rank() -> str:
     """Name the rank where the launcher started several; known from its environment before any set-up."""
-    return f" (rank {os.environ.get('RANK', '0')})" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    try:
+        launched = launch()
+    except UserError:
+        return ""
+    return f" (rank {launched.rank})" if launched.world_size > 1 else ""

@@ -17,8 +17,8 @@ def setting(default: Any, meaning: str, **bounds: Any) -> Any:
     Args:
         default: its default; `MISSING` if the user has to give one; a type or function is called to make one.
         meaning: one sentence with the unit.
-        bounds: what `config_files.check_bounds` holds it to: `choices`, `minimum`, `above`, `maximum`,
-            `below`; `length` for a list.
+        bounds: what `config_values.problem_of_bounds` holds it to: `choices`, `minimum`, `above`, `maximum`, `below`
+            for a value or each of a list; `length` and `product` for a list; `folder` where a file cannot be meant.
     """
     metadata = {"meaning": meaning, **bounds}
     if callable(default):
@@ -26,15 +26,37 @@ def setting(default: Any, meaning: str, **bounds: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+# Every number has an upper bound, so that a slip of the keyboard is told at once and neither fills the memory nor
+# overflows in a step. Each is chosen a hundred times or more beyond what published trainings use and what one machine
+# has, and such that what is computed from several of them (rate · multiplier in float32, steps · batch in int64,
+# ten times the timeout) still fits its type. Whether a value in bounds fits the machine is seen when it is used.
+MOST_STEPS = 10**9
+MOST_SAMPLES = 2**16
+"""Of a batch, and passes that share it."""
+MOST_WORKERS = 256
+MOST_PROCESSES = 1024
+MOST_CHANNELS = 1024
+LONGEST_SIDE = 2**15
+MOST_PIXELS = 2**28
+"""Of a picture: 16384 × 16384."""
+LARGEST_RATE = 1e30
+LARGEST_FACTOR = 1e6
+LONGEST_MINUTES = 525_600.0
+"""A year."""
+
+A_SIZE = {"minimum": 1, "maximum": LONGEST_SIDE, "length": 2, "product": MOST_PIXELS}
+"""Bounds of width and height in pixels."""
+
+
 @dataclass
 class Shards:
     """One packed data set split and the size at which a network sees it."""
 
-    path: str = setting(MISSING, "Folder of shards with an index.json, as written by shards/prepare.py.")
+    path: str = setting(MISSING, "Folder of shards with an index.json, as written by shards/prepare.py.", folder=True)
     size: list[int] | None = setting(
         None,
         "Width and height in pixels to which pictures and labels are resized when read; null: as packed.",
-        minimum=1,
+        **A_SIZE,
     )
 
 
@@ -65,8 +87,10 @@ class Network:
 class LevelWeights:
     """Weights of a loss at the two levels of the network."""
 
-    main: float = setting(MISSING, "Weight at the main head (stage 4), no unit.", minimum=0)
-    auxiliary: float = setting(MISSING, "Weight at the auxiliary head (stage 3), no unit.", minimum=0)
+    main: float = setting(MISSING, "Weight at the main head (stage 4), no unit.", minimum=0, maximum=LARGEST_FACTOR)
+    auxiliary: float = setting(
+        MISSING, "Weight at the auxiliary head (stage 3), no unit.", minimum=0, maximum=LARGEST_FACTOR
+    )
 
 
 @dataclass
@@ -74,7 +98,9 @@ class Method:
     """The adaptation method and the weights of its losses."""
 
     name: str = setting("advent", "A name in the table of `esl_dist.adaptation.methods`.")
-    discriminator_channels: int = setting(64, "Channels of a discriminator's first layer (published: 64).", minimum=1)
+    discriminator_channels: int = setting(
+        64, "Channels of a discriminator's first layer (published: 64).", minimum=1, maximum=MOST_CHANNELS
+    )
     cross_entropy: LevelWeights = setting(
         lambda: LevelWeights(main=1.0, auxiliary=0.1),
         "Weights of the cross-entropy on source labels and pseudo-labels.",
@@ -92,35 +118,48 @@ class RateMultipliers:
     convolutions 3, shortcut convolutions 4 times.
     """
 
-    stem: float = setting(1.0, "The first convolution.", above=0)
-    blocks: float = setting(1.0, "The convolutions inside residual blocks (published program: 3).", above=0)
-    shortcuts: float = setting(1.0, "The convolutions on the shortcuts (published program: 4).", above=0)
-    heads: float = setting(10.0, "The classifiers.", above=0)
+    stem: float = setting(1.0, "The first convolution.", above=0, maximum=LARGEST_FACTOR)
+    blocks: float = setting(
+        1.0, "The convolutions inside residual blocks (published program: 3).", above=0, maximum=LARGEST_FACTOR
+    )
+    shortcuts: float = setting(
+        1.0, "The convolutions on the shortcuts (published program: 4).", above=0, maximum=LARGEST_FACTOR
+    )
+    heads: float = setting(10.0, "The classifiers.", above=0, maximum=LARGEST_FACTOR)
 
 
 @dataclass
 class Optimizer:
     """SGD for the segmentation network, Adam for the discriminators, one polynomial schedule for both."""
 
-    learning_rate: float = setting(2.5e-4, "Base learning rate of SGD.", above=0)
+    learning_rate: float = setting(2.5e-4, "Base learning rate of SGD.", above=0, maximum=LARGEST_RATE)
     momentum: float = setting(0.9, "Momentum of SGD.", minimum=0, maximum=1)
-    weight_decay: float = setting(5e-4, "Weight decay of SGD.", minimum=0)
+    weight_decay: float = setting(5e-4, "Weight decay of SGD.", minimum=0, maximum=LARGEST_FACTOR)
     multipliers: RateMultipliers = setting(RateMultipliers, "Factors on the learning rate of SGD.")
-    discriminator_learning_rate: float = setting(1e-4, "Base learning rate of Adam.", above=0)
+    discriminator_learning_rate: float = setting(1e-4, "Base learning rate of Adam.", above=0, maximum=LARGEST_RATE)
     discriminator_betas: list[float] = setting(
         lambda: [0.9, 0.99], "Decay rates of Adam.", minimum=0, below=1, length=2
     )
-    schedule_steps: int = setting(250_000, "Steps over which the rate would fall to zero.", minimum=1)
-    schedule_power: float = setting(0.9, "rate = base · (1 - step / schedule_steps) ** schedule_power.", minimum=0)
+    schedule_steps: int = setting(
+        250_000, "Steps over which the rate would fall to zero.", minimum=1, maximum=MOST_STEPS
+    )
+    schedule_power: float = setting(
+        0.9, "rate = base · (1 - step / schedule_steps) ** schedule_power.", minimum=0, maximum=1000
+    )
 
 
 @dataclass
 class Loader:
     """How samples are read. Only the window, and what `skip_corrupt` replaces, changes which sample comes when."""
 
-    workers: int = setting(2, "Reading processes a rank and domain; 0: read in the training process.", minimum=0)
+    workers: int = setting(
+        2, "Reading processes a rank and domain; 0: read in the training process.", minimum=0, maximum=MOST_WORKERS
+    )
     shuffle_window: int = setting(
-        1024, "Samples among which the order is random; a quarter of it is read in sequence from the shards.", minimum=4
+        1024,
+        "Samples among which the order is random; a quarter of it is read in sequence from the shards.",
+        minimum=4,
+        maximum=MOST_STEPS,
     )
     skip_corrupt: float = setting(
         0.0,
@@ -140,10 +179,15 @@ class Checkpoints:
     """When to save, and what to keep."""
 
     every: int = setting(
-        2000, "Steps between two checkpoints; the last step, or that of SIGTERM or SIGUSR1, leaves one too.", minimum=1
+        2000,
+        "Steps between two checkpoints; the last step, or that of SIGTERM or SIGUSR1, leaves one too.",
+        minimum=1,
+        maximum=MOST_STEPS,
     )
-    keep_newest: int = setting(2, "Newest checkpoints that stay.", minimum=1)
-    keep_every: int = setting(0, "Checkpoints whose step is a multiple of this stay too; 0: none.", minimum=0)
+    keep_newest: int = setting(2, "Newest checkpoints that stay.", minimum=1, maximum=MOST_STEPS)
+    keep_every: int = setting(
+        0, "Checkpoints whose step is a multiple of this stay too; 0: none.", minimum=0, maximum=MOST_STEPS
+    )
 
 
 @dataclass
@@ -155,7 +199,7 @@ class Train:
         "Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>; null: made of data sets, "
         "number of classes, network and method.",
     )
-    experiments: str = setting("experiments", "Folder of all runs.")
+    experiments: str = setting("experiments", "Folder of all runs.", folder=True)
     seed: int | None = setting(
         0,
         "Seed of initial weights and of the order of samples; null: a random one, noted in the run's config.yaml.",
@@ -168,24 +212,32 @@ class Train:
         lambda: Shards(path=""),
         "The unlabelled domain; its labels, if it has any, are not read. Source-only training needs none.",
     )
-    pseudo_labels: str | None = setting(None, "Folder of pseudo-label shards of the target; null: train without.")
+    pseudo_labels: str | None = setting(
+        None, "Folder of pseudo-label shards of the target; null: train without.", folder=True
+    )
     network: Network = setting(Network, "The segmentation network.")
     method: Method = setting(Method, "The adaptation method.")
     optimizer: Optimizer = setting(Optimizer, "Optimisers and schedule.")
     batch_size: int = setting(
-        1, "Samples of each domain a step, over all processes and accumulated passes together.", minimum=1
+        1,
+        "Samples of each domain a step, over all processes and accumulated passes together.",
+        minimum=1,
+        maximum=MOST_SAMPLES,
     )
-    accumulate: int = setting(1, "Passes a step, each with an equal part of the batch.", minimum=1)
-    steps: int = setting(120_000, "Steps to train; at most optimizer.schedule_steps.", minimum=1)
-    log_every: int = setting(20, "Steps between two entries in TensorBoard.", minimum=1)
+    accumulate: int = setting(
+        1, "Passes a step, each with an equal part of the batch.", minimum=1, maximum=MOST_SAMPLES
+    )
+    steps: int = setting(120_000, "Steps to train; at most optimizer.schedule_steps.", minimum=1, maximum=MOST_STEPS)
+    log_every: int = setting(20, "Steps between two entries in TensorBoard.", minimum=1, maximum=MOST_STEPS)
     pictures_every: int = setting(
         1000,
         "Steps between two sets of pictures in TensorBoard: image, prediction and entropy of both domains; 0: none.",
         minimum=0,
+        maximum=MOST_STEPS,
     )
     loader: Loader = setting(Loader, "How samples are read.")
     checkpoints: Checkpoints = setting(Checkpoints, "When to save, and what to keep.")
-    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0)
+    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0, maximum=LONGEST_MINUTES)
 
 
 @dataclass
@@ -201,9 +253,9 @@ class PseudoLabel:
         None, "Class set of a file of weights; null: the first of the shards with as many classes."
     )
     target: Shards = setting(Shards, "The pictures to label, and the size at which the network sees them.")
-    output: str = setting(MISSING, "Folder for the pseudo-label shards.")
+    output: str = setting(MISSING, "Folder for the pseudo-label shards.", folder=True)
     label_size: list[int] | None = setting(
-        None, "Width and height of the pseudo-labels in pixels; null: that of the network's input.", minimum=1
+        None, "Width and height of the pseudo-labels in pixels; null: that of the network's input.", **A_SIZE
     )
     score: str = setting(
         "entropy",
@@ -217,8 +269,8 @@ class PseudoLabel:
     compare_with_labels: bool = setting(
         False, "Whether the target's own labels are read, only to report the accuracy of the pseudo-labels."
     )
-    workers: int = setting(2, "Reading processes a rank.", minimum=0)
-    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0)
+    workers: int = setting(2, "Reading processes a rank.", minimum=0, maximum=MOST_WORKERS)
+    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0, maximum=LONGEST_MINUTES)
 
 
 @dataclass
@@ -238,7 +290,10 @@ class Evaluate:
     )
     checkpoints: list[str] = setting(list, "For `ensemble`: its networks, each given as `checkpoint` is.")
     ensemble_weights: list[float] = setting(
-        list, "For `ensemble`: factor on each network's logits, no unit; empty: 1 for each.", minimum=0
+        list,
+        "For `ensemble`: factor on each network's logits, no unit; empty: 1 for each.",
+        minimum=0,
+        maximum=LARGEST_FACTOR,
     )
     class_set: str | None = setting(
         None, "Class set of a file of weights; null: the first of the shards with as many classes."
@@ -253,20 +308,25 @@ class Evaluate:
         "experiments",
         "Folder of all runs; in its logs/ are the curves of ensembles and files of weights, those of a run are beside "
         "it.",
+        folder=True,
     )
     predictions: str | None = setting(
-        None, "Folder for the predictions as PNG files in the colours of the classes; null: none."
+        None, "Folder for the predictions as PNG files in the colours of the classes; null: none.", folder=True
     )
     wait_minutes: float = setting(
-        0.0, "For `best`: how long to wait for each snapshot that a running training has yet to write.", minimum=0
+        0.0,
+        "For `best`: how long to wait for each snapshot that a running training has yet to write.",
+        minimum=0,
+        maximum=LONGEST_MINUTES,
     )
     statistics_from: str | None = setting(
         None,
         "Folder of shards on which the batch-norm statistics are estimated anew before scoring; null: those of the "
         "checkpoint.",
+        folder=True,
     )
-    workers: int = setting(2, "Reading processes a rank.", minimum=0)
-    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0)
+    workers: int = setting(2, "Reading processes a rank.", minimum=0, maximum=MOST_WORKERS)
+    timeout_minutes: float = setting(TIMEOUT_MINUTES, TIMEOUT_MEANING, above=0, maximum=LONGEST_MINUTES)
 
 
 @dataclass
@@ -274,20 +334,14 @@ class Prepare:
     """shards/prepare.py: pack one split of a data set into WebDataset shards."""
 
     dataset: str = setting(MISSING, "YAML file that describes the data set (configs/datasets/).")
-    root: str | None = setting(None, "Folder of the data set; null: the one its description names.")
+    root: str | None = setting(None, "Folder of the data set; null: the one its description names.", folder=True)
     split: str = setting(MISSING, "A split named by the description.")
-    output: str = setting(MISSING, "Folder for the shards.")
+    output: str = setting(MISSING, "Folder for the shards.", folder=True)
     size: list[int] | None = setting(
-        None,
-        "Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are.",
-        minimum=1,
-        maximum=2**15,
+        None, "Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are.", **A_SIZE
     )
     label_size: list[int] | None = setting(
-        None,
-        "Width and height of packed labels in pixels (nearest); null: as they are.",
-        minimum=1,
-        maximum=2**15,
+        None, "Width and height of packed labels in pixels (nearest); null: as they are.", **A_SIZE
     )
     largest_megapixels: int = setting(
         512,
@@ -303,12 +357,12 @@ class Prepare:
         choices=("keep", "png", "jpg"),
     )
     jpg_quality: int = setting(95, "Quality of packed JPEG pictures, in percent.", minimum=1, maximum=100)
-    shard_megabytes: int = setting(256, "Largest size of a shard in units of 10⁶ bytes.", minimum=1, maximum=100_000)
+    shard_megabytes: int = setting(256, "Largest size of a shard in units of 10⁶ bytes.", minimum=1, maximum=10**6)
     processes: int | None = setting(
         None,
         "Packing processes; null: one a processor that the job may use. Fewer are started where memory is short.",
         minimum=1,
-        maximum=1024,
+        maximum=MOST_PROCESSES,
     )
     repack: bool = setting(
         False,
@@ -322,5 +376,7 @@ class Demo:
     """launch/demo.py: the whole loop on Toytown, from drawing to one table."""
 
     seed: int = setting(0, "Seed of the drawn scenes and of the three trainings.", minimum=0, maximum=2**32 - 1)
-    output: str | None = setting(None, "Folder of the demo; null: experiments/demo, with the seed where it is not 0.")
-    recipes: str = setting("configs/demo", "Folder with the recipes source_only, advent and advent_esl.")
+    output: str | None = setting(
+        None, "Folder of the demo; null: experiments/demo, with the seed where it is not 0.", folder=True
+    )
+    recipes: str = setting("configs/demo", "Folder with the recipes source_only, advent and advent_esl.", folder=True)

@@ -1,5 +1,8 @@
 """The exceptions that a program turns into one message and an exit code (`esl_dist.command_line`)."""
 
+import errno
+import re
+
 
 class UserError(Exception):
     """Bad input: the message says what is wrong, where (file, key, rank), what was expected and what to do."""
@@ -15,3 +18,25 @@ class LostRankError(Exception):
 
 class StoppedError(Exception):
     """The job was asked to stop by a signal, and has saved what it did: the message says where."""
+
+
+OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "std::bad_alloc", "out of memory", "Out of memory", "Insufficient memory"),
+    *("annot allocate memory", "Unable to allocate", "MemoryError", "STATUS_ALLOC_FAILED"),
+)
+"""How torch, NumPy, OpenCV, CUDA and the system say it; a reading process hands on only the text."""
+
+
+def memory_words(error: BaseException) -> str | None:
+    """Return what to say where an error is one of too little memory, in whichever library; None for another."""
+    text = str(error)
+    is_system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    is_library = isinstance(error, RuntimeError | MemoryError) or type(error).__module__ == "cv2"
+    if not (
+        isinstance(error, MemoryError) or is_system or (is_library and any(word in text for word in OUT_OF_MEMORY))
+    ):
+        return None
+    where = "the GPU's memory" if "CUDA" in text or "HIP" in text else "memory"
+    asked = re.search(r"allocate ([0-9.]+ (?:bytes|[KMGT]iB))", text)
+    more = "" if asked is None else f" ({asked[1]} more were asked for)"
+    return f"{where} is full{more}"

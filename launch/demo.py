@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# The package of this checkout, whichever one the environment has.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from esl_dist.command_line import run_program
 from esl_dist.config import Demo
 from esl_dist.data.shards import INDEX_NAME

@@ -3,10 +3,14 @@
 Modes: one network, a weighted ensemble, or every snapshot of a run and the best of them.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+# The package of this checkout, whichever one the environment has.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate

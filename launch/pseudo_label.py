@@ -1,6 +1,12 @@
 """Label the target: `accelerate launch launch/pseudo_label.py checkpoint=… target.path=… output=…`."""
 
+import sys
+from pathlib import Path
+
 import torch
+
+# The package of this checkout, whichever one the environment has.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from esl_dist.command_line import run_program
 from esl_dist.config import PseudoLabel

@@ -1,5 +1,11 @@
 """Train: `accelerate launch launch/train.py --config FILE key=value …`, or plain `python launch/train.py`."""
 
+import sys
+from pathlib import Path
+
+# The package of this checkout, whichever one the environment has.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from esl_dist.command_line import run_program
 from esl_dist.config import Train
 from esl_dist.engine.distributed import joined_ranks

@@ -5,6 +5,9 @@ import sys
 import time
 from pathlib import Path
 
+# The package of this checkout, whichever one the environment has.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from esl_dist.command_line import run_program
 from esl_dist.config import Prepare
 from esl_dist.data.changes import SKIPPED

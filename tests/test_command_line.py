@@ -1,12 +1,17 @@
 """Programs end with an exit code and one line for people, not with a traceback."""
 
+import errno
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import pytest
+import torch
 
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_program
 from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train
@@ -19,8 +24,8 @@ WORDS = ("dataset=d", "split=s", "output=o")
 
 @pytest.fixture(autouse=True)
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    monkeypatch.delenv("RANK", raising=False)
+    for name in ("WORLD_SIZE", "RANK", "TORCHELASTIC_ERROR_FILE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def ending(
@@ -91,6 +96,73 @@ def test_one_rank_of_several_says_which_it_is(
     assert capsys.readouterr().err == "error (rank 3): wrong\n"
 
 
+@pytest.mark.parametrize(("variable", "text"), [("WORLD_SIZE", "abc"), ("RANK", "x"), ("WORLD_SIZE", "-1")])
+def test_a_bad_launcher_does_not_hide_another_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, text: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert ending(monkeypatch, Prepare, WORDS, raising(UserError("wrong"))) == 2
+    assert capsys.readouterr().err == "error: wrong\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("--jpg_quality", "20"), "'--jpg_quality' is not of the form key=value; write jpg_quality=20"),
+        (("--jpg-quality=20",), "'--jpg-quality=20' is not of the form key=value; write jpg_quality=20"),
+        (("jpg_quality", "20"), "'jpg_quality' is not of the form key=value; write jpg_quality=20"),
+        (("jpg_quality", "=", "20"), "'jpg_quality' is not of the form key=value; write jpg_quality=20"),
+        (("--jpg_quality",), "'--jpg_quality' is not of the form key=value; write jpg_quality=…"),
+        (("--hlep",), "'--hlep' is not of the form key=value; --help is near, and --help lists all settings"),
+        (("-n",), "'-n' is not of the form key=value; --help lists all settings"),
+        (("--config",), "argument --config: expected one argument; --help lists what may be given"),
+        (("--config", "a", "--config", "b"), "--config is given 2 times; expected one file"),
+    ],
+)
+def test_a_word_of_another_form_is_told_how_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], hint: str
+) -> None:
+    assert ending(monkeypatch, Prepare, (*WORDS, *words)) == 2
+    assert capsys.readouterr().err == f"error: command line: {hint}\n"
+
+
+MEMORY = [
+    MemoryError(),
+    MemoryError("Unable to allocate 1.50 GiB for an array with shape (1, 2) and data type uint8"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 9830400 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n x"),
+    RuntimeError("std::bad_alloc"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    cv2.error("OpenCV(4.10.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 30000000000 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY)
+def test_too_little_memory_is_one_line_that_says_what_to_lower(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    assert ending(monkeypatch, Train, ("source.path=a", "target.path=b"), raising(error)) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        r"error: (the GPU's )?memory is full( \([0-9.]+ (bytes|GiB) more were asked for\))?; give less to batch_size, "
+        r"source\.size, target\.size, network\.architecture, .*, or more to accumulate\n",
+        said,
+    )
+    assert ("GPU" in said) == isinstance(error, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), ValueError("out of memory"), AssertionError(), RecursionError("too deep")]
+)
+def test_other_errors_are_not_taken_for_too_little_memory(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    with pytest.raises(type(error)):
+        ending(monkeypatch, Prepare, WORDS, raising(error))
+
+
 def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert ending(monkeypatch, Prepare, WORDS, raising(KeyboardInterrupt())) == EXIT_INTERRUPTED == 130
     assert capsys.readouterr().err.startswith("interrupted")
@@ -99,6 +171,15 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_a_defect_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError):
         ending(monkeypatch, Prepare, WORDS, raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "5", "12", "abc", "-3"])
+def test_help_comes_at_any_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert ending(monkeypatch, Prepare, ("--help",)) == 0
+    assert "jpg_quality" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("schema", [Train, PseudoLabel, Evaluate, Prepare, Demo])
@@ -125,3 +206,19 @@ def test_a_real_program_ends_with_one_line_from_any_folder(tmp_path: Path, monke
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: broken.yaml: cannot be read as YAML")
     assert not (tmp_path / "o").exists()
+
+
+PROGRAMS = ["launch/train.py", "launch/evaluate.py", "launch/pseudo_label.py", "launch/demo.py", "shards/prepare.py"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_program_uses_the_package_of_its_own_checkout(tmp_path: Path, program: str) -> None:
+    """Though the environment has another one, installed or in PYTHONPATH."""
+    copy = tmp_path / program
+    copy.parent.mkdir()
+    shutil.copy(PROJECT / program, copy)
+    (tmp_path / "esl_dist").mkdir()
+    (tmp_path / "esl_dist/__init__.py").write_text("raise SystemExit('the one beside the program')")
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run([sys.executable, str(copy)], capture_output=True, text=True, check=False, env=environment)
+    assert done.stderr == "the one beside the program\n"

@@ -169,6 +169,80 @@ def test_an_impossible_value_in_a_file_names_the_file(tmp_path: Path) -> None:
         load_config(Train, written(tmp_path, "log_every: 0\n"), TRAIN)
 
 
+def test_who_gave_a_value_is_blamed_for_it(tmp_path: Path) -> None:
+    file = written(tmp_path, "log_every: 0\nsteps: many\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: steps: expected int, such as 20, got 'many'$"):
+        load_config(Train, file, TRAIN)
+    file = written(tmp_path, "log_every: 0\nname: x\n")
+    with pytest.raises(UserError, match=r"recipe\.yaml: log_every=0 is impossible"):
+        load_config(Train, file, [*TRAIN, "steps=7"])
+    with pytest.raises(UserError, match=r"^command line: log_every=-1 is impossible"):
+        load_config(Train, file, [*TRAIN, "log_every=-1"])
+    with pytest.raises(UserError, match=r"^command line: steps=0 is impossible"):
+        load_config(Train, written(tmp_path, "log_every: 3\n"), [*TRAIN, "steps=0"])
+
+
+def test_an_empty_word_undoes_a_value_that_may_be_absent(tmp_path: Path) -> None:
+    file = written(tmp_path, "target: {path: there}\nname: x\nclass_set: y\n")
+    config = load_config(Train, file, ["source.path=a", "target.path=", "class_set=", "name="])
+    assert (config.target.path, config.class_set, config.name) == ("", None, None)
+
+
+@pytest.mark.parametrize("word", ["steps=", "experiments=", "source.path=", "experiments=''", "name=''"])
+def test_an_empty_word_is_refused_where_there_has_to_be_a_value(word: str) -> None:
+    with pytest.raises(UserError, match=rf"^command line: .*{word.partition('=')[0]}.*(got nothing|an empty text)"):
+        load_config(Train, None, [*TRAIN, word])
+
+
+@pytest.mark.parametrize("text", ["#1", "a #b", "run#3"])
+def test_a_hash_begins_no_comment_in_a_word(text: str) -> None:
+    assert load_config(Train, None, [*TRAIN, f"class_set={text}"]).class_set == text
+
+
+def test_a_name_in_a_file_is_taken_as_written_too(tmp_path: Path) -> None:
+    config = load_config(Train, written(tmp_path, "name: 0001\nclass_set: no\nsource: {path: 1e3}\n"))
+    assert (config.name, config.class_set, config.source.path) == ("0001", "no", "1e3")
+
+
+def test_a_value_of_the_environment_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ESL_TEST_SECRET", "hunter2")
+    with pytest.raises(UserError, match=r"^command line: steps: its reference: expected int") as error:
+        load_config(Train, None, [*TRAIN, "steps=${oc.env:ESL_TEST_SECRET}"])
+    assert "hunter2" not in str(error.value)
+
+
+def test_what_was_saved_names_no_variable() -> None:
+    values = {"name": "${oc.env:HOME}", "source": {"path": "a"}}
+    with pytest.raises(UserError, match=r"^manifest: '\$\{oc\.env:HOME\}' is a reference; expected values"):
+        from_dictionary(Train, values, "manifest")
+
+
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: no regular file; expected a YAML file"):
+        load_config(Train, tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"a folder; expected a YAML file"):
+        load_config(Train, tmp_path)
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        load_config(Train, Path("a\0b"))
+    with pytest.raises(UserError, match="cannot be read: File name too long"):
+        load_config(Train, Path("x" * 300))
+
+
+@pytest.mark.parametrize("key", ["experiments", "source.path", "target.path", "pseudo_labels"])
+@pytest.mark.parametrize("below", ["", "/below/it"])
+def test_a_file_in_the_place_of_a_folder_is_named_with_its_setting(tmp_path: Path, key: str, below: str) -> None:
+    file = written(tmp_path, "log_every: 1\n")
+    with pytest.raises(UserError) as error:
+        load_config(Train, file, [*TRAIN, f"{key}={file}{below}"])
+    assert str(error.value).startswith(f"command line: {key}={file}{below} is impossible: {file} is a file; expected a")
+    load_config(Train, file, [*TRAIN, f"{key}={tmp_path}{below}"])
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert load_config(Train, written(tmp_path, b"\xef\xbb\xbfname: x\nsource: {path: a}\n")).name == "x"
+
+
 def test_all_missing_values_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"recipe\.yaml: no value for dataset, output, split; .* dataset=…"):
         load_config(Prepare, written(tmp_path, "root: a\n"))

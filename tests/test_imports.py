@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
-    {"config", "config_files", "command_line", "errors", "files", "machine"},
+    {
+        *("config", "config_files", "config_values", "yaml_text", "environment", "errors", "files", "machine"),
+        *("command_line", "first_words", "streams"),
+    },
     {"data", "models"},
     {"adaptation"},
     {"reporting"},

@@ -9,6 +9,7 @@ order. A sum in buckets of a fixed layout crosses the network once a step, for a
 import hashlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,7 @@ from torch.distributed.rendezvous import register_rendezvous_handler
 from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks, start_missing_processes
 from esl_dist.engine.meeting import Meeting, meet
 from esl_dist.engine.presence import Presence
+from esl_dist.environment import MOST_RANKS, flag, whole_number
 from esl_dist.errors import LostRankError, UserError
 
 BACKEND_FACTOR = 10
@@ -102,6 +104,8 @@ def _accelerator(meeting: Meeting | None, timeout_minutes: float, zero_stage: in
     cpu = zero_stage is not None and not torch.cuda.is_available()
     group = InitProcessGroupKwargs(timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes))
     if meeting is not None:
+        if torch.cuda.is_available() and not flag("ACCELERATE_USE_CPU"):
+            _refuse_shared_gpus(meeting)
         group.init_method = f"{meeting.room}://"
         register_rendezvous_handler(meeting.room, lambda *_, **__: iter([_group(meeting)]))  # type: ignore[no-untyped-call]
     try:
@@ -113,6 +117,26 @@ def _accelerator(meeting: Meeting | None, timeout_minutes: float, zero_stage: in
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
     return accelerator
+
+
+def _refuse_shared_gpus(meeting: Meeting) -> None:
+    """Make sure that each rank has a GPU of its own: Accelerate counts round, and NCCL names none.
+
+    Raises:
+        UserError: naming the ranks that would share one.
+    """
+    if (local_rank := whole_number("LOCAL_RANK", 0, MOST_RANKS)) is None:
+        return
+    torch.cuda.set_device(index := local_rank % torch.cuda.device_count())
+    store = meeting.connect("devices")
+    store.set(str(meeting.rank), f"{socket.gethostname()} {torch.cuda.get_device_properties(index).uuid}")
+    devices = [store.get(str(rank)) for rank in range(meeting.world_size)]
+    sharing = [rank for rank, device in enumerate(devices) if device == devices[meeting.rank]]
+    if len(sharing) > 1:
+        raise UserError(
+            f"ranks {sharing} would share one GPU: this machine shows them {torch.cuda.device_count()}; start as many "
+            "processes as there are GPUs"
+        )
 
 
 def _group(meeting: Meeting) -> tuple[Store, int, int]:

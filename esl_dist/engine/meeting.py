@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
-from accelerate.utils.environment import get_cpu_distributed_information
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
+from esl_dist.environment import RANK, flag, launch, whole_number
 from esl_dist.errors import LostRankError, UserError
 
 STORE_TIMEOUT = timedelta(seconds=30)
@@ -57,8 +57,7 @@ def meet(timeout_minutes: float) -> Meeting | None:
         UserError: the environment names no address, or it cannot be used.
         LostRankError: some ranks did not come; the message names them.
     """
-    # Its name notwithstanding, it reads what every launcher for CPUs and GPUs sets.
-    launched = get_cpu_distributed_information()
+    launched = launch()
     if launched.world_size == 1:
         return None
     if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
@@ -66,15 +65,21 @@ def meet(timeout_minutes: float) -> Meeting | None:
             f"{launched.world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; "
             "start them with torchrun or accelerate launch"
         )
+    host, port = _address()
+    if not any(variable in os.environ for variable in RANK):
+        raise UserError(
+            f"WORLD_SIZE={launched.world_size} without RANK: which of the processes this one is cannot be known; start "
+            "them with torchrun or accelerate launch"
+        )
     seconds = 60 * timeout_minutes
     come: Future[Meeting] = Future()
     threading.Thread(target=_come, args=(come, launched.rank, launched.world_size, seconds), daemon=True).start()
     try:
         return come.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
     except TimeoutError as error:
-        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise LostRankError(
-            f"what listens at {place} does not answer: rank 0 or the launcher is stopped, or it is no store of theirs"
+            f"what listens at {host}:{port} does not answer: rank 0 or the launcher is stopped, or it is no store of "
+            "theirs"
         ) from error
 
 
@@ -96,15 +101,14 @@ def _store_lost(error: dist.DistError) -> LostRankError:
 
 
 def _address() -> tuple[str, int]:
-    port = os.environ["MASTER_PORT"]
-    if not port.isdigit() or not 0 < int(port) < 2**16:
-        raise UserError(f"MASTER_PORT={port} is impossible: expected a number from 1 to 65535")
-    return os.environ["MASTER_ADDR"], int(port)
+    port = whole_number("MASTER_PORT", 1, 2**16 - 1)
+    assert port is not None
+    return os.environ["MASTER_ADDR"], port
 
 
 def _open_store(rank: int, deadline: float) -> TCPStore:
     host, port = _address()
-    keeps_it = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    keeps_it = rank == 0 and not flag("TORCHELASTIC_USE_AGENT_STORE")
     if not keeps_it:
         _wait_for_keeper(host, port, deadline)
     try:

@@ -21,7 +21,7 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 
 from esl_dist.command_line import EXIT_LOST_RANK
-from esl_dist.errors import LostRankError, StoppedError, UserError
+from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
@@ -240,7 +240,7 @@ class Presence:
 def _words_of(error: BaseException) -> str:
     if isinstance(error, UserError | LostRankError | StoppedError) or not str(error):
         return _first_line(error)
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return memory_words(error) or f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:

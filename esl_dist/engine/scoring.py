@@ -16,6 +16,7 @@ from esl_dist.data.loading import Batch, Samples, label_source, refuse_mixed_siz
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.engine.distributed import refuse_disagreement, wait_for_all
 from esl_dist.engine.evaluator import Member, estimate_statistics, evaluate
+from esl_dist.engine.sizes import refuse_single_value
 from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
 from esl_dist.files import whole_file
@@ -62,6 +63,9 @@ def score_networks(
         refuse_disagreement(pictures.images.fingerprint(), "statistics_from")
         refuse_mixed_sizes(pictures.images, size, "data.size")
         for one in networks:
+            if (packed := size or pictures.images.index.image_size) is not None:
+                together = min(one.batch_size, len(pictures))
+                refuse_single_value(packed, together, "statistics_from", "larger pictures as data.size=[width,height]")
             estimate_statistics(one.network, pictures, config.workers, device, one.batch_size)
 
     def paint(batch: Batch, prediction: Tensor) -> None:

@@ -37,6 +37,7 @@ from esl_dist.engine.journal import EMPTY_INTERVAL, Interval, Journal
 from esl_dist.engine.optimisation import Updating, plain_updating, set_rates
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.engine.signals import StopWish
+from esl_dist.engine.sizes import refuse_impossible_sizes
 from esl_dist.engine.step import Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.engine.training_data import (
     CorruptSamples,
@@ -81,6 +82,7 @@ def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     refuse_disagreement(str(to_dictionary(config)), "configuration")
     data = open_training_data(config, method)
     refuse_disagreement(str(data.fingerprints), "shards")
+    refuse_impossible_sizes(config, method, data, ranks.accelerator.device)
     config = replace(config, name=config.name or run_name(config, data))
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)

@@ -39,6 +39,20 @@ ARCHITECTURES = {
 }
 
 
+def feature_size(side: int) -> int:
+    """Return the pixels of a side of stages 3 and 4, and of the logits, for pictures with a side of `side` pixels."""
+    return (side + 1) // 8 + 1
+
+
+def least_bytes_a_pixel(architecture: str, classes: int, levels: int) -> tuple[int, int]:
+    """Return what a pass in training takes for a pixel of the picture and for one of the label, as a bound from below.
+
+    Of the picture: the first convolution's output before and after ReLU, a quarter of the pixels, in half precision. Of
+    the label: upsampled logits and their logarithmic softmax in float32. All of them wait for the backward pass.
+    """
+    return 2 * 2 * ARCHITECTURES[architecture].channels // 4, 2 * 4 * classes * levels
+
+
 class ResidualBlock(nn.Module):
     """x ↦ relu(residual(x) + shortcut(x)): a bottleneck of three convolutions, or a basic block of two."""
 

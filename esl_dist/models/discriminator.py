@@ -7,6 +7,10 @@ import itertools
 
 from torch import nn
 
+CONVOLUTIONS = 5
+LEAST_SIDE = 2**CONVOLUTIONS
+"""Pixels of a side: each convolution halves it, rounded down, and needs two."""
+
 
 def build_discriminator(classes: int, channels: int = 64) -> nn.Sequential:
     """Return five 4×4 convolutions of stride 2: classes → 64 → 128 → 256 → 512 → 1, leaky ReLU 0.2 between them.
@@ -19,4 +23,5 @@ def build_discriminator(classes: int, channels: int = 64) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, outputs in itertools.pairwise(widths):
         layers += [nn.Conv2d(inputs, outputs, 4, 2, 1), nn.LeakyReLU(0.2)]
+    assert len(widths) == CONVOLUTIONS
     return nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, 2, 1))

@@ -12,7 +12,8 @@ DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAG
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith(("ACCELERATE_", "SLURM_"))] + ["WORLD_SIZE"]:
+    names = [name for name in os.environ if name.startswith(("ACCELERATE_", "SLURM_"))]
+    for name in [*names, "WORLD_SIZE", "RANK", "LOCAL_RANK", "OMP_NUM_THREADS"]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -24,7 +25,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, **environment: str) -> int | None:
 
 def test_without_deepspeed_there_is_no_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked(monkeypatch) is None
-    assert asked(monkeypatch, ACCELERATE_USE_DEEPSPEED="false", ACCELERATE_GRADIENT_CLIPPING="1.0") is None
+    assert asked(monkeypatch, ACCELERATE_USE_DEEPSPEED="false", ACCELERATE_DEEPSPEED_ZERO_STAGE="3") is None
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,8 @@ def test_options_that_ask_for_nothing_are_accepted(monkeypatch: pytest.MonkeyPat
             "gradient_accumulation_steps 4 .*, or give accumulate",
         ),
         ({"ACCELERATE_GRADIENT_CLIPPING": "1.0"}, "gradient_clipping 1.0 .*; leave it out: no method here clips"),
+        ({"ACCELERATE_DEEPSPEED_ZERO_STAGE": "x"}, "ACCELERATE_DEEPSPEED_ZERO_STAGE=x is impossible: .* from 0 to 3"),
+        ({"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"}, "zero3_init_flag true .*: it is for stage 3"),
         ({"ACCELERATE_DEEPSPEED_CONFIG_FILE": "a.json"}, "deepspeed_config_file is not supported"),
     ],
 )
@@ -59,6 +62,53 @@ def test_what_deepspeed_is_asked_for_and_does_not_get_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         asked(monkeypatch, **{**DEEPSPEED, **options})
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("MIXED_PRECISION", "junk", "ACCELERATE_MIXED_PRECISION=junk is impossible: expected one of no, bf16, fp16"),
+        ("MIXED_PRECISION", "BF16", "ACCELERATE_MIXED_PRECISION=BF16 is impossible"),
+        ("MIXED_PRECISION", "", "ACCELERATE_MIXED_PRECISION= is impossible"),
+        ("MIXED_PRECISION", "fp8", "mixed precision fp8 is not supported"),
+        ("GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4 .*, or give accumulate to the training"),
+        ("GRADIENT_CLIPPING", "1.0", "gradient_clipping 1.0 is not supported"),
+        ("DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend INDUCTOR is not supported; .* not compiled"),
+        ("USE_PARALLELISM_CONFIG", "true", "parallelism_config is not supported"),
+        ("USE_CPU", "perhaps", "ACCELERATE_USE_CPU=perhaps is impossible: expected true or false"),
+        ("USE_DEEPSPEED", "perhaps", "ACCELERATE_USE_DEEPSPEED=perhaps is impossible"),
+        ("TORCH_DEVICE", "potato", "ACCELERATE_TORCH_DEVICE=potato is impossible"),
+    ],
+)
+def test_without_deepspeed_nothing_is_passed_over_either(
+    monkeypatch: pytest.MonkeyPatch, variable: str, text: str, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        asked(monkeypatch, **{f"ACCELERATE_{variable}": text})
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_what_accelerates_launcher_says_where_it_is_asked_for_nothing_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    variables = {"USE_CPU": "False", "DYNAMO_BACKEND": "NO", "DYNAMO_MODE": "default", "MIXED_PRECISION": precision}
+    assert asked(monkeypatch, **{f"ACCELERATE_{name}": text for name, text in variables.items()}) is None
+
+
+def test_gpus_that_are_asked_for_and_not_there_are_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    several = {"WORLD_SIZE": "2", "RANK": "0", "ACCELERATE_DYNAMO_MODE": "default"}
+    with pytest.raises(UserError, match="--multi_gpu was asked for GPUs, and PyTorch sees none"):
+        asked(monkeypatch, **several)
+    assert asked(monkeypatch, **several, ACCELERATE_USE_CPU="False") is None
+
+
+@pytest.mark.parametrize("text", ["0", "abc", "-1"])
+def test_threads_that_cannot_be_are_refused_where_accelerate_reads_them(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    with pytest.raises(UserError, match=f"OMP_NUM_THREADS={text} is impossible"):
+        asked(monkeypatch, WORLD_SIZE="2", RANK="0", OMP_NUM_THREADS=text)
 
 
 @pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("MEGATRON_LM", "Megatron-LM")])
@@ -75,3 +125,6 @@ def test_processes_of_srun_that_do_not_know_of_each_other_are_refused(monkeypatc
         refuse_unlaunched_ranks()
     monkeypatch.setenv("WORLD_SIZE", "4")
     refuse_unlaunched_ranks()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "x")
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=x is impossible"):
+        refuse_unlaunched_ranks()

@@ -10,6 +10,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from esl_dist.engine import meeting
 from esl_dist.engine.meeting import _enter, meet
+from esl_dist.environment import RANK
 from esl_dist.errors import LostRankError, UserError
 
 SOON, LONG = 0.5, 30.0
@@ -115,7 +116,7 @@ def test_a_port_in_use_is_named(port: int, monkeypatch: pytest.MonkeyPatch) -> N
         meet(SOON / 60)
 
 
-@pytest.mark.parametrize("number", ["abc", "0", "70000"])
+@pytest.mark.parametrize("number", ["abc", "0", "70000", "٢"])
 def test_a_port_that_is_none_is_refused(port: int, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
     monkeypatch.setenv("MASTER_PORT", number)
     with pytest.raises(UserError, match=f"MASTER_PORT={number} is impossible: expected a number from 1 to 65535"):
@@ -125,6 +126,13 @@ def test_a_port_that_is_none_is_refused(port: int, monkeypatch: pytest.MonkeyPat
 def test_ranks_without_an_address_are_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASTER_ADDR")
     with pytest.raises(UserError, match="2 ranks were started without MASTER_ADDR and MASTER_PORT"):
+        meet(SOON / 60)
+
+
+def test_ranks_without_numbers_are_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANK:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE=2 without RANK"):
         meet(SOON / 60)
 
 

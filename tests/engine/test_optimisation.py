@@ -8,7 +8,7 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from esl_dist import config as settings
-from esl_dist.engine.optimisation import build_optimizers, polynomial_rate, set_rates, update
+from esl_dist.engine.optimisation import build_optimizers, polynomial_rate, schedule_note, set_rates, update
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
 
@@ -24,6 +24,15 @@ def test_the_rate_falls_from_the_base_to_zero_by_the_published_formula() -> None
     assert polynomial_rate(2.5e-4, 0, settings.Optimizer()) == 2.5e-4
     assert polynomial_rate(2.5e-4, 125_000, settings.Optimizer()) == pytest.approx(2.5e-4 * 0.5**0.9, rel=1e-12)
     assert polynomial_rate(2.5e-4, 250_000, settings.Optimizer()) == 0
+
+
+def test_a_rate_that_barely_falls_is_noted_and_the_published_one_is_not() -> None:
+    assert schedule_note(settings.Optimizer(), settings.Train(source=settings.Shards("s")).steps) == ""
+    assert schedule_note(settings.Optimizer(), 250_000) == ""
+    note = schedule_note(settings.Optimizer(), 20_000)
+    assert "falls by 7 % only, for optimizer.schedule_steps=250000 is 12.5 times steps=20000" in note
+    assert schedule_note(settings.Optimizer(schedule_steps=40_000), 20_000) == ""
+    assert schedule_note(settings.Optimizer(schedule_power=0), 20_000) == ""
 
 
 def test_every_trainable_parameter_is_stepped_once_with_its_factor() -> None:

@@ -1,0 +1,98 @@
+"""What launchers say in variables of the environment: read in one place, of the right type and in range, or refused.
+
+torch and Accelerate turn such text into numbers where they need them, with a traceback for `WORLD_SIZE=abc`, and take a
+rank beyond the last or an unknown precision without a word.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from esl_dist.errors import UserError
+
+MOST_RANKS = 2**20
+SHOWN_CHARACTERS = 60
+TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+# As Accelerate looks for them: torchrun's, then those of MPI's launchers.
+RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+WORLD_SIZE = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LOCAL_RANK = ("LOCAL_RANK", "MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_RANK")
+LOCAL_WORLD_SIZE = ("LOCAL_WORLD_SIZE", "MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Which of how many processes this one is, in the whole job, and how many of them are on this machine."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+
+
+def launch() -> Launch:
+    """Return what the launcher says about this process; without one, it is the only process.
+
+    Raises:
+        UserError: a variable that is no number or out of range.
+    """
+    world_size = _first(WORLD_SIZE, 1, MOST_RANKS)
+    rank = _first(RANK, 0, (world_size or MOST_RANKS) - 1)
+    local_world_size = _first(LOCAL_WORLD_SIZE, 1, MOST_RANKS)
+    # Some launchers say -1 where there is none.
+    _first(LOCAL_RANK, -1, (local_world_size or MOST_RANKS) - 1)
+    if world_size is None:
+        return Launch(0, 1, 1)
+    return Launch(rank or 0, world_size, min(local_world_size or 1, world_size))
+
+
+def whole_number(variable: str, least: int, most: int) -> int | None:
+    """Return a variable's number; None where it is not set.
+
+    Raises:
+        UserError: it is none, or out of range.
+    """
+    text = os.environ.get(variable)
+    if text is None:
+        return None
+    if re.fullmatch(r"-?[0-9]{1,18}", text) is None or not least <= int(text) <= most:
+        raise _impossible(variable, text, f"a number from {least} to {most}")
+    return int(text)
+
+
+def flag(variable: str) -> bool:
+    """Return whether a variable says yes; where it is not set or empty, it does not.
+
+    Raises:
+        UserError: neither yes nor no.
+    """
+    text = os.environ.get(variable) or "false"
+    if text.lower() not in TRUTH:
+        raise _impossible(variable, text, "true or false")
+    return TRUTH[text.lower()]
+
+
+def choice(variable: str, choices: Sequence[str]) -> str:
+    """Return what a variable says; where it is not set, the first of the choices.
+
+    Raises:
+        UserError: none of them.
+    """
+    text = os.environ.get(variable, choices[0])
+    if text not in choices:
+        raise _impossible(variable, text, f"one of {', '.join(choices)}")
+    return text
+
+
+def _first(variables: Sequence[str], least: int, most: int) -> int | None:
+    numbers = (whole_number(variable, least, most) for variable in variables)
+    return next((number for number in numbers if number is not None), None)
+
+
+def _impossible(variable: str, text: str, expected: str) -> UserError:
+    shown = text if text.isprintable() and len(text) <= SHOWN_CHARACTERS else repr(text[:SHOWN_CHARACTERS])
+    return UserError(
+        f"{variable}={shown} is impossible: expected {expected}; it is a variable of the environment, which a launcher "
+        "sets: correct it, or unset it"
+    )

@@ -1,8 +1,14 @@
-"""What of the machine a job may use: memory and processors, within the limits of SLURM, Docker and Kubernetes."""
+"""What of the machine a job may use: memory, processors and open files, within the limits of SLURM, Docker, Kubernetes.
 
+And what to do about an error that says that there is too little of them.
+"""
+
+import errno
 import math
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -93,3 +99,46 @@ def _left_by_limit(group: Path, limit: str, used: str, prefix: str) -> float:
     except (OSError, KeyError, ValueError):
         # The root has no limit, and from within a container the groups above it are not to be seen.
         return math.inf
+
+
+def raise_open_files_limit() -> None:
+    """Let this process, and those it starts, open as many files as it may allow itself.
+
+    The soft limit is for programs that use select(2), which cannot watch files of high numbers; nothing here does.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def shortage(error: BaseException) -> str | None:
+    """Say what there is too little of, and what to do, where an error tells of open files, processes or threads.
+
+    Returns:
+        None for any other error.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ETOOMANYREFS):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return (
+            f"too many open files: this process may open {soft}; raise the limit with ulimit -n (at most {hard} here)"
+        )
+    if number == errno.ENFILE:
+        return "too many files are open on this machine; close programs, or have fs.file-max raised"
+    if str(error) == "can't start new thread":
+        most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        limit = "unlimited" if most == resource.RLIM_INFINITY else most
+        return (
+            "no further thread can be started: raise the limit on processes and threads (ulimit -u, now "
+            f"{limit}; in a container --pids-limit), or start fewer processes"
+        )
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error tells that there is no memory left: of Python, of the system, of torch on the CPU."""
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from esl_dist.config_files import describe, load_config
 from esl_dist.errors import LostRankError, StoppedError, UserError
+from esl_dist.machine import shortage
 
 Config = TypeVar("Config")
 
@@ -31,10 +32,12 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     except UserError as error:
         _say(f"error{_rank()}: {error}")
         sys.exit(EXIT_USER_ERROR)
-    except OSError as error:
-        if error.filename is None:
+    except (OSError, RuntimeError) as error:
+        if (reason := shortage(error)) is None and isinstance(error, OSError) and error.filename is not None:
+            reason = f"{error.filename}: {error.strerror}"
+        if reason is None:
             raise
-        _say(f"error{_rank()}: {error.filename}: {error.strerror}")
+        _say(f"error{_rank()}: {reason}")
         sys.exit(EXIT_USER_ERROR)
     except LostRankError as error:
         _say(f"error{_rank()}: {error}")

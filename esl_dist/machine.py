@@ -13,6 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
+from esl_dist.errors import UserError
+
 OWN_GROUPS = Path("/proc/self/cgroup")
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 VERSION_2 = ("memory.max", "memory.current", "")
@@ -101,36 +103,50 @@ def _left_by_limit(group: Path, limit: str, used: str, prefix: str) -> float:
         return math.inf
 
 
-def raise_open_files_limit() -> None:
+def allow_open_files(further: int, purpose: str) -> None:
     """Let this process, and those it starts, open as many files as it may allow itself.
 
     The soft limit is for programs that use select(2), which cannot watch files of high numbers; nothing here does.
+
+    Args:
+        further: how many more than now will certainly be open.
+        purpose: what for; it follows "too few open files are allowed".
+
+    Raises:
+        UserError: it may not open so many.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    needed = psutil.Process().num_fds() + further
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        raise UserError(
+            f"too few open files are allowed {purpose}: {soft}, and {needed} are needed; raise the limit (ulimit -n)"
+        )
 
 
 def shortage(error: BaseException) -> str | None:
-    """Say what there is too little of, and what to do, where an error tells of open files, processes or threads.
+    """Say what there is too little of, and what to do, where an error tells of open files or threads.
 
     Returns:
         None for any other error.
     """
     number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.EMFILE, errno.ETOOMANYREFS):
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return (
-            f"too many open files: this process may open {soft}; raise the limit with ulimit -n (at most {hard} here)"
-        )
+    text = str(error).lower()
     if number == errno.ENFILE:
         return "too many files are open on this machine; close programs, or have fs.file-max raised"
-    if str(error) == "can't start new thread":
+    # torch's errors have no number.
+    if number in (errno.EMFILE, errno.ETOOMANYREFS) or "too many open files" in text:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        at_most = "" if hard == resource.RLIM_INFINITY else f", at most {hard}"
+        return f"too many open files: a process may open {soft} here; raise the limit (ulimit -n{at_most})"
+    if "can't start new thread" in text:
         most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
-        limit = "unlimited" if most == resource.RLIM_INFINITY else most
+        now = "" if most == resource.RLIM_INFINITY else f", now {most}"
         return (
-            "no further thread can be started: raise the limit on processes and threads (ulimit -u, now "
-            f"{limit}; in a container --pids-limit), or start fewer processes"
+            "no further thread can be started; start fewer processes, or raise the limit on processes and threads "
+            f"(ulimit -u{now}; in a container --pids-limit)"
         )
     return None
 

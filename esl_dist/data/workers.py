@@ -29,13 +29,16 @@ from torch import Tensor
 
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
-from esl_dist.machine import is_out_of_memory, raise_open_files_limit, shortage
+from esl_dist.machine import allow_open_files, is_out_of_memory, shortage
 
 READ_AHEAD = 2
 """Batches that each process is asked for before the first of them is used."""
 
 LOOK_SECONDS = 1.0
 """How often a process that waits looks whether that makes sense any more."""
+
+FILES_A_PROCESS = 2
+"""That the program keeps open for each process that reads: one end of its requests, one of its replies."""
 
 ALIGNMENT = 64
 """Bytes; where a tensor may begin in shared memory."""
@@ -96,7 +99,9 @@ def read_ahead(
     Raises:
         UserError: what `read` raises; or a process cannot be started, ended, or was silent for too long.
     """
-    raise_open_files_limit()
+    allow_open_files(
+        FILES_A_PROCESS * workers.number, f"to read {shards.folder} with {workers.setting}={workers.number}"
+    )
     processes: list[_Process] = []
     try:
         for _ in range(workers.number):

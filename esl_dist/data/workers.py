@@ -13,6 +13,7 @@ import os
 import pickle
 import signal
 import socket
+import sys
 import time
 import traceback
 from collections import deque
@@ -136,8 +137,12 @@ def _start(read: Callable[[int], Sample], workers: Workers, shards: ShardReader)
             requests.close()
             replies.close()
             _serve(requested, answers, parent, lambda wanted: _reply(read, wanted, workers, shards))
-        finally:
             os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
+        finally:
+            os._exit(1)
     requested.close()
     answers.close()
     return _Process(identifier, requests, replies)
@@ -158,10 +163,20 @@ def _serve(
     with suppress(EOFError, ConnectionError):
         while os.getppid() == parent:
             if requested.poll(LOOK_SECONDS):
-                answer, memory = reply(requested.recv())
-                socket.send_fds(answers, [pickle.dumps(answer)], [] if memory is None else [memory])
-                if memory is not None:
-                    os.close(memory)
+                _send(answers, *reply(requested.recv()))
+
+
+def _send(answers: socket.socket, answer: Places | Exception, memory: int | None) -> None:
+    try:
+        socket.send_fds(answers, [pickle.dumps(answer)], [] if memory is None else [memory])
+    except ConnectionError:
+        raise
+    except OSError as error:
+        # More descriptors are on their way, in all processes of this user, than one may open.
+        answers.send(pickle.dumps(error))
+    finally:
+        if memory is not None:
+            os.close(memory)
 
 
 def _reply(
@@ -278,7 +293,7 @@ def _ended(process: _Process, wanted: list[int], workers: Workers, shards: Shard
 
 
 def _named(wanted: list[int], shards: ShardReader) -> str:
-    more = f" or one of {len(wanted) - 1} others of its batch" if len(wanted) > 1 else ""
+    more = " or another of its batch" if len(wanted) > 1 else ""
     return f"{shards.where(wanted[0])}{more}"
 
 

@@ -153,7 +153,7 @@ def _tell_of_folders(folder: Path, reason: str | None) -> None:
     # Of several ranks on the first, which writes wherever another does.
     if not _told_of_folders and os.environ.get("RANK", "0") == "0":
         print(
-            f"warning: {folder}: this file system cannot flush folders ({reason}); a power cut may take its newest files",
+            f"warning: {folder}: this file system cannot flush folders ({reason}); a power cut may take new files",
             file=sys.stderr,
             flush=True,
         )

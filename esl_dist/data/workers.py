@@ -17,7 +17,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -88,7 +88,7 @@ def stacked(samples: Sequence[Sample]) -> Fields:
 
 def read_ahead(
     read: Callable[[int], Sample], positions: Iterator[list[int]], workers: Workers, shards: ShardReader
-) -> Iterator[Fields]:
+) -> Generator[Fields]:
     """Yield the batches named by `positions`, in this order.
 
     Args:

@@ -138,7 +138,7 @@ def _start(read: Callable[[int], Sample], workers: Workers, shards: ShardReader)
             replies.close()
             _serve(requested, answers, parent, lambda wanted: _reply(read, wanted, workers, shards))
             os._exit(0)
-        except BaseException:
+        except Exception:
             traceback.print_exc()
             sys.stderr.flush()
         finally:
@@ -234,7 +234,7 @@ def _receive(process: _Process, wanted: list[int], workers: Workers, shards: Sha
     waited = 0.0
     while True:
         try:
-            content, received, flags, _ = socket.recv_fds(process.replies, REPLY_BYTES, 1)
+            content, received, flags, _ = socket.recv_fds(process.replies, REPLY_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
             break
         except ConnectionError:
             raise _ended(process, wanted, workers, shards) from None

@@ -16,6 +16,7 @@ from esl_dist.config_files import describe, load_config
 from esl_dist.environment import launch
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
 from esl_dist.first_words import is_mine_to_say
+from esl_dist.machine import shortage
 from esl_dist.streams import make_streams_robust
 
 Config = TypeVar("Config")
@@ -54,6 +55,8 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     except Exception as error:
         if (words := memory_words(error)) is not None:
             _end_with_mistake(f"{words}; {_memory_advice(schema)}")
+        if (words := shortage(error)) is not None:
+            _end_with_mistake(words)
         if not isinstance(error, OSError) or error.filename is None:
             raise
         _end_with_mistake(f"{error.filename}: {error.strerror}")

@@ -163,4 +163,4 @@ def shortened(text: str) -> str:
 
 def _number(value: float) -> str:
     """Write a number so that it may be given like that."""
-    return f"{value:_}" if isinstance(value, int) else f"{value:g}"
+    return f"{value}" if isinstance(value, int) else f"{value:g}"

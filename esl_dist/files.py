@@ -3,10 +3,12 @@
 A reader, or the same program started again after a power cut, never meets half a file under a final name.
 """
 
+import errno
 import hashlib
 import io
 import json
 import os
+import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,13 +122,42 @@ def make_folder(folder: Path) -> None:
     fsync_folder(folder.parent)
 
 
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+"""What network file systems and FUSE say of a folder that is to be flushed, and any of one that may not be read."""
+
+_told_of_folders = False
+"""Whether this process has warned that folders cannot be flushed."""
+
+
 def fsync_folder(folder: Path) -> None:
-    """Make the names in `folder` (a rename, a new file) survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make the names in `folder` (a rename, a new file) survive a power cut, where its file system can; else warn once.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with _failure_naming(folder):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        if error.errno not in CANNOT_FLUSH:
+            raise
+        _tell_of_folders(folder, error.strerror)
+
+
+def _tell_of_folders(folder: Path, reason: str | None) -> None:
+    global _told_of_folders
+    # Of several ranks on the first, which writes wherever another does.
+    if not _told_of_folders and os.environ.get("RANK", "0") == "0":
+        print(
+            f"warning: {folder}: this file system cannot flush folders ({reason}); a power cut may take new files",
+            file=sys.stderr,
+            flush=True,
+        )
+    _told_of_folders = True
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:

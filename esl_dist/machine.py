@@ -1,11 +1,19 @@
-"""What of the machine a job may use: memory and processors, within the limits of SLURM, Docker and Kubernetes."""
+"""What of the machine a job may use: memory, processors and open files, within the limits of SLURM, Docker, Kubernetes.
 
+And what to do about an error that says that there is too little of them.
+"""
+
+import errno
 import math
 import os
+import resource
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import psutil
+
+from esl_dist.errors import UserError
 
 OWN_GROUPS = Path("/proc/self/cgroup")
 VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
@@ -93,3 +101,51 @@ def _left_by_limit(group: Path, limit: str, used: str, prefix: str) -> float:
     except (OSError, KeyError, ValueError):
         # The root has no limit, and from within a container the groups above it are not to be seen.
         return math.inf
+
+
+def allow_open_files(further: int, purpose: str) -> None:
+    """Let this process, and those it starts, open as many files as it may allow itself.
+
+    The soft limit is for programs that use select(2), which cannot watch files of high numbers; nothing here does.
+
+    Args:
+        further: how many more than now will certainly be open.
+        purpose: what for; it follows "too few open files are allowed".
+
+    Raises:
+        UserError: it may not open so many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    needed = psutil.Process().num_fds() + further
+    if soft != resource.RLIM_INFINITY and needed > soft:
+        raise UserError(
+            f"too few open files are allowed {purpose}: {soft}, and {needed} are needed; raise the limit (ulimit -n)"
+        )
+
+
+def shortage(error: BaseException) -> str | None:
+    """Say what there is too little of, and what to do, where an error tells of open files or threads.
+
+    Returns:
+        None for any other error.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error).lower()
+    if number == errno.ENFILE:
+        return "too many files are open on this machine; close programs, or have fs.file-max raised"
+    # torch's errors have no number.
+    if number in (errno.EMFILE, errno.ETOOMANYREFS) or "too many open files" in text:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        at_most = "" if hard == resource.RLIM_INFINITY else f", at most {hard}"
+        return f"too many open files: a process may open {soft} here; raise the limit (ulimit -n{at_most})"
+    if "can't start new thread" in text:
+        most = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        now = "" if most == resource.RLIM_INFINITY else f", now {most}"
+        return (
+            "no further thread can be started; start fewer processes, or raise the limit on processes and threads "
+            f"(ulimit -u{now}; in a container --pids-limit)"
+        )
+    return None

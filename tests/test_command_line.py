@@ -87,6 +87,23 @@ def test_a_mistake_found_by_the_program_is_one_line_too(
     assert capsys.readouterr().err == "error: d.yaml: is wrong\n"
 
 
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "too many open files: a process may open "),
+        (RuntimeError("can't start new thread"), "no further thread can be started; "),
+        (OSError(errno.EIO, "Input/output error", "a/file"), "a/file: Input/output error"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, text: str
+) -> None:
+    assert ending(monkeypatch, Prepare, WORDS, raising(error)) == 2
+    captured = capsys.readouterr().err
+    assert captured.startswith(f"error: {text}")
+    assert captured.count("\n") == 1
+
+
 def test_one_rank_of_several_says_which_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,13 +3,16 @@
 import errno
 import hashlib
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 import pytest
 
+from esl_dist import files
 from esl_dist.errors import UserError
 from esl_dist.files import (
     PARTIAL_SUFFIX,
@@ -97,6 +100,54 @@ def test_folders_that_are_made_on_the_way_survive_as_the_file_does(
     make_folder(tmp_path / "a" / "b")
     with pytest.raises(FileExistsError, match="file"):
         make_folder(tmp_path / "a" / "b" / "file")
+
+
+@pytest.fixture
+def syncing_folders(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Return a function that lets every fsync of a folder fail with an error number."""
+    sync = os.fsync
+
+    def let_fail(number: int) -> None:
+        def failing(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        monkeypatch.setattr(files, "_told_of_folders", False)
+
+    return let_fail
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])
+def test_a_file_system_that_cannot_flush_folders_is_written_to_with_one_warning(
+    tmp_path: Path,
+    syncing_folders: Callable[[int], None],
+    number: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    syncing_folders(number)
+    for name in ("a", "b", "c"):
+        write_json(tmp_path / name / "file.json", [name])
+    (warning,) = capsys.readouterr().err.splitlines()
+    expected = f"warning: {tmp_path}: this file system cannot flush folders ({os.strerror(number)}); a power cut may"
+    assert warning.startswith(expected)
+    assert read_json(tmp_path / "c" / "file.json") == ["c"]
+    monkeypatch.setenv("RANK", "1")
+    syncing_folders(number)
+    write_json(tmp_path / "d.json", [])
+    assert capsys.readouterr().err == "", "of several ranks the first tells it"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_failing_disk_under_a_folder_is_an_error_that_names_it(
+    tmp_path: Path, syncing_folders: Callable[[int], None], number: int
+) -> None:
+    syncing_folders(number)
+    with pytest.raises(OSError, match=os.strerror(number)) as found:
+        write_json(tmp_path / "file.json", [])
+    assert (found.value.errno, found.value.filename) == (number, str(tmp_path))
 
 
 @pytest.mark.parametrize("indent", [None, 1])

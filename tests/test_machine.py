@@ -1,13 +1,23 @@
-"""Free memory is what the machine has and what the limits of control groups leave."""
+"""Free memory is what the machine has and what the limits of control groups leave; what is short is named."""
 
+import errno
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
 from esl_dist import machine
-from esl_dist.machine import free_memory, left_by_limits, processors_by_limits, usable_processors
+from esl_dist.machine import (
+    free_memory,
+    left_by_limits,
+    processors_by_limits,
+    shortage,
+    usable_processors,
+)
 
 SLURM = "/slurm/job_7/step_0"
 OTHERS = "12:cpu,cpuacct:/slurm\n1:name=systemd:/user\n"
@@ -85,3 +95,49 @@ def test_a_quota_of_version_1_counts_too(tmp_path: Path) -> None:
     assert processors_by_limits("12:cpu,cpuacct:/slurm\n", tmp_path) == 2
     (tmp_path / "cpu/slurm/cpu.cfs_quota_us").write_text("-1\n")
     assert processors_by_limits("12:cpu,cpuacct:/slurm\n", tmp_path) == math.inf
+
+
+IN_A_PROCESS = """
+import resource, sys
+from esl_dist.machine import allow_open_files
+soft, hard, further = (int(word) for word in sys.argv[1:])
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+try:
+    allow_open_files(further, "to read s with workers=2")
+except Exception as error:
+    print(type(error).__name__, error)
+print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+"""
+
+
+def test_as_many_open_files_as_possible_are_allowed_and_fewer_than_needed_are_named() -> None:
+    def allowed(*numbers: int) -> list[str]:
+        words = [sys.executable, "-c", IN_A_PROCESS, *map(str, numbers)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+
+    assert allowed(30, 200, 100) == ["200"]
+    (message, limit) = allowed(30, 200, 400)
+    assert limit == "200"
+    pattern = (
+        r"UserError too few open files are allowed to read s with workers=2: 200, and 4\d\d are needed; raise the limit"
+    )
+    assert re.match(pattern, message), message
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (OSError(errno.ETOOMANYREFS, "Too many references: cannot splice"), "ulimit -n"),
+        (RuntimeError("failed to bind. code: -24, name: EMFILE, message: too many open files"), "ulimit -n"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "fs.file-max"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+    ],
+)
+def test_what_there_is_too_little_of_is_told_with_a_remedy(error: Exception, remedy: str) -> None:
+    assert remedy in str(shortage(error))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), RuntimeError("shapes differ"), KeyError()])
+def test_other_errors_tell_of_no_shortage(error: Exception) -> None:
+    assert shortage(error) is None

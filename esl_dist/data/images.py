@@ -95,6 +95,8 @@ def decode(content: bytes, flags: int) -> NDArray[np.uint8] | NDArray[np.uint16]
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error
         raise ValueError(f"no picture that can be read ({error})") from error
     if image is None:
         raise ValueError("no picture that can be read")

@@ -3,19 +3,16 @@
 A network's input is the published one: BGR minus the mean colour of ImageNet, float32, channels first.
 """
 
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TypedDict
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from esl_dist.data.images import (
     Size,
@@ -29,6 +26,7 @@ from esl_dist.data.images import (
 )
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names, train_id_table
 from esl_dist.data.shards import ShardReader, choose_classes
+from esl_dist.data.workers import Fields, Workers, read_ahead, stacked
 from esl_dist.errors import CorruptSampleError, UserError
 
 MEAN_COLOR = (104.00698793, 116.66876762, 122.67891434)
@@ -94,7 +92,7 @@ def refuse_mixed_sizes(shards: ShardReader, size: Size | None, key: str) -> None
         raise UserError(f"{shards.folder}: its pictures have different sizes; give one as {key}=[width,height]")
 
 
-class Samples(Dataset[dict[str, Tensor]]):
+class Samples:
     """The samples of a folder of shards, by position.
 
     Where the data set keeps aspect ratios, pictures of a given size are padded with black before the mean is taken, and
@@ -216,17 +214,23 @@ def _refuse_misaligned(images: ShardReader, labels: ShardReader) -> None:
             )
 
 
-def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """Yield the batches named by `positions`, in this order, read ahead by `workers` processes."""
-    loader = DataLoader(
-        samples,
-        batch_sampler=_Positions(positions),
-        num_workers=workers,
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-    )
-    try:
-        for batch in loader:
+def batches(samples: Samples, positions: Iterator[list[int]], workers: Workers, pin_memory: bool) -> Generator[Batch]:
+    """Yield the batches named by `positions`, in this order, read ahead by `workers`.
+
+    Args:
+        samples: what is read.
+        positions: those of each batch.
+        workers: the processes that read.
+        pin_memory: whether pictures and labels lie where a GPU can fetch them while it computes.
+
+    Raises:
+        UserError: a sample cannot be read, or a process that reads ended or was silent for too long.
+    """
+    # Closed with this generator, not when garbage is collected: then the processes end at once.
+    with closing(_fields(samples, positions, workers)) as read:
+        for batch in read:
+            if pin_memory:
+                batch |= {name: batch[name].pin_memory() for name in ("images", "labels") if name in batch}
             yield Batch(
                 images=batch["images"],
                 labels=batch.get("labels"),
@@ -235,35 +239,10 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: int, pin_
                 label_sizes=batch.get("label_sizes"),
                 replaced=batch["replaced"],
             )
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            f"a process that reads {samples.images.folder} was killed, perhaps for want of memory: take fewer workers"
-        ) from error.with_traceback(None)
-    except UserError as error:
-        # DataLoader puts the worker's traceback before the message. And its own traceback holds the workers: kept, it
-        # would have the garbage collector end them, which waits five seconds for an answer they cannot give.
-        message = str(error).rpartition(f"{type(error).__module__}.{type(error).__name__}: ")[2].strip()
-        raise UserError(message) from error.with_traceback(None)
 
 
-class _Positions:
-    """What DataLoader takes for a batch sampler: an iterable of lists of positions."""
-
-    def __init__(self, positions: Iterator[list[int]]) -> None:
-        self.positions = positions
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self.positions
-
-
-STOP_GRACE_SECONDS = 30
-
-
-def _start_worker(_: int) -> None:
-    # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_GRACE_SECONDS))
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+def _fields(samples: Samples, positions: Iterator[list[int]], workers: Workers) -> Generator[Fields]:
+    if workers.number:
+        yield from read_ahead(samples.__getitem__, positions, workers, samples.images)
+    else:
+        yield from (stacked([samples[position] for position in wanted]) for wanted in positions)

@@ -6,6 +6,7 @@ sample at once, and with that exact epochs and restarts inside one. shards/READM
 Nothing read here is unpickled or executed; a shard's name may not lead out of its folder.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -21,6 +22,7 @@ from esl_dist.data.images import Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import read_json, refuse_as_name, sha256_of_file, whole_file, write_json
+from esl_dist.machine import shortage
 
 FORMAT = "esl-dist shards"
 FORMAT_VERSION = 2
@@ -270,8 +272,8 @@ class ShardReader:
                     raise CorruptSampleError(f"{self.where(position)}: the shard is missing; pack it again") from error
                 except OSError as error:
                     raise UserError(
-                        f"{self.where(position)}: cannot be read ({error.strerror}); the shard may be whole: look for "
-                        "the cause in this machine, then start again"
+                        f"{self.where(position)}: cannot be read ({shortage(error) or error.strerror}); the shard may "
+                        "be whole: look for the cause in this machine, then start again"
                     ) from error
                 if zlib.crc32(content) != checksum:
                     raise CorruptSampleError(
@@ -283,12 +285,22 @@ class ShardReader:
     def _descriptor(self, shard: int) -> int:
         descriptor = self._descriptors.pop(shard, None)
         if descriptor is None:
+            path = self.folder / self.index.shards[shard].name
             if len(self._descriptors) == OPEN_SHARDS:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            descriptor = os.open(self.folder / self.index.shards[shard].name, os.O_RDONLY)
+                self._close_oldest()
+            try:
+                descriptor = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._descriptors:
+                    raise
+                self._close_oldest()
+                descriptor = os.open(path, os.O_RDONLY)
         # Put last: the first is the one that was used longest ago.
         self._descriptors[shard] = descriptor
         return descriptor
+
+    def _close_oldest(self) -> None:
+        os.close(self._descriptors.pop(next(iter(self._descriptors))))
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over all entries and class sets: equal means the same samples, in the same order."""

@@ -5,13 +5,13 @@ the process ends, however it ends, so a killed job can be started again as soon 
 locks and not `flock`, which the processes that read samples would inherit and might hold a little longer.
 """
 
+import errno
 import fcntl
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 
-from esl_dist.engine.distributed import from_main, is_main, rank, wait_for_all
+from esl_dist.engine.distributed import from_main, is_main, rank, wait_for_all, warn
 from esl_dist.errors import UserError
 from esl_dist.files import make_folder
 
@@ -54,6 +54,9 @@ def _lock_whole(folder: Path) -> bool:
     return True
 
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
 def _lock(descriptor: int, folder: Path, length: int, start: int) -> bool:
     """Lock some bytes, 0 for all that follow; says whether no other process has a lock on one of them."""
     try:
@@ -61,9 +64,10 @@ def _lock(descriptor: int, folder: Path, length: int, start: int) -> bool:
     except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
-        print(
-            f"warning: {folder / LOCK}: this file system knows no locks ({error.strerror}); make sure that no other "
-            "start works in this folder",
-            file=sys.stderr,
+        if error.errno not in NO_LOCKS:
+            raise OSError(error.errno, error.strerror, str(folder / LOCK)) from error
+        warn(
+            f"{folder / LOCK}: this file system knows no locks ({error.strerror}); make sure that no other start works "
+            "in this folder"
         )
     return True

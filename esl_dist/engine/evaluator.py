@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch, Samples, batches
+from esl_dist.data.workers import Workers
 from esl_dist.engine.distributed import is_main, note_work, rank, sum_over_ranks, world_size
 from esl_dist.models.batch_norm import batch_norms, estimate_anew
 from esl_dist.models.deeplab import DeepLab, upsample
@@ -42,7 +43,7 @@ def evaluate(
     ensemble: Sequence[Member],
     samples: Samples,
     classes: int,
-    workers: int,
+    workers: Workers,
     device: torch.device,
     show: Callable[[Batch, Tensor], None] | None = None,
 ) -> NDArray[np.int64]:
@@ -52,7 +53,7 @@ def evaluate(
         ensemble: networks on `device`, whose upsampled logits are added up; a single one is an ensemble, too.
         samples: with labels at their own size.
         classes: number of classes.
-        workers: reading processes a rank.
+        workers: the processes that read, a rank.
         device: where to compute.
         show: called with each of this rank's batches of one sample and its prediction, train ids (height, width).
     """
@@ -74,7 +75,7 @@ def evaluate(
 
 @torch.inference_mode()
 def estimate_statistics(
-    network: DeepLab, samples: Samples, workers: int, device: torch.device, batch_size: int
+    network: DeepLab, samples: Samples, workers: Workers, device: torch.device, batch_size: int
 ) -> None:
     """Estimate the network's batch-norm statistics anew as the mean over all batches of `samples`.
 
@@ -85,7 +86,7 @@ def estimate_statistics(
     Args:
         network: on `device`; in evaluation mode afterwards.
         samples: pictures of the domain.
-        workers: reading processes a rank.
+        workers: the processes that read, a rank.
         device: where to compute.
         batch_size: pictures a batch.
     """
@@ -105,7 +106,7 @@ def estimate_statistics(
     network.eval()
 
 
-def own_samples(samples: Samples, workers: int, device: torch.device, title: str) -> Iterator[Batch]:
+def own_samples(samples: Samples, workers: Workers, device: torch.device, title: str) -> Iterator[Batch]:
     """Yield this rank's part of all samples, one at a time: each sample on one rank, once."""
     own = range(rank(), len(samples), world_size())
     read = batches(samples, iter([[position] for position in own]), workers, device.type == "cuda")

@@ -58,6 +58,7 @@ from esl_dist.data.shards import (
     write_index,
     write_shard,
 )
+from esl_dist.data.workers import Workers
 from esl_dist.engine.claims import claim
 from esl_dist.engine.distributed import (
     from_main,
@@ -227,7 +228,8 @@ def _predict(
     missing = from_main([not _is_written(scratch, scratch / piece.name) for piece in pieces])
     own = _own([piece for piece, is_missing in zip(pieces, missing, strict=True) if is_missing])
     positions = [position for piece in own for position in piece.positions]
-    pictures = batches(target.without_labels(), ([one] for one in positions), config.workers, device.type == "cuda")
+    workers = Workers(config.workers, config.timeout_minutes)
+    pictures = batches(target.without_labels(), ([one] for one in positions), workers, device.type == "cuda")
 
     def predict() -> Iterator[Members]:
         for batch in (progress if is_main() else silent)(pictures, len(positions), "predicting"):

@@ -15,6 +15,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
+from esl_dist.engine.meeting import allow_files_of_store
 from esl_dist.environment import MOST_RANKS, choice, flag, launch, whole_number
 from esl_dist.errors import UserError
 
@@ -111,6 +112,7 @@ def start_missing_processes() -> None:
             "accelerate launch --cpu started one process where several were asked for; start them with "
             "torchrun --nproc_per_node N (and --nnodes on several machines) instead"
         )
+    allow_files_of_store(processes)
     # A signal to stop may go to this process, too: it is for the ranks, and this one waits for their end.
     signal.signal(signal.SIGUSR1, lambda number, frame: None)
     try:

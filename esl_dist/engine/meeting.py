@@ -21,9 +21,13 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from esl_dist.environment import RANK, flag, launch, whole_number
 from esl_dist.errors import LostRankError, UserError
+from esl_dist.machine import allow_open_files
 
 STORE_TIMEOUT = timedelta(seconds=30)
 RETRY_SECONDS = 0.1
+FILES, FILES_A_RANK = 20, 3
+"""What is open at least where the store is kept: of the process's own, and for each rank."""
+
 ANSWER_SECONDS = 10.0
 """After the timeout, until a store that does not answer is given up."""
 
@@ -54,12 +58,13 @@ def meet(timeout_minutes: float) -> Meeting | None:
         timeout_minutes: how long a rank waits for the others.
 
     Raises:
-        UserError: the environment names no address, or it cannot be used.
+        UserError: the environment names no address, or it cannot be used; or too few open files are allowed.
         LostRankError: some ranks did not come; the message names them.
     """
     launched = launch()
     if launched.world_size == 1:
         return None
+    allow_files_of_store(launched.world_size)
     if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
         raise UserError(
             f"{launched.world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; "
@@ -81,6 +86,15 @@ def meet(timeout_minutes: float) -> Meeting | None:
             f"what listens at {host}:{port} does not answer: rank 0 or the launcher is stopped, or it is no store of "
             "theirs"
         ) from error
+
+
+def allow_files_of_store(ranks: int) -> None:
+    """Make sure that a store for so many ranks can be kept. It may be the launcher's, whose limit is that of the ranks.
+
+    Raises:
+        UserError: too few open files are allowed: the store would take no connection, and say nothing.
+    """
+    allow_open_files(FILES + FILES_A_RANK * ranks, f"for {ranks} ranks")
 
 
 def _come(come: "Future[Meeting]", rank: int, world_size: int, seconds: float) -> None:

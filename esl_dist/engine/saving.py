@@ -10,8 +10,8 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.engine.checkpoints import Checkpoint, save_checkpoint
-from esl_dist.engine.distributed import note_work
-from esl_dist.machine import free_memory
+from esl_dist.engine.distributed import note_work, warn
+from esl_dist.machine import free_memory, shortage
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that a copy may take; where it would take more, training waits for the disk."""
@@ -45,8 +45,12 @@ class BackgroundSaver:
         with_copy = _bytes(checkpoint) <= MEMORY_SHARE * free_memory()
         to_write = copied(checkpoint) if with_copy else checkpoint
         self._written.clear()
-        # Not a daemon: an interrupted program still finishes the checkpoint.
-        threading.Thread(target=self._write, args=(to_write,)).start()
+        try:
+            # Not a daemon: an interrupted program still finishes the checkpoint.
+            threading.Thread(target=self._write, args=(to_write,)).start()
+        except RuntimeError as error:
+            warn(f"{self._run}: {shortage(error) or error}; training waits while this checkpoint is written")
+            self._write(to_write)
         if not with_copy:
             self.finish()
 

@@ -14,6 +14,7 @@ from esl_dist.data.images import as_size, decode_image, encode_png
 from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Batch, Samples, label_source, refuse_mixed_sizes
 from esl_dist.data.shards import ShardReader, open_shards
+from esl_dist.data.workers import Workers
 from esl_dist.engine.distributed import refuse_disagreement, wait_for_all
 from esl_dist.engine.evaluator import Member, estimate_statistics, evaluate
 from esl_dist.engine.sizes import refuse_single_value
@@ -57,6 +58,7 @@ def score_networks(
         if class_names(other.classes) != class_names(first.classes):
             raise UserError(f"{other.name} and {first.name} have different classes; an ensemble needs the same")
     size = as_size(config.data.size)
+    workers = Workers(config.workers, config.timeout_minutes)
     samples = Samples(shards, size, label_source(shards, first.class_set, first.classes))
     if config.statistics_from is not None:
         pictures = Samples(open_shards(config.statistics_from), size)
@@ -66,7 +68,7 @@ def score_networks(
             if (packed := size or pictures.images.index.image_size) is not None:
                 together = min(one.batch_size, len(pictures))
                 refuse_single_value(packed, together, "statistics_from", "larger pictures as data.size=[width,height]")
-            estimate_statistics(one.network, pictures, config.workers, device, one.batch_size)
+            estimate_statistics(one.network, pictures, workers, device, one.batch_size)
 
     def paint(batch: Batch, prediction: Tensor) -> None:
         assert predictions is not None
@@ -76,9 +78,7 @@ def score_networks(
         _write_picture(file, class_colors(prediction[:height, :width], first.classes))
 
     ensemble = [Member(one.network, weight) for one, weight in zip(networks, weights, strict=True)]
-    confusion = evaluate(
-        ensemble, samples, len(first.classes), config.workers, device, None if predictions is None else paint
-    )
+    confusion = evaluate(ensemble, samples, len(first.classes), workers, device, None if predictions is None else paint)
     wait_for_all()
     return scores_of(confusion, class_names(first.classes))
 

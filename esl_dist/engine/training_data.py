@@ -1,6 +1,7 @@
 """What a training reads: the samples of both domains, and from them this rank's part of every step."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from esl_dist.data.labels import IGNORE_INDEX, ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
+from esl_dist.data.workers import Workers
 from esl_dist.engine.distributed import note_work, rank, refuse_disagreement, warn, world_size
 from esl_dist.engine.step import Pass
 from esl_dist.errors import CorruptSampleError, UserError
@@ -140,21 +142,25 @@ def own_passes(config: settings.Train, data: TrainingData, first_step: int, devi
 
     assert config.seed is not None
     seed = config.seed
+    workers = Workers(config.loader.workers, config.timeout_minutes, "loader.workers")
 
-    def domain_batches(samples: Samples, domain: int) -> Iterator[Batch]:
+    def domain_batches(samples: Samples, domain: int) -> Generator[Batch]:
         order = endless_order(len(samples), config.loader.shuffle_window, seed, domain, first_step * config.batch_size)
         positions = rank_batches(order, config.batch_size, config.accumulate, rank(), world_size())
-        for batch in batches(samples, positions, config.loader.workers, device.type == "cuda"):
-            note_work()
-            yield _to_device(batch, device)
+        with closing(batches(samples, positions, workers, device.type == "cuda")) as read:
+            for batch in read:
+                note_work()
+                yield _to_device(batch, device)
 
-    source = domain_batches(data.source, SOURCE_ORDER)
-    if data.target is None:
-        for source_batch in source:
-            yield Pass(source_batch, None)
-    else:
-        for source_batch, target_batch in zip(source, domain_batches(data.target, TARGET_ORDER), strict=True):
-            yield Pass(source_batch, target_batch)
+    # Closed with this generator: an error in one domain ends the processes that read the other at once, too.
+    with closing(domain_batches(data.source, SOURCE_ORDER)) as source:
+        if data.target is None:
+            for source_batch in source:
+                yield Pass(source_batch, None)
+        else:
+            with closing(domain_batches(data.target, TARGET_ORDER)) as target:
+                for source_batch, target_batch in zip(source, target, strict=True):
+                    yield Pass(source_batch, target_batch)
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

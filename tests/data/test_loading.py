@@ -1,12 +1,12 @@
 """Samples become tensors; the number of workers is not visible in the batches."""
 
-import multiprocessing
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from esl_dist.data.labels import SemanticClass, identity_class_set, train_id_tab
 from esl_dist.data.loading import MEAN_COLOR, Batch, LabelSource, Samples, batches, label_source, network_input
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader
+from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from tests.builders import class_set, draw, drawn_samples, drawn_shards, write_shards
 
@@ -25,7 +26,7 @@ def labelled(shards: ShardReader, **options: Any) -> Samples:
 
 
 def read(samples: Samples, positions: list[list[int]], workers: int = 0) -> list[Batch]:
-    return list(batches(samples, iter(positions), workers, pin_memory=False))
+    return list(batches(samples, iter(positions), Workers(workers, 1), pin_memory=False))
 
 
 def equal(one: Batch, other: Batch) -> bool:
@@ -97,13 +98,12 @@ def order(first: int = 0) -> Iterator[list[int]]:
     return rank_batches(endless_order(11, 8, 2, 0, first), 3, 1, 0, 1)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_number_of_workers_does_not_change_the_batches(shards: ShardReader) -> None:
     """Over more than two epochs, from an endless order, with files opened before the workers start."""
     samples = labelled(shards)
     expected = [samples[position] for batch in islice(order(), 9) for position in batch]
     for workers in (0, 1, 3):
-        found = list(islice(batches(samples, order(), workers, pin_memory=False), 9))
+        found = list(islice(batches(samples, order(), Workers(workers, 1), pin_memory=False), 9))
         assert [batch["positions"].tolist() for batch in found] == list(islice(order(), 9))
         for key in ("images", "labels"):
             assert torch.equal(torch.cat([batch[key] for batch in found]), stacked(expected, key))
@@ -115,8 +115,8 @@ def stacked(samples: list[dict[str, Tensor]], key: str) -> Tensor:
 
 def test_reading_on_from_the_middle_gives_the_next_batch(shards: ShardReader) -> None:
     samples = labelled(shards)
-    whole = list(islice(batches(samples, order(), 0, pin_memory=False), 7))
-    rest = list(islice(batches(samples, order(first=4 * 3), 1, pin_memory=False), 3))
+    whole = list(islice(batches(samples, order(), Workers(0, 1), pin_memory=False), 7))
+    rest = list(islice(batches(samples, order(first=4 * 3), Workers(1, 1), pin_memory=False), 3))
     assert all(equal(one, other) for one, other in zip(rest, whole[4:], strict=True))
 
 
@@ -165,7 +165,7 @@ def test_labels_of_as_many_classes_of_other_names_are_refused(tmp_path: Path) ->
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["image", "label"])
 def test_a_damaged_member_is_named_on_one_line_whoever_reads_it(tmp_path: Path, kind: str, workers: int) -> None:
-    before = set(multiprocessing.active_children())
+    before = set(psutil.Process().children())
     good = drawn_samples(2)
     bad = ("bad/one", {**good[0][1], f"{kind}.png": b"no picture"})
     shards = write_shards(tmp_path, [*good, bad])
@@ -173,6 +173,4 @@ def test_a_damaged_member_is_named_on_one_line_whoever_reads_it(tmp_path: Path, 
     with pytest.raises(UserError, match=message) as found:
         read(labelled(shards), [[0, 1], [1, 2]], workers)
     assert "Traceback" not in str(found.value)
-    assert set(multiprocessing.active_children()) <= before, (
-        "the workers ended with the error, not when garbage is collected"
-    )
+    assert set(psutil.Process().children()) <= before, "the workers ended with the error, not when garbage is collected"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from esl_dist.data.images import encode_png
 from esl_dist.data.loading import Batch, LabelSource, Samples, network_input
+from esl_dist.data.workers import Workers
 from esl_dist.engine.evaluator import Member, evaluate
 from esl_dist.models.deeplab import DeepLab
 from tests.builders import class_set, draw, write_shards
@@ -66,7 +67,7 @@ def predictions_of(members: Sequence[Member], samples: Samples) -> tuple[list[np
         assert int(batch["positions"]) not in shown
         shown[int(batch["positions"])] = prediction.numpy().copy()
 
-    confusion = evaluate(members, samples, CLASSES, 0, CPU, show)
+    confusion = evaluate(members, samples, CLASSES, Workers(0, 1), CPU, show)
     assert list(shown) == list(range(NUMBER))
     return list(shown.values()), confusion
 

@@ -158,3 +158,20 @@ def test_without_room_for_a_copy_training_waits_for_the_disk_and_notes_that_it_g
     gate.failure = UserError("the disk is full")
     with pytest.raises(UserError, match="the disk is full"):
         saver.save(replace(state, step=3))
+
+
+def test_without_a_thread_the_training_waits_for_the_disk_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    saver = BackgroundSaver(tmp_path, OPTIONS)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        saver.save(checkpoint(1))
+    assert load_checkpoint(checkpoint_folder(tmp_path, 1)).step == 1
+    assert capsys.readouterr().err.startswith(f"warning: {tmp_path}: no further thread can be started; ")
+    saver.save(checkpoint(2))
+    saver.finish()
+    assert load_checkpoint(checkpoint_folder(tmp_path, 2)).step == 2

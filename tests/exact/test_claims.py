@@ -2,13 +2,15 @@
 
 import errno
 import fcntl
+import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
-from esl_dist.engine import claims
+from esl_dist.engine import claims, distributed
 from esl_dist.engine.claims import LOCK, claim
 from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
@@ -152,13 +154,40 @@ def test_no_rank_goes_on_before_every_rank_has_its_lock(tmp_path: Path, monkeypa
     assert calls == ["lock", "wait"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP])
 def test_where_files_cannot_be_locked_there_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.setattr(fcntl, "lockf", failing_with(number))
+    claim(tmp_path / "new" / "run", "name")
+    place = f"{tmp_path}/new/run/{LOCK}"
+    expected = (
+        f"warning: {place}: this file system knows no locks ({os.strerror(number)}); make sure that no other start"
+    )
+    assert capsys.readouterr().err.startswith(expected)
+
+
+def test_of_several_ranks_one_warns_that_files_cannot_be_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr(claims, "from_main", lambda flags: [True])
+    monkeypatch.setattr(claims, "wait_for_all", lambda: None)
+    for module in (claims, distributed):
+        monkeypatch.setattr(module, "is_main", lambda: False)
+    monkeypatch.setattr(fcntl, "lockf", failing_with(errno.ENOLCK))
+    claim(tmp_path, "name")
+    assert capsys.readouterr().err == ""
 
-    monkeypatch.setattr(fcntl, "lockf", no_locks)
-    claim(tmp_path / "new" / "run", "name")
-    warning = capsys.readouterr().err
-    assert f"warning: {tmp_path}/new/run/{LOCK}: this file system knows no locks (No locks available)" in warning
+
+def test_a_failing_disk_is_not_taken_for_one_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "lockf", failing_with(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error") as found:
+        claim(tmp_path, "name")
+    assert found.value.filename == f"{tmp_path}/{LOCK}"
+
+
+def failing_with(number: int) -> Callable[..., None]:
+    def lockf(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return lockf

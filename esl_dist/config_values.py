@@ -43,6 +43,8 @@ def problems_of_type(value: Values, kind: str) -> Iterator[tuple[str, str]]:
                 yield from ((f"[{number}]", problem) for _, problem in problems_of_type(member, single[5:-1]))
         else:
             yield "", f"expected {kind}, got {_as_written(value)}"
+    elif single.startswith("dict[") and not isinstance(value, dict | None):
+        yield "", f"expected names, and a value below each, got {_as_written(value)}"
     elif single in _FITS and (isinstance(value, dict | list) or not _FITS[single](value)):
         yield "", f"expected {EXPECTED.get(single, single)}{optional and ' or null'}, got {_as_written(value)}"
 

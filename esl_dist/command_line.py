@@ -108,7 +108,8 @@ def _as_setting(word: str, words: Sequence[str], schema: type) -> str:
     name = name if name in known else name.replace("-", "_")
     problem = f"{word!r} is not of the form key=value"
     if name not in known:
-        near = difflib.get_close_matches(word, ["--help", "--config"], 1)
+        problem = f"unrecognized arguments: {word}" if word.startswith("-") else problem
+        near = difflib.get_close_matches(word, ["--help", "--config"], 1, cutoff=0.7)
         return f"{problem}; {f'{near[0]} is near, and ' if near else ''}--help lists all settings"
     behind = [other for other in words[words.index(word) + 1 :] if other != "="]
     is_value = bool(behind) and not behind[0].startswith("--") and "=" not in behind[0]

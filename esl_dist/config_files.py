@@ -218,7 +218,9 @@ def _merge(base: Any, addition: Any, origin: str, origins: dict[str, str]) -> An
     except ConfigKeyError as error:
         raise UserError(f"{origin}: {_unknown_key(base, error)}") from error
     except (OmegaConfBaseException, TypeError) as error:
-        raise _unfit(error, kinds, origin) from error
+        key = str(getattr(error, "full_key", None) or "value")
+        expected = f"expected {kinds[key]}: " if key in kinds else ""
+        raise UserError(f"{origin}: {key}: {expected}{_first_line(error)}") from error
     origins.update({key: origin for key in kinds if _is_given(key.split("."), values)})
     return merged
 

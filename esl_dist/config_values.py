@@ -43,8 +43,9 @@ def problems_of_type(value: Values, kind: str) -> Iterator[tuple[str, str]]:
                 yield from ((f"[{number}]", problem) for _, problem in problems_of_type(member, single[5:-1]))
         else:
             yield "", f"expected {kind}, got {_as_written(value)}"
-    elif single.startswith("dict[") and not isinstance(value, dict | None):
-        yield "", f"expected names, and a value below each, got {_as_written(value)}"
+    elif single.startswith("dict["):
+        if not isinstance(value, dict):
+            yield "", f"expected {kind}, got {_as_written(value)}"
     elif single in _FITS and (isinstance(value, dict | list) or not _FITS[single](value)):
         yield "", f"expected {EXPECTED.get(single, single)}{optional and ' or null'}, got {_as_written(value)}"
 
@@ -142,9 +143,9 @@ def described_bounds(bounds: dict[str, Any]) -> str:
     if "choices" in bounds:
         return f"One of {', '.join(bounds['choices'])}."
     words = {"minimum": "at least", "above": "more than", "below": "less than", "maximum": "at most"}
-    parts = [f"{word} {_number(bounds[key])}" for key, word in words.items() if key in bounds]
+    parts = [f"{word} {_grouped(bounds[key])}" for key, word in words.items() if key in bounds]
     if "product" in bounds:
-        parts.append(f"{_number(bounds['product'])} pixels together")
+        parts.append(f"{_grouped(bounds['product'])} pixels together")
     sentence = ", ".join(parts)
     return f"{sentence[:1].upper()}{sentence[1:]}." if parts else ""
 
@@ -164,5 +165,9 @@ def shortened(text: str) -> str:
 
 
 def _number(value: float) -> str:
-    """Write a number so that it may be given like that."""
-    return f"{value}" if isinstance(value, int) else f"{value:g}"
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _grouped(value: float) -> str:
+    """Write a number so that it can be read, and be given like that."""
+    return f"{value:_}" if isinstance(value, int) else _number(value)

@@ -17,7 +17,7 @@ from esl_dist import config as settings
 from esl_dist.config_files import save_config
 from esl_dist.engine import snapshots
 from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG, SEGMENTATION, checkpoint_folder, checkpoint_folders
-from esl_dist.engine.snapshots import best_step, score_snapshots, snapshot_steps
+from esl_dist.engine.snapshots import best_step, first_snapshot, score_snapshots, snapshot_steps
 from esl_dist.errors import UserError
 from esl_dist.files import sha256_of_file
 from tests.builders import class_set
@@ -182,7 +182,7 @@ def test_a_snapshot_is_scored_again_where_something_that_goes_with_it_is_missing
     write_snapshot(run, 8)
     score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
     scorer = Scorer()
-    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer, lambda folder: folder.name.endswith("8"))
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer, lambda folder, known: folder.name.endswith("8"))
     assert scorer.steps == [4]
 
 
@@ -220,16 +220,61 @@ def test_what_is_scored_later_has_its_place_among_the_others(run: Path, tmp_path
     assert list(snapshots_in(tmp_path / "kept.json")) == ["4", "8"]
 
 
-def test_checkpoints_that_do_not_stay_and_unfinished_ones_are_passed_over(run: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_stay_are_scored_too_where_they_are_there_and_unfinished_ones_are_not(
+    run: Path, tmp_path: Path
+) -> None:
     begin(run)
-    for step in (2, 4, 6):
+    for step in (2, 4, 5, 6):
         write_snapshot(run, step)
     checkpoint_folder(run, 8).mkdir()
     (run / "checkpoints/step-00000012.partial").mkdir()
     (run / "checkpoints/step-00000012.partial" / MANIFEST).write_text("{}")
     scorer = Scorer()
     score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer)
-    assert scorer.steps == [4]
+    assert scorer.steps == [2, 4, 5, 6]
+
+
+def test_a_run_that_keeps_no_snapshot_but_the_last_has_all_its_checkpoints_scored(run: Path, tmp_path: Path) -> None:
+    save_config(configuration(steps=4, checkpoints={"every": 2, "keep_every": 0}), run / RUN_CONFIG)
+    for step in (2, 4):
+        write_snapshot(run, step)
+    assert list(score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())) == [2, 4]
+
+
+def test_scores_are_kept_before_they_are_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(run)
+    write_snapshot(run, 4)
+    told: list[tuple[str, bool]] = []
+    monkeypatch.setattr(snapshots, "say", lambda text: told.append((text, (tmp_path / "kept.json").is_file())))
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+    assert told == [("r, step 4: mIoU 4.0", True)]
+
+
+def test_the_first_snapshot_is_the_first_that_can_be_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(run)
+    with pytest.raises(UserError, match=r"snapshots/r: no checkpoint yet that can be scored"):
+        first_snapshot(run, 0)
+    for step in (6, 8, 12):
+        write_snapshot(run, step)
+    (checkpoint_folder(run, 6) / SEGMENTATION).write_bytes(b"")
+    assert first_snapshot(run, 0) == checkpoint_folder(run, 8)
+    assert capsys.readouterr().err == "", "it is told when its turn comes"
+
+
+def test_scores_of_an_older_version_count_as_those_of_the_target_in_float32(run: Path, tmp_path: Path) -> None:
+    begin(run)
+    write_snapshot(run, 4)
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+    scorer = Scorer()
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH | {"domain": "target", "precision": "no"}, 0, scorer)
+    assert scorer.steps == []
+    for change, told in (
+        ({"domain": "source"}, r'domain \("target" → "source"\)'),
+        ({"precision": "bf16"}, r'precision \("no" → "bf16"\)'),
+        ({"size": None}, r"size \(\[8, 6\] → null\)"),
+    ):
+        with pytest.raises(UserError, match=rf"holds scores made with another {told}; choose another output"):
+            score_snapshots(run, tmp_path / "kept.json", MADE_WITH | change, 0, scorer)
 
 
 def test_an_interruption_keeps_what_was_scored_before_it(run: Path, tmp_path: Path) -> None:
@@ -260,7 +305,7 @@ def test_scores_that_were_made_otherwise_are_refused_and_left_alone(run: Path, t
     before = (tmp_path / "kept.json").read_bytes()
     write_snapshot(run, 8)
     scorer = Scorer()
-    with pytest.raises(UserError, match=rf"kept\.json: holds scores made with another {key}; choose another output"):
+    with pytest.raises(UserError, match=rf"kept\.json: holds scores made with another {key}.*; choose another output"):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH | {key: "other"}, 0, scorer)
     assert scorer.steps == []
     assert (tmp_path / "kept.json").read_bytes() == before
@@ -290,8 +335,9 @@ def test_a_file_of_something_else_is_refused_and_left_alone(run: Path, tmp_path:
 
 def test_a_run_without_snapshots_says_what_to_do(run: Path, tmp_path: Path) -> None:
     begin(run)
-    write_snapshot(run, 2)
-    with pytest.raises(UserError, match=r"snapshots/r: no snapshot yet; wait for them with wait_minutes=…"):
+    with pytest.raises(
+        UserError, match=r"snapshots/r: no checkpoint yet that can be scored; wait for its snapshots wi"
+    ):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
     assert not (tmp_path / "kept.json").exists()
 
@@ -323,7 +369,8 @@ def test_a_run_and_its_snapshots_are_waited_for(
     thread.join(60)
     assert scorer.steps == list(scores) == [4, 8, 12]
     waited = [run, *(checkpoint_folder(run, step) for step in (4, 8, 12))]
-    assert capsys.readouterr().out == "".join(f"waiting for {path}\n" for path in waited), "each is named once"
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting for ")]
+    assert told == [f"waiting for {path}" for path in waited], "each is named once"
 
 
 def test_a_snapshot_that_does_not_come_in_time_is_named_and_the_scores_before_it_are_kept(

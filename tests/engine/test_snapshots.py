@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,50 +16,9 @@ from esl_dist.engine import snapshots
 from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG, SEGMENTATION, checkpoint_folder, checkpoint_folders
 from esl_dist.engine.snapshots import best_step, first_snapshot, score_snapshots, snapshot_steps
 from esl_dist.errors import UserError
-from esl_dist.files import sha256_of_file
 from tests.builders import class_set
 from tests.engine.runs import configuration, rewrite_as_version, save_state
-
-MADE_WITH = {"data": "abc", "size": [8, 6], "statistics_from": None}
-CHECKPOINTS = {"every": 2, "keep_every": 4, "keep_newest": 1}
-LONG = 5.0
-"""Minutes: more than any of these tests takes, so that what waits has to be woken."""
-
-
-def begin(run: Path, steps: int = 12) -> None:
-    """Write the settings of a run whose snapshots are 4, 8 and 12."""
-    save_config(configuration(steps=steps, checkpoints=CHECKPOINTS), run / RUN_CONFIG)
-
-
-def write_snapshot(run: Path, step: int, weight: float = 0.0) -> None:
-    """Leave a whole checkpoint of a network with one weight; those before and after it stay."""
-    elsewhere = run.parent / "elsewhere"
-    saved = save_state(elsewhere, step, {"x": torch.full((1,), step + weight)}, configuration(steps=12), class_set())
-    checkpoint_folder(run, step).parent.mkdir(parents=True, exist_ok=True)
-    saved.rename(checkpoint_folder(run, step))
-
-
-def weights_of(run: Path, step: int) -> str:
-    return sha256_of_file(checkpoint_folder(run, step) / SEGMENTATION)
-
-
-class Scorer:
-    """Gives a score to a snapshot, and remembers of which it was asked."""
-
-    def __init__(self, then: Callable[[int], None] = lambda step: None) -> None:
-        self.steps: list[int] = []
-        self.then = then
-
-    def __call__(self, folder: Path) -> dict[str, Any]:
-        assert (folder / MANIFEST).is_file()
-        step = int(folder.name.removeprefix("step-"))
-        self.steps.append(step)
-        self.then(step)
-        return {"miou": step / 100, "iou": {"road": None}}
-
-
-def snapshots_in(kept: Path) -> dict[str, Any]:
-    return json.loads(kept.read_text())["snapshots"]
+from tests.engine.snapshot_runs import LONG, MADE_WITH, Scorer, begin, snapshots_in, weights_of, write_snapshot
 
 
 @pytest.fixture
@@ -73,30 +29,6 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "POLL_SECONDS", 0.005)
-
-
-class Looks:
-    """Tells another thread whether what is looked for was missed, and when it was found."""
-
-    def __init__(self, plain: Callable[[list[bool]], list[bool]]) -> None:
-        self.plain, self.missed, self.found = plain, threading.Event(), threading.Event()
-
-    def __call__(self, flags: list[bool]) -> list[bool]:
-        if len(flags) == 1:
-            # No look for a file, but a question.
-            return self.plain(flags)
-        if flags[0]:
-            self.missed.clear()
-            self.found.set()
-        else:
-            self.missed.set()
-        return self.plain(flags)
-
-    def write_when_missed(self, write: Callable[[], None]) -> None:
-        assert self.missed.wait(60)
-        self.found.clear()
-        write()
-        assert self.found.wait(60)
 
 
 @given(
@@ -346,68 +278,6 @@ def test_a_folder_that_is_no_run_is_named(run: Path, tmp_path: Path) -> None:
     for wait_minutes in (0.0, 0.0005):
         with pytest.raises(UserError, match=r"snapshots/r: no run; expected a folder with config\.yaml"):
             score_snapshots(run, tmp_path / "kept.json", MADE_WITH, wait_minutes, Scorer())
-
-
-def test_a_run_and_its_snapshots_are_waited_for(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Another thread writes each of them only when it has been looked for in vain."""
-    kept = tmp_path / "kept.json"
-    kept.write_text(json.dumps({"made_with": MADE_WITH, "snapshots": {}}))
-    looks = Looks(snapshots.from_main)
-    monkeypatch.setattr(snapshots, "from_main", looks)
-
-    def training() -> None:
-        looks.write_when_missed(lambda: begin(run))
-        for step in (4, 8, 12):
-            looks.write_when_missed(lambda step=step: write_snapshot(run, step))
-
-    thread = threading.Thread(target=training)
-    thread.start()
-    scorer = Scorer()
-    scores = score_snapshots(run, kept, MADE_WITH, LONG, scorer)
-    thread.join(60)
-    assert scorer.steps == list(scores) == [4, 8, 12]
-    waited = [run, *(checkpoint_folder(run, step) for step in (4, 8, 12))]
-    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("waiting for ")]
-    assert told == [f"waiting for {path}" for path in waited], "each is named once"
-
-
-def test_a_snapshot_that_does_not_come_in_time_is_named_and_the_scores_before_it_are_kept(
-    run: Path, tmp_path: Path
-) -> None:
-    begin(run)
-    write_snapshot(run, 4)
-    with pytest.raises(
-        UserError,
-        match=r"step-00000008: not written within 0\.0005 minutes; is the training still running\? "
-        r"Scores of the snapshots before it are kept",
-    ):
-        score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0.0005, Scorer())
-    assert list(snapshots_in(tmp_path / "kept.json")) == ["4"]
-
-
-def test_every_snapshot_may_take_the_whole_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock starts anew for each: three that each take two of three minutes are waited for."""
-    begin(run)
-    now = [0.0]
-    due = {4: 120.0, 8: 240.0, 12: 360.0}
-
-    def minute_later(_: float) -> None:
-        now[0] += 60
-        for step, time in due.items():
-            if now[0] >= time and not checkpoint_folder(run, step).exists():
-                write_snapshot(run, step)
-
-    class Clock:
-        monotonic = staticmethod(lambda: now[0])
-        sleep = staticmethod(minute_later)
-
-    monkeypatch.setattr(snapshots, "time", Clock)
-    scorer = Scorer()
-    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 3, scorer)
-    assert scorer.steps == [4, 8, 12]
-    assert now[0] == 360
 
 
 def test_the_best_is_the_first_of_equals_and_one_without_a_score_counts_as_0() -> None:

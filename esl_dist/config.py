@@ -81,6 +81,11 @@ class Network:
         "Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published "
         "names or torchvision's; null: random ones.",
     )
+    start_without: str | None = setting(
+        None,
+        "What of `start` is left out: `heads`, the classifiers, for a network of other classes; null: nothing.",
+        choices=("heads",),
+    )
 
 
 @dataclass
@@ -241,6 +246,38 @@ class Train:
 
 
 @dataclass
+class Pictures(Shards):
+    """One packed data set split and the size at which a trained network sees it."""
+
+    size: list[int] | None = setting(
+        None,
+        "Width and height in pixels to which pictures are resized when read; null: those of the network's training "
+        "(its target.size, or source.size for pictures of its source), as packed where it had none or is not known.",
+        **A_SIZE,
+    )
+
+
+CLASS_SET_MEANING = (
+    "Class set of a file of weights that does not say its own; null: the first of the shards, or of `classes_from`, "
+    "with as many classes."
+)
+CLASSES_FROM_MEANING = (
+    "Data set's description (YAML) or folder of labelled shards that names the classes of such a file{more}; null: the "
+    "shards do."
+)
+AS_PACKED_MEANING = "Whether pictures are seen at the size at which they are packed, whatever that of the training."
+DOMAIN_MEANING = (
+    "Whose size of pictures and, where there are statistics per domain, whose batch-norm statistics the network takes: "
+    "`source` or `target`; null: the source's for shards of the run's source data set, else the target's."
+)
+PRECISION_MEANING = (
+    "Precision of forward passes: `no` (float32), `bf16`, or `fp16` on GPUs; null: what the launcher was asked for, "
+    "else that of the training where the device has it."
+)
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass
 class PseudoLabel:
     """launch/pseudo_label.py: label the target where the network may be trusted."""
 
@@ -249,10 +286,12 @@ class PseudoLabel:
         "Run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors, .pth) with "
         "the published names.",
     )
-    class_set: str | None = setting(
-        None, "Class set of a file of weights; null: the first of the shards with as many classes."
-    )
-    target: Shards = setting(Shards, "The pictures to label, and the size at which the network sees them.")
+    class_set: str | None = setting(None, CLASS_SET_MEANING)
+    classes_from: str | None = setting(None, CLASSES_FROM_MEANING.format(more=""))
+    target: Pictures = setting(Pictures, "The pictures to label, and the size at which the network sees them.")
+    as_packed: bool = setting(False, AS_PACKED_MEANING)
+    domain: str | None = setting(None, DOMAIN_MEANING, choices=("source", "target"))
+    precision: str | None = setting(None, PRECISION_MEANING, choices=PRECISIONS)
     output: str = setting(MISSING, "Folder for the pseudo-label shards.", folder=True)
     label_size: list[int] | None = setting(
         None, "Width and height of the pseudo-labels in pixels; null: that of the network's input.", **A_SIZE
@@ -279,8 +318,8 @@ class Evaluate:
 
     mode: str = setting(
         "single",
-        "`single`: one network; `ensemble`: the weighted sum of several networks' logits; `best`: every snapshot of a "
-        "run, those that are scored already excepted.",
+        "`single`: one network; `ensemble`: the weighted sum of several networks' logits; `best`: every checkpoint of "
+        "a run, those that are scored already excepted.",
         choices=("single", "ensemble", "best"),
     )
     checkpoint: str | None = setting(
@@ -295,10 +334,16 @@ class Evaluate:
         minimum=0,
         maximum=LARGEST_FACTOR,
     )
-    class_set: str | None = setting(
-        None, "Class set of a file of weights; null: the first of the shards with as many classes."
+    class_set: str | None = setting(None, CLASS_SET_MEANING)
+    classes_from: str | None = setting(
+        None, CLASSES_FROM_MEANING.format(more=", and the colours and raw ids of `predictions`")
     )
-    data: Shards = setting(Shards, "The labelled pictures; scored at their labels' own size.")
+    data: Pictures = setting(
+        Pictures, "The labelled pictures, scored at their labels' own size; for predictions alone, unlabelled ones."
+    )
+    as_packed: bool = setting(False, AS_PACKED_MEANING)
+    domain: str | None = setting(None, DOMAIN_MEANING, choices=("source", "target"))
+    precision: str | None = setting(None, PRECISION_MEANING, choices=PRECISIONS)
     output: str | None = setting(
         None,
         "JSON file for the scores; null: none, but for `best`, whose scores are kept in <run>/scores/<data "
@@ -311,7 +356,16 @@ class Evaluate:
         folder=True,
     )
     predictions: str | None = setting(
-        None, "Folder for the predictions as PNG files in the colours of the classes; null: none.", folder=True
+        None,
+        "Folder for the predictions as PNG files, <key>.png, at the size of the label or, without labels, of the "
+        "picture; null: none.",
+        folder=True,
+    )
+    prediction_format: str = setting(
+        "colors",
+        "What predictions hold: `colors` of the classes, `train_ids`, or `raw_ids`: of each class the first that its "
+        "data set lists, 8 bits or, where an id needs them, 16.",
+        choices=("colors", "train_ids", "raw_ids"),
     )
     wait_minutes: float = setting(
         0.0,

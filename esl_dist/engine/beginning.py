@@ -14,15 +14,18 @@ from torch.optim import Optimizer
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method
 from esl_dist.config_files import differing_keys, load_config
-from esl_dist.data.labels import ClassSet
-from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, build_network, find_checkpoint
+from esl_dist.data.labels import ClassSet, class_names
+from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, TensorState, build_network, find_checkpoint
 from esl_dist.engine.distributed import is_main, say, sum_over_ranks, world_size
 from esl_dist.engine.optimisation import build_optimizers
+from esl_dist.engine.provenance import provenance_of_file
 from esl_dist.engine.step import Networks
 from esl_dist.engine.training_data import TrainingData
 from esl_dist.errors import UserError
+from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
-from esl_dist.models.weights import initialise, load_weights, read_weights
+from esl_dist.models.weight_files import read_weights, refuse_tensors
+from esl_dist.models.weights import initialise, load_weights
 
 MAY_CHANGE = frozenset(
     {
@@ -100,6 +103,10 @@ def check_training(config: settings.Train) -> Method:
             "network.batch_norm=per_domain needs passes over the target, and source_only without pseudo-labels has "
             "none; choose network.batch_norm=shared"
         )
+    if config.network.start_without is not None and config.network.start is None:
+        raise UserError(
+            f"network.start_without={config.network.start_without} needs weights to start from: network.start=…"
+        )
     return method
 
 
@@ -123,7 +130,7 @@ def build_state(
     segmentation = build_network(config.network, classes)
     initialise(segmentation)
     if with_start and config.network.start is not None:
-        _start_from(segmentation, config.network.start)
+        _start_from(segmentation, config.network, classes)
     levels = segmentation.levels if method.discriminator_loss is not None else ()
     discriminators = nn.ModuleDict(
         {level: build_discriminator(len(classes), config.method.discriminator_channels) for level in levels}
@@ -132,16 +139,36 @@ def build_state(
     return State(networks, build_optimizers(networks.segmentation, networks.discriminators, config.optimizer))
 
 
-def _start_from(network: nn.Module, start: str) -> None:
-    path = Path(start)
-    weights = find_checkpoint(path)[1].segmentation if path.is_dir() else read_weights(path)
-    report = load_weights(network, weights, start)  # type: ignore[arg-type]
+def _start_from(network: DeepLab, options: settings.Network, classes: ClassSet) -> None:
+    start, without_heads = str(options.start), options.start_without == "heads"
+    weights, known = _weights_to_start_from(Path(start))
+    if known is not None and not without_heads and class_names(known) != class_names(classes):
+        raise UserError(
+            f"{start}: its classes are {', '.join(class_names(known))}, this run's {', '.join(class_names(classes))}; "
+            "take all but its classifiers with network.start_without=heads, or choose its class_set"
+        )
+    report = load_weights(network, weights, start, without_heads)
     if report.missing:
         say(f"{start}: {len(report.missing)} tensors keep their initial values: {_by_module(report.missing)}")
+    if report.left_out:
+        say(f"{start}: {len(report.left_out)} tensors are left out as asked: {_by_module(report.left_out)}")
     if report.left_over:
         say(f"{start}: {len(report.left_over)} tensors find no place: {_by_module(report.left_over)}")
     if report.converted:
         say(f"{start}: torchvision's first convolution was turned to the published input (BGR, grey levels)")
+
+
+def _weights_to_start_from(path: Path) -> tuple[TensorState, ClassSet | None]:
+    """Return a network's weights, and its classes if they are known."""
+    if path.is_dir():
+        folder, checkpoint = find_checkpoint(path)
+        refuse_tensors(checkpoint.segmentation, str(folder))
+        return checkpoint.segmentation, checkpoint.classes
+    file = read_weights(path)
+    if file.wrapper is not None:
+        say(f"{path}: takes what it holds under {file.wrapper!r}")
+    known = provenance_of_file(path, file)
+    return file.tensors, None if known is None else known.classes
 
 
 def _by_module(names: list[str]) -> str:

@@ -4,8 +4,8 @@
         segmentation.safetensors     the network under its published names (with per-domain statistics: + source_*)
         discriminators.safetensors   "<level>.<name>", if the method has discriminators
         training.pt                  optimisers, loss scaler, counts, precision: tensors and plain values, no code
-        manifest.json                step, configuration, classes, shards' fingerprints, SHA-256 of each file and of
-                                     the rest of itself
+        manifest.json                step, configuration, classes, shards' fingerprints, data sets' names, SHA-256 of
+                                     each file and of the rest of itself
 
 The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
 `data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written
@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Checkpoint:
         segmentation: state of the segmentation network.
         discriminators: state of the discriminators, empty if there are none.
         training: states of optimisers and loss scaler, counts of corrupt samples, precision, journal.
+        data_sets: names of the data sets of `source` and `target`; empty in checkpoints of older versions.
     """
 
     step: int
@@ -71,6 +72,7 @@ class Checkpoint:
     segmentation: TensorState
     discriminators: TensorState
     training: dict[str, Any]
+    data_sets: dict[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
@@ -117,6 +119,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "class_set": checkpoint.class_set,
         "classes": class_set_to(checkpoint.classes),
         "shards": checkpoint.shards,
+        "data_sets": checkpoint.data_sets,
         "files": files,
     }
     write_json(partial / MANIFEST, {**manifest, "sha256": _digest(manifest)})
@@ -141,6 +144,7 @@ def _load(folder: Path, manifest: Manifest) -> Checkpoint:
         segmentation=load_file(folder / SEGMENTATION),
         discriminators=load_file(folder / DISCRIMINATORS),
         training=torch.load(folder / TRAINING, map_location="cpu", weights_only=True),
+        data_sets=dict(manifest.get("data_sets", {})),
     )
 
 

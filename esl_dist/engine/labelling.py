@@ -60,6 +60,7 @@ from esl_dist.data.shards import (
 )
 from esl_dist.data.workers import Workers
 from esl_dist.engine.claims import claim
+from esl_dist.engine.conditions import Conditions, changed_keys, told_changes
 from esl_dist.engine.distributed import (
     from_main,
     is_main,
@@ -69,13 +70,12 @@ from esl_dist.engine.distributed import (
     wait_for_all,
     world_size,
 )
-from esl_dist.engine.evaluator import confusion_matrix
-from esl_dist.engine.scratch import SCRATCH, changed_settings, open_scratch
+from esl_dist.engine.evaluator import Member, confusion_matrix, scores_of_member
+from esl_dist.engine.scratch import SCRATCH, open_scratch
 from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
-from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.weights import digest_of_weights
+from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.reporting.progress import progress, silent
 from esl_dist.reporting.scores import pixel_accuracy
 
@@ -87,7 +87,11 @@ Item = TypeVar("Item")
 
 
 def write_pseudo_labels(
-    trained: TrainedNetwork, target: Samples, config: settings.PseudoLabel, device: torch.device
+    trained: TrainedNetwork,
+    target: Samples,
+    config: settings.PseudoLabel,
+    device: torch.device,
+    how: Conditions | None = None,
 ) -> dict[str, Any]:
     """Label the target and return the summary, which is also written; a finished job is not done again.
 
@@ -96,6 +100,7 @@ def write_pseudo_labels(
         target: the pictures at the network's size; with labels if `config.compare_with_labels`.
         config: the job's settings.
         device: where to compute.
+        how: the conditions under which the network predicts; None: those of the target, in float32.
 
     Raises:
         UserError: the output folder holds pseudo-labels made otherwise or is being filled by another start, or a label
@@ -103,7 +108,8 @@ def write_pseudo_labels(
     """
     _refuse_other_frame(target, config)
     output = Path(config.output)
-    made_with = _made_with(trained, target, config)
+    how = how or Conditions("target", target.size, "no")
+    made_with = _made_with(trained, target, config, how)
     if not _is_finished(output):
         claim(output, "output")
     # Asked again: another start may have finished just before the claim.
@@ -113,7 +119,7 @@ def write_pseudo_labels(
     trust = TRUST[config.score]
     classes = len(trained.classes)
 
-    _predict(trained.network, target, config, trust, scratch, device)
+    _predict(Member(trained.network, 1.0, how.domain, how.precision), target, config, scratch, device)
     wait_for_all()
     histograms = torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.int64)
     for piece in _own(_pieces(target.images)):
@@ -134,7 +140,9 @@ def write_pseudo_labels(
     return summary
 
 
-def _made_with(trained: TrainedNetwork, target: Samples, config: settings.PseudoLabel) -> dict[str, Any]:
+def _made_with(
+    trained: TrainedNetwork, target: Samples, config: settings.PseudoLabel, how: Conditions
+) -> dict[str, Any]:
     return {
         "run": trained.name,
         "step": trained.step,
@@ -142,11 +150,13 @@ def _made_with(trained: TrainedNetwork, target: Samples, config: settings.Pseudo
         "classes": class_names(trained.classes),
         "weights": digest_of_weights(trained.network.state_dict()),
         "target": target.images.fingerprint(),
-        "size": config.target.size,
+        "size": None if target.size is None else list(target.size),
         "label_size": config.label_size,
         "score": config.score,
         "bound": _bound(config),
         "compare_with_labels": config.compare_with_labels,
+        "domain": how.domain,
+        "precision": how.precision,
     }
 
 
@@ -159,10 +169,12 @@ def _is_finished(output: Path) -> bool:
 
 
 def _summary_of(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
-    changed = changed_settings(read_index(output).made_with, made_with)
+    made_before = read_index(output).made_with
+    changed = changed_keys(made_before, made_with)
     if changed:
         raise UserError(
-            f"{output}: holds pseudo-labels made with another {', '.join(changed)}; choose another output or delete it"
+            f"{output}: holds pseudo-labels made with another {told_changes(changed, made_before, made_with)}; choose "
+            "another output or delete it"
         )
     summary: dict[str, Any] = read_json(output / SUMMARY)
     wait_for_all()
@@ -221,7 +233,7 @@ def _read_entry(scratch: Path, name: str) -> ShardEntry:
 
 @torch.inference_mode()
 def _predict(
-    network: DeepLab, target: Samples, config: settings.PseudoLabel, trust: Trust, scratch: Path, device: torch.device
+    member: Member, target: Samples, config: settings.PseudoLabel, scratch: Path, device: torch.device
 ) -> None:
     """Predict this rank's share of the pieces that are not there yet."""
     pieces = _pieces(target.images)
@@ -233,7 +245,7 @@ def _predict(
 
     def predict() -> Iterator[Members]:
         for batch in (progress if is_main() else silent)(pictures, len(positions), "predicting"):
-            prediction = _prediction(network, batch, config, trust, device, target.images.index.keep_aspect_ratio)
+            prediction = _prediction(member, batch, target, config, device)
             note_work()
             yield prediction
 
@@ -245,18 +257,14 @@ def _predict(
 
 
 def _prediction(
-    network: DeepLab,
-    batch: Batch,
-    config: settings.PseudoLabel,
-    trust: Trust,
-    device: torch.device,
-    keep_aspect_ratio: bool,
+    member: Member, batch: Batch, target: Samples, config: settings.PseudoLabel, device: torch.device
 ) -> Members:
     """Predict one picture: its labels and the levels of their scores, without padding, as PNG files."""
     images = batch["images"].to(device)
     width, height = as_size(config.label_size) or (images.shape[3], images.shape[2])
-    labels, levels = label_and_score(network(images)["main"].float(), (height, width), trust)
-    if keep_aspect_ratio:
+    logits = scores_of_member(member, images, target.images.where(int(batch["positions"][0])))
+    labels, levels = label_and_score(logits, (height, width), TRUST[config.score])
+    if target.images.index.keep_aspect_ratio:
         own_width, own_height = batch["own_sizes"][0].tolist()
         width, height = fitted_size((own_width, own_height), (width, height))
     return {
@@ -283,19 +291,19 @@ def _read_piece(scratch: Path, piece: Piece) -> Iterator[tuple[str, Tensor, Tens
 
 def _refuse_other_frame(target: Samples, config: settings.PseudoLabel) -> None:
     """Make sure that labels of padded pictures are padded alike."""
-    size, label_size = as_size(config.target.size), as_size(config.label_size)
+    size, label_size = target.size, as_size(config.label_size)
     if not target.images.index.keep_aspect_ratio or label_size is None:
         return
     if size is None or not same_aspect_ratio(size, label_size):
         raise UserError(
             f"label_size={config.label_size} is impossible: {target.images.index.dataset} keeps the aspect ratio of "
-            f"its pictures, so it needs a target.size of the same aspect ratio, not {config.target.size}"
+            f"its pictures, so it needs a target.size of the same aspect ratio, not {size and list(size)}"
         )
 
 
 def _frame(target: Samples, config: settings.PseudoLabel) -> Size | None:
     """Return the size of all pseudo-labels; None where each has that of its picture."""
-    return as_size(config.label_size) or as_size(config.target.size) or target.images.index.image_size
+    return as_size(config.label_size) or target.size or target.images.index.image_size
 
 
 def _write_labels(

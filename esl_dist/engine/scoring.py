@@ -1,27 +1,28 @@
-"""From trained networks and labelled shards to scores, coloured predictions and TensorBoard."""
+"""From trained networks and shards to scores, predictions and curves in TensorBoard."""
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from torch import Tensor
 
 from esl_dist import config as settings
-from esl_dist.data.images import as_size, decode_image, encode_png
-from esl_dist.data.labels import class_names
+from esl_dist.data.class_sets import read_class_sets, same_classes
+from esl_dist.data.images import decode_image
+from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.loading import Batch, Samples, label_source, refuse_mixed_sizes
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
-from esl_dist.engine.distributed import refuse_disagreement, wait_for_all
+from esl_dist.engine.conditions import Conditions
+from esl_dist.engine.distributed import is_main, refuse_disagreement, wait_for_all, warn
 from esl_dist.engine.evaluator import Member, estimate_statistics, evaluate
+from esl_dist.engine.predictions import picture_name, raw_id_table, write_prediction
 from esl_dist.engine.sizes import refuse_single_value
 from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
-from esl_dist.files import whole_file
-from esl_dist.reporting.pictures import Picture, class_colors
 from esl_dist.reporting.scores import scores_of
 from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_scalars
 
@@ -32,77 +33,114 @@ LONGEST_NAME = 100
 """Characters of the name of an ensemble's folder in TensorBoard, which lists its networks."""
 
 
+def is_labelled(shards: ShardReader) -> bool:
+    """Say whether pictures can be scored; without labels there is no class set."""
+    return bool(shards.index.class_sets)
+
+
 def score_networks(
     networks: Sequence[TrainedNetwork],
     weights: Sequence[float],
+    conditions: Sequence[Conditions],
     shards: ShardReader,
     config: settings.Evaluate,
-    predictions: Path | None,
     device: torch.device,
 ) -> dict[str, Any]:
     """Score an ensemble, or a single network as one; returns `scores_of` its confusion matrix.
 
+    Predictions go to `config.predictions`, <key>.png at the size of the label or else the picture.
+
     Args:
         networks: on `device`.
         weights: factor on each network's logits.
-        shards: the labelled pictures.
+        conditions: under which each network predicts.
+        shards: the pictures; without labels there are predictions and no scores.
         config: how to read and score them.
-        predictions: folder for coloured predictions, <key>.png at the size of the label; None: none are written.
         device: where to compute.
 
     Raises:
-        UserError: networks of different classes, or shards that do not fit them.
+        UserError: networks of different classes or at different sizes, or shards that do not fit them.
     """
-    first = networks[0]
-    for other in networks[1:]:
+    first, size = networks[0], conditions[0].size
+    for other, how in zip(networks, conditions, strict=True):
         if class_names(other.classes) != class_names(first.classes):
             raise UserError(f"{other.name} and {first.name} have different classes; an ensemble needs the same")
-    size = as_size(config.data.size)
-    workers = Workers(config.workers, config.timeout_minutes)
-    samples = Samples(shards, size, label_source(shards, first.class_set, first.classes))
+        if how.size != size:
+            raise UserError(
+                f"{other.name} and {first.name} were trained at different sizes; an ensemble sees pictures at one: "
+                "give it as data.size=[width,height]"
+            )
+    labels = label_source(shards, first.class_set, first.classes) if is_labelled(shards) else None
+    samples = Samples(shards, size, labels)
     if config.statistics_from is not None:
-        pictures = Samples(open_shards(config.statistics_from), size)
-        refuse_disagreement(pictures.images.fingerprint(), "statistics_from")
-        refuse_mixed_sizes(pictures.images, size, "data.size")
-        for one in networks:
-            if (packed := size or pictures.images.index.image_size) is not None:
-                together = min(one.batch_size, len(pictures))
-                refuse_single_value(packed, together, "statistics_from", "larger pictures as data.size=[width,height]")
-            estimate_statistics(one.network, pictures, workers, device, one.batch_size)
+        _estimate(networks, conditions, config, device)
+        conditions = [Conditions("target", size, one.precision) for one in conditions]
+    written = written_classes(first, shards, config)
+    predictions = None if config.predictions is None else Path(config.predictions)
 
-    def paint(batch: Batch, prediction: Tensor) -> None:
+    def write(batch: Batch, prediction: Tensor) -> None:
         assert predictions is not None
-        assert batch["label_sizes"] is not None
         file = predictions / picture_name(shards, int(batch["positions"][0]))
-        width, height = batch["label_sizes"][0].tolist()
-        _write_picture(file, class_colors(prediction[:height, :width], first.classes))
+        write_prediction(file, prediction, written, config.prediction_format)
 
-    ensemble = [Member(one.network, weight) for one, weight in zip(networks, weights, strict=True)]
-    confusion = evaluate(ensemble, samples, len(first.classes), workers, device, None if predictions is None else paint)
+    ensemble = [
+        Member(one.network, weight, how.domain, how.precision)
+        for one, weight, how in zip(networks, weights, conditions, strict=True)
+    ]
+    confusion = evaluate(
+        ensemble,
+        samples,
+        len(first.classes),
+        Workers(config.workers, config.timeout_minutes),
+        device,
+        None if predictions is None else write,
+    )
     wait_for_all()
     return scores_of(confusion, class_names(first.classes))
 
 
-def picture_name(shards: ShardReader, position: int) -> str:
-    """Return the file name of a sample's coloured prediction, which may hold folders.
+def _estimate(
+    networks: Sequence[TrainedNetwork],
+    conditions: Sequence[Conditions],
+    config: settings.Evaluate,
+    device: torch.device,
+) -> None:
+    """Estimate the target's statistics of all networks anew; they are shared by all, or kept in the target's place."""
+    assert config.statistics_from is not None
+    size = conditions[0].size
+    pictures = Samples(open_shards(config.statistics_from), size)
+    refuse_disagreement(pictures.images.fingerprint(), "statistics_from")
+    refuse_mixed_sizes(pictures.images, size, "data.size")
+    workers = Workers(config.workers, config.timeout_minutes)
+    for one, how in zip(networks, conditions, strict=True):
+        if (seen := size or pictures.images.index.image_size) is not None:
+            together = min(one.batch_size, len(pictures))
+            refuse_single_value(seen, together, "statistics_from", "larger pictures as data.size=[width,height]")
+        estimate_statistics(one.network, pictures, workers, device, one.batch_size, how.precision)
+
+
+def written_classes(trained: TrainedNetwork, shards: ShardReader, config: settings.Evaluate) -> ClassSet:
+    """Return the classes with the colours and raw ids that predictions are written in.
+
+    They are those of `config.classes_from`, of the shards where these have labels, or else the network's.
 
     Raises:
-        UserError: the sample's key leads out of a folder.
+        UserError: `config.classes_from` names other classes, or raw ids are asked for that there are not.
     """
-    key = shards.key(position)
-    if Path(key).is_absolute() or ".." in Path(key).parts:
-        raise UserError(f"{shards.where(position)}: its key leads out of a folder; it is not to be trusted")
-    return f"{key}.png"
-
-
-def are_painted(shards: ShardReader, predictions: Path) -> bool:
-    """Say whether the coloured predictions of all samples are in a folder; a kill may have left some of them."""
-    return all((predictions / picture_name(shards, position)).is_file() for position in range(len(shards)))
-
-
-def _write_picture(file: Path, picture: Picture) -> None:
-    with whole_file(file) as opened:
-        opened.write(encode_png(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)))  # type: ignore[arg-type]
+    classes = trained.classes
+    if config.classes_from is not None:
+        known = same_classes(trained.class_set, classes, read_class_sets(Path(config.classes_from)))
+        if known is None:
+            raise UserError(
+                f"classes_from={config.classes_from}: has no class set {trained.class_set!r} of the network's classes "
+                f"{', '.join(class_names(classes))}"
+            )
+        classes = known
+    else:
+        classes = same_classes(trained.class_set, classes, shards.index.class_sets) or classes
+    if config.predictions is not None and config.prediction_format == "raw_ids":
+        raw_id_table(classes)
+    return classes
 
 
 def write_score_curves(
@@ -111,8 +149,10 @@ def write_score_curves(
     shards: ShardReader,
     experiments: Path,
     predictions: Path | None,
-) -> None:
-    """Write scores, and the first coloured predictions, to TensorBoard; on the main rank.
+) -> Path | None:
+    """Write scores, and the first coloured predictions, to TensorBoard; on the main rank. Returns the curves' folder.
+
+    Curves that cannot be written cost a warning, and None is returned: the scores are printed, and written elsewhere.
 
     Args:
         networks: one, or an ensemble.
@@ -121,12 +161,23 @@ def write_score_curves(
         experiments: in its logs/ are the curves of what does not lie in a run's folder.
         predictions: folder of coloured predictions; None: there are none.
     """
-    data, step = f"{shards.index.dataset}_{shards.index.split}", networks[0].step or 0
     name = "+".join(one.name for one in networks)[:LONGEST_NAME]
     logs = (networks[0].logs if len(networks) == 1 else None) or experiments / "logs" / name
+    try:
+        _write_curves(logs / "scores", networks[0].step or 0, scores, shards, predictions)
+    except OSError as error:
+        warn(f"{logs}: curves cannot be written ({error.strerror}); the scores are not lost by that")
+        return None
+    return logs
+
+
+def _write_curves(
+    folder: Path, step: int, scores: dict[str, Any], shards: ShardReader, predictions: Path | None
+) -> None:
+    data = f"{shards.index.dataset}_{shards.index.split}"
     means = {"miou": scores["miou"], **{f"miou_{count}": value for count, value in scores["miou_over"].items()}}
     # In a folder of its own: what an interrupted training wrote is hidden when it goes on, scores are not.
-    with closing(open_writer(logs / "scores", None)) as writer:
+    with closing(open_writer(folder, None)) as writer:
         for group, values in (("score", means), ("iou", scores["iou"])):
             known = {name: value for name, value in values.items() if value is not None}
             write_scalars(writer, f"{group}/{data}", known, step)
@@ -134,3 +185,19 @@ def write_score_curves(
             files = [picture_name(shards, position) for position in range(min(len(shards), SHOWN_PREDICTIONS))]
             pictures = {file: decode_image((predictions / file).read_bytes())[:, :, ::-1] for file in files}
             write_pictures(writer, f"prediction/{data}", pictures, step)
+
+
+def refuse_unwritable(folder: Path, what: str, setting: str) -> None:
+    """Make sure, before anything is computed for it, that files can be written into a folder; on the main rank.
+
+    Raises:
+        UserError: they cannot; the message begins with `what` and names the setting that would change the folder.
+    """
+    if is_main() and not is_writable(folder):
+        raise UserError(f"{what}: nothing can be written into {folder.absolute()}; choose another place as {setting}=…")
+
+
+def is_writable(folder: Path) -> bool:
+    """Say whether files can be written into a folder, which need not be there yet."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from esl_dist.engine.conditions import changed_keys, told_changes
 from esl_dist.engine.distributed import is_main, say, wait_for_all
 from esl_dist.files import read_json, write_json
 
@@ -14,11 +15,6 @@ SCRATCH = ".scratch"
 JOB = "job.json"
 NOT_FOR_PREDICTIONS = {"bound", "compare_with_labels"}
 """Keys of what a job is made with that its predictions do not depend on."""
-
-
-def changed_settings(made_before: dict[str, Any], made_with: dict[str, Any]) -> list[str]:
-    """Return the keys that only one of them has, or another value."""
-    return [key for key in made_with | made_before if made_before.get(key) != made_with.get(key)]
 
 
 def open_scratch(output: Path, made_with: dict[str, Any]) -> Path:
@@ -39,11 +35,12 @@ def open_scratch(output: Path, made_with: dict[str, Any]) -> Path:
 def _clear_scratch(scratch: Path, made_with: dict[str, Any]) -> None:
     job = scratch / JOB
     made_before = read_json(job) if job.is_file() else None
-    changed = changed_settings(made_before if isinstance(made_before, dict) else {}, made_with)
+    changed = changed_keys(made_before, made_with) if isinstance(made_before, dict) else list(made_with)
     if isinstance(made_before, dict) and changed:
         pieces = len(list(scratch.glob("piece-*.tar.json")))
         fate = "stay" if set(changed) <= NOT_FOR_PREDICTIONS else "are made anew"
-        say(f"{scratch.parent}: begun with another {', '.join(changed)}; its {pieces} finished pieces {fate}")
+        others = told_changes(changed, made_before, made_with)
+        say(f"{scratch.parent}: begun with another {others}; its {pieces} finished pieces {fate}")
     if set(changed) <= NOT_FOR_PREDICTIONS:
         for entry in scratch.glob("*.tar.json") if "bound" in changed else []:
             if not entry.name.startswith("piece-"):

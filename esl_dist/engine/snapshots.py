@@ -1,14 +1,16 @@
-"""Every snapshot of a run in turn: which there will be, waiting for them, and scores that are kept.
+"""Every checkpoint of a run in turn: which there are and will be, waiting for them, and scores that are kept.
 
 A snapshot is a checkpoint that stays: every multiple of `checkpoints.keep_every` at which one is written, and the last.
-Their scores lie in one JSON file, written anew after each, with the checksum of the weights they are of; a second run
-only does what is new.
+Those are waited for; the others are scored, too, where they are there at the start. Scores lie in one JSON file,
+written anew after each, with the checksum of the weights they are of; a second run only does what is new.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from esl_dist import config as settings
 from esl_dist.config_files import load_config
@@ -22,9 +24,11 @@ from esl_dist.engine.checkpoints import (
     read_manifest,
     step_of,
 )
-from esl_dist.engine.distributed import from_main, is_main, say, warn
+from esl_dist.engine.conditions import changed_keys, told_changes
+from esl_dist.engine.distributed import from_main, is_main, say, sum_over_ranks, warn
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
+from esl_dist.reporting.scores import percent
 
 POLL_SECONDS = 2.0
 
@@ -38,15 +42,47 @@ def snapshot_steps(config: settings.Train) -> list[int]:
     return [step for step in kept if options.keep_every and step % options.keep_every == 0] + [config.steps]
 
 
+def steps_to_score(run: Path, wait_minutes: float) -> list[int]:
+    """Return, alike on every rank, the steps of a run's snapshots and of all checkpoints that are there, ascending.
+
+    Raises:
+        UserError: no such run, also after `wait_minutes`.
+    """
+    if not _appears(run / RUN_CONFIG, wait_minutes):
+        raise UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
+    there = [step_of(folder) for folder in checkpoint_folders(run)]
+    # A training that goes on may remove some of them between the looks of two ranks.
+    number = int(sum_over_ranks(torch.tensor(len(there) if is_main() else 0)))
+    found = sum_over_ranks(torch.tensor(there if is_main() else [0] * number, dtype=torch.int64)).tolist()
+    return sorted({*snapshot_steps(load_config(settings.Train, run / RUN_CONFIG)), *found})
+
+
+def first_snapshot(run: Path, wait_minutes: float) -> Path:
+    """Return the folder of the first checkpoint of a run that can be used, and wait for it if need be.
+
+    Raises:
+        UserError: no such run, or none of its checkpoints is there or can be used.
+    """
+    for step in steps_to_score(run, wait_minutes):
+        folder = checkpoint_folder(run, step)
+        if _weights_of(folder, wait_minutes, lambda text: None) is not None:
+            return folder
+    raise _no_snapshot(run)
+
+
+def _no_snapshot(run: Path) -> UserError:
+    return UserError(f"{run}: no checkpoint yet that can be scored; wait for its snapshots with wait_minutes=…")
+
+
 def score_snapshots(
     run: Path,
     kept: Path,
     made_with: dict[str, Any],
     wait_minutes: float,
     score: Callable[[Path], Scores],
-    is_done: Callable[[Path], bool] = lambda folder: True,
+    is_done: Callable[[Path, Scores], bool] = lambda folder, known: True,
 ) -> dict[int, Scores]:
-    """Score the run's snapshots that are not scored yet; returns the scores of those that are there, by step.
+    """Score the run's checkpoints that are not scored yet; returns the scores of those that are there, by step.
 
     Args:
         run: the run's folder.
@@ -54,29 +90,31 @@ def score_snapshots(
         made_with: what else the scores depend on; a file made with something else is refused.
         wait_minutes: how long to wait for each snapshot that is yet to come; 0: take what there is.
         score: checkpoint folder → scores; called on every rank.
-        is_done: says of a checkpoint folder that has scores whether all that goes with them is there, too.
+        is_done: says of a checkpoint folder and the scores it has whether all that goes with them is there, too.
 
     Raises:
         UserError: no such run, no snapshot at all, one that does not come in time, or a file of other scores.
     """
-    if not _appears(run / RUN_CONFIG, wait_minutes):
-        raise UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
+    steps = steps_to_score(run, wait_minutes)
+    name = load_config(settings.Train, run / RUN_CONFIG).name
     before = _read(kept, made_with)
     scores: dict[int, Scores] = {}
-    for step in snapshot_steps(load_config(settings.Train, run / RUN_CONFIG)):
+    for step in steps:
         folder = checkpoint_folder(run, step)
-        weights = _weights_of(folder, wait_minutes)
+        weights = _weights_of(folder, wait_minutes, warn)
         if weights is None:
             continue
         known = before.get(step)
-        if known is not None and from_main([known["weights"] == weights and is_done(folder)])[0]:
+        if known is not None and from_main([known["weights"] == weights and is_done(folder, known)])[0]:
             scores[step] = known
             continue
         scores[step] = {**score(folder), "weights": weights}
         if is_main():
             _write(kept, made_with, {**before, **scores})
+        # After it is written: who reads may be gone.
+        say(f"{name}, step {step}: mIoU {percent(scores[step]['miou'])}")
     if not scores:
-        raise UserError(f"{run}: no snapshot yet; wait for them with wait_minutes=…, or score one with mode=single")
+        raise _no_snapshot(run)
     if is_main() and scores != before:
         _write(kept, made_with, scores)
     return scores
@@ -87,8 +125,8 @@ def best_step(scores: Mapping[int, Scores]) -> int:
     return max(sorted(scores), key=lambda step: scores[step]["miou"] or 0.0)
 
 
-def _weights_of(folder: Path, wait_minutes: float) -> str | None:
-    """Return the checksum of a snapshot's weights; None, with a warning, if it is not there and cannot be used.
+def _weights_of(folder: Path, wait_minutes: float, tell: Callable[[str], None]) -> str | None:
+    """Return the checksum of a snapshot's weights; None, and why is told, if it is not there or cannot be used.
 
     Raises:
         UserError: a snapshot that is yet to come did not come in time, or is of another version of the program.
@@ -102,12 +140,12 @@ def _weights_of(folder: Path, wait_minutes: float) -> str | None:
                 f"{folder}: not written within {wait_minutes:g} minutes; is the training still running? Scores of the "
                 "snapshots before it are kept"
             )
-        warn(f"{folder}: not there" + ("" if can_come else ", and the run is past it: removed or never kept"))
+        tell(f"{folder}: not there" + ("" if can_come else ", and the run is past it: removed or never kept"))
         return None
     try:
         return str(read_manifest(folder)["files"][SEGMENTATION]["sha256"])
     except BrokenCheckpointError as error:
-        warn(f"passing over a broken checkpoint: {error}")
+        tell(f"passing over a broken checkpoint: {error}")
         return None
 
 
@@ -137,9 +175,12 @@ def _read(kept: Path, made_with: dict[str, Any]) -> dict[int, Scores]:
         whole = False
     if not whole:
         raise UserError(f"{kept}: not a file of a run's scores; choose another output or delete it")
-    changed = [key for key, value in made_with.items() if made_before.get(key) != value]
+    changed = [key for key in changed_keys(made_before, made_with) if key in made_with]
     if changed:
-        raise UserError(f"{kept}: holds scores made with another {', '.join(changed)}; choose another output")
+        raise UserError(
+            f"{kept}: holds scores made with another {told_changes(changed, made_before, made_with)}; choose another "
+            "output, or delete it"
+        )
     return scores
 
 

@@ -35,6 +35,7 @@ from esl_dist.engine.distributed import (
 )
 from esl_dist.engine.journal import EMPTY_INTERVAL, Interval, Journal
 from esl_dist.engine.optimisation import Updating, plain_updating, set_rates
+from esl_dist.engine.provenance import description_of, provenance_of
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.engine.signals import StopWish
 from esl_dist.engine.sizes import refuse_impossible_sizes
@@ -51,11 +52,8 @@ from esl_dist.engine.zero import divided_updating
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.models.batch_norm import copied_statistics, put_back_statistics
-from esl_dist.models.weights import (
-    digest_of_weights,
-    published_state,
-    write_weights,
-)
+from esl_dist.models.weight_files import digest_of_weights, write_weights
+from esl_dist.models.weights import published_state
 from esl_dist.reporting.progress import progress
 
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
@@ -124,8 +122,12 @@ def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
         if stopped_at is not None:
             raise StoppedError(f"{config.name}: saved at step {stopped_at}")
     if is_main():
+        trained_in = ranks.accelerator.mixed_precision
+        if checkpoint is not None and step >= config.steps:
+            trained_in = checkpoint.training.get("precision", trained_in)
+        done = _checkpoint(max(step, config.steps), config, data, state, {"precision": trained_in})
         for name in EXPORTED_WEIGHTS:
-            write_weights(run / name, published_state(state.networks.segmentation))
+            write_weights(run / name, published_state(state.networks.segmentation), description_of(provenance_of(done)))
     return run
 
 
@@ -273,6 +275,7 @@ def _checkpoint(
         segmentation=state.networks.segmentation.state_dict(),
         discriminators=state.networks.discriminators.state_dict(),
         training=training,
+        data_sets=data.data_sets(),
     )
 
 

@@ -36,6 +36,11 @@ class TrainingData:
     classes: ClassSet
     fingerprints: dict[str, str]
 
+    def data_sets(self) -> dict[str, str]:
+        """Return the name of each domain's data set."""
+        read = {"source": self.source, "target": self.target}
+        return {domain: one.images.index.dataset for domain, one in read.items() if one is not None}
+
 
 def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     """Open the shards that a method reads.

@@ -1,24 +1,24 @@
-"""Initial weights: random ones, or those of a file with the published names or torchvision's."""
+"""Initial weights: random ones, or those of a state dict with the published names or torchvision's."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from esl_dist.errors import UserError
-from esl_dist.files import whole_file
 from esl_dist.models.deeplab import ARCHITECTURES, Classifier, DeepLab
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
 
 FIRST_CONVOLUTION = "conv1.weight"
+HEADS = ("layer5.", "layer6.")
+"""How the names of classifiers begin."""
+
+PLAIN_PREFIXES = ("module", "model", "net", "network", "_orig_mod")
+"""Leading parts of names that programs add to a whole network's: DataParallel, Lightning, torch.compile."""
+
 TORCHVISION_CLASSIFIER = "fc.weight"
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 """By which torchvision's networks expect red, green and blue to be divided."""
@@ -48,45 +48,30 @@ class LoadReport:
     Attributes:
         missing: names of the network's tensors that the file did not fill.
         left_over: names of the file's that found no place.
+        left_out: names of the file's classifiers that were not wanted.
         converted: whether the first convolution was torchvision's and was turned to the published input.
     """
 
     missing: list[str]
     left_over: list[str]
+    left_out: list[str]
     converted: bool
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a plain state dict from .safetensors or .pth; nothing in it is executed.
-
-    Raises:
-        UserError: the file is missing, damaged, or holds more than tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of weights") from None
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read as weights: {str(error) or 'it ends too early'}") from error
-    except Exception as error:  # torch wraps what its restricted unpickler refuses in pickle's exceptions
-        raise UserError(
-            f"{path}: refused: it is damaged or holds more than tensors ({type(error).__name__})"
-        ) from error
-    if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
-    ):
-        raise UserError(f"{path}: expected a state dict, names → tensors")
-    return content
-
-
-def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -> LoadReport:
+def load_weights(
+    network: DeepLab, weights: Mapping[str, Tensor], origin: str, without_heads: bool = False
+) -> LoadReport:
     """Fill a network from a state dict with the published names, those of the ImageNet start, or torchvision's.
 
     The ImageNet start of DeepLab-v2 has one leading name part more and classifiers of other classes, torchvision's
     files a last linear layer: such classifiers stay as they are and are reported. By that layer torchvision's files are
     known, and their first convolution is turned to the input of the published networks.
+
+    Args:
+        network: keeps what the state dict does not hold.
+        weights: names → tensors.
+        origin: begins each message.
+        without_heads: whether the classifiers stay as they are, whatever the state dict holds.
 
     Raises:
         UserError: a tensor of another shape (such as another number of classes), or no tensor that fits by name.
@@ -94,19 +79,25 @@ def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -
     own = network.state_dict()
     weights, dropped = published_names(weights)
     weights = _with_source_statistics(weights, own)
-    fitting = {name: tensor for name, tensor in weights.items() if name in own}
+    left_out = [name for name in weights if without_heads and name.startswith(HEADS)]
+    fitting = {name: tensor for name, tensor in weights.items() if name in own and name not in left_out}
     if not fitting:
         raise UserError(f"{origin}: none of its {len(weights)} names is one of the network's; is it another network's?")
     for name, tensor in fitting.items():
         if tensor.shape != own[name].shape:
+            remedy = (
+                "choose the number of classes of the file, or take all but its classifiers: network.start_without=heads"
+                if name.startswith(HEADS)
+                else "choose the architecture of the file"
+            )
             raise UserError(
-                f"{origin}: {name} has shape {list(tensor.shape)}, the network's {list(own[name].shape)}; "
-                "choose the architecture and the number of classes of the file"
+                f"{origin}: {name} has shape {list(tensor.shape)}, the network's {list(own[name].shape)}; {remedy}"
             )
     network.load_state_dict(fitting, strict=False)
     return LoadReport(
         missing=sorted(own.keys() - fitting.keys()),
-        left_over=sorted([*dropped, *(weights.keys() - fitting.keys())]),
+        left_over=sorted([*dropped, *(weights.keys() - fitting.keys() - set(left_out))]),
+        left_out=sorted(left_out),
         converted=TORCHVISION_CLASSIFIER in weights,
     )
 
@@ -114,15 +105,15 @@ def load_weights(network: DeepLab, weights: Mapping[str, Tensor], origin: str) -
 def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return a state dict under the published names, and the names that were dropped from it.
 
-    A leading `module.` is DataParallel's. Another leading part is that of the ImageNet start, whose classifier
-    (`layer5`) is for other classes.
+    A leading part that all names share goes. If it is none of `PLAIN_PREFIXES`, it is that of the ImageNet start, whose
+    classifier (`layer5`) is for other classes.
     """
     prefixes = {name.split(".", 1)[0] for name in weights if "." in name}
     if len(prefixes) != 1 or FIRST_CONVOLUTION in weights:
         return _for_published_input(weights), []
     (prefix,) = prefixes
     renamed = {name: name.removeprefix(f"{prefix}.") for name in weights}
-    dropped = [name for name in weights if prefix != "module" and renamed[name].startswith(("layer5", "layer6"))]
+    dropped = [name for name in weights if prefix not in PLAIN_PREFIXES and renamed[name].startswith(HEADS)]
     kept = {renamed[name]: tensor for name, tensor in weights.items() if name not in dropped}
     return _for_published_input(kept), dropped
 
@@ -174,24 +165,3 @@ _SOURCE_STATISTICS = ("source_mean", "source_var")
 def published_state(network: DeepLab) -> dict[str, Tensor]:
     """Return the network's state under the published names; per-domain statistics are reduced to the target's."""
     return {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_SOURCE_STATISTICS)}
-
-
-def digest_of_weights(state: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 over names and values: equal means the same weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def write_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a state dict as .safetensors or, for the published programs, as .pth; whole or not at all."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    with whole_file(path) as file:
-        if path.suffix == ".pth":
-            # Not to the file: of a full disk, torch.save says no more than that a position is another.
-            content = BytesIO()
-            torch.save(plain, content)
-            file.write(content.getbuffer())
-        else:
-            file.write(save(plain))

@@ -76,6 +76,26 @@ def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def kept_table(classes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lay out what pseudo-labels keep: a line a class, with its pixels, shares in percent and threshold.
+
+    Args:
+        classes: name → `pixels_predicted`, `pixels_kept` and `threshold`, as in the summary of pseudo-labels.
+    """
+    total = sum(row["pixels_predicted"] for row in classes.values())
+    lines = [("", "predicted", "share %", "kept", "kept %", "threshold")]
+    for name, row in classes.items():
+        predicted, kept = row["pixels_predicted"], row["pixels_kept"]
+        shares = (percent(predicted / total if total else None), percent(kept / predicted if predicted else None))
+        lines.append((name, f"{predicted}", shares[0], f"{kept}", shares[1], f"{row['threshold']:.4f}"))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        f"{line[0]:<{widths[0]}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
+
+
 def percent(value: float | None) -> str:
     """Write a share in percent with one decimal; a dash for None."""
     return "-" if value is None else f"{100 * value:.1f}"

@@ -25,6 +25,8 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from tests.builders import class_set
 
+SHARDS = {"source": "a"}
+TRAINING: dict[str, Any] = {"optimizers": {}, "scaler": {}}
 KEEP_ALL = settings.Checkpoints(keep_newest=1000)
 
 
@@ -76,10 +78,10 @@ def save_state(
         config=config,
         class_set="village3",
         classes=classes,
-        shards={"source": "a"},
+        shards=SHARDS,
         segmentation=dict(segmentation),
         discriminators={"main.0.weight": torch.zeros(1)},
-        training={"optimizers": {}, "scaler": {}},
+        training=TRAINING,
     )
     return save_checkpoint(run, state, options)
 

@@ -1,4 +1,4 @@
-"""Networks are scored together only if they know the same classes, and pictures stay in their folder."""
+"""Networks are scored together only if they know the same classes, and see pictures at one size."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ import torch
 
 from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
-from esl_dist.engine.scoring import picture_name, score_networks
+from esl_dist.engine.conditions import Conditions
+from esl_dist.engine.scoring import score_networks
 from esl_dist.engine.trained import load_trained
 from esl_dist.errors import UserError
-from tests.builders import class_set, drawn_samples, drawn_shards, write_shards
+from tests.builders import class_set, drawn_shards
 from tests.engine.runs import save_run
 
 CPU = torch.device("cpu")
@@ -25,13 +26,15 @@ def test_networks_of_as_many_classes_of_other_names_are_no_ensemble(tmp_path: Pa
     shards = drawn_shards(tmp_path / "shards", 1)
     config = from_dictionary(Evaluate, {"data": {"path": str(tmp_path / "shards")}, "workers": 0}, "tests")
     with pytest.raises(UserError, match="r and r have different classes; an ensemble needs the same"):
-        score_networks(networks, [1.0, 1.0], shards, config, None, CPU)
+        score_networks(networks, [1.0, 1.0], [Conditions("target", None, "no")] * 2, shards, config, CPU)
 
 
-@pytest.mark.parametrize("key", ["../scene", "/scene", "a/../../scene"])
-def test_a_key_that_leads_out_of_its_folder_names_no_picture(tmp_path: Path, key: str) -> None:
-    [(_, members)] = drawn_samples(1)
-    shards = write_shards(tmp_path, [("a/scene", members), (key, members)])
-    assert picture_name(shards, 0) == "a/scene.png"
-    with pytest.raises(UserError, match=rf"shard-000000\.tar, sample '{key}': its key leads out of a folder"):
-        picture_name(shards, 1)
+def test_networks_trained_at_different_sizes_are_an_ensemble_only_at_a_size_that_is_given(tmp_path: Path) -> None:
+    for step in (1, 2):
+        save_run(tmp_path / f"{step}", step)
+    networks = [load_trained(tmp_path / f"{step}", {}, None, CPU) for step in (1, 2)]
+    shards = drawn_shards(tmp_path / "shards", 1)
+    config = from_dictionary(Evaluate, {"data": {"path": str(tmp_path / "shards")}, "workers": 0}, "tests")
+    sizes = [Conditions("target", (40, 36), "no"), Conditions("target", None, "no")]
+    with pytest.raises(UserError, match=r"trained at different sizes; .* give it as data\.size="):
+        score_networks(networks, [1.0, 1.0], sizes, shards, config, CPU)

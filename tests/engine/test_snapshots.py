@@ -2,10 +2,7 @@
 
 import json
 import shutil
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,52 +14,11 @@ from esl_dist import config as settings
 from esl_dist.config_files import save_config
 from esl_dist.engine import snapshots
 from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG, SEGMENTATION, checkpoint_folder, checkpoint_folders
-from esl_dist.engine.snapshots import best_step, score_snapshots, snapshot_steps
+from esl_dist.engine.snapshots import best_step, first_snapshot, score_snapshots, snapshot_steps
 from esl_dist.errors import UserError
-from esl_dist.files import sha256_of_file
 from tests.builders import class_set
 from tests.engine.runs import configuration, rewrite_as_version, save_state
-
-MADE_WITH = {"data": "abc", "size": [8, 6], "statistics_from": None}
-CHECKPOINTS = {"every": 2, "keep_every": 4, "keep_newest": 1}
-LONG = 5.0
-"""Minutes: more than any of these tests takes, so that what waits has to be woken."""
-
-
-def begin(run: Path, steps: int = 12) -> None:
-    """Write the settings of a run whose snapshots are 4, 8 and 12."""
-    save_config(configuration(steps=steps, checkpoints=CHECKPOINTS), run / RUN_CONFIG)
-
-
-def write_snapshot(run: Path, step: int, weight: float = 0.0) -> None:
-    """Leave a whole checkpoint of a network with one weight; those before and after it stay."""
-    elsewhere = run.parent / "elsewhere"
-    saved = save_state(elsewhere, step, {"x": torch.full((1,), step + weight)}, configuration(steps=12), class_set())
-    checkpoint_folder(run, step).parent.mkdir(parents=True, exist_ok=True)
-    saved.rename(checkpoint_folder(run, step))
-
-
-def weights_of(run: Path, step: int) -> str:
-    return sha256_of_file(checkpoint_folder(run, step) / SEGMENTATION)
-
-
-class Scorer:
-    """Gives a score to a snapshot, and remembers of which it was asked."""
-
-    def __init__(self, then: Callable[[int], None] = lambda step: None) -> None:
-        self.steps: list[int] = []
-        self.then = then
-
-    def __call__(self, folder: Path) -> dict[str, Any]:
-        assert (folder / MANIFEST).is_file()
-        step = int(folder.name.removeprefix("step-"))
-        self.steps.append(step)
-        self.then(step)
-        return {"miou": step / 100, "iou": {"road": None}}
-
-
-def snapshots_in(kept: Path) -> dict[str, Any]:
-    return json.loads(kept.read_text())["snapshots"]
+from tests.engine.snapshot_runs import LONG, MADE_WITH, Scorer, begin, snapshots_in, weights_of, write_snapshot
 
 
 @pytest.fixture
@@ -73,30 +29,6 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "POLL_SECONDS", 0.005)
-
-
-class Looks:
-    """Tells another thread whether what is looked for was missed, and when it was found."""
-
-    def __init__(self, plain: Callable[[list[bool]], list[bool]]) -> None:
-        self.plain, self.missed, self.found = plain, threading.Event(), threading.Event()
-
-    def __call__(self, flags: list[bool]) -> list[bool]:
-        if len(flags) == 1:
-            # No look for a file, but a question.
-            return self.plain(flags)
-        if flags[0]:
-            self.missed.clear()
-            self.found.set()
-        else:
-            self.missed.set()
-        return self.plain(flags)
-
-    def write_when_missed(self, write: Callable[[], None]) -> None:
-        assert self.missed.wait(60)
-        self.found.clear()
-        write()
-        assert self.found.wait(60)
 
 
 @given(
@@ -182,7 +114,7 @@ def test_a_snapshot_is_scored_again_where_something_that_goes_with_it_is_missing
     write_snapshot(run, 8)
     score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
     scorer = Scorer()
-    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer, lambda folder: folder.name.endswith("8"))
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer, lambda folder, known: folder.name.endswith("8"))
     assert scorer.steps == [4]
 
 
@@ -220,16 +152,61 @@ def test_what_is_scored_later_has_its_place_among_the_others(run: Path, tmp_path
     assert list(snapshots_in(tmp_path / "kept.json")) == ["4", "8"]
 
 
-def test_checkpoints_that_do_not_stay_and_unfinished_ones_are_passed_over(run: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_stay_are_scored_too_where_they_are_there_and_unfinished_ones_are_not(
+    run: Path, tmp_path: Path
+) -> None:
     begin(run)
-    for step in (2, 4, 6):
+    for step in (2, 4, 5, 6):
         write_snapshot(run, step)
     checkpoint_folder(run, 8).mkdir()
     (run / "checkpoints/step-00000012.partial").mkdir()
     (run / "checkpoints/step-00000012.partial" / MANIFEST).write_text("{}")
     scorer = Scorer()
     score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer)
-    assert scorer.steps == [4]
+    assert scorer.steps == [2, 4, 5, 6]
+
+
+def test_a_run_that_keeps_no_snapshot_but_the_last_has_all_its_checkpoints_scored(run: Path, tmp_path: Path) -> None:
+    save_config(configuration(steps=4, checkpoints={"every": 2, "keep_every": 0}), run / RUN_CONFIG)
+    for step in (2, 4):
+        write_snapshot(run, step)
+    assert list(score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())) == [2, 4]
+
+
+def test_scores_are_kept_before_they_are_told(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin(run)
+    write_snapshot(run, 4)
+    told: list[tuple[str, bool]] = []
+    monkeypatch.setattr(snapshots, "say", lambda text: told.append((text, (tmp_path / "kept.json").is_file())))
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+    assert told == [("r, step 4: mIoU 4.0", True)]
+
+
+def test_the_first_snapshot_is_the_first_that_can_be_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(run)
+    with pytest.raises(UserError, match=r"snapshots/r: no checkpoint yet that can be scored"):
+        first_snapshot(run, 0)
+    for step in (6, 8, 12):
+        write_snapshot(run, step)
+    (checkpoint_folder(run, 6) / SEGMENTATION).write_bytes(b"")
+    assert first_snapshot(run, 0) == checkpoint_folder(run, 8)
+    assert capsys.readouterr().err == "", "it is told when its turn comes"
+
+
+def test_scores_of_an_older_version_count_as_those_of_the_target_in_float32(run: Path, tmp_path: Path) -> None:
+    begin(run)
+    write_snapshot(run, 4)
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+    scorer = Scorer()
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH | {"domain": "target", "precision": "no"}, 0, scorer)
+    assert scorer.steps == []
+    for change, told in (
+        ({"domain": "source"}, r'domain \("target" → "source"\)'),
+        ({"precision": "bf16"}, r'precision \("no" → "bf16"\)'),
+        ({"size": None}, r"size \(\[8, 6\] → null\)"),
+    ):
+        with pytest.raises(UserError, match=rf"holds scores made with another {told}; choose another output"):
+            score_snapshots(run, tmp_path / "kept.json", MADE_WITH | change, 0, scorer)
 
 
 def test_an_interruption_keeps_what_was_scored_before_it(run: Path, tmp_path: Path) -> None:
@@ -260,7 +237,7 @@ def test_scores_that_were_made_otherwise_are_refused_and_left_alone(run: Path, t
     before = (tmp_path / "kept.json").read_bytes()
     write_snapshot(run, 8)
     scorer = Scorer()
-    with pytest.raises(UserError, match=rf"kept\.json: holds scores made with another {key}; choose another output"):
+    with pytest.raises(UserError, match=rf"kept\.json: holds scores made with another {key}.*; choose another output"):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH | {key: "other"}, 0, scorer)
     assert scorer.steps == []
     assert (tmp_path / "kept.json").read_bytes() == before
@@ -290,8 +267,9 @@ def test_a_file_of_something_else_is_refused_and_left_alone(run: Path, tmp_path:
 
 def test_a_run_without_snapshots_says_what_to_do(run: Path, tmp_path: Path) -> None:
     begin(run)
-    write_snapshot(run, 2)
-    with pytest.raises(UserError, match=r"snapshots/r: no snapshot yet; wait for them with wait_minutes=…"):
+    with pytest.raises(
+        UserError, match=r"snapshots/r: no checkpoint yet that can be scored; wait for its snapshots wi"
+    ):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
     assert not (tmp_path / "kept.json").exists()
 
@@ -300,67 +278,6 @@ def test_a_folder_that_is_no_run_is_named(run: Path, tmp_path: Path) -> None:
     for wait_minutes in (0.0, 0.0005):
         with pytest.raises(UserError, match=r"snapshots/r: no run; expected a folder with config\.yaml"):
             score_snapshots(run, tmp_path / "kept.json", MADE_WITH, wait_minutes, Scorer())
-
-
-def test_a_run_and_its_snapshots_are_waited_for(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Another thread writes each of them only when it has been looked for in vain."""
-    kept = tmp_path / "kept.json"
-    kept.write_text(json.dumps({"made_with": MADE_WITH, "snapshots": {}}))
-    looks = Looks(snapshots.from_main)
-    monkeypatch.setattr(snapshots, "from_main", looks)
-
-    def training() -> None:
-        looks.write_when_missed(lambda: begin(run))
-        for step in (4, 8, 12):
-            looks.write_when_missed(lambda step=step: write_snapshot(run, step))
-
-    thread = threading.Thread(target=training)
-    thread.start()
-    scorer = Scorer()
-    scores = score_snapshots(run, kept, MADE_WITH, LONG, scorer)
-    thread.join(60)
-    assert scorer.steps == list(scores) == [4, 8, 12]
-    waited = [run, *(checkpoint_folder(run, step) for step in (4, 8, 12))]
-    assert capsys.readouterr().out == "".join(f"waiting for {path}\n" for path in waited), "each is named once"
-
-
-def test_a_snapshot_that_does_not_come_in_time_is_named_and_the_scores_before_it_are_kept(
-    run: Path, tmp_path: Path
-) -> None:
-    begin(run)
-    write_snapshot(run, 4)
-    with pytest.raises(
-        UserError,
-        match=r"step-00000008: not written within 0\.0005 minutes; is the training still running\? "
-        r"Scores of the snapshots before it are kept",
-    ):
-        score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0.0005, Scorer())
-    assert list(snapshots_in(tmp_path / "kept.json")) == ["4"]
-
-
-def test_every_snapshot_may_take_the_whole_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock starts anew for each: three that each take two of three minutes are waited for."""
-    begin(run)
-    now = [0.0]
-    due = {4: 120.0, 8: 240.0, 12: 360.0}
-
-    def minute_later(_: float) -> None:
-        now[0] += 60
-        for step, time in due.items():
-            if now[0] >= time and not checkpoint_folder(run, step).exists():
-                write_snapshot(run, step)
-
-    class Clock:
-        monotonic = staticmethod(lambda: now[0])
-        sleep = staticmethod(minute_later)
-
-    monkeypatch.setattr(snapshots, "time", Clock)
-    scorer = Scorer()
-    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 3, scorer)
-    assert scorer.steps == [4, 8, 12]
-    assert now[0] == 360
 
 
 def test_the_best_is_the_first_of_equals_and_one_without_a_score_counts_as_0() -> None:

@@ -12,12 +12,14 @@ from esl_dist.data.labels import ClassSet, class_set_from
 from esl_dist.engine import checkpoints
 from esl_dist.engine.beginning import build_state
 from esl_dist.engine.checkpoints import DISCRIMINATORS, SEGMENTATION, TRAINING
+from esl_dist.engine.provenance import Provenance, description_of
 from esl_dist.engine.trained import TrainedNetwork, load_trained
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.weights import published_state, write_weights
+from esl_dist.models.weight_files import write_weights
+from esl_dist.models.weights import published_state
 from tests.builders import CLASS_ENTRIES, class_set
-from tests.engine.runs import configuration, save_run, tiny_network
+from tests.engine.runs import configuration, save_run, save_state, tiny_network
 
 CPU = torch.device("cpu")
 OTHERS = class_set_from([{**entry, "name": f"my {entry['name']}"} for entry in CLASS_ENTRIES], "test")
@@ -121,7 +123,9 @@ def test_a_file_has_the_first_class_set_of_as_many_classes_or_the_one_that_is_as
 
 def test_a_file_whose_classes_are_not_those_of_the_shards_names_both(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
-    known = r"fits none of the shards' class sets: two \(2\), village3 \(3\), others3 \(3\)"
+    known = (
+        r"fits none of the class sets there are: two \(2\), village3 \(3\), others3 \(3\); name them with classes_from"
+    )
     write_weights(path, tiny_network(1, classes=4).state_dict())
     with pytest.raises(UserError, match=rf"weights\.pth: a network of 4 classes {known}"):
         load(path)
@@ -157,11 +161,103 @@ def test_a_path_where_nothing_is_says_what_was_expected(tmp_path: Path, make: bo
         load(tmp_path / "there")
 
 
-def test_a_run_s_file_of_weights_is_named_after_the_run(run: Path) -> None:
-    state = save_run(run, 3)
+def test_a_file_of_weights_without_class_sets_says_where_they_may_come_from(tmp_path: Path) -> None:
+    write_weights(tmp_path / "weights.pth", tiny_network(1).state_dict())
+    with pytest.raises(
+        UserError, match=r"network of 3 classes does not say which, nor do the shards; name them with cl"
+    ):
+        load(tmp_path / "weights.pth", {})
+
+
+def test_a_foreign_file_says_in_one_line_what_is_assumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_weights(tmp_path / "weights.pth", tiny_network(1, auxiliary_head=False).state_dict())
+    load(tmp_path / "weights.pth")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "says nothing of its training; by its tensors it is a tiny of 3 classes, taken for those of village3" in line
+
+
+def described(per_domain: bool = False, classes: ClassSet | None = None) -> Provenance:
+    return Provenance(
+        run="elsewhere",
+        class_set="mine",
+        classes=OTHERS if classes is None else classes,
+        architecture="tiny",
+        auxiliary_head=True,
+        per_domain=per_domain,
+        batch_size=5,
+        precision="bf16",
+        sizes={"source": None, "target": [40, 36]},
+        data_sets={"source": "a", "target": "b"},
+        shards={"source": "1", "target": "2"},
+    )
+
+
+@pytest.mark.parametrize("per_domain", [False, True])
+def test_a_file_that_describes_itself_knows_all_of_its_training(
+    tmp_path: Path, per_domain: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, known = tmp_path / "moved.safetensors", described(per_domain)
+    write_weights(path, tiny_network(1).state_dict(), description_of(known))
+    trained = load(path, {})
+    assert (trained.name, trained.class_set, trained.classes) == ("elsewhere_moved", "mine", OTHERS)
+    assert (trained.batch_size, trained.precision, trained.architecture) == (5, "bf16", "tiny")
+    assert (trained.sizes, trained.data_sets, trained.shards) == (known.sizes, known.data_sets, known.shards)
+    assert trained.keeps == ("target" if per_domain else "shared")
+    assert capsys.readouterr().out == "", "nothing is assumed"
+    with pytest.raises(UserError, match=r"was trained on the class set 'mine', not on 'village3'"):
+        load(path, CLASS_SETS, "village3")
+
+
+def test_a_description_of_another_network_than_the_tensors_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    write_weights(path, tiny_network(1, classes=2).state_dict(), description_of(described()))
+    with pytest.raises(UserError, match="description is of a tiny of 3 classes, its tensors are those of a tiny of 2"):
+        load(path)
+
+
+@pytest.mark.parametrize("beside", ["description", "checkpoint", "damaged description"])
+def test_a_run_s_pth_file_has_the_classes_of_the_run_that_it_lies_in(
+    run: Path, beside: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = save_run(run, 3, classes=OTHERS)
     write_weights(run / "weights.pth", state)
-    trained = load(run / "weights.pth")
+    if beside != "checkpoint":
+        write_weights(run / "weights.safetensors", state, description_of(described()))
+    if beside == "description":
+        shutil.rmtree(run / "checkpoints")
+    if beside == "damaged description":
+        (run / "weights.safetensors").write_bytes(b"")
+    trained = load(run / "weights.pth", {})
     assert (trained.name, trained.step, trained.logs) == ("r_weights", None, None)
+    assert (trained.classes, trained.batch_size) == (OTHERS, 5 if beside == "description" else 3)
+    assert capsys.readouterr().out == ""
+
+
+def test_other_weights_in_a_run_s_folder_are_not_taken_for_the_run_s(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_weights(run / "weights.safetensors", save_run(run, 3, classes=OTHERS), description_of(described()))
+    write_weights(run / "weights.pth", tiny_network(1).state_dict())
+    assert load(run / "weights.pth").classes == class_set()
+    assert "says nothing of its training" in capsys.readouterr().out
+
+
+def test_a_whole_file_beside_broken_checkpoints_is_used(run: Path) -> None:
+    write_weights(run / "weights.pth", save_run(run, 3))
+    (run / "checkpoints/step-00000003/training.pt").unlink()
+    assert load(run / "weights.pth").class_set == "village3"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_whose_weights_are_no_finite_numbers_is_refused(run: Path, value: float) -> None:
+    config = configuration()
+    state = tiny_network(1).state_dict()
+    state["layer6.conv2d_list.0.bias"][1] = value
+    save_state(run, 3, state, config, class_set())
+    with pytest.raises(UserError, match=r"layer6\.conv2d_list\.0\.bias"):
+        load(run)
+    with pytest.raises(UserError, match=r"layer6\.conv2d_list\.0\.bias"):
+        start_from(run)
 
 
 def test_a_checkpoint_that_was_copied_elsewhere_has_no_place_for_curves(run: Path, tmp_path: Path) -> None:

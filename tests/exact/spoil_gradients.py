@@ -21,7 +21,7 @@ from esl_dist.engine.beginning import State
 from esl_dist.engine.distributed import Ranks, refuse_disagreement
 from esl_dist.engine.optimisation import Updating
 from esl_dist.engine.step import Losses
-from esl_dist.models.weights import digest_of_weights
+from esl_dist.models.weight_files import digest_of_weights
 
 what, first, last, rank, scale = sys.argv[1], *map(int, sys.argv[2:6])
 sys.argv = sys.argv[6:]

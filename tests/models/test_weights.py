@@ -1,26 +1,22 @@
-"""Weights come from plain files under three kinds of names; what does not fit is named, what is not data is refused."""
+"""Weights come under three kinds of names; what does not fit is named."""
 
-import pickle
-import resource
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from esl_dist.errors import UserError
-from esl_dist.files import PARTIAL_SUFFIX
 from esl_dist.models.deeplab import Classifier, DeepLab
+from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import (
     TORCHVISION_STD,
     describe_weights,
     initialise,
     load_weights,
     published_state,
-    read_weights,
-    write_weights,
 )
 
 
@@ -33,89 +29,6 @@ def network(classes: int = 4, auxiliary: bool = True, per_domain: bool = False, 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def write(path: Path, state: dict[str, Tensor]) -> Path:
-    if path.suffix == ".safetensors":
-        save_file(state, path)
-    else:
-        torch.save(state, path, _use_new_zipfile_serialization=path.stem != "legacy")
-    return path
-
-
-FILES = ["weights.pth", "legacy.pth", "weights.safetensors"]
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_gives_back_what_was_saved(name: str, tmp_path: Path) -> None:
-    saved, loaded = network(seed=1), network(seed=2)
-    path = write(tmp_path / name, saved.state_dict())
-    report = load_weights(loaded, read_weights(path), str(path))
-    assert same(loaded.state_dict(), saved.state_dict())
-    assert (report.missing, report.left_over) == ([], [])
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
-def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) -> None:
-    path = write(tmp_path / name, network().state_dict())
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(UserError, match=name):
-        read_weights(path)
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>"])
-def test_a_file_of_something_else_is_refused_with_a_reason(name: str, content: bytes, tmp_path: Path) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name}: .*(damaged|cannot be read as weights: .+)"):
-        read_weights(tmp_path / name)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{name}: no such file"):
-        read_weights(tmp_path / name)
-
-
-class WritesFile:
-    """Unpickled, it writes a file: what an attacker's pickle could do."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.write_text, (self.path, "executed")
-
-
-@pytest.mark.parametrize("form", ["zip", "legacy", "plain pickle"])
-def test_code_in_a_file_is_refused_and_not_executed(form: str, tmp_path: Path) -> None:
-    witness, path = tmp_path / "witness", tmp_path / "weights.pth"
-    content = {"conv1.weight": torch.zeros(1), "evil": WritesFile(witness)}
-    if form == "plain pickle":
-        path.write_bytes(pickle.dumps(content, protocol=2))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    with pytest.raises(UserError, match="refused"):
-        read_weights(path)
-    assert not witness.exists()
-    # The file is indeed as bad as it is meant to be.
-    if form == "plain pickle":
-        pickle.loads(path.read_bytes())
-    else:
-        torch.load(path, weights_only=False)
-    assert witness.exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [{"state_dict": {"conv1.weight": torch.zeros(1)}}, [torch.zeros(1)], {"step": 3}, {0: torch.zeros(1)}],
-)
-def test_a_file_that_is_no_state_dict_is_refused(content: object, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match="expected a state dict"):
-        read_weights(tmp_path / "weights.pth")
 
 
 def test_another_number_of_classes_names_the_tensor_and_both_shapes() -> None:
@@ -273,18 +186,23 @@ def test_classifiers_start_near_zero_and_without_preference() -> None:
             assert float(convolution.bias.detach().abs().max()) == 0
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_a_disk_that_is_full_in_the_middle_of_a_file_is_named(tmp_path: Path, name: str) -> None:
-    file, state = tmp_path / name, {"weight": torch.zeros(10_000)}
-    write_weights(file, state)
-    whole = file.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, hard))
-    try:
-        with pytest.raises(OSError, match="File too large") as error:
-            write_weights(file, state)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert error.value.filename == f"{file}{PARTIAL_SUFFIX}"
-    assert file.read_bytes() == whole
-    assert list(tmp_path.iterdir()) == [file]
+def test_all_but_the_classifiers_come_from_a_network_of_other_classes() -> None:
+    other, loaded = network(classes=7, seed=1), network(classes=4, seed=2)
+    before = {name: tensor.clone() for name, tensor in loaded.state_dict().items()}
+    with pytest.raises(UserError, match=r"take all but its classifiers: network\.start_without=heads"):
+        load_weights(loaded, other.state_dict(), "other.pth")
+    report = load_weights(loaded, other.state_dict(), "other.pth", without_heads=True)
+    heads = sorted(name for name in before if name.startswith(("layer5.", "layer6.")))
+    assert (report.missing, report.left_out, report.left_over) == (heads, heads, [])
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, before[name] if name in heads else other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("prefix", ["module", "model", "net", "network", "_orig_mod"])
+def test_the_name_that_a_program_puts_before_a_whole_network_s_goes(prefix: str) -> None:
+    saved, loaded = network(seed=1), network(seed=2)
+    wrapped = {f"{prefix}.{name}": value for name, value in saved.state_dict().items()}
+    assert describe_weights(wrapped, "file") == ("tiny", 4, True)
+    report = load_weights(loaded, wrapped, "file")
+    assert (report.missing, report.left_over) == ([], [])
+    assert same(loaded.state_dict(), saved.state_dict())

@@ -10,7 +10,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esl_dist.reporting.scores import intersection_over_union, mean_iou, percent, pixel_accuracy, score_table, scores_of
+from esl_dist.reporting.scores import (
+    intersection_over_union,
+    kept_table,
+    mean_iou,
+    percent,
+    pixel_accuracy,
+    score_table,
+    scores_of,
+)
 
 CLASSES = 4
 NAMES = ["road", "sky", "vegetation", "bus"]
@@ -160,3 +168,18 @@ def test_a_table_has_a_column_for_every_mean_over_fewer_classes(count: int, last
         expected = [percent(value) for value in (*scores["iou"].values(), scores["miou"], *fewer)]
         assert line.removeprefix(title).split() == expected
         assert len(line) == len(header)
+
+
+def test_the_table_of_pseudo_labels_has_a_line_a_class_with_shares_and_threshold() -> None:
+    rows = {
+        "road": {"threshold": 0.25, "pixels_predicted": 300, "pixels_kept": 150},
+        "traffic light": {"threshold": 0.1, "pixels_predicted": 0, "pixels_kept": 0},
+    }
+    title, *lines = kept_table(rows).splitlines()
+    assert title.split() == ["predicted", "share", "%", "kept", "kept", "%", "threshold"]
+    assert [line.rsplit(maxsplit=5) for line in lines] == [
+        ["road", "300", "100.0", "150", "50.0", "0.2500"],
+        ["traffic light", "0", "0.0", "0", "-", "0.1000"],
+    ]
+    assert len({len(line) for line in (title, *lines)}) == 1, "aligned"
+    assert "nan" not in kept_table({"road": {"threshold": 0.1, "pixels_predicted": 0, "pixels_kept": 0}})

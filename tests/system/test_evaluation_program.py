@@ -78,6 +78,12 @@ def kept(trained: Path) -> dict[str, Any]:
     return read(trained / f"scores/{DATA}.json")
 
 
+def table_of(lines: list[str], rows: int) -> list[str]:
+    """Return the table of all scores and the line that names the best of them."""
+    end = next(place for place, line in enumerate(lines) if line.startswith("best: ")) + 1
+    return lines[end - rows : end]
+
+
 def read(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
@@ -92,7 +98,9 @@ def evaluate(town: Path, experiments: Path, output: str, *words: str, processes:
     file = experiments / f"{output}.json"
     basis = [f"data.path={town}/target_val", f"experiments={experiments}", f"output={file}", "workers=0"]
     table = succeed("launch/evaluate.py", *basis, *words, processes=processes)
-    assert table.splitlines()[1].split()[-1] == percent(read(file)["miou"]), "the table shows what is written"
+    lines = table.splitlines()
+    row = lines[next(place for place, line in enumerate(lines) if line.startswith("done in ")) - 1]
+    assert row.split()[-1] == percent(read(file)["miou"]), "the table shows what is written"
     return read(file)
 
 
@@ -131,7 +139,7 @@ def test_an_evaluation_started_before_the_training_scores_each_snapshot_and_ends
     assert list(kept["snapshots"]) == [str(step) for step in SNAPSHOTS]
     highest = max(SNAPSHOTS, key=lambda step: kept["snapshots"][str(step)]["miou"])
     assert kept["best"] == {"step": highest, **kept["snapshots"][str(highest)]}
-    assert best[-1] == f"best: step {highest}, mIoU {miou[highest]}; all scores are in {trained}/scores/{DATA}.json"
+    assert f"best: step {highest}, mIoU {miou[highest]}; all scores are in {trained}/scores/{DATA}.json" in best
 
 
 def test_a_second_evaluation_on_one_process_scores_nothing_and_shows_the_same(
@@ -142,7 +150,8 @@ def test_a_second_evaluation_on_one_process_scores_nothing_and_shows_the_same(
     assert done.returncode == 0
     assert done.stderr == "", "no bar, for nothing is read"
     rows = len(SNAPSHOTS) + 2
-    assert done.stdout.splitlines() == best[-rows:], "the table and the best of it, no line of a snapshot scored"
+    assert table_of(done.stdout.splitlines(), rows) == table_of(best, rows), "the table and the best of it"
+    assert not [line for line in done.stdout.splitlines() if line.startswith("r, step ")], "nothing is scored"
     assert (trained / f"scores/{DATA}.json").read_bytes() == before
 
 
@@ -185,9 +194,15 @@ def test_a_run_and_its_file_of_weights_have_the_scores_of_the_last_snapshot(
 def test_an_ensemble_is_scored_alike_on_one_and_on_two_processes(
     kept: dict[str, Any], town: Path, experiments: Path, trained: Path
 ) -> None:
-    """At another size than that of the labels, at which the predictions are painted."""
+    """In half precision, at another size than that of the labels, at which the predictions are painted."""
     networks = [str(trained / "checkpoints/step-00000004"), str(trained / "weights.safetensors")]
-    words = ["mode=ensemble", f"checkpoints=[{','.join(networks)}]", "ensemble_weights=[0.5,2]", "data.size=[48,24]"]
+    words = [
+        "mode=ensemble",
+        f"checkpoints=[{','.join(networks)}]",
+        "ensemble_weights=[0.5,2]",
+        "data.size=[48,24]",
+        "precision=bf16",
+    ]
     one = evaluate(town, experiments, "one", *words, f"predictions={experiments}/one")
     two = evaluate(town, experiments, "two", *words, f"predictions={experiments}/two", processes=2)
     assert one == two

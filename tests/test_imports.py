@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
-    {"config", "config_files", "command_line", "errors", "files", "machine"},
+    {"config", "config_files", "command_line", "errors", "files", "checked", "machine"},
     {"data", "models"},
     {"adaptation"},
     {"reporting"},

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from esl_dist import config as settings
-from esl_dist.config_files import load_config
+from esl_dist.checked import Content, read_content
 from esl_dist.engine.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
@@ -20,11 +20,12 @@ from esl_dist.engine.checkpoints import (
     checkpoint_folder,
     checkpoint_folders,
     read_manifest,
+    run_config,
     step_of,
 )
 from esl_dist.engine.distributed import from_main, is_main, say, warn
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, write_json
+from esl_dist.files import write_json
 
 POLL_SECONDS = 2.0
 
@@ -63,7 +64,7 @@ def score_snapshots(
         raise UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
     before = _read(kept, made_with)
     scores: dict[int, Scores] = {}
-    for step in snapshot_steps(load_config(settings.Train, run / RUN_CONFIG)):
+    for step in snapshot_steps(run_config(run)):
         folder = checkpoint_folder(run, step)
         weights = _weights_of(folder, wait_minutes)
         if weights is None:
@@ -72,7 +73,12 @@ def score_snapshots(
         if known is not None and from_main([known["weights"] == weights and is_done(folder)])[0]:
             scores[step] = known
             continue
-        scores[step] = {**score(folder), "weights": weights}
+        try:
+            scores[step] = {**score(folder), "weights": weights}
+        except BrokenCheckpointError as error:
+            # Its bytes are those that were saved, but they do not fit its run.
+            warn(f"passing over a broken checkpoint: {error}")
+            continue
         if is_main():
             _write(kept, made_with, {**before, **scores})
     if not scores:
@@ -105,7 +111,7 @@ def _weights_of(folder: Path, wait_minutes: float) -> str | None:
         warn(f"{folder}: not there" + ("" if can_come else ", and the run is past it: removed or never kept"))
         return None
     try:
-        return str(read_manifest(folder)["files"][SEGMENTATION]["sha256"])
+        return read_manifest(folder).files[SEGMENTATION]
     except BrokenCheckpointError as error:
         warn(f"passing over a broken checkpoint: {error}")
         return None
@@ -128,18 +134,32 @@ def _appears(path: Path, wait_minutes: float) -> bool:
 def _read(kept: Path, made_with: dict[str, Any]) -> dict[int, Scores]:
     if not from_main([kept.is_file()])[0]:
         return {}
-    content = read_json(kept)
-    try:
-        made_before = dict(content["made_with"])
-        scores = {int(step): dict(one) for step, one in content["snapshots"].items()}
-        whole = all(one.keys() >= {"miou", "iou", "weights"} for one in scores.values())
-    except (KeyError, TypeError, ValueError, AttributeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{kept}: not a file of a run's scores; choose another output or delete it")
+    content = read_content(kept, "it is no whole file of a run's scores: choose another output or delete it")
+    made_before = content.at("made_with").mapping()
+    scores = {_step(step, one): _scores(one) for step, one in content.at("snapshots").items()}
     changed = [key for key, value in made_with.items() if made_before.get(key) != value]
     if changed:
         raise UserError(f"{kept}: holds scores made with another {', '.join(changed)}; choose another output")
+    return scores
+
+
+def _step(text: str, scores: Content) -> int:
+    if not text.isdecimal() or str(int(text)) != text:
+        scores.refuse("its scores below its step, a number")
+    return int(text)
+
+
+def _scores(content: Content) -> Scores:
+    content.at("weights").sha256()
+    shares = [content.at("miou"), *(one for _, one in content.at("iou").items())]
+    if (fewer := content.get("miou_over")) is not None:
+        shares += [one for _, one in fewer.items()]
+    if (accuracy := content.get("accuracy")) is not None:
+        shares.append(accuracy)
+    for share in shares:
+        if share.value is not None:
+            share.number(0, 1)
+    scores: Scores = content.value
     return scores
 
 

@@ -97,7 +97,7 @@ contents = st.dictionaries(
 
 
 @settings(max_examples=40, deadline=None)
-@given(samples=st.lists(st.tuples(keys, contents), min_size=1, max_size=4))
+@given(samples=st.lists(st.tuples(keys, contents), min_size=1, max_size=4, unique_by=lambda one: one[0]))
 def test_offsets_and_sizes_are_those_of_the_tar(tmp_path_factory: pytest.TempPathFactory, samples: list) -> None:
     path = tmp_path_factory.mktemp("shard") / "shard-000000.tar"
     entry = write_shard(path, samples)
@@ -171,11 +171,11 @@ def test_a_missing_folder_or_index_says_what_to_do(tmp_path: Path) -> None:
         open_shards(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, None, "2"])
+@pytest.mark.parametrize("version", [0, 1, 3, None, "2", 2.0, True])
 def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
     drawn_shards(tmp_path, 1)
     changed_index(tmp_path, lambda index: index.update(format_version=version))
-    with pytest.raises(UserError, match=rf"index\.json: format version {version}, this program reads 2"):
+    with pytest.raises(UserError, match=rf"index\.json: format version {version!r}, this program reads 2"):
         open_shards(tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_a_shard_outside_of_the_folder_is_refused(tmp_path: Path, name: str) -> 
     drawn_shards(folder, 1)
     (tmp_path / "x.tar").write_bytes((folder / "shard-000000.tar").read_bytes())
     changed_index(folder, lambda index: index["shards"][0].update(name=name))
-    with pytest.raises(UserError, match=rf"index\.json: shard name '{name}' leads out of its folder"):
+    with pytest.raises(UserError, match=rf"index\.json: shards\[0\]\.name '{name}' is impossible: .*; make the"):
         open_shards(folder)
 
 
@@ -224,7 +224,7 @@ def test_a_name_that_would_lead_out_of_a_folder_is_refused(tmp_path: Path, key: 
 def test_a_sample_outside_of_its_shard_is_refused(tmp_path: Path, place: list[int]) -> None:
     drawn_shards(tmp_path, 1)
     changed_index(tmp_path, lambda index: index["shards"][0]["samples"][0]["members"].update({"image.png": place}))
-    with pytest.raises(UserError, match=r"index\.json: sample 'scene_000' lies outside of shard-000000\.tar"):
+    with pytest.raises(UserError, match=r"index\.json: shards\[0\]\.samples\[0\]\.members\.image\.png.*: expected "):
         open_shards(tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_a_number_too_large_to_be_one_is_refused(tmp_path: Path) -> None:
     drawn_shards(tmp_path, 1)
     index = (tmp_path / INDEX_NAME).read_text()
     (tmp_path / INDEX_NAME).write_text(index.replace('"bytes": 10240', '"bytes": 1e999'))
-    with pytest.raises(UserError, match=r"index\.json: damaged"):
+    with pytest.raises(UserError, match=r"index\.json: cannot be read as JSON .*1e999 is no finite number"):
         open_shards(tmp_path)
 
 

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS
 from esl_dist.config_files import from_dictionary, save_config
 from esl_dist.data.labels import ClassSet
 from esl_dist.engine.checkpoints import (
@@ -16,15 +19,18 @@ from esl_dist.engine.checkpoints import (
     RUN_CONFIG,
     Checkpoint,
     _digest,
+    build_discriminators,
     build_network,
     checkpoint_folder,
     load_newest,
     save_checkpoint,
 )
+from esl_dist.engine.optimisation import build_optimizers
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from tests.builders import class_set
 
+FINGERPRINTS = {"source": "a" * 64, "target": "b" * 64}
 KEEP_ALL = settings.Checkpoints(keep_newest=1000)
 
 
@@ -35,6 +41,7 @@ def configuration(**changes: Any) -> settings.Train:
         "source": {"path": "s"},
         "target": {"path": "t"},
         "network": {"architecture": "tiny"},
+        "method": {"discriminator_channels": 4},
         "batch_size": 3,
     }
     return from_dictionary(settings.Train, values | changes, "tests")
@@ -71,17 +78,49 @@ def save_state(
     options: settings.Checkpoints = KEEP_ALL,
 ) -> Path:
     """Write one checkpoint and prune as `options` say; returns its folder."""
-    state = Checkpoint(
+    return save_checkpoint(run, checkpoint(step, segmentation, config, classes), options)
+
+
+def checkpoint(step: int, segmentation: Mapping[str, Tensor], config: settings.Train, classes: ClassSet) -> Checkpoint:
+    """Return a checkpoint of a network: all but its state is what fits the settings."""
+    torch.manual_seed(step)
+    network = build_network(config.network, classes)
+    discriminators = build_discriminators(config, METHODS[config.method.name], network, classes)
+    optimizers = build_optimizers(network, discriminators, config.optimizer)
+    return Checkpoint(
         step=step,
         config=config,
         class_set="village3",
         classes=classes,
-        shards={"source": "a"},
+        shards=FINGERPRINTS,
         segmentation=dict(segmentation),
-        discriminators={"main.0.weight": torch.zeros(1)},
-        training={"optimizers": {}, "scaler": {}},
+        discriminators=discriminators.state_dict(),
+        training={"optimizers": {name: one.state_dict() for name, one in optimizers.items()}, "scaler": {}},
     )
-    return save_checkpoint(run, state, options)
+
+
+def after_a_step(config: settings.Train, classes: ClassSet) -> Checkpoint:
+    """Return a checkpoint with a tensor in every place that may hold one, after one step on gradients of 1."""
+    torch.manual_seed(1)
+    network = build_network(config.network, classes)
+    discriminators = build_discriminators(config, METHODS[config.method.name], network, classes)
+    optimizers = build_optimizers(network, discriminators, config.optimizer)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    return replace(
+        checkpoint(1, network.state_dict(), config, classes),
+        discriminators=discriminators.state_dict(),
+        training={
+            "optimizers": {name: one.state_dict() for name, one in optimizers.items()},
+            "precision": "fp16",
+            "scaler": GradScaler("cpu").state_dict(),
+            "corrupt_samples": {"epochs": [0, 0], "in_epoch": [1, 0], "totals": [2, 0]},
+            "journal": {"losses": {"source": 0.5}, "updates": 1, "skipped": 0},
+        },
+    )
 
 
 def newest_whole(run: Path) -> Path | None:

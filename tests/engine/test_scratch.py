@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from esl_dist.engine.scratch import JOB, SCRATCH, open_scratch
+from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
 
 MADE_WITH = {"checkpoint": "abc", "bound": 0.5, "compare_with_labels": False}
@@ -39,9 +40,15 @@ def test_what_does_not_depend_on_the_changed_settings_stays(
     assert capsys.readouterr().out == (f"{output}: begun with {told}" if told else "")
 
 
-@pytest.mark.parametrize("content", [None, [], "abc"])
-def test_a_folder_whose_job_is_not_known_is_made_anew(output: Path, content: object) -> None:
-    job = output / SCRATCH / JOB
-    job.unlink() if content is None else write_json(job, content)
+def test_a_folder_whose_job_is_not_known_is_made_anew(output: Path) -> None:
+    (output / SCRATCH / JOB).unlink()
     scratch = open_scratch(output, MADE_WITH)
     assert [path.name for path in scratch.iterdir()] == [JOB]
+
+
+@pytest.mark.parametrize("content", ["[]", '"abc"', '{"a\\nb": 1}', '{"bound": NaN}', "{", '{"bound": 1, "bound": 2}'])
+def test_a_folder_whose_job_is_damaged_is_named_and_left_alone(output: Path, content: str) -> None:
+    (output / SCRATCH / JOB).write_text(content)
+    with pytest.raises(UserError, match=r"\.scratch/job\.json"):
+        open_scratch(output, MADE_WITH)
+    assert len(list((output / SCRATCH).iterdir())) == 3

@@ -16,6 +16,9 @@ from esl_dist.files import read_json, refuse_as_key, refuse_as_label, refuse_as_
 LARGEST_WHOLE = 2**63 - 1
 """What other programs, and files, hold as a whole number."""
 
+SHOWN_ENTRIES = 4
+"""Of how many values a list may be that a message shows."""
+
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -49,9 +52,7 @@ class Content:
 
     def refuse(self, expected: str) -> NoReturn:
         """Raise the one message: where, what was expected, what there is, what to do."""
-        plain = self.value is None or isinstance(self.value, str | int | float | list | tuple | dict)
-        found = shortened(self.value) if plain else f"a {type(self.value).__name__}"
-        raise UserError(f"{self.place()}: expected {expected}, got {found}; {self.remedy}")
+        raise UserError(f"{self.place()}: expected {expected}, got {_described(self.value)}; {self.remedy}")
 
     def inner(self, key: str | int, value: Any) -> "Content":
         """Return a value that lies in this one."""
@@ -147,6 +148,18 @@ class Content:
         except UserError as error:
             raise UserError(f"{self.place()}{':' if what else ''}{error}; {self.remedy}") from None
         return text
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a mapping of {len(value)}"
+    if isinstance(value, list | tuple) and (len(value) > SHOWN_ENTRIES or any(not _is_plain(one) for one in value)):
+        return f"a list of {len(value)}"
+    return shortened(value) if _is_plain(value) or isinstance(value, list | tuple) else f"a {type(value).__name__}"
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
 
 
 def read_content(file: Path, remedy: str) -> Content:

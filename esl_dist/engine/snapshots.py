@@ -134,6 +134,15 @@ def _appears(path: Path, wait_minutes: float) -> bool:
 def _read(kept: Path, made_with: dict[str, Any]) -> dict[int, Scores]:
     if not from_main([kept.is_file()])[0]:
         return {}
+    return read_scores(kept, made_with)
+
+
+def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
+    """Read the scores of a run's snapshots, by step.
+
+    Raises:
+        UserError: the file is not one that `score_snapshots` writes, or holds scores made with something else.
+    """
     content = read_content(kept, "it is no whole file of a run's scores: choose another output or delete it")
     made_before = content.at("made_with").mapping()
     scores = {_step(step, one): _scores(one) for step, one in content.at("snapshots").items()}

@@ -1,7 +1,7 @@
 """Runs as a training leaves them, without the training: settings and checkpoints of a tiny network."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from esl_dist.adaptation.methods import METHODS
 from esl_dist.config_files import from_dictionary, save_config
 from esl_dist.data.labels import ClassSet
 from esl_dist.engine.checkpoints import (
+    FILES,
     MANIFEST,
     RUN_CONFIG,
     Checkpoint,
@@ -26,6 +27,7 @@ from esl_dist.engine.checkpoints import (
     save_checkpoint,
 )
 from esl_dist.engine.optimisation import build_optimizers
+from esl_dist.files import sha256_of_file
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from tests.builders import class_set
@@ -131,6 +133,16 @@ def newest_whole(run: Path) -> Path | None:
 
 def rewrite_as_version(checkpoint: Path, format_version: int) -> None:
     """Make a whole checkpoint one that another version of the program wrote."""
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
-    changed = {key: value for key, value in manifest.items() if key != "sha256"} | {"format_version": format_version}
-    (checkpoint / MANIFEST).write_text(json.dumps({**changed, "sha256": _digest(changed)}))
+    reseal(checkpoint, lambda manifest: {**manifest, "format_version": format_version})
+
+
+def reseal(
+    folder: Path, change: Callable[[Any], Any] = lambda manifest: manifest, text: Callable[[Any], str] = json.dumps
+) -> None:
+    """Change a checkpoint's manifest, and give manifest and files the checksums of what they are now."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest.pop("sha256", None)
+    manifest["files"] = {name: {"sha256": sha256_of_file(folder / name)} for name in FILES}
+    changed = change(manifest)
+    sealed = {**changed, "sha256": _digest(changed)} if isinstance(changed, dict) else changed
+    (folder / MANIFEST).write_text(text(sealed))

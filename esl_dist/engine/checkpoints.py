@@ -156,7 +156,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "shards": checkpoint.shards,
         "files": files,
     }
-    _manifest_from(Content(manifest, partial / MANIFEST, "nothing was written"))
+    _refuse_impossible(Content(manifest, partial / MANIFEST, "nothing was written"))
     write_json(partial / MANIFEST, {**manifest, "sha256": _digest(manifest)})
 
 
@@ -252,12 +252,14 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def _manifest_from(content: Content) -> Manifest:
-    """Check what a manifest says; keys that are not known are passed over.
+def _refuse_impossible(content: Content) -> None:
+    """Check what a manifest says, but for its configuration as a whole; keys that are not known are passed over.
 
     Raises:
         UserError: naming the key.
     """
+    content.at("step").whole_number(1, LAST_STEP)
+    content.at("class_set").label()
     config = content.at("config")
     config.at("name").name()
     method = config.at("method").at("name")
@@ -271,13 +273,21 @@ def _manifest_from(content: Content) -> Manifest:
     if (data_sets := content.get("data_sets")) is not None:
         for _, data_set in data_sets.items():
             data_set.name()
+    class_set_from(content.at("classes").value, content.at("classes").place())
+    for name in FILES:
+        content.at("files").at(name).at("sha256").sha256()
+
+
+def _manifest_from(content: Content) -> Manifest:
+    _refuse_impossible(content)
+    manifest = content.value
     return Manifest(
-        step=content.at("step").whole_number(1, LAST_STEP),
-        config=from_dictionary(settings.Train, config.value, config.place()),
-        class_set=content.at("class_set").label(),
-        classes=class_set_from(content.at("classes").value, content.at("classes").place()),
-        shards=shards.value,
-        files={name: content.at("files").at(name).at("sha256").sha256() for name in FILES},
+        step=manifest["step"],
+        config=from_dictionary(settings.Train, manifest["config"], content.at("config").place()),
+        class_set=manifest["class_set"],
+        classes=class_set_from(manifest["classes"], content.at("classes").place()),
+        shards=manifest["shards"],
+        files={name: manifest["files"][name]["sha256"] for name in FILES},
     )
 
 

@@ -145,7 +145,7 @@ def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
     """
     content = read_content(kept, "it is no whole file of a run's scores: choose another output or delete it")
     made_before = content.at("made_with").mapping()
-    scores = {_step(step, one): _scores(one) for step, one in content.at("snapshots").items()}
+    scores = {_step(step, one): scores_from(one) for step, one in content.at("snapshots").items()}
     changed = [key for key, value in made_with.items() if made_before.get(key) != value]
     if changed:
         raise UserError(f"{kept}: holds scores made with another {', '.join(changed)}; choose another output")
@@ -155,11 +155,16 @@ def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
 def _step(text: str, scores: Content) -> int:
     if not text.isdecimal() or str(int(text)) != text:
         scores.refuse("its scores below its step, a number")
+    scores.at("weights").sha256()
     return int(text)
 
 
-def _scores(content: Content) -> Scores:
-    content.at("weights").sha256()
+def scores_from(content: Content) -> Scores:
+    """Return scores as `reporting.scores.scores_of` makes them, and what else is kept with them.
+
+    Raises:
+        UserError: a score is no share.
+    """
     shares = [content.at("miou"), *(one for _, one in content.at("iou").items())]
     if (fewer := content.get("miou_over")) is not None:
         shares += [one for _, one in fewer.items()]

@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,19 @@ from tests.engine.runs import KEEP_ALL, after_a_step, checkpoint, configuration,
 FIRST = "conv1.weight"
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of the tiny network with two checkpoints."""
+    run = tmp_path_factory.mktemp("runs") / "r"
+    save_run(run, 1)
+    save_checkpoint(run, replace(after_a_step(configuration(), class_set()), step=2), KEEP_ALL)
+    return run
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Return the second checkpoint of a run of the tiny network; the first is whole."""
-    save_run(tmp_path, 1)
-    return save_checkpoint(tmp_path, replaced_step(2), KEEP_ALL)
-
-
-def replaced_step(step: int) -> Any:
-    made = after_a_step(configuration(), class_set())
-    return type(made)(**{**vars(made), "step": step})
+def folder(run: Path, tmp_path: Path) -> Path:
+    """Return a copy of the second checkpoint; beside it is the first, which is whole."""
+    return Path(shutil.copytree(run, tmp_path / "r")) / "checkpoints/step-00000002"
 
 
 def is_passed_over(folder: Path, message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,13 +149,8 @@ class Trap:
 @pytest.mark.parametrize("name", [SEGMENTATION, DISCRIMINATORS, TRAINING])
 @pytest.mark.parametrize(
     "content",
-    [
-        pickle.dumps(Trap()),
-        b"",
-        b"\xff" * 8 + b"{}",
-        (10**9).to_bytes(8, "little") + b"{}",
-        b"\x02" + b"\0" * 7 + b"[]",
-    ],
+    [pickle.dumps(Trap()), b"", b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"[]"],
+    ids=["pickle", "empty", "header beyond the file", "header of another kind"],
 )
 def test_another_kind_of_file_is_refused_and_not_executed(
     folder: Path,
@@ -207,7 +207,7 @@ ADAM_STATE = ("optimizers", "discriminators", "state", 0)
         (changed(*ADAM_STATE, "step", to=torch.tensor(-1.0)), r"step: expected numbers of at least 0"),
         (
             changed(*ADAM_STATE[:-1], 99, to={}),
-            r"state\[99\]: expected numbers of parameters below|state: expected numb",
+            r"state: expected numbers of parameters below 20",
         ),
         (changed("scaler", to=None), "no 'scaler'"),
         (changed("scaler", "scale", to=0.0), "scaler.scale: expected a number from"),

@@ -331,7 +331,8 @@ class ShardReader:
         if descriptor is None:
             if len(self._descriptors) == OPEN_SHARDS:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            descriptor = os.open(self.folder / self.index.shards[shard].name, os.O_RDONLY)
+            # A pipe in its place, opened otherwise, would be waited for.
+            descriptor = os.open(self.folder / self.index.shards[shard].name, os.O_RDONLY | os.O_NONBLOCK)
         # Put last: the first is the one that was used longest ago.
         self._descriptors[shard] = descriptor
         return descriptor

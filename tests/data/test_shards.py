@@ -206,6 +206,16 @@ def test_what_lies_before_a_cut_is_not_lost_by_a_single_byte(tmp_path: Path) -> 
                 reader.read(0, "label")
 
 
+def test_a_pipe_in_place_of_a_shard_is_not_waited_for(tmp_path: Path) -> None:
+    reader = drawn_shards(tmp_path, 1)
+    (tmp_path / "shard-000000.tar").unlink()
+    os.mkfifo(tmp_path / "shard-000000.tar")
+    with pytest.raises(UserError, match=r"shard-000000\.tar: is missing"):
+        open_shards(tmp_path)
+    with pytest.raises(UserError, match=r"shard-000000\.tar, sample 'scene_000': cannot be read"):
+        reader.read(0, "image")
+
+
 def test_a_shard_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     reader = drawn_shards(tmp_path, 1)
     os.truncate(tmp_path / "shard-000000.tar", 600)

@@ -7,6 +7,6 @@ Imports run one way, from the top of this list to what stands below it:
     reporting        what people read: TensorBoard, tables
     adaptation       the method: losses, adaptation methods, entropy statistics, pseudo-labels
     data, models     samples in, logits out; neither knows the other
-    config, environment, errors, files, machine   settings, launchers' variables, the exceptions for users, whole-file
-                                                  writing, what a job may use
+    config, environment, errors, files, checked, machine   settings, launchers' variables, the exceptions for users,
+                                                           whole-file writing, values from files, what a job may use
 """

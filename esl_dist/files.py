@@ -7,9 +7,11 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
+import re
 import sys
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +75,11 @@ def _failure_naming(path: object) -> Iterator[None]:
 LONGEST_NAME = 255
 """Bytes of a name in a folder; Linux's file systems take no more."""
 
+LONGEST_PATH = 4095
+"""Bytes of a path; Linux takes no more."""
+
+CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")
+
 
 def refuse_as_name(name: str, what: str) -> None:
     """Make sure that a name from outside can be part of a path.
@@ -81,36 +88,57 @@ def refuse_as_name(name: str, what: str) -> None:
         UserError: it is empty, too long, not Unicode, holds control characters, or leads to another folder.
     """
     if (problem := _problem_of_name(name)) is not None:
-        raise UserError(f"{what} {_shortened(name)} is impossible: {problem}")
+        raise UserError(f"{what} {shortened(name)} is impossible: {problem}")
 
 
 def refuse_as_key(key: str, what: str) -> None:
     """Make sure that a sample's key, which may hold folders, stays in the folder that it is unpacked into.
 
     Raises:
-        UserError: as `refuse_as_name`, for each of its parts.
+        UserError: as `refuse_as_name`, for each of its parts, or it is too long as a whole.
     """
     for part in key.split("/"):
         if (problem := _problem_of_name(part)) is not None:
-            raise UserError(f"{what} {_shortened(key)} is impossible: its part {_shortened(part)}: {problem}")
+            raise UserError(f"{what} {shortened(key)} is impossible: its part {shortened(part)}: {problem}")
+    if (size := len(key.encode())) > LONGEST_PATH:
+        raise UserError(f"{what} {shortened(key)} is impossible: it has {size} bytes; expected at most {LONGEST_PATH}")
+
+
+def refuse_as_label(label: str, what: str) -> None:
+    """Make sure that what something is called, such as a class, can be printed; it is part of no path.
+
+    Raises:
+        UserError: it is empty, too long, not Unicode, or holds control characters.
+    """
+    problem = "expected a name that is not empty" if label == "" else _problem_of_label(label)
+    if problem is not None:
+        raise UserError(f"{what} {shortened(label)} is impossible: {problem}")
 
 
 def _problem_of_name(name: str) -> str | None:
     if name in ("", ".", "..") or "/" in name:
         return "expected a name without '/' that is not empty, '.' or '..'"
+    return _problem_of_label(name)
+
+
+def _problem_of_label(label: str) -> str | None:
     try:
-        size = len(name.encode())
+        size = len(label.encode())
     except UnicodeEncodeError:
         return "it is not UTF-8; rename it"
     if size > LONGEST_NAME:
         return f"it has {size} bytes; expected at most {LONGEST_NAME}"
-    if any(unicodedata.category(character) == "Cc" for character in name):
+    if CONTROL_CHARACTERS.search(label):
         return "it holds control characters; expected a name that can be printed"
     return None
 
 
-def _shortened(name: str) -> str:
-    return repr(name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}…")
+def shortened(value: object) -> str:
+    """Return a value from outside as a message shows it: on one line, and cut."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}…")
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 def make_folder(folder: Path) -> None:
@@ -166,18 +194,64 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
         file.write((json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+DEEPEST_JSON = 100
+"""Levels of lists and mappings inside each other; no file of this project has a tenth of them."""
+
+
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file strictly: UTF-8, finite numbers, no key twice, no text that is no Unicode.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, is not JSON, or cannot be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            # A pipe, say, would be waited for.
+            raise UserError(f"{path}: cannot be read as JSON (it is no file); put the file back")
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(
+            text, object_pairs_hook=_without_repeats, parse_constant=_finite_number, parse_float=_finite_number
+        )
+        _refuse_deep(content)
+        if "\\u" in text:
+            # Half a surrogate pair, which could be neither printed nor written.
+            json.dumps(content, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read as JSON (too deep); it may be damaged: make it again") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error}); it may be damaged: make it again") from error
+    return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key {shortened(name)} twice")
+    return content
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _refuse_deep(content: Any) -> None:
+    level = [content]
+    for _ in range(DEEPEST_JSON):
+        groups = [value.values() if isinstance(value, dict) else value for value in level if _is_group(value)]
+        level = [value for group in groups for value in group if _is_group(value)]
+        if not level:
+            return
+    raise ValueError(f"more than {DEEPEST_JSON} lists and mappings inside each other")
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, dict | list)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -13,10 +13,13 @@ from typing import Any
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from esl_dist.checked import read_content
 from esl_dist.command_line import run_program
 from esl_dist.config import Demo
 from esl_dist.data.shards import INDEX_NAME
 from esl_dist.data.toytown import write_toytown
+from esl_dist.engine.labelling import SUMMARY, read_summary
+from esl_dist.engine.snapshots import scores_from
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
 from esl_dist.reporting.progress import progress
@@ -43,7 +46,7 @@ def main(config: Demo) -> None:
         print(f"finished already; delete {folder} to run the demo again\n")
     else:
         write_json(summary_file, run_demo(folder, Path(config.recipes), config.seed))
-    print_summary(read_json(summary_file))
+    print_summary(read_demo_summary(summary_file))
     print(f"\n{summary_file} holds the same figures; curves: tensorboard --logdir {folder / 'logs'}")
 
 
@@ -100,7 +103,7 @@ def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
         "advent": evaluate(folder, shards, "advent", "advent"),
         "advent_esl": evaluate(folder, shards, "advent_esl", "advent_esl"),
     }
-    labelled = read_json(pseudo_labels / "summary.json")
+    labelled = read_summary(pseudo_labels / SUMMARY)
     return {
         **{name: {"miou": one["miou"], "iou": one["iou"]} for name, one in scores.items()},
         "pseudo_labels": {"kept": labelled["kept"], "accuracy": labelled["accuracy"]},
@@ -150,8 +153,7 @@ def evaluate(folder: Path, shards: Path, run: str, name: str, *settings: str) ->
         "workers=0",
         *settings,
     )
-    scores: dict[str, Any] = read_json(output)
-    return scores
+    return scores_from(read_content(output, "delete it and start again"))
 
 
 def run_step(program: str, *arguments: str) -> None:
@@ -164,6 +166,21 @@ def run_step(program: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, str(PROJECT / program), *arguments], check=False)
     if done.returncode:
         raise UserError(f"{program} ended with exit code {done.returncode}; its message is above")
+
+
+def read_demo_summary(file: Path) -> dict[str, Any]:
+    """Read the figures of a finished demo.
+
+    Raises:
+        UserError: they are not those that `run_demo` returns.
+    """
+    content = read_content(file, "delete it and start again")
+    for name in ROWS:
+        scores_from(content.at(name))
+    for key in ("kept", "accuracy"):
+        content.at("pseudo_labels").at(key).number(0, 1)
+    summary: dict[str, Any] = content.value
+    return summary
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from esl_dist.files import (
     make_folder,
     read_json,
     refuse_as_key,
+    refuse_as_label,
     refuse_as_name,
     sha256_of_file,
     whole_file,
@@ -164,7 +165,15 @@ def test_json_that_no_other_reader_would_take_is_not_written(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe", b"not json"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b'{"a": 1', b"\xff\xfe", b"not json", b"\xef\xbb\xbf{}", '{"a": 1}'.encode("utf-16"), b"{}{}"),
+        *(b"[NaN]", b"[Infinity]", b"[-Infinity]", b"[1e999]", b"[-1e999]", b"9" * 5000),
+        *(b'{"a": 1, "a": 1}', b'[{"b": {"a": 1, "c": 2, "a": 3}}]', b'["\\ud800"]', b'{"\\udfff": 1}'),
+        *(b"[" * 100_000 + b"]" * 100_000, b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101),
+    ],
+)
 def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "damaged.json"
     path.write_bytes(content)
@@ -177,9 +186,34 @@ def test_missing_json_is_named(tmp_path: Path) -> None:
         read_json(tmp_path / "absent.json")
 
 
-def test_a_folder_in_place_of_json_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=tmp_path.name):
-        read_json(tmp_path)
+def test_json_may_nest_and_escape_as_far_as_any_reader_follows(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(b"[" * 100 + b'"\\u00e4\\ud83d\\ude00"' + b"]" * 100)
+    content = read_json(path)
+    while isinstance(content, list):
+        [content] = content
+    assert content == "ä😀"
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "link to a folder"])
+def test_what_is_no_file_in_place_of_json_is_named_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file.json"
+    {
+        "folder": path.mkdir,
+        "pipe": lambda: os.mkfifo(path),
+        "device": lambda: path.symlink_to("/dev/zero"),
+        "link to a folder": lambda: path.symlink_to(tmp_path),
+    }[kind]()
+    with pytest.raises(UserError, match=r"file\.json: cannot be read as JSON \(it is no file\)"):
+        read_json(path)
+
+
+def test_json_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    # Its first bytes belong to no memory: reading them is an I/O error.
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(UserError, match=r"file\.json: cannot be read as JSON .*Input/output error"):
+        read_json(path)
 
 
 def test_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
@@ -230,7 +264,20 @@ def test_a_name_that_can_be_no_part_of_a_path_is_refused(name: str, problem: str
         refuse_as_key(f"frankfurt/{name}/x" if "/" not in name else f"/{name}", "key")
 
 
+@pytest.mark.parametrize("label", ["", "a\0b", "a\nb", "a\x9bb", "x" * 256, "stra\udcdfe"])
+def test_what_cannot_be_printed_is_no_label(label: str) -> None:
+    with pytest.raises(UserError, match=r"class .* is impossible"):
+        refuse_as_label(label, "class")
+
+
+def test_a_key_longer_than_a_path_is_refused() -> None:
+    refuse_as_key("a/" * 2047 + "b", "key")
+    with pytest.raises(UserError, match="4097 bytes; expected at most 4095"):
+        refuse_as_key("a/" * 2048 + "b", "key")
+
+
 def test_possible_names_and_keys_are_let_through() -> None:
+    refuse_as_label("traffic light / sign, größer als ..", "class")
     refuse_as_name("ä" * 127, "name")
     refuse_as_name("Straße 1", "name")
     refuse_as_key("frankfurt/frankfurt_000000_000294", "key")

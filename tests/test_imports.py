@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
     {
-        *("config", "config_files", "config_values", "yaml_text", "environment", "errors", "files", "machine"),
-        *("command_line", "first_words", "streams"),
+        *("config", "config_files", "config_values", "yaml_text", "environment", "errors", "files", "checked"),
+        *("command_line", "first_words", "machine", "streams"),
     },
     {"data", "models"},
     {"adaptation"},

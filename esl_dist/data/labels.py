@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esl_dist.errors import UserError
+from esl_dist.files import refuse_as_label, shortened
 
 IGNORE_INDEX = 255
 """Train id of a pixel that no loss and no score counts."""
@@ -66,20 +67,26 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
     """Read a class set from a list of plain dictionaries with `name`, `color` and `ids`.
 
     Raises:
-        UserError: no list of classes, a class without name or with that of another, a colour that is none, a raw id out
-            of [0, 65535] or given twice, no class or more than 255 of them; the message starts with `origin`.
+        UserError: no list of classes, a class without a name that can be printed or with that of another, a colour that
+            is none, a raw id out of [0, 65535] or given twice, no class or more than 255 of them; the message starts
+            with `origin`.
     """
     if not isinstance(entries, list):
-        raise UserError(f"{origin}: expected a list of classes, got {entries!r}")
+        raise UserError(f"{origin}: expected a list of classes, got {shortened(entries)}")
     classes: list[SemanticClass] = []
     owner: dict[int, str] = {}
     for position, entry in enumerate(entries):
         try:
-            name, parts, ids = str(entry["name"]), _whole_numbers(entry["color"]), _whole_numbers(entry["ids"])
-        except (KeyError, TypeError, ValueError) as error:
+            name, parts, ids = entry["name"], _whole_numbers(entry["color"]), _whole_numbers(entry["ids"])
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise UserError(
-                f"{origin}: class {position}: expected name, color [r, g, b] and ids, got {entry}"
+                f"{origin}: class {position}: expected name, color [r, g, b] and ids, got {shortened(entry)}"
             ) from error
+        if not isinstance(name, str):
+            raise UserError(
+                f"{origin}: class {position}: name {shortened(name)} is no text; write it in quotation marks"
+            )
+        refuse_as_label(name, f"{origin}: class {position}: name")
         color = color_from(list(parts), f"{origin}: class {name}: color")
         for raw_id in ids:
             if not 0 <= raw_id < RAW_IDS:

@@ -4,14 +4,17 @@ A network's input is the published one: BGR minus the mean colour of ImageNet, f
 """
 
 import sys
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from esl_dist.data.images import (
@@ -25,7 +28,7 @@ from esl_dist.data.images import (
     resize_label,
 )
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names, train_id_table
-from esl_dist.data.shards import ShardReader, choose_classes
+from esl_dist.data.shards import INDEX_NAME, LARGEST_PICTURE, ShardReader, choose_classes
 from esl_dist.data.workers import Fields, Workers, read_ahead, stacked
 from esl_dist.errors import CorruptSampleError, UserError
 
@@ -148,6 +151,7 @@ class Samples:
         packed_label = None if self.labels is None else self.labels.shards.read(position, "label")
         packed_image = self.images.read(position, "image")
         try:
+            _refuse_other_size(packed_image, self.images.index.image_size)
             image = decode_image(packed_image)
         except ValueError as error:
             raise CorruptSampleError(
@@ -183,6 +187,7 @@ class Samples:
         assert self.table is not None
         shards = self.labels.shards
         try:
+            _refuse_other_size(packed, shards.index.label_size)
             raw = decode_label(packed)
         except ValueError as error:
             raise CorruptSampleError(
@@ -201,6 +206,28 @@ class Samples:
     def without_labels(self) -> "Samples":
         """Return the same pictures, to be read without their labels."""
         return Samples(self.images, self.size)
+
+
+def _refuse_other_size(packed: bytes, size: Size | None) -> None:
+    """Hold the size in a picture's header to that of the index, before its pixels take memory.
+
+    Raises:
+        ValueError: it is another, or more than can be decoded where the index names none.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(BytesIO(packed)) as image:
+                width, height = image.size
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
+    except (OSError, SyntaxError, ValueError):
+        # Decoding says what is wrong.
+        return
+    if size is not None and (width, height) != size:
+        raise ValueError(f"{width}×{height} pixels, {INDEX_NAME} says {size[0]}×{size[1]}")
+    if width * height > LARGEST_PICTURE:
+        raise ValueError(f"{width}×{height} pixels; expected at most {LARGEST_PICTURE}")
 
 
 def _refuse_misaligned(images: ShardReader, labels: ShardReader) -> None:

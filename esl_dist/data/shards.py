@@ -3,30 +3,38 @@
 `webdataset.WebDataset` reads the tars as they are. The index gives what a stream cannot: the number of samples, any
 sample at once, and with that exact epochs and restarts inside one. shards/README.md describes the format.
 
-Nothing read here is unpickled or executed; a shard's name may not lead out of its folder.
+Nothing read here is unpickled or executed; no name or key may lead out of its folder. An index is held to the same
+rules when it is read and when it is written.
 """
 
 import errno
 import hashlib
 import io
+import itertools
 import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from esl_dist.checked import Content, read_content
 from esl_dist.data.images import Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import CorruptSampleError, UserError
-from esl_dist.files import read_json, refuse_as_name, sha256_of_file, whole_file, write_json
+from esl_dist.files import refuse_as_key, refuse_as_name, sha256_of_file, shortened, whole_file, write_json
 from esl_dist.machine import shortage
 
 FORMAT = "esl-dist shards"
 FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
+REMEDY = "make the shards again"
+LARGEST_SIDE = 2**20
+LARGEST_PICTURE = 2**30
+"""Pixels of a side and of a whole picture that OpenCV decodes; in memory the largest takes 3 GiB."""
 OPEN_SHARDS = 16
 """Files that a reader keeps open. Samples come from a few shards at a time; a process may often open no more than 1,024
 files, and a large data set has more shards."""
@@ -84,12 +92,21 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Members]]) -> ShardEntr
     Args:
         path: the tar's final place.
         samples: key and files of each sample; a key may hold folders but no dot (WebDataset cuts names at the first).
+
+    Raises:
+        UserError: a key or an extension that an unpacker would follow out of its folder, or a key twice.
     """
     entries: list[SampleEntry] = []
+    known: set[str] = set()
     with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for key, members in samples:
+            refuse_as_key(key, f"{path}: key")
+            if "." in key or key in known:
+                raise UserError(f"{path}: key {key!r} is impossible: expected one without a dot, and no two the same")
+            known.add(key)
             places: dict[str, tuple[int, int, int]] = {}
             for extension, content in members.items():
+                refuse_as_name(extension, f"{path}: extension of {key!r}")
                 header = tarfile.TarInfo(f"{key}.{extension}")
                 header.size, header.mode = len(content), 0o644
                 tar.addfile(header, io.BytesIO(content))
@@ -111,7 +128,11 @@ def _whole_blocks(size: int) -> int:
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
-    """Write `index` as the folder's index.json; its presence says that the folder is complete."""
+    """Write `index` as the folder's index.json; its presence says that the folder is complete.
+
+    Raises:
+        UserError: it says what `read_index` would refuse; nothing is written.
+    """
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -127,6 +148,8 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     }
     if index.sources is not None:
         content["sources"] = index.sources
+    # As it will be read: lists in place of tuples.
+    _index_from(Content(json.loads(json.dumps(content)), folder / INDEX_NAME, REMEDY))
     write_json(folder / INDEX_NAME, content, indent=None)
 
 
@@ -142,72 +165,117 @@ def shard_to(shard: ShardEntry) -> dict[str, Any]:
     }
 
 
-def shard_from(content: Mapping[str, Any], origin: Path) -> ShardEntry:
+def shard_from(content: Content) -> ShardEntry:
     """Read a shard's entry back, the inverse of `shard_to`.
 
     Raises:
-        UserError: the name leads out of the folder, or members lie outside the file.
+        UserError: something in it has another type or range, a name leads out of the folder, or members lie outside the
+            file or over each other.
     """
-    name, size = str(content["name"]), int(content["bytes"])
-    if name != os.path.basename(name) or name in ("", ".", ".."):
-        raise UserError(f"{origin}: shard name {name!r} leads out of its folder; the index is not to be trusted")
-    samples = []
-    for sample in content["samples"]:
-        members = {
-            str(kind): (int(offset), int(count), int(checksum))
-            for kind, (offset, count, checksum) in sample["members"].items()
-        }
-        if any(offset < 0 or count < 0 or offset + count > size for offset, count, _ in members.values()):
-            raise UserError(f"{origin}: sample {sample['key']!r} lies outside of {name}; make the shards again")
-        samples.append(SampleEntry(str(sample["key"]), members))
-    return ShardEntry(name, size, str(content["sha256"]), tuple(samples))
+    name, size = content.at("name").name(), content.at("bytes").whole_number()
+    samples = tuple(_sample_from(sample, size) for sample in content.at("samples").entries())
+    _refuse_other_count(content.at("sample_count"), len(samples))
+    _refuse_overlap(samples, content.at("samples"))
+    return ShardEntry(name, size, content.at("sha256").sha256(), samples)
+
+
+def _sample_from(content: Content, shard_size: int) -> SampleEntry:
+    key = content.at("key").sample_key()
+    if "." in key:
+        content.at("key").refuse("a key without a dot, where WebDataset would cut it")
+    members: dict[str, tuple[int, int, int]] = {}
+    listed = content.at("members")
+    if not isinstance(listed.value, dict) or not listed.value:
+        listed.refuse("its files by extension")
+    for extension in listed.value:
+        refuse_as_name(extension, f"{listed.place()}: extension")
+        place = listed.at(extension)
+        offset, count, checksum = place.whole_numbers(3)
+        if offset + count > shard_size or checksum >= 2**32:
+            place.refuse(f"an offset and a number of bytes inside the shard's {shard_size}, and a CRC-32")
+        members[extension] = (offset, count, checksum)
+    return SampleEntry(key, members)
+
+
+def _refuse_other_count(content: Content, count: int) -> None:
+    if content.whole_number() != count:
+        content.refuse(f"{count}, the number of samples that are listed")
+
+
+def _refuse_overlap(samples: Sequence[SampleEntry], content: Content) -> None:
+    places = sorted((offset, count, sample.key) for sample in samples for offset, count, _ in sample.members.values())
+    for (offset, count, key), (following, _, other) in itertools.pairwise(places):
+        if offset + count > following:
+            raise UserError(f"{content.place()}: files of {key!r} and {other!r} overlap; {REMEDY}")
 
 
 def read_index(folder: Path) -> ShardIndex:
-    """Read and check a folder's index.json.
+    """Read and check a folder's index.json; keys that are not in shards/README.md are passed over.
 
     Raises:
-        UserError: it is missing, damaged or of another format version.
+        UserError: it is missing, damaged or of another format version; the message names file and key.
     """
     path = folder / INDEX_NAME
     if not path.is_file():
         raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with shards/prepare.py")
-    content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    return _index_from(read_content(path, REMEDY))
+
+
+def _index_from(content: Content) -> ShardIndex:
+    path = content.file
+    if not isinstance(content.value, dict) or content.value.get("format") != FORMAT:
         raise UserError(f"{path}: not an index of {FORMAT}; expected what shards/prepare.py writes")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path}: format version {content.get('format_version')}, this program reads {FORMAT_VERSION}; pack again"
-        )
-    for what in ("dataset", "split"):
-        refuse_as_name(str(content.get(what, "unknown")), f"{path}: {what}")
-    try:
-        return ShardIndex(
-            dataset=str(content["dataset"]),
-            split=str(content["split"]),
-            image_size=_size(content["image_size"]),
-            label_size=_size(content["label_size"]),
-            class_sets={name: class_set_from(item, str(path)) for name, item in content["class_sets"].items()},
-            made_with=dict(content["made_with"]),
-            shards=tuple(shard_from(shard, path) for shard in content["shards"]),
-            keep_aspect_ratio=bool(content.get("keep_aspect_ratio", False)),
-            sources=_sources(content.get("sources")),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); make the shards again") from error
+    version = content.value.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {shortened(version)}, this program reads {FORMAT_VERSION}; pack again")
+    keep_aspect_ratio = content.get("keep_aspect_ratio")
+    shards = tuple(shard_from(shard) for shard in content.at("shards").entries())
+    samples = sum(len(shard.samples) for shard in shards)
+    _refuse_other_count(content.at("samples"), samples)
+    _refuse_twice("shard", (shard.name for shard in shards), path)
+    _refuse_twice("key", (sample.key for shard in shards for sample in shard.samples), path)
+    return ShardIndex(
+        dataset=content.at("dataset").name(),
+        split=content.at("split").name(),
+        image_size=_size(content.at("image_size")),
+        label_size=_size(content.at("label_size")),
+        class_sets={name: class_set_from(item.value, item.place()) for name, item in content.at("class_sets").items()},
+        made_with=content.at("made_with").mapping(),
+        shards=shards,
+        keep_aspect_ratio=keep_aspect_ratio is not None and keep_aspect_ratio.truth(),
+        sources=_sources(content.get("sources")),
+    )
 
 
-def _size(value: Any) -> Size | None:
-    return None if value is None else (int(value[0]), int(value[1]))
+def _refuse_twice(what: str, names: Iterable[str], path: Path) -> None:
+    [(name, count)] = Counter(names).most_common(1) or [("", 1)]
+    if count > 1:
+        raise UserError(f"{path}: the {what} {name!r} is there {count} times; {REMEDY}")
 
 
-def _sources(value: Any) -> dict[str, dict[str, str]] | None:
-    if value is None:
+def _size(content: Content) -> Size | None:
+    if content.value is None:
         return None
-    for digests in value.values():
-        if not all(isinstance(digest, str) for digest in digests.values()):
-            raise TypeError("sources: expected digests as text")
-    return {str(key): dict(digests) for key, digests in value.items()}
+    width, height = content.whole_numbers(2, 1, LARGEST_SIDE)
+    if width * height > LARGEST_PICTURE:
+        content.refuse(f"width and height of at most {LARGEST_PICTURE} pixels")
+    return width, height
+
+
+def _sources(content: Content | None) -> dict[str, dict[str, str]] | None:
+    if content is None or content.value is None:
+        return None
+    if not isinstance(content.value, dict):
+        content.refuse("digests by key")
+    return {
+        content.inner(key, key).sample_key(): {kind: digest.sha256() for kind, digest in content.at(key).items()}
+        for key in content.value
+    }
+
+
+def _opened(path: Path) -> int:
+    # A pipe in its place, opened otherwise, would be waited for.
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
 
 @dataclass
@@ -289,12 +357,12 @@ class ShardReader:
             if len(self._descriptors) == OPEN_SHARDS:
                 self._close_oldest()
             try:
-                descriptor = os.open(path, os.O_RDONLY)
+                descriptor = _opened(path)
             except OSError as error:
                 if error.errno != errno.EMFILE or not self._descriptors:
                     raise
                 self._close_oldest()
-                descriptor = os.open(path, os.O_RDONLY)
+                descriptor = _opened(path)
         # Put last: the first is the one that was used longest ago.
         self._descriptors[shard] = descriptor
         return descriptor
@@ -366,15 +434,27 @@ def broken_shards(reader: ShardReader) -> Iterator[BrokenShard]:
 
 
 def verify(reader: ShardReader) -> None:
-    """Compare every shard's bytes with the checksum in the index; reads the whole folder once.
+    """Compare every shard's bytes with the checksum in the index, its members with those of the index; reads all once.
 
     Raises:
-        UserError: a shard was changed after it was packed.
+        UserError: a shard was changed after it was packed, or its index is that of another.
     """
     for shard in reader.index.shards:
         path = reader.folder / shard.name
         if sha256_of_file(path) != shard.sha256:
             raise UserError(f"{path}: its bytes are not those that were packed (checksum differs); pack it again")
+        listed = {
+            (f"{sample.key}.{extension}", offset, count)
+            for sample in shard.samples
+            for extension, (offset, count, _) in sample.members.items()
+        }
+        try:
+            with tarfile.open(path) as tar:
+                found = {(member.name, member.offset_data, member.size) for member in tar if member.isfile()}
+        except tarfile.TarError as error:
+            raise UserError(f"{path}: no tar that can be read ({error}); pack it again") from error
+        if found != listed:
+            raise UserError(f"{path}: its members are not those of {INDEX_NAME}; pack it again")
 
 
 def choose_classes(shards: ShardReader, name: str | None) -> tuple[str, ClassSet]:

@@ -8,14 +8,21 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
-from torch import nn
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method
-from esl_dist.config_files import differing_keys, load_config
+from esl_dist.config_files import differing_keys
 from esl_dist.data.labels import ClassSet, class_names
-from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, TensorState, build_network, find_checkpoint
+from esl_dist.engine.checkpoints import (
+    RUN_CONFIG,
+    Checkpoint,
+    TensorState,
+    build_discriminators,
+    build_network,
+    find_checkpoint,
+    run_config,
+)
 from esl_dist.engine.distributed import is_main, say, sum_over_ranks, world_size
 from esl_dist.engine.optimisation import build_optimizers
 from esl_dist.engine.provenance import provenance_of_file
@@ -23,7 +30,6 @@ from esl_dist.engine.step import Networks
 from esl_dist.engine.training_data import TrainingData
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.discriminator import build_discriminator
 from esl_dist.models.weight_files import read_weights, refuse_tensors
 from esl_dist.models.weights import initialise, load_weights
 
@@ -72,8 +78,7 @@ def run_folder(config: settings.Train) -> Path:
 
 def agreed_seed(run: Path) -> int:
     """Return the seed that the run was begun with or, at its beginning, a random one; the same on every rank."""
-    begun = run / RUN_CONFIG
-    own = load_config(settings.Train, begun).seed if begun.is_file() else secrets.randbelow(2**32)
+    own = run_config(run).seed if (run / RUN_CONFIG).is_file() else secrets.randbelow(2**32)
     return int(sum_over_ranks(torch.tensor(own if is_main() else 0, dtype=torch.int64)))
 
 
@@ -131,10 +136,7 @@ def build_state(
     initialise(segmentation)
     if with_start and config.network.start is not None:
         _start_from(segmentation, config.network, classes)
-    levels = segmentation.levels if method.discriminator_loss is not None else ()
-    discriminators = nn.ModuleDict(
-        {level: build_discriminator(len(classes), config.method.discriminator_channels) for level in levels}
-    )
+    discriminators = build_discriminators(config, method, segmentation, classes)
     networks = Networks(segmentation.to(device).train(), discriminators.to(device).train())
     return State(networks, build_optimizers(networks.segmentation, networks.discriminators, config.optimizer))
 

@@ -10,6 +10,9 @@
 The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
 `data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written
 under a name that no reader takes, flushed, and renamed.
+
+All of it is checked where it is read. What does not fit the run that the manifest describes makes a checkpoint a broken
+one, which is told and passed over, like one whose bytes are not those that were saved.
 """
 
 import hashlib
@@ -17,6 +20,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +29,26 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from esl_dist import config as settings
-from esl_dist.config_files import from_dictionary, to_dictionary
+from esl_dist.adaptation.methods import METHODS, Method
+from esl_dist.checked import Content, read_content
+from esl_dist.config_files import from_dictionary, load_config, to_dictionary
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
+from esl_dist.engine.fitting import REMEDY, refuse_other_tensors, refuse_other_training
+from esl_dist.engine.optimisation import build_optimizers
 from esl_dist.errors import UserError
-from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, make_folder, read_json, sha256_of_file, write_json
+from esl_dist.files import (
+    PARTIAL_SUFFIX,
+    fsync_folder,
+    make_folder,
+    refuse_as_name,
+    sha256_of_file,
+    write_json,
+)
 from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.discriminator import build_discriminator
 
 FORMAT = "esl-dist checkpoint"
 FORMAT_VERSION = 2
@@ -41,8 +58,12 @@ RUN_CONFIG = "config.yaml"
 BROKEN_SUFFIX = ".broken"
 SEGMENTATION, DISCRIMINATORS, TRAINING = "segmentation.safetensors", "discriminators.safetensors", "training.pt"
 
+FILES = (SEGMENTATION, DISCRIMINATORS, TRAINING)
+READ_SHARDS = ("source", "target", "pseudo_labels")
+LAST_STEP = 10**12
+"""Far beyond any training; TensorBoard, say, does not count endlessly."""
+
 TensorState = dict[str, Tensor]
-Manifest = dict[str, Any]
 
 
 class BrokenCheckpointError(UserError):
@@ -75,11 +96,25 @@ class Checkpoint:
     data_sets: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says; see `Checkpoint`. `files` are the SHA-256 of the three others by name."""
+
+    step: int
+    config: settings.Train
+    class_set: str
+    classes: ClassSet
+    shards: dict[str, str]
+    data_sets: dict[str, str]
+    files: dict[str, str]
+
+
 def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
     """Write a checkpoint and prune older ones; returns its folder.
 
     Raises:
-        UserError: it cannot be written, for want of space perhaps; the checkpoints before it stand.
+        UserError: it cannot be written, for want of space perhaps, or it would be refused when it is read; the
+            checkpoints before it stand.
     """
     folder = checkpoint_folder(run, checkpoint.step)
     partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
@@ -89,6 +124,9 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
         _remove(folder)
         os.replace(partial, folder)
         fsync_folder(folder.parent)
+    except UserError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a full disk
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
@@ -111,7 +149,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         files[path.name] = {"sha256": sha256_of_file(path)}
-    manifest: Manifest = {
+    manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "step": checkpoint.step,
@@ -122,6 +160,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "data_sets": checkpoint.data_sets,
         "files": files,
     }
+    _refuse_impossible(Content(manifest, partial / MANIFEST, "nothing was written"))
     write_json(partial / MANIFEST, {**manifest, "sha256": _digest(manifest)})
 
 
@@ -129,57 +168,145 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint folder.
 
     Raises:
-        UserError: a file is missing, cannot be read or is not the one that was written.
+        BrokenCheckpointError: a file is missing, cannot be read, is not the one that was written, or does not fit.
+        UserError: another version of the program wrote it.
     """
     return _load(folder, read_manifest(folder))
 
 
 def _load(folder: Path, manifest: Manifest) -> Checkpoint:
+    with _told_as_broken(folder / SEGMENTATION):
+        segmentation = load_file(folder / SEGMENTATION)
+    with _told_as_broken(folder / DISCRIMINATORS):
+        discriminators = load_file(folder / DISCRIMINATORS)
+    with _told_as_broken(folder / TRAINING):
+        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+    with _told_as_broken(folder), torch.device("meta"):
+        network = build_network(manifest.config.network, manifest.classes)
+        critics = build_discriminators(manifest.config, METHODS[manifest.config.method.name], network, manifest.classes)
+        optimizers = build_optimizers(network, critics, manifest.config.optimizer)
+    with _told_as_broken(folder):
+        refuse_other_tensors(segmentation, network.state_dict(), folder / SEGMENTATION)
+        refuse_other_tensors(discriminators, critics.state_dict(), folder / DISCRIMINATORS)
+        refuse_other_training(Content(training, folder / TRAINING, REMEDY), optimizers)
     return Checkpoint(
-        step=int(manifest["step"]),
-        config=from_dictionary(settings.Train, manifest["config"], str(folder / MANIFEST)),
-        class_set=str(manifest["class_set"]),
-        classes=class_set_from(manifest["classes"], str(folder / MANIFEST)),
-        shards=dict(manifest["shards"]),
-        segmentation=load_file(folder / SEGMENTATION),
-        discriminators=load_file(folder / DISCRIMINATORS),
-        training=torch.load(folder / TRAINING, map_location="cpu", weights_only=True),
-        data_sets=dict(manifest.get("data_sets", {})),
+        step=manifest.step,
+        config=manifest.config,
+        class_set=manifest.class_set,
+        classes=manifest.classes,
+        shards=manifest.shards,
+        segmentation=segmentation,
+        discriminators=discriminators,
+        training=training,
+        data_sets=manifest.data_sets,
     )
+
+
+@contextmanager
+def _told_as_broken(path: Path) -> Iterator[None]:
+    """Turn whatever a checkpoint that does not fit may raise into a BrokenCheckpointError.
+
+    Want of memory says nothing about the checkpoint, and stays as it is.
+    """
+    try:
+        yield
+    except (MemoryError, BrokenCheckpointError):
+        raise
+    except UserError as error:
+        raise BrokenCheckpointError(str(error)) from error
+    except OSError as error:
+        raise BrokenCheckpointError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    except Exception as error:  # torch's restricted unpickler, and safetensors, raise many kinds
+        if "allocate memory" in str(error):
+            raise
+        raise BrokenCheckpointError(
+            f"{path}: refused: it is damaged or holds more than tensors and plain values ({type(error).__name__}); "
+            f"{REMEDY}"
+        ) from error
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Return a checkpoint's manifest after comparing every file with its checksum.
 
     Raises:
-        BrokenCheckpointError: a file is missing, cannot be read, has other bytes, or the manifest is none.
+        BrokenCheckpointError: a file is missing, cannot be read, has other bytes, or the manifest says what cannot be.
         UserError: another version of the program wrote it.
     """
-    try:
-        manifest = read_json(folder / MANIFEST)
-    except UserError as error:
-        raise BrokenCheckpointError(str(error)) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BrokenCheckpointError(f"{folder / MANIFEST}: not a manifest of {FORMAT}")
+    path = folder / MANIFEST
+    with _told_as_broken(path):
+        content = read_content(path, REMEDY)
+    if not isinstance(content.value, dict) or content.value.get("format") != FORMAT:
+        raise BrokenCheckpointError(f"{path}: not a manifest of {FORMAT}; {REMEDY}")
     # First, for damage could pretend to be another version.
-    if manifest.pop("sha256", None) != _digest(manifest):
-        raise BrokenCheckpointError(f"{folder / MANIFEST}: not the bytes that were saved; choose another checkpoint")
-    if manifest["format_version"] != FORMAT_VERSION:
+    if content.value.pop("sha256", None) != _digest(content.value):
+        raise BrokenCheckpointError(f"{path}: not the bytes that were saved; {REMEDY}")
+    with _told_as_broken(path):
+        version = content.at("format_version").whole_number()
+    if version != FORMAT_VERSION:
         raise UserError(
-            f"{folder}: format version {manifest['format_version']}, this program reads {FORMAT_VERSION}; use the "
+            f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use the "
             "version of the program that wrote it, or begin anew: train under another name or delete the run's folder"
         )
-    for name in (SEGMENTATION, DISCRIMINATORS, TRAINING):
-        path = folder / name
-        try:
-            whole = path.is_file() and sha256_of_file(path) == manifest["files"][name]["sha256"]
-        except OSError as error:
-            raise BrokenCheckpointError(
-                f"{path}: cannot be read ({error.strerror}); choose another checkpoint"
-            ) from error
+    with _told_as_broken(path):
+        manifest = _manifest_from(content)
+    for name in FILES:
+        with _told_as_broken(folder / name):
+            whole = (folder / name).is_file() and sha256_of_file(folder / name) == manifest.files[name]
         if not whole:
-            raise BrokenCheckpointError(f"{path}: missing or not the bytes that were saved; choose another checkpoint")
+            raise BrokenCheckpointError(f"{folder / name}: missing or not the bytes that were saved; {REMEDY}")
     return manifest
+
+
+def _refuse_impossible(content: Content) -> None:
+    """Check what a manifest says, but for its configuration as a whole; keys that are not known are passed over.
+
+    Raises:
+        UserError: naming the key.
+    """
+    content.at("step").whole_number(1, LAST_STEP)
+    content.at("class_set").label()
+    config = content.at("config")
+    config.at("name").name()
+    method = config.at("method").at("name")
+    if method.text() not in METHODS:
+        method.refuse(f"one of {', '.join(METHODS)}")
+    shards = content.at("shards")
+    for key, fingerprint in shards.items():
+        if key not in READ_SHARDS:
+            shards.refuse(f"fingerprints of {', '.join(READ_SHARDS)}")
+        fingerprint.sha256()
+    if (data_sets := content.get("data_sets")) is not None:
+        for _, data_set in data_sets.items():
+            data_set.name()
+    class_set_from(content.at("classes").value, content.at("classes").place())
+    for name in FILES:
+        content.at("files").at(name).at("sha256").sha256()
+
+
+def _manifest_from(content: Content) -> Manifest:
+    _refuse_impossible(content)
+    manifest = content.value
+    return Manifest(
+        step=manifest["step"],
+        config=from_dictionary(settings.Train, manifest["config"], content.at("config").place()),
+        class_set=manifest["class_set"],
+        classes=class_set_from(manifest["classes"], content.at("classes").place()),
+        shards=manifest["shards"],
+        data_sets=manifest.get("data_sets", {}),
+        files={name: manifest["files"][name]["sha256"] for name in FILES},
+    )
+
+
+def run_config(run: Path) -> settings.Train:
+    """Read a run's config.yaml.
+
+    Raises:
+        UserError: it is missing, says what cannot be, or its name could be no folder's.
+    """
+    file = run / RUN_CONFIG
+    config = load_config(settings.Train, file)
+    refuse_as_name(config.name or "", f"{file}: name")
+    return config
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -216,8 +343,8 @@ def _find_newest(run: Path) -> tuple[Path, Checkpoint] | None:
     for folder in reversed(checkpoint_folders(run)):
         try:
             manifest = read_manifest(folder)
-            if manifest["step"] != step_of(folder):
-                raise BrokenCheckpointError(f"{folder}: is of step {manifest['step']}; give it the name of its step")
+            if manifest.step != step_of(folder):
+                raise BrokenCheckpointError(f"{folder}: is of step {manifest.step}; give it the name of its step")
             return folder, _load(folder, manifest)
         except BrokenCheckpointError as error:
             print(f"warning: passing over a broken checkpoint: {error}", file=sys.stderr)
@@ -278,7 +405,17 @@ def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
     return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
 
 
-def _digest(manifest: Manifest) -> str:
+def build_discriminators(
+    config: settings.Train, method: Method, segmentation: DeepLab, classes: ClassSet
+) -> nn.ModuleDict:
+    """Return a discriminator for each level of the segmentation network; none if the method has none."""
+    levels = segmentation.levels if method.discriminator_loss is not None else ()
+    return nn.ModuleDict(
+        {level: build_discriminator(len(classes), config.method.discriminator_channels) for level in levels}
+    )
+
+
+def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,8 +11,7 @@ A job that is killed and started again keeps its whole pieces. Memory is one pic
 """
 
 import shutil
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,10 +33,10 @@ from esl_dist.adaptation.pseudo_labels import (
     label_and_score,
     thresholds,
 )
+from esl_dist.checked import read_content
 from esl_dist.data.images import (
     Size,
     as_size,
-    decode_label,
     encode_png,
     fitted_size,
     padded,
@@ -49,14 +48,10 @@ from esl_dist.data.loading import Batch, Samples, batches
 from esl_dist.data.shards import (
     INDEX_NAME,
     Members,
-    ShardEntry,
     ShardIndex,
     ShardReader,
     read_index,
-    shard_from,
-    shard_to,
     write_index,
-    write_shard,
 )
 from esl_dist.data.workers import Workers
 from esl_dist.engine.claims import claim
@@ -71,15 +66,25 @@ from esl_dist.engine.distributed import (
     world_size,
 )
 from esl_dist.engine.evaluator import Member, confusion_matrix, scores_of_member
-from esl_dist.engine.scratch import SCRATCH, open_scratch
+from esl_dist.engine.scratch import (
+    PREDICTION,
+    SCRATCH,
+    is_written,
+    open_scratch,
+    read_entry,
+    read_predictions,
+    write_tar,
+)
 from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, write_json
+from esl_dist.files import write_json
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.reporting.progress import progress, silent
 from esl_dist.reporting.scores import pixel_accuracy
 
 SUMMARY = "summary.json"
+LABELS = ("label.png",)
+"""What pseudo-label shards have of each sample."""
 PIECE_SAMPLES = 8
 """Few, so that ranks wait little for the last piece; a tar and its entry a piece are written anyway."""
 
@@ -123,7 +128,7 @@ def write_pseudo_labels(
     wait_for_all()
     histograms = torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.int64)
     for piece in _own(_pieces(target.images)):
-        for _, labels, levels in _read_piece(scratch, piece):
+        for _, labels, levels in _read_piece(scratch, piece, target.images, classes):
             histograms += class_histograms(labels, levels, classes)
     histograms = sum_over_ranks(histograms)
     limits = thresholds(histograms, trust, _bound(config))
@@ -176,10 +181,30 @@ def _summary_of(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
             f"{output}: holds pseudo-labels made with another {told_changes(changed, made_before, made_with)}; choose "
             "another output or delete it"
         )
-    summary: dict[str, Any] = read_json(output / SUMMARY)
+    summary = read_summary(output / SUMMARY)
     wait_for_all()
     if is_main():
         shutil.rmtree(output / SCRATCH, ignore_errors=True)
+    return summary
+
+
+def read_summary(file: Path) -> dict[str, Any]:
+    """Read what a finished job says of its pseudo-labels.
+
+    Raises:
+        UserError: it is missing, or not what `write_pseudo_labels` returned.
+    """
+    content = read_content(file, f"delete {file.parent} and label again")
+    shares = [content.at("kept"), content.at("accuracy")]
+    for _, one in content.at("classes").items():
+        shares.append(one.at("threshold"))
+        predicted = one.at("pixels_predicted").whole_number()
+        one.at("pixels_kept").whole_number(maximum=predicted)
+    content.at("score").label()
+    for share in shares:
+        if share.value is not None or share.key == "kept":
+            share.number(0, 1)
+    summary: dict[str, Any] = content.value
     return summary
 
 
@@ -213,31 +238,13 @@ def _own(items: Sequence[Item]) -> Sequence[Item]:
     return items[rank() :: world_size()]
 
 
-def _entry_file(scratch: Path, name: str) -> Path:
-    """Return where the entry of a tar is kept; it is written after the tar, so it says that the tar is whole."""
-    return scratch / f"{name}.json"
-
-
-def _is_written(scratch: Path, tar: Path) -> bool:
-    """Say whether a tar is there, and whole; an entry alone may be left of what somebody deleted."""
-    return _entry_file(scratch, tar.name).is_file() and tar.is_file()
-
-
-def _write_tar(scratch: Path, tar: Path, samples: Iterable[tuple[str, Members]]) -> None:
-    write_json(_entry_file(scratch, tar.name), shard_to(write_shard(tar, samples)))
-
-
-def _read_entry(scratch: Path, name: str) -> ShardEntry:
-    return shard_from(read_json(_entry_file(scratch, name)), _entry_file(scratch, name))
-
-
 @torch.inference_mode()
 def _predict(
     member: Member, target: Samples, config: settings.PseudoLabel, scratch: Path, device: torch.device
 ) -> None:
     """Predict this rank's share of the pieces that are not there yet."""
     pieces = _pieces(target.images)
-    missing = from_main([not _is_written(scratch, scratch / piece.name) for piece in pieces])
+    missing = from_main([not is_written(scratch, scratch / piece.name) for piece in pieces])
     own = _own([piece for piece, is_missing in zip(pieces, missing, strict=True) if is_missing])
     positions = [position for piece in own for position in piece.positions]
     workers = Workers(config.workers, config.timeout_minutes)
@@ -253,7 +260,7 @@ def _predict(
     for piece in own:
         keys = (target.images.key(position) for position in piece.positions)
         samples = zip(keys, islice(predictions, len(piece.positions)), strict=True)
-        _write_tar(scratch, scratch / piece.name, samples)
+        write_tar(scratch, scratch / piece.name, samples)
 
 
 def _prediction(
@@ -268,25 +275,17 @@ def _prediction(
         own_width, own_height = batch["own_sizes"][0].tolist()
         width, height = fitted_size((own_width, own_height), (width, height))
     return {
-        "label.png": encode_png(labels[0, :height, :width].cpu().numpy().astype(np.uint8)),
-        "level.png": encode_png(levels[0, :height, :width].cpu().numpy().astype(np.uint16)),
+        PREDICTION[0]: encode_png(labels[0, :height, :width].cpu().numpy().astype(np.uint8)),
+        PREDICTION[1]: encode_png(levels[0, :height, :width].cpu().numpy().astype(np.uint16)),
     }
 
 
-def _read_piece(scratch: Path, piece: Piece) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _read_piece(scratch: Path, piece: Piece, images: ShardReader, classes: int) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Yield key, predicted labels and levels (int32) of every picture of a piece."""
-    with open(scratch / piece.name, "rb") as file:
-        for sample in _read_entry(scratch, piece.name).samples:
-            images = []
-            for kind in ("label.png", "level.png"):
-                offset, count, checksum = sample.members[kind]
-                file.seek(offset)
-                content = file.read(count)
-                if zlib.crc32(content) != checksum:
-                    raise UserError(f"{scratch / piece.name}: damaged; delete {scratch} and start again")
-                images.append(torch.from_numpy(decode_label(content).astype(np.int32)))
-            note_work()
-            yield sample.key, images[0], images[1]
+    keys = [images.key(position) for position in piece.positions]
+    for prediction in read_predictions(scratch, piece.name, keys, classes):
+        note_work()
+        yield prediction
 
 
 def _refuse_other_frame(target: Samples, config: settings.PseudoLabel) -> None:
@@ -320,23 +319,30 @@ def _write_labels(
 
     def pseudo_labels(pieces: list[Piece]) -> Iterator[tuple[str, Members]]:
         for piece in pieces:
-            for position, (key, labels, levels) in zip(piece.positions, _read_piece(scratch, piece), strict=True):
+            predictions = _read_piece(scratch, piece, target.images, classes)
+            for position, (key, labels, levels) in zip(piece.positions, predictions, strict=True):
                 pseudo_label = keep_trusted(labels, levels, limits, trust).numpy()
                 if frame is not None:
+                    _refuse_larger(pseudo_label, frame, scratch)
                     pseudo_label = padded(pseudo_label, frame, IGNORE_INDEX)
                 if target.labels is not None:
                     confusion.add_(_compare(target.label(position), pseudo_label, classes))
-                yield key, {"label.png": encode_png(pseudo_label)}
+                yield key, {LABELS[0]: encode_png(pseudo_label)}
 
     own = _own(list(zip(target.images.index.shards, _pieces_by_shard(target.images), strict=True)))
     for shard, pieces in (progress if is_main() else silent)(own, len(own), "labelling"):
-        if not _is_written(scratch, output / shard.name):
-            _write_tar(scratch, output / shard.name, pseudo_labels(pieces))
+        if not is_written(scratch, output / shard.name):
+            write_tar(scratch, output / shard.name, pseudo_labels(pieces))
         elif target.labels is not None:
             # Written by an earlier start, which counted it, too; only the count is made up for.
             for _ in pseudo_labels(pieces):
                 pass
     return confusion
+
+
+def _refuse_larger(label: NDArray[np.uint8], frame: Size, scratch: Path) -> None:
+    if label.shape[1] > frame[0] or label.shape[0] > frame[1]:
+        raise UserError(f"{scratch}: its predictions are larger than {frame[0]}×{frame[1]}; delete it and start again")
 
 
 def _compare(label: NDArray[np.uint8], pseudo_label: NDArray[np.uint8], classes: int) -> Tensor:
@@ -356,7 +362,10 @@ def _index(
         keep_aspect_ratio=target.images.index.keep_aspect_ratio and frame is None,
         class_sets={trained.class_set: identity_class_set(trained.classes)},
         made_with=made_with,
-        shards=tuple(_read_entry(scratch, shard.name) for shard in target.images.index.shards),
+        shards=tuple(
+            read_entry(scratch, shard.name, [sample.key for sample in shard.samples], LABELS)
+            for shard in target.images.index.shards
+        ),
     )
 
 

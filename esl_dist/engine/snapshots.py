@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from esl_dist import config as settings
-from esl_dist.config_files import load_config
+from esl_dist.checked import Content, read_content
 from esl_dist.engine.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
@@ -22,12 +22,13 @@ from esl_dist.engine.checkpoints import (
     checkpoint_folder,
     checkpoint_folders,
     read_manifest,
+    run_config,
     step_of,
 )
 from esl_dist.engine.conditions import changed_keys, told_changes
 from esl_dist.engine.distributed import from_main, is_main, say, sum_over_ranks, warn
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, write_json
+from esl_dist.files import write_json
 from esl_dist.reporting.scores import percent
 
 POLL_SECONDS = 2.0
@@ -54,7 +55,7 @@ def steps_to_score(run: Path, wait_minutes: float) -> list[int]:
     # A training that goes on may remove some of them between the looks of two ranks.
     number = int(sum_over_ranks(torch.tensor(len(there) if is_main() else 0)))
     found = sum_over_ranks(torch.tensor(there if is_main() else [0] * number, dtype=torch.int64)).tolist()
-    return sorted({*snapshot_steps(load_config(settings.Train, run / RUN_CONFIG)), *found})
+    return sorted({*snapshot_steps(run_config(run)), *found})
 
 
 def first_snapshot(run: Path, wait_minutes: float) -> Path:
@@ -96,7 +97,7 @@ def score_snapshots(
         UserError: no such run, no snapshot at all, one that does not come in time, or a file of other scores.
     """
     steps = steps_to_score(run, wait_minutes)
-    name = load_config(settings.Train, run / RUN_CONFIG).name
+    name = run_config(run).name
     before = _read(kept, made_with)
     scores: dict[int, Scores] = {}
     for step in steps:
@@ -108,7 +109,12 @@ def score_snapshots(
         if known is not None and from_main([known["weights"] == weights and is_done(folder, known)])[0]:
             scores[step] = known
             continue
-        scores[step] = {**score(folder), "weights": weights}
+        try:
+            scores[step] = {**score(folder), "weights": weights}
+        except BrokenCheckpointError as error:
+            # Its bytes are those that were saved, but they do not fit its run.
+            warn(f"passing over a broken checkpoint: {error}")
+            continue
         if is_main():
             _write(kept, made_with, {**before, **scores})
         # After it is written: who reads may be gone.
@@ -143,7 +149,7 @@ def _weights_of(folder: Path, wait_minutes: float, tell: Callable[[str], None]) 
         tell(f"{folder}: not there" + ("" if can_come else ", and the run is past it: removed or never kept"))
         return None
     try:
-        return str(read_manifest(folder)["files"][SEGMENTATION]["sha256"])
+        return read_manifest(folder).files[SEGMENTATION]
     except BrokenCheckpointError as error:
         tell(f"passing over a broken checkpoint: {error}")
         return None
@@ -166,21 +172,49 @@ def _appears(path: Path, wait_minutes: float) -> bool:
 def _read(kept: Path, made_with: dict[str, Any]) -> dict[int, Scores]:
     if not from_main([kept.is_file()])[0]:
         return {}
-    content = read_json(kept)
-    try:
-        made_before = dict(content["made_with"])
-        scores = {int(step): dict(one) for step, one in content["snapshots"].items()}
-        whole = all(one.keys() >= {"miou", "iou", "weights"} for one in scores.values())
-    except (KeyError, TypeError, ValueError, AttributeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{kept}: not a file of a run's scores; choose another output or delete it")
+    return read_scores(kept, made_with)
+
+
+def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
+    """Read the scores of a run's snapshots, by step.
+
+    Raises:
+        UserError: the file is not one that `score_snapshots` writes, or holds scores made with something else.
+    """
+    content = read_content(kept, "it is no whole file of a run's scores: choose another output or delete it")
+    made_before = content.at("made_with").mapping()
+    scores = {_step(step, one): scores_from(one) for step, one in content.at("snapshots").items()}
     changed = [key for key in changed_keys(made_before, made_with) if key in made_with]
     if changed:
         raise UserError(
             f"{kept}: holds scores made with another {told_changes(changed, made_before, made_with)}; choose another "
             "output, or delete it"
         )
+    return scores
+
+
+def _step(text: str, scores: Content) -> int:
+    if not text.isdecimal() or str(int(text)) != text:
+        scores.refuse("its scores below its step, a number")
+    scores.at("weights").sha256()
+    return int(text)
+
+
+def scores_from(content: Content) -> Scores:
+    """Return scores as `reporting.scores.scores_of` makes them, and what else is kept with them.
+
+    Raises:
+        UserError: a score is no share.
+    """
+    shares = [content.at("miou"), *(one for _, one in content.at("iou").items())]
+    if (fewer := content.get("miou_over")) is not None:
+        shares += [one for _, one in fewer.items()]
+    if (accuracy := content.get("accuracy")) is not None:
+        shares.append(accuracy)
+    for share in shares:
+        if share.value is not None:
+            share.number(0, 1)
+    scores: Scores = content.value
     return scores
 
 

@@ -1,5 +1,6 @@
 """Samples become tensors; the number of workers is not visible in the batches."""
 
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from esl_dist.data import loading
 from esl_dist.data.images import encode_png, resize_image, resize_label
 from esl_dist.data.labels import SemanticClass, identity_class_set, train_id_table
 from esl_dist.data.loading import MEAN_COLOR, Batch, LabelSource, Samples, batches, label_source, network_input
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 from tests.builders import class_set, draw, drawn_samples, drawn_shards, write_shards
 
 
@@ -160,6 +162,36 @@ def test_labels_of_as_many_classes_of_other_names_are_refused(tmp_path: Path) ->
             f"{tmp_path}: the classes of 'village3' are ['road', 'house', 'sky'], the network's {names}; "
             "choose shards of the same classes"
         )
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_a_picture_of_another_size_than_the_index_says_is_corrupt_before_it_is_decoded(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few bytes may say that they are a picture of any size."""
+    for decode in ("decode_image", "decode_label"):
+        monkeypatch.setattr(loading, decode, lambda content: pytest.fail("decoded"))
+    shards = write_shards(tmp_path, drawn_samples(1, 16, 12), image_size=(8, 6), label_size=(8, 6))
+    samples = labelled(shards)
+    with pytest.raises(CorruptSampleError, match=r"sample 'scene_000': its .* is damaged: 16×12 pixels, .* says 8×6;"):
+        samples.label(0) if kind == "label" else Samples(shards, None)[0]
+
+
+@pytest.mark.parametrize("index_names_sizes", [True, False])
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_a_few_bytes_that_stand_for_more_pixels_than_memory_holds_are_corrupt(
+    tmp_path: Path, kind: str, index_names_sizes: bool
+) -> None:
+    header = bytearray(encode_png(draw(0)[1]))
+    header[16:24] = (60_000).to_bytes(4, "big") * 2
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    [(key, members)] = drawn_samples(1)
+    size = (16, 12) if index_names_sizes else None
+    shards = write_shards(
+        tmp_path, [(key, {**members, f"{kind}.png": bytes(header)})], image_size=size, label_size=size
+    )
+    with pytest.raises(CorruptSampleError, match=rf"its {kind} is damaged: .*pixels.*; pack it again"):
+        labelled(shards)[0]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,32 +1,40 @@
 """Runs as a training leaves them, without the training: settings and checkpoints of a tiny network."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
 from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS
 from esl_dist.config_files import from_dictionary, save_config
 from esl_dist.data.labels import ClassSet
 from esl_dist.engine.checkpoints import (
+    FILES,
     MANIFEST,
     RUN_CONFIG,
     Checkpoint,
     _digest,
+    build_discriminators,
     build_network,
     checkpoint_folder,
     load_newest,
     save_checkpoint,
 )
+from esl_dist.engine.optimisation import build_optimizers
+from esl_dist.files import sha256_of_file
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from tests.builders import class_set
 
-SHARDS = {"source": "a"}
-TRAINING: dict[str, Any] = {"optimizers": {}, "scaler": {}}
+FINGERPRINTS = {"source": "a" * 64, "target": "b" * 64}
+MORE_OF_TRAINING: dict[str, Any] = {}
+"""What else of the training a checkpoint says."""
 KEEP_ALL = settings.Checkpoints(keep_newest=1000)
 
 
@@ -37,6 +45,7 @@ def configuration(**changes: Any) -> settings.Train:
         "source": {"path": "s"},
         "target": {"path": "t"},
         "network": {"architecture": "tiny"},
+        "method": {"discriminator_channels": 4},
         "batch_size": 3,
     }
     return from_dictionary(settings.Train, values | changes, "tests")
@@ -73,17 +82,50 @@ def save_state(
     options: settings.Checkpoints = KEEP_ALL,
 ) -> Path:
     """Write one checkpoint and prune as `options` say; returns its folder."""
-    state = Checkpoint(
+    return save_checkpoint(run, checkpoint(step, segmentation, config, classes), options)
+
+
+def checkpoint(step: int, segmentation: Mapping[str, Tensor], config: settings.Train, classes: ClassSet) -> Checkpoint:
+    """Return a checkpoint of a network: all but its state is what fits the settings."""
+    torch.manual_seed(step)
+    network = build_network(config.network, classes)
+    discriminators = build_discriminators(config, METHODS[config.method.name], network, classes)
+    optimizers = build_optimizers(network, discriminators, config.optimizer)
+    states = {name: one.state_dict() for name, one in optimizers.items()}
+    return Checkpoint(
         step=step,
         config=config,
         class_set="village3",
         classes=classes,
-        shards=SHARDS,
+        shards=FINGERPRINTS,
         segmentation=dict(segmentation),
-        discriminators={"main.0.weight": torch.zeros(1)},
-        training=TRAINING,
+        discriminators=discriminators.state_dict(),
+        training={"optimizers": states, "scaler": {}, **MORE_OF_TRAINING},
     )
-    return save_checkpoint(run, state, options)
+
+
+def after_a_step(config: settings.Train, classes: ClassSet) -> Checkpoint:
+    """Return a checkpoint with a tensor in every place that may hold one, after one step on gradients of 1."""
+    torch.manual_seed(1)
+    network = build_network(config.network, classes)
+    discriminators = build_discriminators(config, METHODS[config.method.name], network, classes)
+    optimizers = build_optimizers(network, discriminators, config.optimizer)
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    return replace(
+        checkpoint(1, network.state_dict(), config, classes),
+        discriminators=discriminators.state_dict(),
+        training={
+            "optimizers": {name: one.state_dict() for name, one in optimizers.items()},
+            "precision": "fp16",
+            "scaler": GradScaler("cpu").state_dict(),
+            "corrupt_samples": {"epochs": [0, 0], "in_epoch": [1, 0], "totals": [2, 0]},
+            "journal": {"losses": {"source": 0.5}, "updates": 1, "skipped": 0},
+        },
+    )
 
 
 def newest_whole(run: Path) -> Path | None:
@@ -94,6 +136,16 @@ def newest_whole(run: Path) -> Path | None:
 
 def rewrite_as_version(checkpoint: Path, format_version: int) -> None:
     """Make a whole checkpoint one that another version of the program wrote."""
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
-    changed = {key: value for key, value in manifest.items() if key != "sha256"} | {"format_version": format_version}
-    (checkpoint / MANIFEST).write_text(json.dumps({**changed, "sha256": _digest(changed)}))
+    reseal(checkpoint, lambda manifest: {**manifest, "format_version": format_version})
+
+
+def reseal(
+    folder: Path, change: Callable[[Any], Any] = lambda manifest: manifest, text: Callable[[Any], str] = json.dumps
+) -> None:
+    """Change a checkpoint's manifest, and give manifest and files the checksums of what they are now."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest.pop("sha256", None)
+    manifest["files"] = {name: {"sha256": sha256_of_file(folder / name)} for name in FILES}
+    changed = change(manifest)
+    sealed = {**changed, "sha256": _digest(changed)} if isinstance(changed, dict) else changed
+    (folder / MANIFEST).write_text(text(sealed))

@@ -3,16 +3,17 @@
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from esl_dist import config as settings
 from esl_dist.data.labels import SemanticClass
 from esl_dist.engine import checkpoints
 from esl_dist.engine.checkpoints import (
+    BrokenCheckpointError,
     Checkpoint,
     build_network,
     checkpoint_folder,
@@ -25,43 +26,30 @@ from esl_dist.engine.checkpoints import (
 )
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
-from tests.engine.runs import newest_whole, rewrite_as_version
+from tests.engine import runs
+from tests.engine.runs import after_a_step, configuration, newest_whole, rewrite_as_version
 
 CLASSES = (SemanticClass("road", (1, 2, 3), (7, 8)), SemanticClass("sky", (4, 5, 6), (23,)))
 KEEP_ALL = settings.Checkpoints(keep_newest=100)
 
 
+CONFIG = configuration(network={"architecture": "tiny", "batch_norm": "per_domain"})
+
+
 def checkpoint(step: int) -> Checkpoint:
-    overrides = {
-        "name": "run",
-        "source": {"path": "s"},
-        "target": {"path": "t"},
-        "network": {"architecture": "tiny", "batch_norm": "per_domain"},
-    }
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings.Train), overrides))
     torch.manual_seed(step)
-    segmentation = build_network(config.network, CLASSES).state_dict()
-    return Checkpoint(
-        step=step,
-        config=config,
-        class_set="two",
-        classes=CLASSES,
-        shards={"source": "a", "target": "b"},
-        segmentation=segmentation,
-        discriminators={"main.0.weight": torch.full((2, 2), float(step))},
-        training={"optimizers": {"segmentation": {"state": {0: {"momentum": torch.ones(3)}}}}, "scaler": {}},
-    )
+    return runs.checkpoint(step, build_network(CONFIG.network, CLASSES).state_dict(), CONFIG, CLASSES)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
-    saved = checkpoint(4)
+    saved = replace(after_a_step(CONFIG, CLASSES), step=4)
     turned = saved.segmentation["conv1.weight"].to(memory_format=torch.channels_last)
     saved.segmentation["conv1.weight"] = turned
     loaded = load_checkpoint(save_checkpoint(tmp_path, saved, KEEP_ALL))
     assert (loaded.step, loaded.config, loaded.classes, loaded.shards) == (4, saved.config, CLASSES, saved.shards)
     assert all(torch.equal(loaded.segmentation[name], tensor) for name, tensor in saved.segmentation.items())
     assert torch.equal(loaded.discriminators["main.0.weight"], saved.discriminators["main.0.weight"])
-    assert torch.equal(loaded.training["optimizers"]["segmentation"]["state"][0]["momentum"], torch.ones(3))
+    assert str(loaded.training) == str(saved.training)
 
 
 @pytest.mark.parametrize("name", ["segmentation.safetensors", "discriminators.safetensors", "training.pt"])
@@ -305,7 +293,7 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path: Path) -> None:
     saved = checkpoint(1)
     saved.training["trap"] = Trap()
     folder = save_checkpoint(tmp_path, saved, KEEP_ALL)
-    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
+    with pytest.raises(BrokenCheckpointError, match=r"training\.pt: refused: it is damaged or holds more than tensors"):
         load_checkpoint(folder)
     assert folder.exists()
 

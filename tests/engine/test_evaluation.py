@@ -93,14 +93,14 @@ def per_domain_run(run: Path, shards: dict[str, str], monkeypatch: pytest.Monkey
     for name, tensor in state.items():
         if name.endswith("source_mean"):
             tensor.add_(3 * torch.randn(tensor.shape))
-    monkeypatch.setattr("tests.engine.runs.SHARDS", shards)
+    monkeypatch.setattr("tests.engine.runs.FINGERPRINTS", shards)
     save_state(run, 3, state, config, class_set())
 
 
 def test_pictures_of_the_source_are_scored_with_its_statistics(
     run: Path, data: ShardReader, score: Score, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    per_domain_run(run, {"source": data.fingerprint(), "target": "t"}, monkeypatch)
+    per_domain_run(run, {"source": data.fingerprint(), "target": "b" * 64}, monkeypatch)
     source, target = score(run, data, domain="source"), score(run, data, domain="target")
     assert source != target, "these statistics make a difference"
     assert score(run, data) == source
@@ -112,7 +112,7 @@ def test_pictures_of_the_source_are_scored_with_its_statistics(
 def test_the_precision_of_the_training_is_that_of_the_forward_passes(
     run: Path, data: ShardReader, score: Score, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.engine.runs.TRAINING", {"optimizers": {}, "scaler": {}, "precision": precision})
+    monkeypatch.setattr("tests.engine.runs.MORE_OF_TRAINING", {"precision": precision})
     save_run(run, 3)
     types: list[torch.dtype] = []
     plain = DeepLab.forward

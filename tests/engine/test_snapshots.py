@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +15,19 @@ from hypothesis import strategies as st
 from esl_dist import config as settings
 from esl_dist.config_files import save_config
 from esl_dist.engine import snapshots
-from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG, SEGMENTATION, checkpoint_folder, checkpoint_folders
+from esl_dist.engine.checkpoints import (
+    MANIFEST,
+    RUN_CONFIG,
+    SEGMENTATION,
+    BrokenCheckpointError,
+    checkpoint_folder,
+    checkpoint_folders,
+    save_checkpoint,
+)
 from esl_dist.engine.snapshots import best_step, first_snapshot, score_snapshots, snapshot_steps
 from esl_dist.errors import UserError
 from tests.builders import class_set
-from tests.engine.runs import configuration, rewrite_as_version, save_state
+from tests.engine.runs import checkpoint, configuration, rewrite_as_version
 from tests.engine.snapshot_runs import LONG, MADE_WITH, Scorer, begin, snapshots_in, weights_of, write_snapshot
 
 
@@ -43,14 +53,15 @@ def test_snapshots_are_the_checkpoints_that_saving_and_pruning_leave(
 ) -> None:
     """And none of them is missing at any time once it was written: who waits for it finds it."""
     options = settings.Checkpoints(every=every, keep_newest=keep_newest, keep_every=keep_every)
-    config = configuration(steps=steps)
+    config = configuration(steps=steps, method={"name": "source_only"})
     config.checkpoints = options
     expected = snapshot_steps(config)
+    state = checkpoint(1, {"x": torch.zeros(1)}, config, class_set())
     run = tmp_path_factory.mktemp("run")
     left: list[int] = []
     for done in range(1, steps + 1):
         if done == steps or done % every == 0:
-            save_state(run, done, {"x": torch.zeros(1)}, config, class_set(), options)
+            save_checkpoint(run, replace(state, step=done), options)
             left = [int(folder.name.removeprefix("step-")) for folder in checkpoint_folders(run)]
             assert {step for step in expected if step <= done} <= set(left)
     saved = [done for done in range(1, steps + 1) if done == steps or done % every == 0]
@@ -134,6 +145,51 @@ def test_snapshots_that_are_gone_or_broken_are_named_not_waited_for_and_have_no_
     assert "step-00000004: not there, and the run is past it" in warnings
     assert "passing over a broken checkpoint: " in warnings
     assert "step-00000008/segmentation.safetensors: missing or not the bytes that were saved" in warnings
+
+
+def test_a_snapshot_that_does_not_fit_its_run_is_named_and_passed_over(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its bytes are those that were saved; only who loads it finds out."""
+    begin(run)
+    for step in (4, 8, 12):
+        write_snapshot(run, step)
+
+    def refuse(step: int) -> None:
+        if step == 8:
+            raise BrokenCheckpointError("step-00000008/training.pt: no 'optimizers'; choose another checkpoint")
+
+    scores = score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer(refuse))
+    assert list(scores) == [4, 12]
+    assert list(snapshots_in(tmp_path / "kept.json")) == ["4", "12"]
+    assert "passing over a broken checkpoint: step-00000008/training.pt: no 'optimizers'" in capsys.readouterr().err
+
+
+ONE = {"miou": 0.5, "iou": {"road": 0.5}, "weights": "a" * 64}
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "place"),
+    [
+        ({"4": {**ONE, "miou": 1.5}}, r"snapshots\.4\.miou: expected a number from 0 to 1, got 1\.5"),
+        ({"4": {**ONE, "miou": "0.5"}}, r"snapshots\.4\.miou: expected a number from 0 to 1, got '0\.5'"),
+        ({"4": {**ONE, "iou": {"road": -1}}}, r"snapshots\.4\.iou\.road: expected a number from 0 to 1"),
+        ({"4": {**ONE, "iou": {"a\nb": None}}}, r"snapshots\.4\.iou: key"),
+        ({"4": {**ONE, "weights": "abc"}}, r"snapshots\.4\.weights: expected a SHA-256"),
+        ({"4": {**ONE, "miou_over": {"19": "x"}}}, r"snapshots\.4\.miou_over\.19: expected a number"),
+        ({"4": {**ONE, "accuracy": True}}, r"snapshots\.4\.accuracy: expected a number"),
+        ({"04": ONE}, r"snapshots\.04: expected its scores below its step"),
+        ({"4": 3}, r"snapshots\.4: expected a mapping, got 3"),
+    ],
+)
+def test_scores_that_cannot_be_are_refused_with_their_place(
+    run: Path, tmp_path: Path, snapshots: dict[str, Any], place: str
+) -> None:
+    begin(run)
+    write_snapshot(run, 4)
+    (tmp_path / "kept.json").write_text(json.dumps({"made_with": MADE_WITH, "snapshots": snapshots}))
+    with pytest.raises(UserError, match=rf"kept\.json: {place}.*choose another output or delete it"):
+        score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
 
 
 def test_a_snapshot_of_another_version_of_the_program_is_not_passed_over(run: Path, tmp_path: Path) -> None:
@@ -260,7 +316,7 @@ def test_a_file_of_something_else_is_refused_and_left_alone(run: Path, tmp_path:
     begin(run)
     write_snapshot(run, 4)
     (tmp_path / "kept.json").write_text(content)
-    with pytest.raises(UserError, match=r"kept\.json: not a file of a run's scores; choose another output"):
+    with pytest.raises(UserError, match=r"kept\.json: .*it is no whole file of a run's scores: choose another output"):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
     assert (tmp_path / "kept.json").read_text() == content
 

@@ -51,7 +51,7 @@ def newest_step(run: Path) -> int:
 
 
 def assert_whole(run: Path, step: int) -> None:
-    assert read_manifest(checkpoint_folder(run, step))["step"] == step
+    assert read_manifest(checkpoint_folder(run, step)).step == step
 
 
 def everything_learned(run: Path, step: int | None = None) -> dict[str, Any]:

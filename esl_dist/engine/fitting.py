@@ -1,0 +1,142 @@
+"""Whether what a checkpoint holds fits the run that its manifest describes: tensors, optimisers, counts.
+
+It is held to networks and optimisers that the run's configuration gives on torch's meta device, where they take no
+memory. What passes can be loaded, and trained on.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam, Optimizer
+
+from esl_dist.checked import Content
+from esl_dist.errors import UserError
+
+REMEDY = "choose another checkpoint"
+REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+PRECISIONS = ("no", "fp16", "bf16", "fp8")
+"""Accelerate's mixed precisions."""
+NOT_NEGATIVE = ("running_var", "source_var", "num_batches_tracked", "exp_avg_sq", "step")
+"""Last parts of the names of tensors that hold variances or counts."""
+STATE_KEYS: dict[type[Optimizer], set[str]] = {SGD: {"momentum_buffer"}, Adam: {"step", "exp_avg", "exp_avg_sq"}}
+COUNTS = ("epochs", "in_epoch", "totals")
+SHOWN_NAMES = 3
+
+
+def refuse_other_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:
+    """Make sure that a state dict fits a network's, which may be on the meta device.
+
+    Raises:
+        UserError: names, shapes or types are not those of the network, or there are numbers that are not finite, or
+            variances below 0.
+    """
+    for names, what in ((own.keys() - state.keys(), "lacks"), (state.keys() - own.keys(), "has no place for")):
+        if names:
+            shown = ", ".join(ascii(name) for name in sorted(names)[:SHOWN_NAMES])
+            raise UserError(f"{file}: it {what} {len(names)} tensors, such as {shown}; {REMEDY}")
+    for name, tensor in state.items():
+        _refuse_other_tensor(Content(state, file, REMEDY).inner(name, tensor), own[name])
+
+
+def _refuse_other_tensor(content: Content, own: Tensor) -> None:
+    tensor, shape = content.value, list(own.shape)
+    if not _is_plain(tensor) or list(tensor.shape) != shape:
+        found = list(tensor.shape) if _is_plain(tensor) else type(tensor).__name__
+        raise UserError(f"{content.place()}: expected a tensor of shape {shape}, got {found}; {REMEDY}")
+    if tensor.dtype != own.dtype and not (tensor.dtype in REAL and own.dtype in REAL):
+        raise UserError(f"{content.place()}: expected {own.dtype}, got {tensor.dtype}; {REMEDY}")
+    if str(content.key).endswith(NOT_NEGATIVE):
+        # The second moment of a gradient may overflow, and its parameter then rests.
+        if not bool((tensor >= 0).all()):
+            raise UserError(f"{content.place()}: expected numbers of at least 0; {REMEDY}")
+    elif not _is_finite(tensor):
+        raise UserError(f"{content.place()}: it holds numbers that are not finite; {REMEDY}")
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # A number that is not finite never goes under in a sum. Only a sum that overflows needs a second look.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def refuse_other_training(training: Content, optimizers: Mapping[str, Optimizer]) -> None:
+    """Make sure that a training may go on from a checkpoint's third file.
+
+    Args:
+        training: optimisers, loss scaler and, unless an early version wrote it, counts, precision and journal.
+        optimizers: those of the run, by name; their parameters may be on the meta device.
+
+    Raises:
+        UserError: a part is missing or is not what `Checkpoint.training` says.
+    """
+    states = training.at("optimizers")
+    if not isinstance(states.value, dict) or states.value.keys() != optimizers.keys():
+        states.refuse(f"the optimisers {', '.join(optimizers)}")
+    for name, optimizer in optimizers.items():
+        _refuse_other_groups(states.at(name).at("param_groups"), optimizer)
+        _refuse_other_states(states.at(name).at("state"), optimizer)
+    _refuse_other_scaler(training.at("scaler"))
+    if (precision := training.get("precision")) is not None and precision.text() not in PRECISIONS:
+        precision.refuse(f"one of {', '.join(PRECISIONS)}")
+    if (counts := training.get("corrupt_samples")) is not None and counts.mapping():
+        for key in COUNTS:
+            counts.at(key).whole_numbers(2)
+    if (journal := training.get("journal")) is not None:
+        losses = journal.at("losses").items()
+        for _, loss in losses:
+            loss.number()
+        journal.at("skipped").whole_number()
+        # Their mean is asked for.
+        journal.at("updates").whole_number(minimum=1 if losses else 0)
+
+
+def _refuse_other_groups(content: Content, optimizer: Optimizer) -> None:
+    """Compare the groups' settings; only the learning rate may differ, which every step sets anew."""
+    own = optimizer.state_dict()["param_groups"]
+    groups = content.entries()
+    if len(groups) != len(own):
+        content.refuse(f"{len(own)} groups of parameters")
+    for group, own_group in zip(groups, own, strict=True):
+        for key, value in own_group.items():
+            if group.get(key) is None and (value is None or value is False):
+                # Another version of torch has more switches, or fewer.
+                continue
+            found = group.at(key)
+            if key == "lr":
+                found.number(minimum=0)
+            elif repr(found.value) != repr(value):
+                # By what is written: True is no 1, and a tensor has no one answer.
+                found.refuse(f"{value!r}" if key != "params" else f"{len(value)} parameters, numbered on")
+
+
+def _refuse_other_states(content: Content, optimizer: Optimizer) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(content.value, dict):
+        content.refuse("states by the number of their parameter")
+    for number, values in content.value.items():
+        state = content.inner(number, values)
+        if type(number) is not int or not 0 <= number < len(parameters):
+            content.refuse(f"numbers of parameters below {len(parameters)}")
+        # A parameter without a gradient yet has none.
+        if not isinstance(values, dict) or (values and values.keys() != STATE_KEYS[type(optimizer)]):
+            state.refuse(" and ".join(sorted(STATE_KEYS[type(optimizer)])))
+        for key, value in values.items():
+            if key == "step":
+                _refuse_other_tensor(state.inner(key, value), torch.zeros(()))
+            elif value is not None or key != "momentum_buffer":
+                _refuse_other_tensor(state.inner(key, value), parameters[number])
+
+
+def _refuse_other_scaler(content: Content) -> None:
+    if content.mapping():
+        for key in ("scale", "growth_factor"):
+            content.at(key).number(minimum=torch.finfo(torch.float32).tiny)
+        content.at("backoff_factor").number(0, 1)
+        content.at("growth_interval").whole_number(minimum=1)
+        content.at("_growth_tracker").whole_number()

@@ -179,16 +179,9 @@ def is_main() -> bool:
 
 
 def say(text: str) -> None:
-    """Print a line, on rank 0 only; where nobody reads any more, the work goes on, for its results are in files."""
-    if not is_main():
-        return
-    try:
+    """Print a line, on rank 0 only."""
+    if is_main():
         print(text, flush=True)
-    except BrokenPipeError:
-        # What is left in the buffer is written at the end, or at the next line: to nowhere.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
 
 
 def warn(text: str) -> None:

@@ -100,8 +100,8 @@ def test_the_precision_and_the_statistics_are_those_of_the_training_and_the_pict
     for name, tensor in state.items():
         if name.endswith("source_var"):
             tensor.mul_(9)
-    monkeypatch.setattr("tests.engine.runs.SHARDS", {"source": target.fingerprint(), "target": "t"})
-    monkeypatch.setattr("tests.engine.runs.TRAINING", {"optimizers": {}, "scaler": {}, "precision": "bf16"})
+    monkeypatch.setattr("tests.engine.runs.FINGERPRINTS", {"source": target.fingerprint(), "target": "b" * 64})
+    monkeypatch.setattr("tests.engine.runs.MORE_OF_TRAINING", {"precision": "bf16"})
     save_state(run, 3, state, config, class_set())
     made: dict[str, list[bytes]] = {}
     for name, changes in {

@@ -12,6 +12,7 @@ from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.shards import open_shards
 from esl_dist.engine import sizes
+from esl_dist.engine.conditions import Conditions
 from esl_dist.engine.scoring import score_networks
 from esl_dist.engine.sizes import refuse_impossible_sizes, refuse_single_value
 from esl_dist.engine.trained import load_trained
@@ -76,7 +77,8 @@ def test_statistics_are_not_estimated_from_single_values(tmp_path: Path, shards:
     with pytest.raises(
         UserError, match=r"^statistics_from: a single picture of 1×1 pixels .*data\.size=\[width,height\]"
     ):
-        score_networks([network], [1.0], open_shards(shards), from_dictionary(Evaluate, values, "tests"), None, CPU)
+        config = from_dictionary(Evaluate, values, "tests")
+        score_networks([network], [1.0], [Conditions("target", (1, 1), "no")], open_shards(shards), config, CPU)
 
 
 def test_the_least_side_is_that_of_the_discriminator() -> None:

@@ -75,9 +75,9 @@ def run(
     )
 
 
-def succeed(program: str, *words: str, processes: int = 1) -> str:
+def succeed(program: str, *words: str, processes: int = 1, launcher: Sequence[str] = ACCELERATE) -> str:
     """Run a program that must succeed; returns what it printed."""
-    done = run(program, *words, processes=processes)
+    done = run(program, *words, processes=processes, launcher=launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -9,7 +9,16 @@ from esl_dist import config as settings
 from esl_dist.command_line import EXIT_STOPPED
 from esl_dist.engine.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
 from tests.exact.ranks import PROJECT, RankServer
-from tests.exact.trainings import TRAIN, entries, newest_step, run_in, train, training_words
+from tests.exact.trainings import (
+    IN_FLOAT64,
+    LAST_PLACE,
+    TRAIN,
+    entries,
+    newest_step,
+    run_in,
+    train_in_float64,
+    training_words,
+)
 
 pytestmark = pytest.mark.exact
 
@@ -24,13 +33,13 @@ def uninterrupted(server: RankServer, town: Path, tmp_path_factory: pytest.TempP
     """Return the runs of 1 and 2 ranks."""
     runs = {ranks: run_in(tmp_path_factory.mktemp("uninterrupted"), f"of_{ranks}") for ranks in (1, 2)}
     for ranks, run in runs.items():
-        train(server, town, run, ranks, *WORDS)
+        train_in_float64(server, town, run, ranks, *WORDS)
     return runs
 
 
 def stop_after(server: RankServer, town: Path, run: Path, step: int, ranks: int) -> None:
-    words = [str(step), str(PROJECT / TRAIN), *training_words(town, run, *WORDS)]
-    job = server.start("tests/exact/stop_after.py", words, ranks)
+    program = [str(PROJECT / "tests/exact/stop_after.py"), str(step), str(PROJECT / TRAIN)]
+    job = server.start(IN_FLOAT64, [*program, *training_words(town, run, *WORDS)], ranks)
     assert job.exit_codes() == [EXIT_STOPPED] * ranks, job.output()
     assert newest_step(run) == step
 
@@ -41,7 +50,7 @@ def computed(run: Path) -> dict[str, dict[int, float]]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "relative"), [((1, 1), 0), ((2, 2), 0), ((1, 2), 1e-4)], ids=["1 rank", "2 ranks", "1 rank or 2"]
+    ("ranks", "relative"), [((1, 1), 0), ((2, 2), 0), ((1, 2), LAST_PLACE)], ids=["1 rank", "2 ranks", "1 rank or 2"]
 )
 def test_the_curves_of_a_run_that_was_stopped_between_entries_are_those_of_an_uninterrupted_one(
     server: RankServer,
@@ -54,7 +63,7 @@ def test_the_curves_of_a_run_that_was_stopped_between_entries_are_those_of_an_un
     run = run_in(tmp_path)
     for number, step in enumerate(STOPS):
         stop_after(server, town, run, step, ranks[number % 2])
-    train(server, town, run, ranks[0], *WORDS)
+    train_in_float64(server, town, run, ranks[0], *WORDS)
     found, expected = computed(run), computed(uninterrupted[ranks[0]])
     assert found.keys() == expected.keys()
     for name, values in expected.items():
@@ -71,7 +80,7 @@ def test_a_checkpoint_of_a_program_that_kept_no_sums_begins_the_interval_anew(
     without = {key: value for key, value in saved.training.items() if key != "journal"}
     assert without.keys() < saved.training.keys()
     save_checkpoint(run, replace(saved, training=without), settings.Checkpoints())
-    train(server, town, run, 1, *WORDS)
+    train_in_float64(server, town, run, 1, *WORDS)
     found, expected = computed(run), computed(uninterrupted[1])
     assert all(list(values) == [LOG_EVERY, STEPS] for values in found.values())
     for name in found:

@@ -14,11 +14,18 @@ from esl_dist.engine.checkpoints import build_network
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.discriminator import build_discriminator
 from tests.exact.ranks import PROJECT, RankServer
-from tests.exact.trainings import TRAIN, losses, run_in, training_words
+from tests.exact.trainings import (
+    IN_FLOAT64,
+    LAST_PLACE,
+    TRAIN,
+    assert_equal_to_rounding,
+    losses,
+    run_in,
+    training_words,
+)
 
 pytestmark = pytest.mark.exact
 
-TOLERANCE = 1e-9
 BYTES = 4
 """Of a float32."""
 
@@ -42,16 +49,8 @@ def steps_taken(
 def assert_agree(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert len(found["losses"]) == len(expected["losses"]) > 3
     for step, (one, other) in enumerate(zip(found["losses"], expected["losses"], strict=True)):
-        assert_near(one, other, f"step {step}, ")
-    assert_near(found["state"], expected["state"], "")
-
-
-def assert_near(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: str) -> None:
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        largest = float(tensor.double().abs().max()) if tensor.numel() else 0.0
-        difference = float((found[name].double() - tensor.double()).abs().max()) if tensor.numel() else 0.0
-        assert difference <= TOLERANCE * max(largest, 1e-6), where + name
+        assert_equal_to_rounding(one, other, where=f"step {step}, ")
+    assert_equal_to_rounding(found["state"], expected["state"])
 
 
 @pytest.mark.parametrize(("method", "pseudo_labels"), [("advent", False), ("advent", True), ("minent", True)])
@@ -80,12 +79,11 @@ def test_accumulated_passes_come_to_the_losses_and_weights_of_one(
 def losses_reported(
     server: RankServer, town: Path, run: Path, ranks: int, accumulate: int, *words: str
 ) -> dict[str, list[float]]:
-    """Train with batch norm in evaluation mode, and with losses on the target that matter."""
+    """Train in float64 with batch norm in evaluation mode, and with losses on the target that matter."""
     words = (f"accumulate={accumulate}", "batch_size=8", "log_every=1", *words)
     words = ("method.target.main=1", "method.target.auxiliary=0.5", *words)
-    job = server.start(
-        "tests/exact/freeze_statistics.py", [str(PROJECT / TRAIN), *training_words(town, run, *words)], ranks
-    )
+    program = [str(PROJECT / IN_FLOAT64), str(PROJECT / TRAIN), *training_words(town, run, *words)]
+    job = server.start("tests/exact/freeze_statistics.py", program, ranks)
     assert job.exit_codes() == [0] * ranks, job.output()
     return losses(run)
 
@@ -102,7 +100,9 @@ def test_trainings_on_all_numbers_of_ranks_and_passes_report_the_same_losses_at_
         found = losses_reported(server, town, run_in(tmp_path, f"{ranks}x{accumulate}"), ranks, accumulate, *words)
         assert found.keys() == expected.keys()
         for name, curve in expected.items():
-            assert found[name] == pytest.approx(curve, rel=1e-5), f"{name}, {ranks} ranks, accumulate={accumulate}"
+            assert found[name] == pytest.approx(curve, rel=LAST_PLACE, abs=0), (
+                f"{name}, {ranks} ranks, accumulate={accumulate}"
+            )
 
 
 @pytest.mark.parametrize(("method", "accumulate"), [("advent", 1), ("advent", 2), ("minent", 1)])

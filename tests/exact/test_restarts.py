@@ -8,12 +8,13 @@ from esl_dist.command_line import EXIT_USER_ERROR
 from tests.exact.ranks import RankServer
 from tests.exact.trainings import (
     TRAIN,
-    assert_close,
+    assert_equal_to_rounding,
     everything_learned,
     newest_step,
     run_in,
     start_training,
     train,
+    train_in_float64,
     training_words,
 )
 from tests.programs import small_town
@@ -38,14 +39,15 @@ def test_other_numbers_of_ranks_and_workers_after_every_stop_are_not_visible_in_
 ) -> None:
     words = [*WORDS, f"pseudo_labels={pseudo_labels}"] if with_pseudo_labels else WORDS
     whole, cut = run_in(tmp_path, "whole"), run_in(tmp_path, "cut")
-    train(server, town, whole, 1, *words, f"steps={STEPS}")
+    train_in_float64(server, town, whole, 1, *words, f"steps={STEPS}")
     for number, (ranks, workers) in enumerate(RANKS_AND_WORKERS):
         step = number * STEPS_EACH
-        printed = train(server, town, cut, ranks, *words, f"steps={step + STEPS_EACH}", f"loader.workers={workers}")
+        now = (f"steps={step + STEPS_EACH}", f"loader.workers={workers}")
+        printed = train_in_float64(server, town, cut, ranks, *words, *now)
         assert f"advent{' with pseudo-labels' if with_pseudo_labels else ''} on 7 source and 5 target" in printed
         assert f"{ranks} process" in printed
         assert f"from step {step} to {step + STEPS_EACH}" in printed
-    assert_close(everything_learned(cut), everything_learned(whole), 2e-3, 2e-4)
+    assert_equal_to_rounding(everything_learned(cut), everything_learned(whole))
 
 
 def test_a_run_does_not_go_on_with_other_pictures_than_it_was_begun_on(

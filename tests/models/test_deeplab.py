@@ -131,10 +131,10 @@ def test_a_single_level_has_no_auxiliary_head() -> None:
 
 def test_the_first_stages_of_resnet18_are_torchvisions() -> None:
     torch.manual_seed(1)
-    theirs = torchvision.models.resnet18(weights=None).eval()
-    ours = DeepLab("resnet18", 3, False, False).eval()
+    theirs = torchvision.models.resnet18(weights=None).eval().double()
+    ours = DeepLab("resnet18", 3, False, False).eval().double()
     load_weights(ours, theirs.state_dict(), "torchvision")
-    normalised = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(2))
+    normalised = torch.randn(1, 3, 65, 97, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     # Theirs reads normalised RGB, ours BGR in grey levels about the mean.
     inputs = {"theirs": normalised, "ours": (normalised * 255 * torch.tensor(TORCHVISION_STD)[:, None, None]).flip(1)}
     features = {}

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.programs import TINY_TRAINING, command, environment, run, signal_when, small_town, succeed
+from tests.exact.trainings import IN_FLOAT64, TRAIN, assert_equal_to_rounding
+from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, command, environment, run, signal_when, small_town, succeed
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +64,12 @@ def test_every_method_trains_and_reports_its_losses_rates_and_speed(
 
 
 def test_two_processes_compute_what_one_does(town: Path, tmp_path: Path) -> None:
-    words = ("steps=3", "network.batch_norm=per_domain")
-    one = train(town, tmp_path, "one", *words)
-    two = train(town, tmp_path, "two", *words, processes=2)
-    assert "2 processes on cpu" in succeed(
-        "launch/train.py",
-        *TINY_TRAINING,
-        *data_words(town),
-        f"experiments={tmp_path}",
-        "name=r",
-        "steps=1",
-        processes=2,
-    )
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=2e-3, atol=2e-4, msg=name)
+    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "steps=3", "network.batch_norm=per_domain"]
+    for processes in (1, 2):
+        program = [IN_FLOAT64, str(PROJECT / TRAIN), *words, f"name={processes}"]
+        expected = f"{processes} process{'es' if processes > 1 else ''} on cpu"
+        assert expected in succeed(*program, processes=processes, launcher=TORCHRUN)
+    assert_equal_to_rounding(final_weights(tmp_path, "2"), final_weights(tmp_path, "1"))
 
 
 def test_loader_workers_are_not_visible_in_the_weights(town: Path, tmp_path: Path) -> None:

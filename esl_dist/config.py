@@ -140,7 +140,9 @@ class Checkpoints:
     """When to save, and what to keep."""
 
     every: int = setting(
-        2000, "Steps between two checkpoints; the last step, or that of SIGTERM or SIGUSR1, leaves one too.", minimum=1
+        2000,
+        "Steps between two checkpoints; the last step, or that of SIGTERM, SIGUSR1 or Ctrl-C, leaves one too.",
+        minimum=1,
     )
     keep_newest: int = setting(2, "Newest checkpoints that stay.", minimum=1)
     keep_every: int = setting(0, "Checkpoints whose step is a multiple of this stay too; 0: none.", minimum=0)
@@ -176,8 +178,15 @@ class Train:
         1, "Samples of each domain a step, over all processes and accumulated passes together.", minimum=1
     )
     accumulate: int = setting(1, "Passes a step, each with an equal part of the batch.", minimum=1)
+    precision: str | None = setting(
+        None,
+        "Precision of forward passes: `no` (float32), `bf16`, `fp16` (on GPUs); null: what the launcher was asked for.",
+        choices=("no", "bf16", "fp16"),
+    )
     steps: int = setting(120_000, "Steps to train; at most optimizer.schedule_steps.", minimum=1)
-    log_every: int = setting(20, "Steps between two entries in TensorBoard.", minimum=1)
+    log_every: int = setting(
+        20, "Steps between two entries in TensorBoard and, where standard error is no terminal, two lines.", minimum=1
+    )
     pictures_every: int = setting(
         1000,
         "Steps between two sets of pictures in TensorBoard: image, prediction and entropy of both domains; 0: none.",

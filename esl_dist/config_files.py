@@ -30,7 +30,7 @@ def load_config(schema: type[Config], file: Path | None = None, overrides: Seque
     """
     merged = OmegaConf.structured(schema)
     if file is not None:
-        merged = _merge(merged, read_yaml(file), str(file))
+        merged = _merge(merged, _with_no(read_yaml(file), schema), str(file))
     for word in overrides:
         merged = _merge(merged, _read_override(word, schema), f"command line: {word}")
     return cast(Config, _finished(merged, _origin(file)))
@@ -114,6 +114,14 @@ def read_yaml(file: Path) -> DictConfig:
         raise UserError(f"{file}: cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, DictConfig):
         raise UserError(f"{file}: expected settings of the form `key: value`")
+    return content
+
+
+def _with_no(content: DictConfig, schema: type) -> DictConfig:
+    """Give settings that may be `no` the word back; YAML makes it a False."""
+    for item in fields(schema):
+        if "no" in item.metadata.get("choices", ()) and _given(content, item.name) is False:
+            content[item.name] = "no"
     return content
 
 

@@ -1,4 +1,4 @@
-"""What `accelerate launch` was asked for and leaves to the program: processes on CPU, and DeepSpeed.
+"""What `accelerate launch` was asked for and leaves to the program: processes on CPU, DeepSpeed and precision.
 
 Without mpirun, Accelerate's launcher for CPUs starts one process whatever N is, and says nothing (its issue 2741). A
 run on one process where several were asked for is a silent mistake, so that process starts the N ranks with torchrun.
@@ -29,6 +29,8 @@ DEEPSPEED_OPTIONS = {
     "ACCELERATE_GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto", "0", "0.0"), ": no method here clips"),
 }
 """By the variable in which the launcher hands it on: the option's name, what asks for nothing, what to do instead."""
+
+PRECISIONS = ("no", "bf16", "fp16")
 
 OTHER_STRATEGIES = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
@@ -111,3 +113,23 @@ def asked_zero_stage() -> int | None:
         if given not in possible:
             raise UserError(f"{option} {given} is not supported; leave it out{instead}")
     return stage
+
+
+def asked_precision(precision: str | None) -> str:
+    """Return the precision of forward passes: that of the setting `precision`, else the launcher's.
+
+    Raises:
+        UserError: the launcher was asked for one that is not known, or for another than the setting.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if launched not in PRECISIONS:
+        raise UserError(
+            f"mixed precision {launched!r} (ACCELERATE_MIXED_PRECISION) is not supported: expected one of "
+            f"{', '.join(PRECISIONS)}"
+        )
+    # The launcher says no also where it was asked for nothing.
+    if precision is not None and launched not in ("no", precision):
+        raise UserError(
+            f"precision={precision} contradicts the launcher's mixed precision {launched}; leave out one of the two"
+        )
+    return launched if precision is None else precision

@@ -1,7 +1,7 @@
 """What every program does before and after its one function: read the configuration, turn mistakes into one line.
 
 Exit codes: 0 done, 2 the user's mistake (one message on standard error), 3 another rank was lost, 75 stopped by SIGTERM
-or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C.
+or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C (a training saves first).
 """
 
 import argparse
@@ -40,8 +40,9 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         _say(f"error{_rank()}: {error}")
         sys.exit(EXIT_LOST_RANK)
     except StoppedError as error:
-        _say(f"stopped{_rank()}: {error}; the same command goes on from there")
-        sys.exit(EXIT_STOPPED)
+        how = "interrupted" if error.interrupted else "stopped"
+        _say(f"{how}{_rank()}: {error}; the same command goes on from there")
+        sys.exit(EXIT_INTERRUPTED if error.interrupted else EXIT_STOPPED)
     except KeyboardInterrupt:
         _say(f"interrupted{_rank()}; the same command goes on from what is saved")
         sys.exit(EXIT_INTERRUPTED)

@@ -263,7 +263,8 @@ STOP_GRACE_SECONDS = 30
 
 def _start_worker(_: int) -> None:
     # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_GRACE_SECONDS))
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

@@ -44,6 +44,21 @@ def polynomial_rate(base: float, step: int, options: settings.Optimizer) -> floa
     return float(base * (1 - step / options.schedule_steps) ** options.schedule_power)
 
 
+BARELY_FALLEN = 0.75
+"""Share of the learning rate; the published training ends at 0.55."""
+
+
+def schedule_note(options: settings.Optimizer, steps: int) -> str:
+    """Say that a training of `steps` ends where the rate has barely fallen; empty where it falls, or is to stay."""
+    share = polynomial_rate(1, steps, options)
+    if share < BARELY_FALLEN or options.schedule_power == 0:
+        return ""
+    return (
+        f"steps={steps} is a small part of optimizer.schedule_steps={options.schedule_steps}, so the rate barely falls"
+        f"; for a whole schedule give optimizer.schedule_steps={steps} too"
+    )
+
+
 def set_rates(optimizers: dict[str, Optimizer], step: int, options: settings.Optimizer) -> dict[str, float]:
     """Set every group's learning rate for `step` and return the rates by group name."""
     rates = {}

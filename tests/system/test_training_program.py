@@ -1,6 +1,7 @@
 """launch/train.py as a whole: methods, processes, restarts, mistakes."""
 
 import json
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -86,8 +87,8 @@ def test_loader_workers_are_not_visible_in_the_weights(town: Path, tmp_path: Pat
     )
 
 
-def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(town: Path, tmp_path: Path) -> None:
-    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=40", "checkpoints.every=2"]
+def test_ctrl_c_saves_and_the_same_command_goes_on(town: Path, tmp_path: Path) -> None:
+    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=40", "log_every=1"]
     process = subprocess.Popen(
         command("launch/train.py", *words),
         stdout=subprocess.PIPE,
@@ -97,14 +98,14 @@ def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(town: Path, tmp_
         # A shell starts its background jobs, and with them these tests, deaf to Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    checkpoints = tmp_path / "snapshots/r/checkpoints"
-    code = signal_when(process, lambda: any(checkpoints.glob("step-*[0-9]")), signal.SIGINT)
-    assert code == 130
     assert process.stderr is not None
+    code = signal_when(process, lambda: process.stderr.readline().startswith("r: 1/40 steps"), signal.SIGINT)
+    assert code == 130
     message = process.stderr.read()
-    assert "interrupted" in message
+    assert "interrupted: finishing the step and saving; press again to end at once" in message
+    [step] = re.findall(r"interrupted: r: saved at step (\d+); the same command goes on from there", message)
     assert "Traceback" not in message
-    assert "from step 0" not in succeed("launch/train.py", *words)
+    assert f"from step {step} to 40" in succeed("launch/train.py", *words)
 
 
 def test_a_finished_training_says_so_and_leaves_its_weights(town: Path, tmp_path: Path) -> None:

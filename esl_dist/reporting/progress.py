@@ -1,10 +1,12 @@
 """How far a program is, on standard error: a bar on a terminal, plain lines where a file or a job's log is written."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -15,11 +17,14 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 10.0
 """Between two lines where standard error is no terminal, so that logs stay short."""
 
+USUAL_SIZE = {"ncols": 120, "nrows": 24}
+"""Of a terminal that does not know its own."""
+
 
 def progress(items: Iterable[Item], total: int, title: str, unit: str = "sample") -> Iterator[Item]:
     """Give every one of `total` items, and show how many were given; the last line or bar says so of all."""
     if sys.stderr.isatty():
-        return iter(tqdm(items, total=total, desc=title, unit=unit, mininterval=0.2, dynamic_ncols=True, smoothing=0.1))
+        return iter(_bar(items, 0, total, title, unit))
     return _with_lines(items, total, title, unit)
 
 
@@ -53,17 +58,22 @@ def tell(text: str) -> None:
 
 def steps_bar(first: int, total: int, title: str) -> "tqdm[int]":
     """Return the steps of a training from `first` to `total`, in a bar on a terminal, else without anything shown."""
+    return _bar(range(first, total), first, total, title, "step")
+
+
+def _bar(items: Iterable[Item], first: int, total: int, title: str, unit: str) -> "tqdm[Item]":
+    size: dict[str, Any] = {"dynamic_ncols": True} if _knows_its_size() else USUAL_SIZE
+    quiet = not sys.stderr.isatty()
     return tqdm(
-        range(first, total),
-        total=total,
-        initial=first,
-        desc=title,
-        unit="step",
-        mininterval=0.2,
-        dynamic_ncols=True,
-        smoothing=0.1,
-        disable=not sys.stderr.isatty(),
+        items, desc=title, total=total, initial=first, unit=unit, mininterval=0.2, smoothing=0.1, disable=quiet, **size
     )
+
+
+def _knows_its_size() -> bool:
+    """Say whether the terminal has a size: those of containers and scripts may have none, and tqdm shows nothing."""
+    with suppress(OSError, ValueError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    return False
 
 
 @dataclass(frozen=True)

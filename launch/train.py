@@ -13,7 +13,7 @@ def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
     # Before the wish: what becomes the launcher of the ranks takes no steps, and would forget a signal that is noted.
     start_missing_processes()
-    with stop_wish() as wish, run_record() as record, joined_ranks(config.timeout_minutes, config.precision) as ranks:
+    with run_record() as record, stop_wish() as wish, joined_ranks(config.timeout_minutes, config.precision) as ranks:
         train(config, ranks, wish, record)
 
 

@@ -187,8 +187,7 @@ def test_a_second_ctrl_c_ends_all_ranks_at_once_even_where_the_disk_does_not_ans
     assert newest_step(run) == 0
 
 
-@pytest.mark.parametrize("place", ["the devices", "the shards", "the checkpoint"])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "place"), [(1, "the shards"), (2, "the devices"), (2, "the checkpoint")])
 def test_ctrl_c_during_the_start_ends_without_a_step(
     server: RankServer, town: Path, tmp_path: Path, place: str, ranks: int
 ) -> None:

@@ -188,7 +188,7 @@ def test_a_run_of_the_same_name_with_other_settings_is_refused(town: Path, tmp_p
     done = run("launch/train.py", *basis, "optimizer.momentum=0.5")
     assert done.returncode == 2
     assert "(begun with → given now): optimizer.momentum: 0.9 → 0.5; give those that it was begun with" in done.stderr
-    assert "finished" not in succeed("launch/train.py", *basis), "a longer run of the same settings goes on"
+    assert "finished already" not in succeed("launch/train.py", *basis), "a longer run of the same settings goes on"
 
 
 def test_a_checkpoint_names_its_files_with_checksums(town: Path, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """What every program does before and after its one function: read the configuration, turn mistakes into one line.
 
 Exit codes: 0 done, 2 the user's mistake or too little memory (one message on standard error), 3 another rank was lost,
-75 stopped by SIGTERM or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C. An end that nobody reads
-(`| head`) is none. Any other exception is a defect of the program and keeps its traceback.
+75 stopped by SIGTERM or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C (a training saves first). An
+end that nobody reads (`| head`) is none. Any other exception is a defect of the program and keeps its traceback.
 """
 
 import argparse
@@ -47,8 +47,9 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         _say(f"error{_rank()}: {error}")
         sys.exit(EXIT_LOST_RANK)
     except StoppedError as error:
-        _say(f"stopped{_rank()}: {error}; the same command goes on from there")
-        sys.exit(EXIT_STOPPED)
+        how = "interrupted" if error.interrupted else "stopped"
+        _say(f"{how}{_rank()}: {error}; the same command goes on from there")
+        sys.exit(EXIT_INTERRUPTED if error.interrupted else EXIT_STOPPED)
     except KeyboardInterrupt:
         _say(f"interrupted{_rank()}; the same command goes on from what is saved")
         sys.exit(EXIT_INTERRUPTED)

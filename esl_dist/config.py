@@ -44,6 +44,8 @@ LARGEST_FACTOR = 1e6
 LONGEST_MINUTES = 525_600.0
 """A year."""
 
+PRECISIONS = ("no", "bf16", "fp16")
+
 A_SIZE = {"minimum": 1, "maximum": LONGEST_SIDE, "length": 2, "product": MOST_PIXELS}
 """Bounds of width and height in pixels."""
 
@@ -185,7 +187,7 @@ class Checkpoints:
 
     every: int = setting(
         2000,
-        "Steps between two checkpoints; the last step, or that of SIGTERM or SIGUSR1, leaves one too.",
+        "Steps between two checkpoints; the last step, or that of SIGTERM, SIGUSR1 or Ctrl-C, leaves one too.",
         minimum=1,
         maximum=MOST_STEPS,
     )
@@ -232,8 +234,18 @@ class Train:
     accumulate: int = setting(
         1, "Passes a step, each with an equal part of the batch.", minimum=1, maximum=MOST_SAMPLES
     )
+    precision: str | None = setting(
+        None,
+        "Precision of forward passes: `no` (float32), `bf16`, `fp16` (on GPUs); null: what the launcher was asked for.",
+        choices=PRECISIONS,
+    )
     steps: int = setting(120_000, "Steps to train; at most optimizer.schedule_steps.", minimum=1, maximum=MOST_STEPS)
-    log_every: int = setting(20, "Steps between two entries in TensorBoard.", minimum=1, maximum=MOST_STEPS)
+    log_every: int = setting(
+        20,
+        "Steps between two entries in TensorBoard and, where standard error is no terminal, two lines.",
+        minimum=1,
+        maximum=MOST_STEPS,
+    )
     pictures_every: int = setting(
         1000,
         "Steps between two sets of pictures in TensorBoard: image, prediction and entropy of both domains; 0: none.",
@@ -274,7 +286,6 @@ PRECISION_MEANING = (
     "Precision of forward passes: `no` (float32), `bf16`, or `fp16` on GPUs; null: what the launcher was asked for, "
     "else that of the training where the device has it."
 )
-PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass

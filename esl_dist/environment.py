@@ -74,15 +74,15 @@ def flag(variable: str) -> bool:
 
 
 def choice(variable: str, choices: Sequence[str]) -> str:
-    """Return what a variable says; where it is not set, the first of the choices.
+    """Return what a variable says, in lower case; where it is not set, the first of the choices.
 
     Raises:
         UserError: none of them.
     """
     text = os.environ.get(variable, choices[0])
-    if text not in choices:
+    if text.lower() not in choices:
         raise _impossible(variable, text, f"one of {', '.join(choices)}")
-    return text
+    return text.lower()
 
 
 def _first(variables: Sequence[str], least: int, most: int) -> int | None:

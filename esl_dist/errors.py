@@ -17,7 +17,17 @@ class LostRankError(Exception):
 
 
 class StoppedError(Exception):
-    """The job was asked to stop by a signal, and has saved what it did: the message says where."""
+    """The job was asked to stop, and has saved what it did: the message says where.
+
+    Args:
+        message: the words.
+        interrupted: whether it was asked with Ctrl-C, and not by a signal of a cluster.
+    """
+
+    def __init__(self, message: str, interrupted: bool = False) -> None:
+        """Say who asked."""
+        super().__init__(message)
+        self.interrupted = interrupted
 
 
 OUT_OF_MEMORY = (

@@ -22,7 +22,7 @@ from esl_dist.errors import UserError
 def main(config: Evaluate) -> None:
     """Print the table of scores, write them as JSON and to TensorBoard."""
     check(config)
-    with joined_ranks(config.timeout_minutes) as ranks:
+    with joined_ranks(config.timeout_minutes, config.precision) as ranks:
         precision = asked_precision(config.precision, ranks.accelerator.mixed_precision)
         evaluate(replace(config, precision=precision), ranks.accelerator.device)
 

@@ -43,7 +43,7 @@ from esl_dist.reporting.scores import kept_table
 def main(config: PseudoLabel) -> None:
     """Write the pseudo-labels and print what was kept."""
     check(config)
-    with joined_ranks(config.timeout_minutes) as ranks:
+    with joined_ranks(config.timeout_minutes, config.precision) as ranks:
         precision = asked_precision(config.precision, ranks.accelerator.mixed_precision)
         label(replace(config, precision=precision), ranks.accelerator.device)
 

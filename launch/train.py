@@ -10,6 +10,7 @@ from esl_dist.command_line import run_program
 from esl_dist.config import Train
 from esl_dist.engine.distributed import joined_ranks
 from esl_dist.engine.launching import start_missing_processes
+from esl_dist.engine.record import run_record
 from esl_dist.engine.signals import stop_wish
 from esl_dist.engine.trainer import train
 
@@ -18,8 +19,8 @@ def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
     # Before the wish: what becomes the launcher of the ranks takes no steps, and would forget a signal that is noted.
     start_missing_processes()
-    with stop_wish() as wish, joined_ranks(config.timeout_minutes) as ranks:
-        train(config, ranks, wish)
+    with run_record() as record, stop_wish() as wish, joined_ranks(config.timeout_minutes, config.precision) as ranks:
+        train(config, ranks, wish, record)
 
 
 if __name__ == "__main__":

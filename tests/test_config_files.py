@@ -59,6 +59,17 @@ def test_a_word_for_a_text_is_taken_as_written(text: str) -> None:
     assert load_config(Prepare, None, ["dataset=d", "output=o", f"split={text}"]).split == text
 
 
+@pytest.mark.parametrize(("text", "value"), [("no", "no"), ("'no'", "no"), ("bf16", "bf16"), ("null", None)])
+def test_a_precision_of_no_is_the_word_in_a_file_too(tmp_path: Path, text: str, value: str | None) -> None:
+    """YAML takes it for a False."""
+    (tmp_path / "recipe.yaml").write_text(f"source: {{path: s}}\nprecision: {text}\n")
+    config = load_config(Train, tmp_path / "recipe.yaml")
+    assert config.precision == value
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(Train, tmp_path / "saved.yaml").precision == value
+    assert load_config(Train, None, [*TRAIN, f"precision={text}"]).precision == value
+
+
 @pytest.mark.parametrize(
     ("word", "value"),
     [("root=null", None), ("root=", None), ("root=a=b", "a=b"), ("root='a: b'", "a: b"), ("root=/a b/ü", "/a b/ü")],

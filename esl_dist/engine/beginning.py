@@ -39,6 +39,7 @@ MAY_CHANGE = frozenset(
         "source.path",
         "target.path",
         "pseudo_labels",
+        "precision",
         "steps",
         "log_every",
         "pictures_every",
@@ -52,9 +53,9 @@ MAY_CHANGE = frozenset(
 )
 """Settings in which a continued run may differ from its beginning.
 
-None of them changes what a step computes from whole samples: `steps` says where the run ends, and `loader.skip_corrupt`
-whether a corrupt sample ends it or is replaced. Shards may have moved: their fingerprints decide whether they are the
-same.
+None of them but `precision`, of which a line tells, changes what a step computes from whole samples: `steps` says where
+the run ends, and `loader.skip_corrupt` whether a corrupt sample ends it or is replaced. Shards may have moved: their
+fingerprints decide whether they are the same.
 """
 
 SHOWN_CHANGES = 4

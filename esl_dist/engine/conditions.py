@@ -44,17 +44,11 @@ class Conditions:
 
 
 def asked_precision(setting: str | None, launched: str) -> str | None:
-    """Return the precision that was asked for by the setting `precision` or the launcher; None if none was.
+    """Return the precision that the setting or the launcher asks for; None if neither does.
 
-    Raises:
-        UserError: the two contradict each other.
+    A launcher says no also where it was asked for nothing.
     """
-    # A launcher says no also where it was asked for nothing.
-    if setting is not None and launched not in ("no", setting):
-        raise UserError(
-            f"precision={setting} contradicts the launcher's mixed precision {launched}; leave out one of the two"
-        )
-    return launched if setting is None and launched != "no" else setting
+    return setting or (None if launched == "no" else launched)
 
 
 def conditions_for(

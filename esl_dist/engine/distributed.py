@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import Store
 from torch.distributed.rendezvous import register_rendezvous_handler
 
-from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks, start_missing_processes
+from esl_dist.engine.launching import (
+    asked_precision,
+    asked_zero_stage,
+    refuse_unlaunched_ranks,
+    start_missing_processes,
+)
 from esl_dist.engine.meeting import Meeting, meet
 from esl_dist.engine.presence import Presence
 from esl_dist.environment import MOST_RANKS, flag, whole_number
@@ -33,6 +38,9 @@ BACKEND_FACTOR = 10
 """How much longer than `Presence` the backend waits, for it cannot see whether another rank gets on with its work."""
 
 BUCKET_BYTES = 32 * 2**20
+
+LONGEST_TEXT = 200
+"""Bytes of a text that ranks tell each other."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +56,29 @@ _presence: Presence | None = None
 
 
 @contextmanager
-def joined_ranks(timeout_minutes: float) -> Iterator[Ranks]:
+def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterator[Ranks]:
     """Join the other ranks as the launcher's environment says, and part from them at the end of the block.
 
     What ends the block on one rank is told to the others.
 
     Args:
         timeout_minutes: how long a rank waits for the others.
+        precision: of forward passes: no, bf16 or fp16; None: what the launcher was asked for.
 
     Raises:
-        UserError: a precision that the device does not have, or options of DeepSpeed that are not supported.
+        UserError: a precision that the device does not have or the launcher contradicts, or options of DeepSpeed that
+            are not supported.
         LostRankError: a rank ended, or did not come where this one waited for it; the message names it.
     """
     global _presence
-    zero_stage = asked_zero_stage()
+    zero_stage, precision = asked_zero_stage(), asked_precision(precision)
     start_missing_processes()
     refuse_unlaunched_ranks()
     meeting = meet(timeout_minutes)
     if meeting is not None:
         _presence = Presence(meeting.connect("presence"), meeting.rank, meeting.world_size, 60 * timeout_minutes)
     try:
-        accelerator = _accelerator(meeting, timeout_minutes, zero_stage)
+        accelerator = _accelerator(meeting, timeout_minutes, zero_stage, precision)
         agreed = f"{accelerator.mixed_precision} {accelerator.device.type} {zero_stage}"
         refuse_disagreement(agreed, "precision, kind of device or ZeRO stage")
         yield Ranks(accelerator, zero_stage)
@@ -98,7 +108,9 @@ def _is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
-def _accelerator(meeting: Meeting | None, timeout_minutes: float, zero_stage: int | None) -> Accelerator:
+def _accelerator(
+    meeting: Meeting | None, timeout_minutes: float, zero_stage: int | None, precision: str
+) -> Accelerator:
     # Accelerate's own DeepSpeed would take over the process group, does without CPUs, and is not used.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     cpu = zero_stage is not None and not torch.cuda.is_available()
@@ -109,13 +121,13 @@ def _accelerator(meeting: Meeting | None, timeout_minutes: float, zero_stage: in
         group.init_method = f"{meeting.room}://"
         register_rendezvous_handler(meeting.room, lambda *_, **__: iter([_group(meeting)]))  # type: ignore[no-untyped-call]
     try:
-        accelerator = Accelerator(cpu=cpu, kwargs_handlers=[group])
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[group])
     except ValueError as error:
         raise UserError(f"cannot start: {error}") from error
     if world_size() == 1 and meeting is not None:
         raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16")
+        raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16, or precision=…")
     return accelerator
 
 
@@ -237,6 +249,14 @@ def refuse_disagreement(text: str, what: str) -> None:
     others = [number for number in range(world_size()) if not torch.equal(table[number], table[0])]
     if others:
         raise UserError(f"ranks {others} were started with another {what} than rank 0; start all with the same")
+
+
+def gather_texts(text: str) -> list[str]:
+    """Return what every rank says, in their order; of each at most `LONGEST_TEXT` bytes."""
+    own = text.encode("utf-8", "replace")[:LONGEST_TEXT]
+    table = torch.zeros(world_size(), LONGEST_TEXT, dtype=torch.int64)
+    table[rank(), : len(own)] = torch.tensor(list(own), dtype=torch.int64)
+    return [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in sum_over_ranks(table).tolist()]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -13,12 +13,11 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from esl_dist.checked import Content
+from esl_dist.config import PRECISIONS
 from esl_dist.errors import UserError
 
 REMEDY = "choose another checkpoint"
 REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-PRECISIONS = ("no", "fp16", "bf16", "fp8")
-"""Accelerate's mixed precisions."""
 NOT_NEGATIVE = ("running_var", "source_var", "num_batches_tracked", "exp_avg_sq", "step")
 """Last parts of the names of tensors that hold variances or counts."""
 STATE_KEYS: dict[type[Optimizer], set[str]] = {SGD: {"momentum_buffer"}, Adam: {"step", "exp_avg", "exp_avg_sq"}}

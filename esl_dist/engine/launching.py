@@ -1,4 +1,4 @@
-"""What `accelerate launch` was asked for and leaves to the program: processes on CPU, and DeepSpeed.
+"""What `accelerate launch` was asked for and leaves to the program: processes on CPU, DeepSpeed and precision.
 
 Without mpirun, Accelerate's launcher for CPUs starts one process whatever N is, and says nothing (its issue 2741). A
 run on one process where several were asked for is a silent mistake, so that process starts the N ranks with torchrun.
@@ -15,12 +15,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 
+from esl_dist.config import PRECISIONS
 from esl_dist.engine.meeting import allow_files_of_store
 from esl_dist.environment import MOST_RANKS, choice, flag, launch, whole_number
 from esl_dist.errors import UserError
 
 ZERO_STAGES = (1, 2)
-PRECISIONS = ("no", "bf16", "fp16")
 MOST_THREADS = 2**16
 
 OPTIONS = {
@@ -170,3 +170,18 @@ def asked_zero_stage() -> int | None:
         )
     _refuse_options(DEEPSPEED_OPTIONS)
     return stage
+
+
+def asked_precision(precision: str | None) -> str:
+    """Return the precision of forward passes: that of the setting `precision`, else the launcher's.
+
+    Raises:
+        UserError: the launcher was asked for one that is not known, or for another than the setting.
+    """
+    launched = choice("ACCELERATE_MIXED_PRECISION", PRECISIONS)
+    # The launcher says no also where it was asked for nothing.
+    if precision is not None and launched not in ("no", precision):
+        raise UserError(
+            f"precision={precision} contradicts the launcher's mixed precision {launched}; leave out one of the two"
+        )
+    return launched if precision is None else precision

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from esl_dist.config import PRECISIONS
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, build_network, load_newest
 from esl_dist.errors import UserError
@@ -23,7 +24,6 @@ from esl_dist.models.weights import published_state
 FORMAT = "esl-dist weights"
 FORMAT_VERSION = 1
 DOMAINS = ("source", "target")
-PRECISIONS = ("no", "bf16", "fp16")
 DESCRIBED_WEIGHTS = "weights.safetensors"
 LARGEST_SIDE = 2**16
 """Pixels; no picture that a network was trained on is wider or higher."""

@@ -1,8 +1,9 @@
 """The training loop: one for every method, on one rank or many, from the first step or from where a run stopped."""
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,14 @@ from esl_dist.engine.distributed import (
     world_size,
 )
 from esl_dist.engine.journal import EMPTY_INTERVAL, Interval, Journal
-from esl_dist.engine.optimisation import Updating, plain_updating, set_rates
+from esl_dist.engine.optimisation import Updating, plain_updating, polynomial_rate, set_rates
 from esl_dist.engine.provenance import description_of, provenance_of
+from esl_dist.engine.record import RunRecord
 from esl_dist.engine.saving import BackgroundSaver
 from esl_dist.engine.signals import StopWish
 from esl_dist.engine.sizes import refuse_impossible_sizes
 from esl_dist.engine.step import Pass, Precision, add_gradients, local_valid_pixels
+from esl_dist.engine.training_account import Outcome, beginning, end, logs_of
 from esl_dist.engine.training_data import (
     CorruptSamples,
     TrainingData,
@@ -54,21 +57,35 @@ from esl_dist.files import refuse_as_name
 from esl_dist.models.batch_norm import copied_statistics, put_back_statistics
 from esl_dist.models.weight_files import digest_of_weights, write_weights
 from esl_dist.models.weights import published_state
-from esl_dist.reporting.progress import progress
+from esl_dist.reporting.progress import Entry, show_entry, steps_bar
 
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
 
 
-def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
+@dataclass(frozen=True)
+class Training:
+    """What a training is made of when its steps begin."""
+
+    config: settings.Train
+    method: Method
+    data: TrainingData
+    state: State
+    updating: Updating
+    ranks: Ranks
+    run: Path
+
+
+def train(config: settings.Train, ranks: Ranks, wish: StopWish, record: RunRecord) -> Path:
     """Train to `config.steps`, going on from the run's newest whole checkpoint; returns the run's folder.
 
-    It holds config.yaml, checkpoints/, and in the end the network under its published names, in two forms:
+    It holds config.yaml, run.json, checkpoints/, and in the end the network under its published names, in two forms:
     weights.safetensors and weights.pth.
 
     Args:
         config: the run's settings.
         ranks: the processes that train it.
         wish: whether this process was asked to stop, be it before training begins.
+        record: what notes, in run.json, this start and how far it came.
 
     Raises:
         UserError: settings that cannot be, shards that do not fit, a run of the same name that has other settings, is
@@ -97,38 +114,45 @@ def train(config: settings.Train, ranks: Ranks, wish: StopWish) -> Path:
     # Before DeepSpeed gives all ranks those of rank 0.
     for network in (state.networks.segmentation, state.networks.discriminators):
         refuse_disagreement(digest_of_weights(network.state_dict()), "weights to start from")
-    updating = _updating(state, ranks)
+    training = Training(config, method, data, state, _updating(state, ranks), ranks, run)
     step, counts, interval = 0, {}, EMPTY_INTERVAL
+    before = precision = ranks.accelerator.mixed_precision
     if checkpoint is not None:
+        before = checkpoint.training.get("precision", precision)
         step, counts = checkpoint.step, checkpoint.training.get("corrupt_samples", {})
         interval = checkpoint.training.get("journal", EMPTY_INTERVAL)
-        updating.load(checkpoint.training["optimizers"])
+        training.updating.load(checkpoint.training["optimizers"])
         if ranks.accelerator.scaler is not None and checkpoint.training["scaler"]:
             ranks.accelerator.scaler.load_state_dict(checkpoint.training["scaler"])
     refuse_disagreement(str(step), "checkpoint")
     if step >= config.steps:
         fewer = f", though only {config.steps} were asked for now" if step > config.steps else ""
         say(f"{config.name}: finished already, at step {step}{fewer}")
-    else:
-        if is_main():
-            set_aside_after(run, step)
-            save_config(config, run / RUN_CONFIG)
-        say(f"{config.name}: {_describe(config, data, ranks)}, from step {step} to {config.steps}")
-        precision = ranks.accelerator.mixed_precision
-        if checkpoint is not None and checkpoint.training.get("precision", precision) != precision:
-            say(f"{config.name}: precision {checkpoint.training['precision']} until here, {precision} from here on")
-        corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt, counts)
-        stopped_at = _loop(config, method, data, state, updating, ranks, run, step, corrupt, interval, wish)
-        if stopped_at is not None:
-            raise StoppedError(f"{config.name}: saved at step {stopped_at}")
+        _export(training, step, before)
+        return run
     if is_main():
-        trained_in = ranks.accelerator.mixed_precision
-        if checkpoint is not None and step >= config.steps:
-            trained_in = checkpoint.training.get("precision", trained_in)
-        done = _checkpoint(max(step, config.steps), config, data, state, {"precision": trained_in})
-        for name in EXPORTED_WEIGHTS:
-            write_weights(run / name, published_state(state.networks.segmentation), description_of(provenance_of(done)))
+        set_aside_after(run, step)
+        save_config(config, run / RUN_CONFIG)
+    say(beginning(config, data, ranks, run, step))
+    if before != precision:
+        say(f"{config.name}: precision {before} until here, {precision} from here on")
+    record.begin(run, ranks, step)
+    corrupt = CorruptSamples(data, config.batch_size, config.loader.skip_corrupt, counts)
+    outcome = _loop(training, step, corrupt, interval, wish, record)
+    if outcome.stopped:
+        raise StoppedError(f"{config.name}: saved at step {outcome.step}", outcome.interrupted)
+    _export(training, outcome.step, precision)
+    say(end(config, data, run, EXPORTED_WEIGHTS, outcome))
     return run
+
+
+def _export(training: Training, step: int, precision: str) -> None:
+    """Write the network under its published names, with what it was trained on and how."""
+    if is_main():
+        state = training.state.networks.segmentation
+        done = _checkpoint(step, training.config, training.data, training.state, {"precision": precision})
+        for name in EXPORTED_WEIGHTS:
+            write_weights(training.run / name, published_state(state), description_of(provenance_of(done)))
 
 
 def _updating(state: State, ranks: Ranks) -> Updating:
@@ -147,41 +171,34 @@ def _updating(state: State, ranks: Ranks) -> Updating:
 
 
 def _loop(
-    config: settings.Train,
-    method: Method,
-    data: TrainingData,
-    state: State,
-    updating: Updating,
-    ranks: Ranks,
-    run: Path,
-    first_step: int,
-    corrupt: CorruptSamples,
-    interval: Interval,
-    wish: StopWish,
-) -> int | None:
-    """Train from `first_step` to the end; returns the steps done if a signal on any rank ended it before."""
-    precision, scaler = Precision(ranks.accelerator.autocast, updating.backward), ranks.accelerator.scaler
+    training: Training, first_step: int, corrupt: CorruptSamples, interval: Interval, wish: StopWish, record: RunRecord
+) -> Outcome:
+    """Train from `first_step` to the end, or to the step after which all ranks stop because one was asked to."""
+    config, data, state, ranks, run = training.config, training.data, training.state, training.ranks, training.run
+    precision, scaler = Precision(ranks.accelerator.autocast, training.updating.backward), ranks.accelerator.scaler
     saver = BackgroundSaver(run, config.checkpoints) if is_main() else None
-    domains = 1 if data.target is None else 2
-    logs = Path(config.experiments) / "logs" / run.name if is_main() else None
-    journal = Journal(logs, first_step, domains * config.batch_size, interval)
-    steps = range(first_step, config.steps)
+    images_a_step = (1 if data.target is None else 2) * config.batch_size
+    journal = Journal(logs_of(config, run) if is_main() else None, first_step, images_a_step, interval)
+    bar = steps_bar(first_step, config.steps, run.name) if is_main() else None
+    began, means = time.monotonic(), {}
     with closing(own_passes(config, data, first_step, ranks.accelerator.device)) as passes:
-        for step in progress(steps, config.steps, run.name, first_step, "step") if is_main() else steps:
+        for step in range(first_step, config.steps) if bar is None else bar:
             rates = set_rates(state.optimizers, step, config.optimizer)
             step_passes = [next(passes) for _ in range(config.accumulate)]
-            valid_pixels, replaced, stop = _agree(step_passes, config, wish, f"step {step + 1}")
+            valid_pixels, replaced, stop, interrupted = _agree(step_passes, config, wish, f"step {step + 1}")
+            wish.has_begun = True
             corrupt.add(step, replaced)
             # An overflow that makes all networks skip the step has spoiled the statistics by then.
             statistics = copied_statistics(state.networks.segmentation) if scaler is not None else []
             losses = add_gradients(
-                state.networks, method, config.method, step_passes, valid_pixels, config.batch_size, precision
+                state.networks, training.method, config.method, step_passes, valid_pixels, config.batch_size, precision
             )
-            updated = updating.update(f"{config.name}, step {step + 1}")
+            updated = training.updating.update(f"{config.name}, step {step + 1}")
             if not updated:
                 put_back_statistics(state.networks.segmentation, statistics)
             journal.add(losses, updated)
             done = step + 1
+            record.step = done
             last = done == config.steps
             log = last or done % config.log_every == 0
             save = last or stop or done % config.checkpoints.every == 0
@@ -194,49 +211,58 @@ def _loop(
                 _refuse_not_finite(state.networks.segmentation.state_dict(), done, config, scaler)
                 _refuse_not_finite(state.networks.discriminators.state_dict(), done, config, scaler)
             if log:
-                journal.write(means, rates, corrupt.totals(), done)
+                speed = journal.write(means, rates, corrupt.totals(), done)
+                if bar is not None:
+                    rate = polynomial_rate(config.optimizer.learning_rate, step, config.optimizer)
+                    left = (config.steps - done) * images_a_step / speed
+                    show_entry(bar, Entry(done, means, rate, speed, left), run.name, config.steps)
             if config.pictures_every and done % config.pictures_every == 0:
                 journal.draw(state.networks.segmentation, step_passes[-1], data.classes, done)
             if saver is not None:
                 saver.raise_failure()
             if save:
                 # Both are gathered from all ranks.
-                states, collected = updating.states(), journal.interval()
+                states, collected = training.updating.states(), journal.interval()
                 if saver is not None:
-                    training = _training_state(states, ranks.accelerator, corrupt, collected)
-                    saver.save(_checkpoint(done, config, data, state, training))
+                    kept = _training_state(states, ranks.accelerator, corrupt, collected)
+                    saver.save(_checkpoint(done, config, data, state, kept))
             if stop:
                 break
+    if bar is not None:
+        bar.close()
     if saver is not None:
         saver.finish()
     journal.close()
     for domain, count in corrupt.totals().items():
         say(f"{run.name}: {count} corrupt {domain} samples were replaced; the warnings name them")
     wait_for_all()
-    return done if done < config.steps else None
+    return Outcome(done, done < config.steps, interrupted, means, done - first_step, time.monotonic() - began)
 
 
-def _agree(passes: Sequence[Pass], config: settings.Train, wish: StopWish, place: str) -> tuple[Tensor, Tensor, bool]:
+def _agree(
+    passes: Sequence[Pass], config: settings.Train, wish: StopWish, place: str
+) -> tuple[Tensor, Tensor, bool, bool]:
     """Sum over the ranks, at once, all that has to be known before a step.
 
     Returns:
         labelled pixels of the global batch, int64 (2,); its samples that stand for corrupt ones, int64
-        (2, batch_size); whether any rank was asked to stop.
+        (2, batch_size); whether any rank was asked to stop; whether with Ctrl-C.
 
     Raises:
         UserError: ranks that are to do another number of steps than rank 0, before they part.
     """
     own_steps = torch.zeros(world_size(), dtype=torch.int64)
     own_steps[rank()] = config.steps
-    own_stop = torch.tensor([int(wish.asked)])
-    parts = [local_valid_pixels(passes), own_stop, own_steps, local_replaced(passes, config.batch_size).flatten()]
-    valid_pixels, stop, steps, replaced = torch.split(
+    own_wish = torch.tensor([int(wish.asked), int(wish.interrupted)])
+    parts = [local_valid_pixels(passes), own_wish, own_steps, local_replaced(passes, config.batch_size).flatten()]
+    valid_pixels, wishes, steps, replaced = torch.split(
         sum_over_ranks(torch.cat(parts), place), [len(part) for part in parts]
     )
     others = (steps != steps[0]).nonzero().flatten().tolist()
     if others:
         raise UserError(f"ranks {others} are to do another number of steps than rank 0; start all with the same")
-    return valid_pixels, replaced.reshape(2, config.batch_size), bool(stop)
+    stop, interrupted = wishes.bool().tolist()
+    return valid_pixels, replaced.reshape(2, config.batch_size), stop, interrupted
 
 
 def _refuse_not_finite(
@@ -276,15 +302,4 @@ def _checkpoint(
         discriminators=state.networks.discriminators.state_dict(),
         training=training,
         data_sets=data.data_sets(),
-    )
-
-
-def _describe(config: settings.Train, data: TrainingData, ranks: Ranks) -> str:
-    method = config.method.name + (" with pseudo-labels" if config.pseudo_labels else "")
-    target = "" if data.target is None else f" and {len(data.target)} target"
-    return (
-        f"{method} on {len(data.source)} source{target} samples, "
-        f"{world_size()} process{'es' if world_size() > 1 else ''} on {ranks.accelerator.device.type}, "
-        f"precision {ranks.accelerator.mixed_precision}"
-        + (f", DeepSpeed ZeRO stage {ranks.zero_stage}" if ranks.zero_stage else "")
     )

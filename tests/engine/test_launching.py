@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from esl_dist.engine.launching import asked_zero_stage, refuse_unlaunched_ranks
+from esl_dist.engine.launching import asked_precision, asked_zero_stage, refuse_unlaunched_ranks
 from esl_dist.errors import UserError
 
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
@@ -128,3 +128,39 @@ def test_processes_of_srun_that_do_not_know_of_each_other_are_refused(monkeypatc
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "x")
     with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=x is impossible"):
         refuse_unlaunched_ranks()
+
+
+@pytest.mark.parametrize(
+    ("launched", "setting", "precision"),
+    [
+        (None, None, "no"),
+        (None, "bf16", "bf16"),
+        ("no", "fp16", "fp16"),
+        ("bf16", None, "bf16"),
+        ("BF16", "bf16", "bf16"),
+        ("no", "no", "no"),
+    ],
+)
+def test_precision_is_that_of_the_setting_or_else_the_launchers(
+    monkeypatch: pytest.MonkeyPatch, launched: str | None, setting: str | None, precision: str
+) -> None:
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    assert asked_precision(setting) == precision
+
+
+@pytest.mark.parametrize(
+    ("launched", "setting", "message"),
+    [
+        ("junk", None, "ACCELERATE_MIXED_PRECISION=junk is impossible: expected one of no, bf16, fp16"),
+        ("", None, "ACCELERATE_MIXED_PRECISION=.* is impossible"),
+        ("bf16", "fp16", "precision=fp16 contradicts the launcher's mixed precision bf16; leave out one"),
+        ("bf16", "no", "precision=no contradicts the launcher's mixed precision bf16"),
+    ],
+)
+def test_a_precision_that_nobody_knows_or_another_than_the_launchers_is_refused(
+    monkeypatch: pytest.MonkeyPatch, launched: str, setting: str | None, message: str
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    with pytest.raises(UserError, match=message):
+        asked_precision(setting)

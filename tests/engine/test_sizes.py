@@ -73,12 +73,12 @@ def test_a_single_value_a_channel_is_refused(shards: Path) -> None:
 def test_statistics_are_not_estimated_from_single_values(tmp_path: Path, shards: Path) -> None:
     save_run(tmp_path / "run", 1, configuration(batch_size=1))
     values = {"data": {"path": str(shards), "size": [1, 1]}, "statistics_from": str(shards), "workers": 0}
-    network = load_trained(tmp_path / "run", {}, None, CPU)
+    config = from_dictionary(Evaluate, values, "tests")
+    networks, how = [load_trained(tmp_path / "run", {}, None, CPU)], [Conditions("target", (1, 1), "no")]
     with pytest.raises(
         UserError, match=r"^statistics_from: a single picture of 1×1 pixels .*data\.size=\[width,height\]"
     ):
-        config = from_dictionary(Evaluate, values, "tests")
-        score_networks([network], [1.0], [Conditions("target", (1, 1), "no")], open_shards(shards), config, CPU)
+        score_networks(networks, [1.0], how, open_shards(shards), config, CPU)
 
 
 def test_the_least_side_is_that_of_the_discriminator() -> None:

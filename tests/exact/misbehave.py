@@ -43,8 +43,8 @@ def with_other_weights(network: Any) -> None:
     network.conv1.weight.data.add_(1)
 
 
-def with_fewer_steps(config: settings.Train, *arguments: Any) -> Any:
-    return loop(replace(config, steps=LAST_STEP), *arguments)
+def with_fewer_steps(training: trainer.Training, *arguments: Any) -> Any:
+    return loop(replace(training, config=replace(training.config, steps=LAST_STEP)), *arguments)
 
 
 def hanging(*arguments: Any) -> Any:

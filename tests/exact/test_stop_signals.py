@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 to any one rank: all of them save the same step and leave, and the same command goes on."""
+"""SIGTERM, SIGUSR1 or Ctrl-C to any one rank: all save the same step and leave, and the same command goes on."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_STOPPED
-from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -127,22 +127,77 @@ def test_a_signal_before_a_process_has_become_the_launcher_of_the_ranks_is_not_f
     assert job.exit_codes() == [-number], job.output()
 
 
-def test_ctrl_c_ends_both_ranks_with_one_line_each_and_the_same_command_goes_on(
-    server: RankServer, town: Path, tmp_path: Path
+NOTICE = "interrupted: finishing the step and saving; press again to end at once"
+
+
+@pytest.mark.parametrize(("ranks", "to_ranks"), [(1, (0,)), (2, (0, 1)), (2, (1,))])
+def test_ctrl_c_saves_and_ends_all_ranks_after_the_same_step(
+    server: RankServer,
+    town: Path,
+    tmp_path: Path,
+    uninterrupted: dict[int, Path],
+    ranks: int,
+    to_ranks: tuple[int, ...],
 ) -> None:
-    """A terminal sends it to all."""
+    """A terminal sends it to all. SIGTERM, which a launcher may send then, is no second Ctrl-C."""
     run = run_in(tmp_path)
-    job = start_training(server, town, run, 2, f"steps={ENDLESS}")
-    job.wait_until(lambda: newest_step(run) >= FIRST_SAVE)
-    for rank in (0, 1):
-        job.kill(rank, signal.SIGINT)
-    assert job.exit_codes() == [EXIT_INTERRUPTED] * 2, job.output()
-    for rank in (0, 1):
-        assert job.output().count(f"interrupted (rank {rank}); the same command goes on from what is saved") == 1
+    words = [f"checkpoints.every={FIRST_SAVE}", KEEP, "loader.workers=1"]
+    job = start_training(server, town, run, ranks, f"steps={ENDLESS}", *words)
+    job.wait_until(lambda: newest_step(run) == FIRST_SAVE)
+    workers = [worker for process in job.processes for worker in psutil.Process(process).children()]
+    for process in [*workers, *(psutil.Process(job.processes[rank]) for rank in to_ranks)]:
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+    assert job.exit_codes() == [EXIT_INTERRUPTED] * ranks, job.output()
+    step = newest_step(run)
+    assert FIRST_SAVE <= step <= STEPS - 1
+    assert job.output().count(NOTICE) == (1 if 0 in to_ranks else 0)
+    for name in [f" (rank {rank})" for rank in range(ranks)] if ranks > 1 else [""]:
+        said = f"interrupted{name}: r: saved at step {step}; the same command goes on from there\n"
+        assert job.output().count(said) == 1, job.output()
     assert "Traceback" not in job.output()
     assert "error" not in job.output()
-    done = newest_step(run)
-    assert f"from step {done} to {done + 1}" in train(server, town, run, 2, f"steps={done + 1}")
+    assert_whole(run, step)
+    assert f"from step {step} to {step + 1}" in train(server, town, run, ranks, f"steps={step + 1}", *words)
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted[ranks], step + 1))
+
+
+HANGING_SAVE = """
+import time
+from esl_dist.engine import saving
+saving.save_checkpoint = lambda *_: time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_second_ctrl_c_ends_all_ranks_at_once_even_where_the_disk_does_not_answer(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int
+) -> None:
+    run = run_in(tmp_path)
+    words = [HANGING_SAVE, str(PROJECT / TRAIN), *training_words(town, run, f"steps={ENDLESS}", "log_every=1")]
+    job = server.start(CHANGED, words, ranks)
+    job.wait_until(lambda: f"r: 1/{ENDLESS} steps" in job.output())
+    for rank in range(ranks):
+        job.kill(rank, signal.SIGINT)
+    job.wait_until(lambda: NOTICE in job.output())
+    for rank in range(ranks):
+        job.kill(rank, signal.SIGINT)
+    assert job.exit_codes(30) == [EXIT_INTERRUPTED] * ranks, job.output()
+    assert "Traceback" not in job.output()
+    assert newest_step(run) == 0
+
+
+@pytest.mark.parametrize(("ranks", "place"), [(1, "the shards"), (2, "the devices"), (2, "the checkpoint")])
+def test_ctrl_c_during_the_start_ends_without_a_step(
+    server: RankServer, town: Path, tmp_path: Path, place: str, ranks: int
+) -> None:
+    """A person waits. A rank that was not interrupted hears of it from the one that was."""
+    run = run_in(tmp_path)
+    job = start_signalled(server, town, run, ranks, place, signal.SIGINT, f"steps={ENDLESS}")
+    assert job.exit_codes()[-1] == EXIT_INTERRUPTED, job.output()
+    assert "; the same command goes on from what is saved" in job.output()
+    assert "Traceback" not in job.output()
+    assert newest_step(run) == 0
 
 
 def test_scoring_every_snapshot_ends_at_a_signal_at_once_and_goes_on_with_those_that_are_not_scored(

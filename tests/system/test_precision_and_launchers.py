@@ -1,12 +1,13 @@
 """Mixed precision and the ways to start several processes."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.programs import PROJECT, TINY_TRAINING, environment, small_town
+from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, environment, small_town
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +15,9 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_town(tmp_path_factory.mktemp("town"), source=2, target=2)
 
 
-def launch(launcher: list[str], town: Path, experiments: Path) -> subprocess.CompletedProcess[str]:
+def launch(launcher: list[str], town: Path, experiments: Path, *more: str) -> subprocess.CompletedProcess[str]:
     words = [*TINY_TRAINING, f"source.path={town}/source_train", f"target.path={town}/target_train"]
-    words += [f"experiments={experiments}", "name=r", "steps=2"]
+    words += [f"experiments={experiments}", "name=r", "steps=2", *more]
     return subprocess.run(
         [sys.executable, "-m", *launcher, str(PROJECT / "launch/train.py"), *words],
         capture_output=True,
@@ -36,7 +37,7 @@ ACCELERATE = ["accelerate.commands.launch", "--cpu"]
         ([*ACCELERATE, "--num_processes", "2"], "2 processes on cpu, precision no"),
         ([*ACCELERATE, "--num_processes=2", "--mixed_precision", "bf16"], "2 processes on cpu, precision bf16"),
         ([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
-        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], "2 processes on cpu, precision no"),
+        ([*TORCHRUN, "2"], "2 processes on cpu, precision no"),
     ],
 )
 def test_as_many_processes_train_as_the_launcher_was_asked_for(
@@ -46,6 +47,14 @@ def test_as_many_processes_train_as_the_launcher_was_asked_for(
     assert done.returncode == 0, done.stderr
     assert expected in done.stdout
     assert (tmp_path / "snapshots/r/checkpoints/step-00000002").is_dir()
+
+
+def test_torchrun_trains_in_the_precision_of_the_setting(town: Path, tmp_path: Path) -> None:
+    done = launch([*TORCHRUN, "2"], town, tmp_path, "precision=bf16")
+    assert done.returncode == 0, done.stderr
+    assert "2 processes on cpu, precision bf16" in done.stdout
+    [start] = json.loads((tmp_path / "snapshots/r/run.json").read_text())["starts"]
+    assert (start["precision"], start["processes"], start["devices"]) == ("bf16", 2, ["cpu", "cpu"])
 
 
 @pytest.mark.usefixtures("gpu")

@@ -1,8 +1,7 @@
 """launch/train.py as a whole: methods, processes, restarts, mistakes."""
 
 import json
-import signal
-import subprocess
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.exact.trainings import IN_FLOAT64, TRAIN, assert_equal_to_rounding
-from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, command, environment, run, signal_when, small_town, succeed
+from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, run, small_town, succeed
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +62,22 @@ def test_every_method_trains_and_reports_its_losses_rates_and_speed(
     assert curves["loss/source_cross_entropy/main"] == [2, 4, 5], "every second step, and the last"
 
 
+def test_a_training_tells_what_it_does_and_made_and_its_losses_line_by_line(town: Path, tmp_path: Path) -> None:
+    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=5", "log_every=2"]
+    done = run("launch/train.py", *words)
+    assert done.returncode == 0, done.stderr
+    entries = [line for line in done.stderr.splitlines() if line.startswith("r: ")]
+    assert [re.match(r"r: (\d)/5 steps", line).group(1) for line in entries] == ["2", "4", "5"]  # type: ignore[union-attr]
+    expected = r"source_cross_entropy/main [\d.]+, .*, learning rate 0\.01, [\d.]+ samples/s, \d+ s left$"
+    assert all(re.search(expected, line) for line in entries), entries
+    assert "\r" not in done.stderr
+    beginning, _, end = done.stdout.partition("r: finished at step 5\n")
+    assert "random weights (no network.start)" in beginning
+    assert "optimizer.schedule_steps=250000, so the rate barely falls" in beginning
+    assert f"python launch/evaluate.py checkpoint={tmp_path}/snapshots/r data.path=…" in end
+    assert entries[-1].split(", learning rate")[0].split("%), ")[1] in end, "the last losses"
+
+
 def test_two_processes_compute_what_one_does(town: Path, tmp_path: Path) -> None:
     words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "steps=3", "network.batch_norm=per_domain"]
     for processes in (1, 2):
@@ -76,27 +91,6 @@ def test_loader_workers_are_not_visible_in_the_weights(town: Path, tmp_path: Pat
     assert_same_bits(
         train(town, tmp_path, "none", "steps=4"), train(town, tmp_path, "three", "steps=4", "loader.workers=3")
     )
-
-
-def test_ctrl_c_ends_with_one_line_and_the_same_command_goes_on(town: Path, tmp_path: Path) -> None:
-    words = [*TINY_TRAINING, *data_words(town), f"experiments={tmp_path}", "name=r", "steps=40", "checkpoints.every=2"]
-    process = subprocess.Popen(
-        command("launch/train.py", *words),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        # A shell starts its background jobs, and with them these tests, deaf to Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    checkpoints = tmp_path / "snapshots/r/checkpoints"
-    code = signal_when(process, lambda: any(checkpoints.glob("step-*[0-9]")), signal.SIGINT)
-    assert code == 130
-    assert process.stderr is not None
-    message = process.stderr.read()
-    assert "interrupted" in message
-    assert "Traceback" not in message
-    assert "from step 0" not in succeed("launch/train.py", *words)
 
 
 def test_a_finished_training_says_so_and_leaves_its_weights(town: Path, tmp_path: Path) -> None:
@@ -186,7 +180,7 @@ def test_a_run_of_the_same_name_with_other_settings_is_refused(town: Path, tmp_p
     done = run("launch/train.py", *basis, "optimizer.momentum=0.5")
     assert done.returncode == 2
     assert "(begun with → given now): optimizer.momentum: 0.9 → 0.5; give those that it was begun with" in done.stderr
-    assert "finished" not in succeed("launch/train.py", *basis), "a longer run of the same settings goes on"
+    assert "finished already" not in succeed("launch/train.py", *basis), "a longer run of the same settings goes on"
 
 
 def test_a_checkpoint_names_its_files_with_checksums(town: Path, tmp_path: Path) -> None:

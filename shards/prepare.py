@@ -90,7 +90,7 @@ def _end(packed: Packed, output: str, seconds: float) -> str:
     size = sum(shard.size for shard in index.shards) / 1e6
     samples = sum(len(shard.samples) for shard in index.shards)
     made = f"{samples} samples in {len(index.shards)} shards, {size:.1f} MB"
-    state = "" if packed.anew else "already packed and current: "
+    state = "" if packed.anew else "already packed: " if index.sources is None else "already packed and current: "
     place = shlex.quote(output)
     labelled = f"launch/train.py source.path={place} …, or launch/evaluate.py data.path={place} …"
     facts = {

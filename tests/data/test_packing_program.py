@@ -82,8 +82,10 @@ def test_shards_of_an_earlier_version_get_a_warning(
     del content["sources"]
     file.write_text(json.dumps(content))
     pack()
-    assert "warning: " in (told := capsys.readouterr().err)
-    assert "packed by an earlier version, which did not note its source files" in told
+    told = capsys.readouterr()
+    assert "warning: " in told.err
+    assert "packed by an earlier version, which did not note its source files" in told.err
+    assert "my shards: already packed: 2 samples" in told.out
     pack("repack=true")
     assert "warning" not in capsys.readouterr().err
 

@@ -22,7 +22,7 @@ USUAL_SIZE = {"ncols": 120, "nrows": 24}
 
 
 def progress(items: Iterable[Item], total: int, title: str, unit: str = "sample") -> Iterator[Item]:
-    """Give every one of `total` items, and show how many were given; the last line or bar says so of all."""
+    """Give every one of `total` items, and show how many were given, from none to all."""
     if sys.stderr.isatty():
         return iter(_bar(items, 0, total, title, unit))
     return _with_lines(items, total, title, unit)
@@ -30,6 +30,8 @@ def progress(items: Iterable[Item], total: int, title: str, unit: str = "sample"
 
 def _with_lines(items: Iterable[Item], total: int, title: str, unit: str) -> Iterator[Item]:
     began = told = time.monotonic()
+    # What takes long or hangs has a name from its beginning.
+    tell(f"{title}: {_share(0, total, unit)}")
     for done, item in enumerate(items):
         now = time.monotonic()
         if now - told >= SECONDS_BETWEEN_LINES:

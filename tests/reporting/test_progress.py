@@ -50,6 +50,7 @@ def test_where_there_is_no_terminal_lines_say_how_far_it_is_and_how_long_it_take
     assert list(progress(slow(), 10, "scoring", unit="picture")) == list(range(10))
     assert capsys.readouterr() == (
         "",
+        "scoring: 0/10 pictures (0 %)\n"
         "scoring: 2/10 pictures (20 %), 0.167 pictures/s, 48 s left\n"
         "scoring: 5/10 pictures (50 %), 0.208 pictures/s, 24 s left\n"
         "scoring: 8/10 pictures (80 %), 0.222 pictures/s, 9 s left\n"
@@ -66,20 +67,21 @@ def test_a_first_item_that_takes_long_has_no_speed_that_could_be_foretold(
 
     list(progress(late(), 1, "scoring"))
     assert capsys.readouterr().err.splitlines() == [
+        "scoring: 0/1 samples (0 %)",
         "scoring: 0/1 samples (0 %), 0 samples/s",
         "scoring: 1/1 samples (100 %), took 30 s",
     ]
 
 
-def test_a_quick_loop_leaves_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_quick_loop_leaves_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert sum(1 for _ in progress(range(20_000), 20_000, "reading")) == 20_000
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err.count("\n") == 2
 
 
 def test_a_loop_that_is_left_does_not_call_itself_done(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in progress(range(3), 3, "reading"):
         break
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == "reading: 0/3 samples (0 %)\n"
 
 
 def test_other_ranks_give_every_item_and_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,20 +208,29 @@ def read_json(path: Path) -> Any:
         if path.exists() and not path.is_file():
             # A pipe, say, would be waited for.
             raise UserError(f"{path}: cannot be read as JSON (it is no file); put the file back")
-        text = path.read_text(encoding="utf-8")
+        return parsed_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); it may be damaged: make it again") from error
+
+
+def parsed_json(text: str) -> Any:
+    """Return what JSON says, read as strictly as `read_json`.
+
+    Raises:
+        ValueError: it is not such JSON.
+    """
+    try:
         content = json.loads(
             text, object_pairs_hook=_without_repeats, parse_constant=_finite_number, parse_float=_finite_number
         )
-        _refuse_deep(content)
-        if "\\u" in text:
-            # Half a surrogate pair, which could be neither printed nor written.
-            json.dumps(content, ensure_ascii=False).encode()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
     except RecursionError:
-        raise UserError(f"{path}: cannot be read as JSON (too deep); it may be damaged: make it again") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); it may be damaged: make it again") from error
+        raise ValueError("too deep") from None
+    _refuse_deep(content)
+    if "\\u" in text:
+        # Half a surrogate pair, which could be neither printed nor written.
+        json.dumps(content, ensure_ascii=False).encode()
     return content
 
 

@@ -8,15 +8,15 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from esl_dist.checked import Content
 from esl_dist.config import PRECISIONS
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, build_network, load_newest
 from esl_dist.errors import UserError
-from esl_dist.files import refuse_as_name
+from esl_dist.files import parsed_json
 from esl_dist.models.deeplab import ARCHITECTURES
 from esl_dist.models.weight_files import WeightsFile, digest_of_weights, read_weights
 from esl_dist.models.weights import published_state
@@ -25,6 +25,7 @@ FORMAT = "esl-dist weights"
 FORMAT_VERSION = 1
 DOMAINS = ("source", "target")
 DESCRIBED_WEIGHTS = "weights.safetensors"
+REMEDY = "export the weights again"
 LARGEST_SIDE = 2**16
 """Pixels; no picture that a network was trained on is wider or higher."""
 
@@ -87,74 +88,54 @@ def description_of(provenance: Provenance) -> str:
     return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, ensure_ascii=False)
 
 
-def provenance_from(description: str, origin: str) -> Provenance:
-    """Read back what `description_of` wrote.
+def provenance_from(description: str, file: Path) -> Provenance:
+    """Read back what `description_of` wrote into `file`.
 
     Raises:
-        UserError: it is none, or of another version; the message starts with `origin` and names the key.
+        UserError: it is none, or of another version; the message names the file and the key.
     """
     try:
-        content = json.loads(description)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{origin}: its description cannot be read as JSON; export the weights again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{origin}: its description is not one of {FORMAT}; export the weights again")
-    if content.get("format_version") != FORMAT_VERSION:
+        value = parsed_json(description)
+    except ValueError as error:
+        raise UserError(f"{file}: its description cannot be read as JSON ({error}); {REMEDY}") from error
+    content = Content(value, file, REMEDY)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise UserError(f"{file}: its description is not one of {FORMAT}; {REMEDY}")
+    if (version := content.at("format_version").whole_number()) != FORMAT_VERSION:
         raise UserError(
-            f"{origin}: its description has format version {content.get('format_version')!r}, this program reads "
-            f"{FORMAT_VERSION}; use the version of the program that wrote it"
+            f"{file}: its description has format version {version}, this program reads {FORMAT_VERSION}; use the "
+            "version of the program that wrote it"
         )
-    return _checked(content, origin)
-
-
-def _checked(content: dict[str, Any], origin: str) -> Provenance:
-    def held(key: str, is_right: bool, expected: str) -> Any:
-        if not is_right:
-            raise UserError(f"{origin}: its description: {key}: expected {expected}; export the weights again")
-        return content[key]
-
-    def one_of(key: str, choices: tuple[str, ...]) -> str:
-        value = content.get(key)
-        return str(held(key, isinstance(value, str) and value in choices, f"one of {', '.join(choices)}"))
-
-    def name(key: str) -> str:
-        refuse_as_name(str(held(key, isinstance(content.get(key), str), "a name")), f"{origin}: its description: {key}")
-        return str(content[key])
-
-    def by_domain(key: str) -> dict[str, Any]:
-        value = content.get(key)
-        right = isinstance(value, dict) and value.keys() <= set(DOMAINS)
-        return dict(held(key, right, f"values for {' and '.join(DOMAINS)}"))
-
-    sizes, data_sets, shards = by_domain("sizes"), by_domain("data_sets"), by_domain("shards")
-    held("sizes", all(size is None or _is_size(size) for size in sizes.values()), "[width, height] or null")
-    held("data_sets", all(isinstance(one, str) for one in data_sets.values()), "names")
-    held("shards", all(isinstance(one, str) for one in shards.values()), "fingerprints")
-    flags = {
-        key: bool(held(key, isinstance(content.get(key), bool), "true or false"))
-        for key in ("auxiliary_head", "per_domain")
-    }
-    batch_size = content.get("batch_size")
+    classes = content.at("classes")
     return Provenance(
-        run=name("run"),
-        class_set=name("class_set"),
-        classes=class_set_from(content.get("classes"), f"{origin}: its description: classes"),
-        architecture=one_of("architecture", tuple(ARCHITECTURES)),
-        batch_size=held("batch_size", type(batch_size) is int and batch_size >= 1, "a whole number from 1 on"),
-        precision=one_of("precision", PRECISIONS),
-        sizes=sizes,
-        data_sets=data_sets,
-        shards=shards,
-        **flags,
+        run=content.at("run").name(),
+        class_set=content.at("class_set").label(),
+        classes=class_set_from(classes.value, classes.place()),
+        architecture=_one_of(content.at("architecture"), tuple(ARCHITECTURES)),
+        auxiliary_head=content.at("auxiliary_head").truth(),
+        per_domain=content.at("per_domain").truth(),
+        batch_size=content.at("batch_size").whole_number(1),
+        precision=_one_of(content.at("precision"), PRECISIONS),
+        sizes={domain: _size_from(size) for domain, size in _by_domain(content.at("sizes"))},
+        data_sets={domain: name.name() for domain, name in _by_domain(content.at("data_sets"))},
+        shards={domain: fingerprint.sha256() for domain, fingerprint in _by_domain(content.at("shards"))},
     )
 
 
-def _is_size(size: Any) -> bool:
-    return (
-        isinstance(size, list)
-        and len(size) == 2
-        and all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in size)
-    )
+def _one_of(content: Content, choices: tuple[str, ...]) -> str:
+    if content.text() not in choices:
+        content.refuse(f"one of {', '.join(choices)}")
+    return content.text()
+
+
+def _by_domain(content: Content) -> list[tuple[str, Content]]:
+    if not content.mapping().keys() <= set(DOMAINS):
+        content.refuse(f"values for {' and '.join(DOMAINS)}")
+    return content.items()
+
+
+def _size_from(content: Content) -> list[int] | None:
+    return None if content.value is None else content.whole_numbers(2, 1, LARGEST_SIDE)
 
 
 def provenance_of_file(path: Path, file: WeightsFile) -> Provenance | None:
@@ -164,7 +145,7 @@ def provenance_of_file(path: Path, file: WeightsFile) -> Provenance | None:
         UserError: a description that cannot be read.
     """
     if file.description is not None:
-        return provenance_from(file.description, str(path))
+        return provenance_from(file.description, path)
     if not (path.parent / RUN_CONFIG).is_file():
         return None
     digest = digest_of_weights(file.tensors)
@@ -172,7 +153,7 @@ def provenance_of_file(path: Path, file: WeightsFile) -> Provenance | None:
     with suppress(UserError):
         beside = read_weights(path.parent / DESCRIBED_WEIGHTS)
         if beside.description is not None and digest_of_weights(beside.tensors) == digest:
-            return provenance_from(beside.description, str(path.parent / DESCRIBED_WEIGHTS))
+            return provenance_from(beside.description, path.parent / DESCRIBED_WEIGHTS)
     with suppress(UserError):
         checkpoint = load_newest(path.parent)
         if checkpoint is not None and digest_of_weights(_exported(checkpoint)) == digest:

@@ -188,7 +188,7 @@ def described(per_domain: bool = False, classes: ClassSet | None = None) -> Prov
         precision="bf16",
         sizes={"source": None, "target": [40, 36]},
         data_sets={"source": "a", "target": "b"},
-        shards={"source": "1", "target": "2"},
+        shards={"source": "1" * 64, "target": "2" * 64},
     )
 
 

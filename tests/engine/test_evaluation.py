@@ -208,7 +208,7 @@ def test_raw_ids_are_those_of_the_shards_or_of_the_place_that_is_named(
     np.testing.assert_array_equal(written(pictures, "raw_ids", output=None), 100 + train_ids)
     from_named = {"output": None, "classes_from": str(named.folder)}
     np.testing.assert_array_equal(written(pictures, "raw_ids", **from_named), 1000 + train_ids.astype(int))
-    other = write_shards(tmp_path / "other", [("a", {})], class_sets={"village3": (house, road, sky)})
+    other = write_shards(tmp_path / "other", [("a", {"label.png": b"x"})], class_sets={"village3": (house, road, sky)})
     with pytest.raises(UserError, match=r"classes_from=.*: has no class set 'village3' of the network's classes road,"):
         written(pictures, "raw_ids", output=None, classes_from=str(other.folder))
 

@@ -136,4 +136,4 @@ def test_every_gradient_is_sent_once_a_step_and_a_frozen_pass_sends_nothing(
             assert sum(sums) == 2 * 2 * 2 * accumulate * BYTES * sum(norm.num_features for norm in norms)
             counts = [sent for _, caller, sent in step if "batch_norm" not in caller]
             # Labelled pixels of two domains, the wish to stop, each rank's steps, a mark a sample of both domains.
-            assert counts == [8 * (2 + 1 + 2 + 2 * 4)]
+            assert counts == [8 * (2 + 2 + 2 + 2 * 4)]

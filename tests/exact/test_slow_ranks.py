@@ -91,7 +91,7 @@ def test_a_training_that_was_suspended_as_a_whole_ends_like_one_that_was_not(
     run, plain = run_in(tmp_path), run_in(tmp_path, "plain")
     words = training_words(town, run, "steps=1", TIMEOUT)
     job = start_slowly(server, "passes", TIMEOUT_SECONDS - BEAT_SECONDS, TRAIN, words)
-    job.wait_until(lambda: "0/1 [" in job.output())
+    job.wait_until(lambda: "from step 0 to 1" in job.output())
     # Until rank 0 has noted that it waits for rank 1, which takes longer than that.
     time.sleep(3 * BEAT_SECONDS)
     send(job, signal.SIGSTOP)

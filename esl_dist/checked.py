@@ -5,6 +5,7 @@ Every format of this project is read through here, so that whatever does not fit
 
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,8 @@ class Content:
 
     def number(self, minimum: float = -math.inf, maximum: float = math.inf) -> float:
         """Return a finite number in [minimum, maximum]."""
-        if type(self.value) not in (int, float) or not minimum <= self.value <= maximum or abs(self.value) == math.inf:
+        held = type(self.value) in (int, float) and abs(self.value) <= sys.float_info.max
+        if not held or not minimum <= self.value <= maximum:
             self.refuse("a finite number" if minimum == -math.inf else f"a number from {minimum:g} to {maximum:g}")
         return self.value  # type: ignore[no-any-return]
 

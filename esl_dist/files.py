@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,9 @@ LONGEST_PATH = 4095
 
 CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")
 
+JOINERS = "\u200c\u200d"
+"""Format characters that words of some languages are written with."""
+
 
 def refuse_as_name(name: str, what: str) -> None:
     """Make sure that a name from outside can be part of a path.
@@ -108,9 +112,13 @@ def refuse_as_label(label: str, what: str) -> None:
     """Make sure that what something is called, such as a class, can be printed; it is part of no path.
 
     Raises:
-        UserError: it is empty, too long, not Unicode, or holds control characters.
+        UserError: it is empty, too long, not Unicode, or holds control characters, line separators or characters that
+            turn the direction or are invisible.
     """
     problem = "expected a name that is not empty" if label == "" else _problem_of_label(label)
+    # What can be printed needs no second look: an index has many keys.
+    if problem is None and not label.isprintable() and any(map(_is_unprintable, label)):
+        problem = "it holds separators or format characters; expected a name that can be printed"
     if problem is not None:
         raise UserError(f"{what} {shortened(label)} is impossible: {problem}")
 
@@ -119,6 +127,10 @@ def _problem_of_name(name: str) -> str | None:
     if name in ("", ".", "..") or "/" in name:
         return "expected a name without '/' that is not empty, '.' or '..'"
     return _problem_of_label(name)
+
+
+def _is_unprintable(character: str) -> bool:
+    return unicodedata.category(character) in ("Zl", "Zp", "Cf") and character not in JOINERS
 
 
 def _problem_of_label(label: str) -> str | None:
@@ -137,7 +149,11 @@ def shortened(value: object) -> str:
     """Return a value from outside as a message shows it: on one line, and cut."""
     if isinstance(value, str):
         return repr(value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}…")
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:
+        # Of a whole number with thousands of digits, say.
+        return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
@@ -250,17 +266,14 @@ def _finite_number(text: str) -> float:
 
 
 def _refuse_deep(content: Any) -> None:
-    level = [content]
+    level = [content] if isinstance(content, dict | list) else []
     for _ in range(DEEPEST_JSON):
-        groups = [value.values() if isinstance(value, dict) else value for value in level if _is_group(value)]
-        level = [value for group in groups for value in group if _is_group(value)]
+        values = (value for group in level for value in (group.values() if type(group) is dict else group))
+        # Most are numbers and text, of which an index has millions: no call for each.
+        level = [value for value in values if type(value) is dict or type(value) is list]
         if not level:
             return
     raise ValueError(f"more than {DEEPEST_JSON} lists and mappings inside each other")
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, dict | list)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -13,7 +13,7 @@ from esl_dist.config import Prepare
 from esl_dist.data.changes import SKIPPED
 from esl_dist.data.images import Size, as_size
 from esl_dist.data.layouts import Layout, read_layout
-from esl_dist.data.packing import Encoding, Packed, pack, repack
+from esl_dist.data.packing import Encoding, Packed, pack
 from esl_dist.errors import UserError
 from esl_dist.machine import usable_processors
 from esl_dist.reporting.accounts import account, duration
@@ -35,8 +35,8 @@ def main(config: Prepare) -> None:
     processes = config.processes or usable_processors()
     # On standard error, with the bars: standard output is for what was made.
     print(_beginning(config, layout, processes), file=sys.stderr, flush=True)
-    packing = repack if config.repack else pack
-    packed = packing(layout, Path(config.output), encoding, config.shard_megabytes * 10**6, processes, progress)
+    output, shard_bytes = Path(config.output), config.shard_megabytes * 10**6
+    packed = pack(layout, output, encoding, shard_bytes, processes, progress, anew=config.repack)
     _warn(packed, config.output)
     print(_end(packed, config.output, time.monotonic() - begin))
 

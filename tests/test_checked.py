@@ -21,7 +21,11 @@ ASKED: dict[str, tuple[Callable[[Content], object], list[Any], list[Any]]] = {
     "whole number": (Content.whole_number, [0, 7, 2**63 - 1], [True, 1.0, "1", None, -1, 2**63, [1], float("nan")]),
     "in a range": (lambda one: one.whole_number(1, 3), [1, 3], [0, 4]),
     "whole numbers": (lambda one: one.whole_numbers(2), [[0, 1]], [[0], [0, 1, 2], [0, True], [0, -1], [0, 0.5], "01"]),
-    "number": (Content.number, [0, -1.5, 1e300], [True, "1", None, float("nan"), float("inf"), -float("inf")]),
+    "number": (
+        Content.number,
+        [0, -1.5, 1e300],
+        [True, "1", None, float("nan"), float("inf"), -float("inf"), 10**400, -(10**400)],
+    ),
     "share": (lambda one: one.number(0, 1), [0, 1, 0.5], [-0.1, 1.1, float("nan")]),
     "truth": (Content.truth, [True, False], [0, 1, "true", None]),
     "label": (Content.label, ["a/b", "ä", ".."], ["", "a\nb", "\ud800", "x" * 256, 3, None, ["a"]]),
@@ -29,7 +33,11 @@ ASKED: dict[str, tuple[Callable[[Content], object], list[Any], list[Any]]] = {
     "key": (Content.sample_key, ["a", "a/b"], ["", "/a", "a/", "a//b", "../a", "a/../../b", "a\0b", "x" * 300, 3]),
     "checksum": (Content.sha256, ["0a" * 32], ["0A" * 32, "0a" * 31, "0g" * 32, "0a" * 32 + "\n", 3, None]),
     "list": (lambda one: [entry.value for entry in one.entries()], [[], [1]], [{}, "ab", None, (1,)]),
-    "mapping": (Content.mapping, [{}, {"a": 1}], [[], "ab", None, {"": 1}, {"a\nb": 1}, {3: 1}, {"\ud800": 1}]),
+    "mapping": (
+        Content.mapping,
+        [{}, {"a": 1}],
+        [[], "ab", None, {"": 1}, {"a\nb": 1}, {3: 1}, {"\ud800": 1}, {"a\u202eb": 1}],
+    ),
 }
 
 
@@ -57,7 +65,9 @@ def test_a_key_that_must_be_there_is_named_and_another_may_be_missing() -> None:
         content(3).at("a")
 
 
-@pytest.mark.parametrize("value", [{"a": [1] * 1000}, [[1] * 1000], "x" * 1000, list(range(1000)), object()])
+@pytest.mark.parametrize(
+    "value", [{"a": [1] * 1000}, [[1] * 1000], "x" * 1000, list(range(1000)), object(), [10**5000]]
+)
 def test_a_message_shows_no_more_than_a_line_of_what_it_found(value: Any) -> None:
     with pytest.raises(UserError) as refused:
         content(value).whole_number()

@@ -264,7 +264,13 @@ def test_a_name_that_can_be_no_part_of_a_path_is_refused(name: str, problem: str
         refuse_as_key(f"frankfurt/{name}/x" if "/" not in name else f"/{name}", "key")
 
 
-@pytest.mark.parametrize("label", ["", "a\0b", "a\nb", "a\x9bb", "x" * 256, "stra\udcdfe"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        *("", "a\0b", "a\nb", "a\x9bb", "x" * 256, "stra\udcdfe"),
+        *("a\u2028b", "a\u2029b", "a\u202eb", "a\u2066b", "\ufeffa", "a\u200bb"),
+    ],
+)
 def test_what_cannot_be_printed_is_no_label(label: str) -> None:
     with pytest.raises(UserError, match=r"class .* is impossible"):
         refuse_as_label(label, "class")
@@ -278,6 +284,8 @@ def test_a_key_longer_than_a_path_is_refused() -> None:
 
 def test_possible_names_and_keys_are_let_through() -> None:
     refuse_as_label("traffic light / sign, größer als ..", "class")
+    refuse_as_label("می\u200cخواهم \u3000\xa0🚗", "class")
+    refuse_as_name("a\u2028b", "name of a file that is there")
     refuse_as_name("ä" * 127, "name")
     refuse_as_name("Straße 1", "name")
     refuse_as_key("frankfurt/frankfurt_000000_000294", "key")

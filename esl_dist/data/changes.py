@@ -5,6 +5,7 @@ copy kept its time and size.
 """
 
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,6 +26,8 @@ SHOWN_KEYS = 3
 SHOWN_CHARACTERS = 60
 DESCRIBED = ("dataset", "split", "keep_aspect_ratio")
 """What both an index and a layout say."""
+NOTED_LATER = ("ignore_ids", "jpg_quality")
+"""Settings that say nothing where an index lacks them: its version did not note them, or they did not matter."""
 
 
 def keys(pairs: Iterable[Pair]) -> list[str]:
@@ -67,6 +70,7 @@ def changed_settings(index: ShardIndex, layout: Layout, made_with: Mapping[str, 
     """
     old = {**index.made_with, **{name: getattr(index, name) for name in DESCRIBED}}
     new = {**made_with, **{name: getattr(layout, name) for name in DESCRIBED}}
+    new = {name: value for name, value in new.items() if name in old or name not in NOTED_LATER}
     # The same in JSON, where a size is a list, is the same; so are null and false.
     told = [
         _told(name, json.dumps(old.get(name) or None), json.dumps(new[name] or None))
@@ -75,7 +79,12 @@ def changed_settings(index: ShardIndex, layout: Layout, made_with: Mapping[str, 
     ]
     names = [*index.class_sets, *(name for name in layout.class_sets if name not in index.class_sets)]
     other = [name for name in names if index.class_sets.get(name) != layout.class_sets.get(name)]
-    return told + ([f"classes of {', '.join(other)}"] if other else [])
+    if other:
+        told.append(f"classes of {', '.join(other)}")
+    elif list(index.class_sets) != list(layout.class_sets):
+        # The first is the one that is taken where none is named.
+        told.append(f"order of class sets: {', '.join(index.class_sets)} → {', '.join(layout.class_sets)}")
+    return told
 
 
 def _told(name: str, old: str, new: str) -> str:
@@ -83,7 +92,11 @@ def _told(name: str, old: str, new: str) -> str:
 
 
 def changed_sources(old: Sources, new: Sources) -> list[str]:
-    """Return which samples were added, removed or changed: how many, and the first of their keys."""
+    """Return which samples were added, removed or changed: how many, and the first of their keys.
+
+    Where nobody noted digests, both have keys alone.
+    """
+    old, new = _composed(old), _composed(new)
     both = [key for key in new if key in old]
     found = {
         "pictures changed": [key for key in both if _differ(old[key], new[key], "image")],
@@ -98,8 +111,14 @@ def changed_sources(old: Sources, new: Sources) -> list[str]:
     ]
 
 
+def _composed(sources: Sources) -> Sources:
+    """Return the keys in the Unicode form of names; earlier versions kept that of the disk."""
+    composed = {unicodedata.normalize("NFC", key): found for key, found in sources.items()}
+    return composed if len(composed) == len(sources) else sources
+
+
 def _differ(old: Mapping[str, str], new: Mapping[str, str], kind: str) -> bool:
-    return bool(old) and old.get(kind) != new.get(kind)
+    return old.get(kind) != new.get(kind)
 
 
 def noted_sources(index: ShardIndex) -> Sources:

@@ -5,23 +5,31 @@ rename, which is the moment of the change; only after it do the old shards go an
 links, with an index for these. A packing that was killed after the rename is finished by the next one.
 """
 
+import errno
 import fcntl
 import os
+import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from esl_dist.data.shards import INDEX_NAME, ShardIndex, read_index, shard_name, write_index
+from esl_dist.data.shards import ShardEntry, ShardIndex, shard_name, write_index
 from esl_dist.errors import UserError
-from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, make_folder, whole_file
+from esl_dist.files import fsync_folder, make_folder, whole_file
 
 LOCK = ".lock"
 REPLACEMENT = "repacked-"
 """How the names of shards begin that are to take the place of others."""
-OUR_TARS = ("shard-*.tar", f"{REPLACEMENT}*.tar")
+SHARDS = re.compile(r"shard-\d{6,}\.tar")
+UNFINISHED = re.compile(r"repacked-\d{6,}\.tar|(repacked|shard)-\d{6,}\.tar\.partial|index\.json\.partial")
+"""Names that only an unfinished packing leaves."""
+ONLY_READ = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What is said where a folder may only be read."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems say that know no locks."""
 
 
 def replacement_name(position: int) -> str:
@@ -34,7 +42,7 @@ def sole_packing(folder: Path) -> Iterator[None]:
     """Make `folder`, unless it is there, and keep other packings out; it is removed again if nothing was written.
 
     Raises:
-        UserError: it is a file, or another packing is at work in it.
+        UserError: it is a file, its lock cannot be made, or another packing is at work in it.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file; expected a folder for shards, or a place where there is nothing yet")
@@ -58,8 +66,10 @@ def _lock(folder: Path) -> int | None:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno in ONLY_READ:
+                return None
+            raise _without_lock(path, error) from error
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -69,6 +79,9 @@ def _lock(folder: Path) -> int | None:
                 "output"
             ) from None
         except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise _without_lock(path, error) from error
             print(
                 f"warning: {path}: this file system knows no locks ({error.strerror}); make sure that no other packing "
                 "works in this folder",
@@ -81,22 +94,26 @@ def _lock(folder: Path) -> int | None:
         os.close(descriptor)
 
 
-def tidy(folder: Path) -> None:
-    """Finish or clear away what a killed packing left, so that the folder holds what its index names and no more.
+def _without_lock(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be made or locked, which keeps a second packing out ({error.strerror}); remove what is in its "
+        "place or free what is short, then start again"
+    )
 
-    Raises:
-        UserError: its index is damaged or another's.
+
+def finished(folder: Path, index: ShardIndex) -> ShardIndex:
+    """Return `index`, or, where a packing was killed after its moment of change, what is left to do and its index.
+
+    Nothing is touched where a replacement is not there with its size: the old shards may be the only ones.
     """
-    _remove(folder.glob(f"*.tar{PARTIAL_SUFFIX}"))
-    _remove(folder.glob(f"{INDEX_NAME}{PARTIAL_SUFFIX}"))
-    if not (folder / INDEX_NAME).exists():
-        # Whole shards of an unfinished first packing are written over; what is left of them goes when it is done.
-        _remove(folder.glob(f"{REPLACEMENT}*.tar"))
-        return
-    index = read_index(folder)
-    if any(shard.name.startswith(REPLACEMENT) for shard in index.shards):
-        index = settle(folder, index)
-    remove_surplus(folder, index)
+    names = [shard.name for shard in index.shards]
+    replaced = bool(names) and names == [replacement_name(position) for position in range(len(names))]
+    return settle(folder, index) if replaced and all(_is_there(folder, shard) for shard in index.shards) else index
+
+
+def _is_there(folder: Path, shard: ShardEntry) -> bool:
+    path = folder / shard.name
+    return path.is_file() and path.stat().st_size == shard.size
 
 
 def settle(folder: Path, index: ShardIndex) -> ShardIndex:
@@ -105,7 +122,7 @@ def settle(folder: Path, index: ShardIndex) -> ShardIndex:
     Every step may be the last before a kill: the same call then does the rest.
     """
     final = tuple(replace(shard, name=shard_name(position)) for position, shard in enumerate(index.shards))
-    _remove(folder.glob("shard-*.tar"))
+    _remove(folder, SHARDS)
     for old, new in zip(index.shards, final, strict=True):
         _link(folder / old.name, folder / new.name)
     fsync_folder(folder)
@@ -115,10 +132,15 @@ def settle(folder: Path, index: ShardIndex) -> ShardIndex:
     return settled
 
 
+def remove_unfinished(folder: Path, index: ShardIndex) -> None:
+    """Remove what only an unfinished packing leaves; shards by their usual names stay."""
+    _remove(folder, UNFINISHED, index)
+
+
 def remove_surplus(folder: Path, index: ShardIndex) -> None:
-    """Remove tars of other packings that the index does not name."""
-    named = {shard.name for shard in index.shards}
-    _remove(path for pattern in OUR_TARS for path in folder.glob(pattern) if path.name not in named)
+    """Remove shards of other packings that the index does not name, and what unfinished ones left."""
+    _remove(folder, SHARDS, index)
+    remove_unfinished(folder, index)
 
 
 def _link(existing: Path, new: Path) -> None:
@@ -130,6 +152,14 @@ def _link(existing: Path, new: Path) -> None:
             shutil.copyfileobj(source, file)
 
 
-def _remove(paths: Iterable[Path]) -> None:
-    for path in list(paths):
-        path.unlink()
+def _remove(folder: Path, names: re.Pattern[str], index: ShardIndex | None = None) -> None:
+    """Remove the files whose whole name fits, but those that `index` names: what others put here is theirs."""
+    kept = set() if index is None else {shard.name for shard in index.shards}
+    for path in list(folder.iterdir()):
+        if names.fullmatch(path.name) and path.name not in kept and path.is_file():
+            try:
+                path.unlink()
+            except OSError as error:
+                # It hurts nobody where the folder may only be read.
+                if error.errno not in ONLY_READ:
+                    raise

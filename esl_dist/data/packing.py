@@ -28,7 +28,15 @@ from esl_dist.data.changes import (
     keys,
     noted_sources,
 )
-from esl_dist.data.folders import remove_surplus, replacement_name, settle, sole_packing, tidy
+from esl_dist.data.folders import (
+    REPLACEMENT,
+    finished,
+    remove_surplus,
+    remove_unfinished,
+    replacement_name,
+    settle,
+    sole_packing,
+)
 from esl_dist.data.images import (
     LARGEST_JPEG_SIDE,
     LARGEST_PIXELS,
@@ -98,19 +106,26 @@ class _Task:
     progress: Progress[Any]
 
     def made_with(self) -> dict[str, Any]:
-        """Return what decides the bytes, as the index says it."""
-        return {
-            "size": self.encoding.size,
-            "label_size": self.encoding.label_size,
-            "image_format": self.encoding.image_format,
-            "jpg_quality": self.encoding.jpg_quality,
+        """Return what decides the bytes, as the index says it; what cannot matter is left out."""
+        layout, encoding = self.layout, self.encoding
+        settings: dict[str, Any] = {
+            "size": encoding.size,
+            "image_format": encoding.image_format,
             "shard_bytes": self.shard_bytes,
-            "label_channel": self.layout.label_channel,
-            "label_colors": self.layout.label_colors,
-            "raw_ids_of_colors": sorted([*color, one] for color, one in self.layout.raw_ids_of_colors.items()),
-            "exif_orientation": self.layout.exif_orientation,
-            "skip_other_sizes": self.layout.skip_other_sizes,
+            "exif_orientation": layout.exif_orientation,
         }
+        if encoding.image_format == "jpg":
+            settings["jpg_quality"] = encoding.jpg_quality
+        if any(pair.label is not None for pair in layout.pairs):
+            settings |= {
+                "label_size": encoding.label_size,
+                "label_channel": layout.label_channel,
+                "label_colors": layout.label_colors,
+                "raw_ids_of_colors": sorted([*color, one] for color, one in layout.raw_ids_of_colors.items()),
+                "skip_other_sizes": layout.skip_other_sizes,
+                "ignore_ids": sorted(layout.ignore_ids),
+            }
+        return settings
 
     def reading(self) -> Reading:
         """Return how files are read."""
@@ -123,7 +138,13 @@ class _Task:
 
 
 def pack(
-    layout: Layout, folder: Path, encoding: Encoding, shard_bytes: int, processes: int, progress: Progress[Any]
+    layout: Layout,
+    folder: Path,
+    encoding: Encoding,
+    shard_bytes: int,
+    processes: int,
+    progress: Progress[Any],
+    anew: bool = False,
 ) -> Packed:
     """Pack a split into `folder`; a folder that holds the same already is only verified.
 
@@ -134,51 +155,45 @@ def pack(
         shard_bytes: largest size of a shard in bytes, though a shard has at least one sample.
         processes: most processes that check and encode; fewer where memory is short.
         progress: see `Progress`.
+        anew: whether other or damaged shards of a packing are replaced, not refused; they stay until the new are whole.
 
     Raises:
         UserError: pairs that cannot be packed (named, before anything is written), two names that give one key, a
-            dead process, another packing in the folder, or a folder that holds something else: it says what.
+            dead process, another packing in the folder, a folder whose shards shards/prepare.py did not make or,
+            unless `anew`, one that holds something else: it says what.
     """
     task = _Task(layout, encoding, shard_bytes, processes, progress)
     keys(layout.pairs)
     with sole_packing(folder):
-        tidy(folder)
         if not (folder / INDEX_NAME).exists():
             return Packed(_pack(task, folder, shard_name), True)
-        index = _index_of_packing(folder)
-        if changes := _changes(index, task):
+        index = finished(folder, _index_of_packing(folder))
+        changes = [] if anew and index.sources is None else _changes(index, task)
+        if changes and not anew:
             raise UserError(
                 f"{folder}: holds shards of other files or settings: {'; '.join(changes)}. repack=true packs anew in "
                 "their place (what was made with the old ones will not go on with the new), or choose another output"
             )
-        if damage := _damage(folder):
+        damage = None if changes else _damage(folder)
+        if damage and not anew:
             raise UserError(f"{damage}; repack=true packs it again")
+        if changes or damage or (anew and index.sources is None):
+            return Packed(_replaced(task, folder, index), True)
+        remove_unfinished(folder, index)
         return Packed(index, False)
 
 
-def repack(
-    layout: Layout, folder: Path, encoding: Encoding, shard_bytes: int, processes: int, progress: Progress[Any]
-) -> Packed:
-    """Pack as `pack`, in the place of other shards, which stay until the new ones are whole.
-
-    Raises:
-        UserError: as `pack`; a folder whose shards shards/prepare.py did not make.
-    """
-    task = _Task(layout, encoding, shard_bytes, processes, progress)
-    keys(layout.pairs)
-    with sole_packing(folder):
-        tidy(folder)
-        if not (folder / INDEX_NAME).exists():
-            return Packed(_pack(task, folder, shard_name), True)
-        index = _index_of_packing(folder)
-        if index.sources is not None and not _changes(index, task) and not _damage(folder):
-            return Packed(index, False)
-        try:
-            index = _pack(task, folder, replacement_name)
-        except BaseException:
-            tidy(folder)
-            raise
-        return Packed(settle(folder, index), True)
+def _replaced(task: _Task, folder: Path, old: ShardIndex) -> ShardIndex:
+    """Pack in the place of the shards of `old`, which a failure leaves alone."""
+    if any(shard.name.startswith(REPLACEMENT) for shard in old.shards):
+        # Replacements that could not take their place, for some are lost: the new ones have no names to wait for.
+        return _pack(task, folder, shard_name)
+    try:
+        index = _pack(task, folder, replacement_name)
+    except BaseException:
+        remove_unfinished(folder, finished(folder, read_index(folder)))
+        raise
+    return settle(folder, index)
 
 
 def stored_size(size: Size, asked: Size | None, keep_aspect_ratio: bool) -> Size:
@@ -189,12 +204,16 @@ def stored_size(size: Size, asked: Size | None, keep_aspect_ratio: bool) -> Size
 
 
 def _index_of_packing(folder: Path) -> ShardIndex:
-    index = read_index(folder)
+    remedy = f"delete {folder / INDEX_NAME} to have its folder packed again, or choose another output"
+    try:
+        index = read_index(folder)
+    except UserError as error:
+        raise UserError(f"{error}. If these are shards of a packing, {remedy}") from error
     if "image_format" not in index.made_with:
         raise UserError(f"{folder}: holds shards that shards/prepare.py did not make (pseudo-labels?); choose another")
     skipped = index.made_with.get(SKIPPED) or []
     if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
-        raise UserError(f"{folder / INDEX_NAME}: made_with: {SKIPPED}: expected a list of names; delete the shards")
+        raise UserError(f"{folder / INDEX_NAME}: made_with: {SKIPPED}: expected a list of names; {remedy}")
     return index
 
 

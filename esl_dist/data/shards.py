@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from esl_dist.checked import Content, read_content
+from esl_dist.checked import SHA256, Content, read_content
 from esl_dist.data.images import Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import CorruptSampleError, UserError
@@ -38,6 +38,9 @@ LARGEST_PICTURE = 2**30
 OPEN_SHARDS = 16
 """Files that a reader keeps open. Samples come from a few shards at a time; a process may often open no more than 1,024
 files, and a large data set has more shards."""
+
+SOURCES = {"image", "label"}
+"""Of which files of a sample an index notes digests."""
 
 Members = Mapping[str, bytes]
 """A sample's files: extension (`image.png`, `label.png`, …) → bytes."""
@@ -173,10 +176,53 @@ def shard_from(content: Content) -> ShardEntry:
             file or over each other.
     """
     name, size = content.at("name").name(), content.at("bytes").whole_number()
-    samples = tuple(_sample_from(sample, size) for sample in content.at("samples").entries())
+    samples = tuple(_samples_from(content.at("samples"), size))
     _refuse_other_count(content.at("sample_count"), len(samples))
     _refuse_overlap(samples, content.at("samples"))
     return ShardEntry(name, size, content.at("sha256").sha256(), samples)
+
+
+def _samples_from(content: Content, shard_size: int) -> Iterator[SampleEntry]:
+    """Yield the samples of a list; the place of one is put together only to name what is wrong with it."""
+    known: set[str] = set()
+    for sample in content.entries():
+        try:
+            yield _sample_of(sample.value, shard_size, known)
+        except (AttributeError, TypeError, ValueError, KeyError, UserError):
+            yield _sample_from(sample, shard_size)
+
+
+def _sample_of(value: Any, shard_size: int, known: set[str]) -> SampleEntry:
+    """Return what `_sample_from` does, of plain values.
+
+    Args:
+        value: the sample's entry.
+        shard_size: bytes of its shard.
+        known: extensions that were checked; those of `value` are added.
+
+    Raises:
+        AttributeError, TypeError, ValueError, KeyError, UserError: it does not fit.
+    """
+    key, listed = value["key"], value["members"]
+    refuse_as_key(key, "")
+    if "." in key or not listed:
+        raise ValueError
+    members: dict[str, tuple[int, int, int]] = {}
+    for extension, place in listed.items():
+        if extension not in known:
+            refuse_as_name(extension, "")
+            known.add(extension)
+        offset, count, checksum = place
+        if not (
+            type(place) is list
+            and type(offset) is type(count) is type(checksum) is int
+            and offset >= 0 <= count
+            and offset + count <= shard_size
+            and 0 <= checksum < 2**32
+        ):
+            raise ValueError
+        members[extension] = (offset, count, checksum)
+    return SampleEntry(key, members)
 
 
 def _sample_from(content: Content, shard_size: int) -> SampleEntry:
@@ -267,10 +313,30 @@ def _sources(content: Content | None) -> dict[str, dict[str, str]] | None:
         return None
     if not isinstance(content.value, dict):
         content.refuse("digests by key")
-    return {
-        content.inner(key, key).sample_key(): {kind: digest.sha256() for kind, digest in content.at(key).items()}
-        for key in content.value
-    }
+    for key, digests in content.value.items():
+        if not _are_digests(digests):
+            _refuse_digests(content.at(key))
+        try:
+            refuse_as_key(key, "")
+        except UserError:
+            content.inner(key, key).sample_key()
+    sources: dict[str, dict[str, str]] = content.value
+    return sources
+
+
+def _are_digests(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and "image" in value
+        and value.keys() <= SOURCES
+        and all(isinstance(digest, str) and SHA256.fullmatch(digest) for digest in value.values())
+    )
+
+
+def _refuse_digests(content: Content) -> None:
+    content.at("image")
+    for _, digest in content.items():
+        digest.sha256()
 
 
 def _opened(path: Path) -> int:

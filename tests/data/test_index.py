@@ -183,6 +183,17 @@ def first_members(index: dict[str, Any]) -> dict[str, list[int]]:
         (lambda index: index["shards"][0].update(sha256="x" * 64), r"shards\[0\]\.sha256: expected a SHA-256"),
         (lambda index: index["shards"][0].update(sha256=None), r"shards\[0\]\.sha256: expected a SHA-256"),
         (lambda index: index["shards"][0].update(bytes="10240"), r"shards\[0\]\.bytes: expected a whole number"),
+        (lambda index: index.update(sources={"0": {}}), r"sources\.0: no 'image'"),
+        (lambda index: index.update(sources={"0": {"label": "a" * 64}}), r"sources\.0: no 'image'"),
+        (lambda index: index.update(sources={"0": {"image": "a" * 63}}), r"sources\.0\.image: expected a SHA-256"),
+        (lambda index: index.update(sources={"0": [1]}), r"sources\.0: expected a mapping"),
+        (lambda index: index.update(sources={"../0": {"image": "a" * 64}}), r"sources\.\.\./0 '\.\./0' is impossible"),
+        (
+            lambda index: index["shards"][0]["samples"].__setitem__(1, 3),
+            r"shards\[0\]\.samples\[1\]: expected a mapping",
+        ),
+        (lambda index: first_members(index).update({"label.png": [0, True, 1]}), r"members\.label\.png\[1\]: expected"),
+        (lambda index: first_members(index).update({"label.png": [0]}), r"members\.label\.png: expected a list of 3"),
         (lambda index: index.update(keep_aspect_ratio=1), "keep_aspect_ratio: expected true or false, got 1"),
         (lambda index: index["class_sets"].update(village3=[]), "class_sets.village3: 0 classes"),
         (lambda index: index["class_sets"].update({"a\nb": CLASS_ENTRIES}), "class_sets: key"),
@@ -204,7 +215,7 @@ def test_a_value_of_another_type_or_range_is_refused_with_its_place(
 
 def test_an_index_of_an_earlier_version_and_one_with_keys_of_a_later_one_are_read(tmp_path: Path) -> None:
     fingerprint = drawn_shards(tmp_path, 2).fingerprint()
-    changed_index(tmp_path, lambda index: {**index, "sources": {"scene_000": {}}, "later": [1]})
+    changed_index(tmp_path, lambda index: {**index, "sources": {"scene_000": {"image": "a" * 64}}, "later": [1]})
     assert open_shards(tmp_path).fingerprint() == fingerprint
     changed_index(tmp_path, lambda index: index.pop("keep_aspect_ratio") and None)
     assert open_shards(tmp_path).fingerprint() == fingerprint

@@ -357,7 +357,7 @@ def test_a_folder_with_other_shards_is_refused_and_left_alone(layout: Layout, tm
     before = contents(tmp_path / "out")
     others = [
         (layout, Encoding((8, 6), None, "keep", 95), 20480),
-        (layout, Encoding(None, None, "keep", 96), 20480),
+        (layout, Encoding(None, None, "jpg", 95), 20480),
         (layout, AS_THEY_ARE, 10240),
         (Layout("town", SPLIT, layout.pairs, layout.class_sets, layout.ignore_ids), AS_THEY_ARE, 20480),
         (Layout("village", SPLIT, layout.pairs[1:], layout.class_sets, layout.ignore_ids), AS_THEY_ARE, 20480),

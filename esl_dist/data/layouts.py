@@ -155,7 +155,7 @@ def _sources(description: Description, split: str, root: Path, origin: Path) -> 
 
 def _depth(split: Split) -> float:
     """Return how many sub-folders deep a split's samples may lie."""
-    patterns = [NamePattern.cut(text) for text in split.names if isinstance(text, str)]
+    patterns = [NamePattern.cut(text) for text in split.names]
     return max((pattern.depth() for pattern in patterns), default=math.inf) if split.list is None else math.inf
 
 

@@ -24,7 +24,16 @@ QUOTED_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,300})")
 QUOTED_NUMBER = re.compile(r"[-+]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|nan|inf)", re.IGNORECASE)
 TRUTH = ("true", "false", "yes", "no", "on", "off", "y", "n", "0", "1")
 
-EXPECTED = {"int": "int, such as 20", "float": "float, such as 0.5 or 1e-4", "bool": "bool: true or false"}
+EXPECTED = {
+    "int": "int, such as 20",
+    "float": "float, such as 0.5 or 1e-4",
+    "bool": "bool: true or false",
+    "list[str]": "list[str], such as ['a', 'b']",
+    "list[typing.Any]": "a list, such as [0, 1]",
+    "dict[str, typing.Any]": "a mapping, `name: …` on a line each",
+}
+"""How a type is said to people; others go by their names."""
+ANY_MAPPING = "dict[str, typing.Any]"
 
 
 def problems_of_type(value: Values, kind: str) -> Iterator[tuple[str, str]]:
@@ -42,10 +51,10 @@ def problems_of_type(value: Values, kind: str) -> Iterator[tuple[str, str]]:
             for number, member in enumerate(value):
                 yield from ((f"[{number}]", problem) for _, problem in problems_of_type(member, single[5:-1]))
         else:
-            yield "", f"expected {kind}, got {_as_written(value)}"
+            yield "", f"expected {EXPECTED.get(kind, kind)}, got {_as_written(value)}"
     elif single.startswith("dict["):
         if not isinstance(value, dict):
-            yield "", f"expected {kind}, got {_as_written(value)}"
+            yield "", f"expected {EXPECTED[ANY_MAPPING]}, got {_as_written(value)}"
     elif single in _FITS and (isinstance(value, dict | list) or not _FITS[single](value)):
         yield "", f"expected {EXPECTED.get(single, single)}{optional and ' or null'}, got {_as_written(value)}"
 

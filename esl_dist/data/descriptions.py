@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
+
 from esl_dist.config import setting
-from esl_dist.config_files import load_config
+from esl_dist.config_files import load_config, read_yaml
+from esl_dist.config_values import problems_of_type
 from esl_dist.data.images import CHANNELS
 from esl_dist.data.labels import IGNORE_INDEX, RAW_IDS, ClassSet, Color, class_set_from, color_from, color_table
 from esl_dist.data.patterns import ANY_PICTURE, FilePattern, NamePattern
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, refuse_as_key, refuse_as_name
+from esl_dist.files import read_json, refuse_as_key, refuse_as_name, shortened
+
+SPLIT_KINDS = {"names": "list[str]", "list": "str or null", "label": "str or null"}
+"""The types of a split's keys."""
 
 OF_THE_DESCRIPTION = "{label}"
 """Stands for the description's own pattern of labels."""
@@ -80,6 +86,7 @@ def read_description(file: Path, split: str) -> Description:
     Raises:
         UserError: a mistake in the description, or an unknown split.
     """
+    _refuse_splits_of_other_types(OmegaConf.to_container(read_yaml(file), resolve=False), file)
     description = load_config(Description, file)
     if split not in description.splits:
         known = ", ".join(description.splits)
@@ -94,6 +101,22 @@ def read_description(file: Path, split: str) -> Description:
     if description.ignore_colors and not description.label_colors:
         raise UserError(f"{file}: ignore_colors: expected with label_colors: true only")
     return description
+
+
+def _refuse_splits_of_other_types(content: Any, origin: Path) -> None:
+    """Name what is wrong within `splits` as settings are named: OmegaConf, which reads them, has words of its own."""
+    splits = content.get("splits")
+    for name, split in splits.items() if isinstance(splits, dict) else ():
+        if not isinstance(name, str):
+            raise UserError(f"{origin}: splits.{name}: the name is no text; write it in quotation marks")
+        if not isinstance(split, dict):
+            raise UserError(
+                f"{origin}: splits.{name}: expected {{names: ['*']}} or {{list: names.txt}}, got {shortened(split)}"
+            )
+        for key, kind in SPLIT_KINDS.items():
+            if key in split:
+                for place, problem in problems_of_type(split[key], kind):
+                    raise UserError(f"{origin}: splits.{name}.{key}{place}: {problem}")
 
 
 def label_of(description: Description, split: str) -> str | None:
@@ -139,8 +162,6 @@ def name_patterns(description: Description, split: str, origin: Path) -> list[Na
     key = f"splits.{split}.names"
     texts = description.splits[split].names
     for text in texts:
-        if not isinstance(text, str):  # a list in the list, which OmegaConf lets through
-            raise UserError(f"{origin}: {key}: expected a list of patterns such as '*', got {text!r} in it")
         _refuse_outside(text, key, origin)
     patterns = [NamePattern.cut(text) for text in texts]
     if not all(pattern.parts for pattern in patterns):
@@ -188,7 +209,7 @@ def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
     """
     ids = _RawIds(origin, _id_names(description, folder, origin))
     class_sets = {
-        name: class_set_from(ids.of_classes(entries), f"{origin}: class set {name}")
+        name: class_set_from(_with_text_names(ids.of_classes(entries)), f"{origin}: class set {name}")
         for name, entries in description.class_sets.items()
     }
     ignored = frozenset(ids.of(list(description.ignore_ids)))
@@ -199,16 +220,31 @@ def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
         return Labels(class_sets, ignored, table)
     ignored = ignored or frozenset({IGNORE_INDEX})
     place = f"{origin}: ignore_colors"
-    for color in (color_from(values, f"{place}:") for values in description.ignore_colors):
+    if any(type(value) is int for value in description.ignore_colors):
+        raise UserError(f"{place}: expected a list of colors, such as [[0, 0, 0]], got {description.ignore_colors}")
+    colors = [color_from(values, f"{place}:") for values in description.ignore_colors]
+    for color in colors:
         if color in table:
             raise UserError(f"{place}: {list(color)} is the color of a class; take it out of one")
-        table[color] = min(ignored)
+    table |= dict.fromkeys(colors, min(ignored))
     of_classes = {raw_id for classes in class_sets.values() for item in classes for raw_id in item.ids}
     if min(ignored) in of_classes:
         raise UserError(
             f"{place}: raw id {min(ignored)}, which they would get, is a class's; list another in ignore_ids"
         )
     return Labels(class_sets, ignored, table)
+
+
+def _with_text_names(entries: Any) -> Any:
+    """Return entries of classes in which a number as a class's name is text: in YAML `name: 1` needs no quotes."""
+    if not isinstance(entries, list):
+        return entries
+    return [
+        {**entry, "name": str(entry["name"])}
+        if isinstance(entry, dict) and type(entry.get("name")) in (int, float)
+        else entry
+        for entry in entries
+    ]
 
 
 def _refuse_outside(path: str, key: str, origin: Path) -> None:

@@ -5,6 +5,7 @@ antialiased, which OpenCV's is not, and the published numbers were made with it.
 """
 
 from io import BytesIO
+from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -21,13 +22,16 @@ Size = tuple[int, int]
 """Width and height in pixels."""
 
 LARGEST_PIXELS = 2**30
-"""OpenCV decodes no larger picture."""
+"""OpenCV decodes no larger picture; in memory it takes 3 GiB."""
 
 LARGEST_JPEG_SIDE = 65_500
 """Pixels; libjpeg writes no more."""
 
 # Pillow's own limit fails at sizes that cameras and satellites reach; the limits here decide instead.
 Image.MAX_IMAGE_PIXELS = None
+
+READABLE = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "DIB", "GIF", "PPM", "WEBP", "JPEG2000", "TGA", "AVIF", "SUN")
+"""Formats that Pillow may open: it knows others, for some of which (EPS) it runs another program on the file."""
 
 PNG_COMPRESSION = 3
 """zlib level of written PNG files; fixed, so that packing twice gives the same bytes."""
@@ -45,6 +49,16 @@ def decode_image(content: bytes) -> NDArray[np.uint8]:
         ValueError: the bytes are no picture, or not a whole one.
     """
     return decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
+
+
+def open_picture(source: Path | BytesIO) -> Image.Image:
+    """Open a picture in one of the formats `READABLE`; its pixels are not decoded yet.
+
+    Raises:
+        PIL.UnidentifiedImageError: it has no such format; what Pillow's readers raise of damaged files is of any type.
+    """
+    Image.init()
+    return Image.open(source, formats=[kind for kind in READABLE if kind in Image.OPEN])
 
 
 CHANNELS = {"blue": 0, "green": 1, "red": 2}
@@ -68,7 +82,7 @@ def decode_label(content: bytes, channel: str | None = None) -> Label:
             raise ValueError(f"a label with shape {colors.shape}; expected a colour picture with ids in {channel}")
         return np.ascontiguousarray(colors[:, :, CHANNELS[channel]])  # type: ignore[return-value]
     try:
-        with Image.open(BytesIO(content)) as image:
+        with open_picture(BytesIO(content)) as image:
             if image.width * image.height > LARGEST_PIXELS:
                 raise ValueError(f"{image.width}×{image.height} pixels; expected at most {LARGEST_PIXELS} in all")
             if image.mode == "L" and image.format == "PNG":
@@ -76,7 +90,10 @@ def decode_label(content: bytes, channel: str | None = None) -> Label:
                 return np.array(image, dtype=np.uint8) // np.uint8(255 // (2 ** content[24] - 1))
             if image.mode in ("P", "L", "1"):
                 return np.array(image, dtype=np.uint8)
-    except (OSError, SyntaxError) as error:
+    except (MemoryError, ValueError):
+        raise
+    except Exception as error:
+        # Pillow's readers raise whatever a damaged file makes them run into.
         raise ValueError(f"no picture that can be read ({error})") from error
     label = decode(content, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):

@@ -73,6 +73,8 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
     """
     if not isinstance(entries, list):
         raise UserError(f"{origin}: expected a list of classes, got {shortened(entries)}")
+    if not 1 <= len(entries) <= IGNORE_INDEX:
+        raise UserError(f"{origin}: {len(entries)} classes; expected 1 to {IGNORE_INDEX}")
     classes: list[SemanticClass] = []
     owner: dict[int, str] = {}
     for position, entry in enumerate(entries):
@@ -97,8 +99,6 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
         if name in class_names(tuple(classes)):
             raise UserError(f"{origin}: two classes have the name {name}")
         classes.append(SemanticClass(name, color, ids))
-    if not 1 <= len(classes) <= IGNORE_INDEX:
-        raise UserError(f"{origin}: {len(classes)} classes; expected 1 to {IGNORE_INDEX}")
     return tuple(classes)
 
 

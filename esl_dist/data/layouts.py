@@ -6,6 +6,7 @@ sets. In the patterns `{split}` stands for the split's name and `{name}` for a s
 that no pattern takes are easily thought to be packed.
 """
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from esl_dist.data.descriptions import (
     NO_LABELS,
     Description,
+    Split,
     file_pattern,
     label_of,
     name_patterns,
@@ -24,7 +26,7 @@ from esl_dist.data.descriptions import (
 )
 from esl_dist.data.labels import ClassSet, Color
 from esl_dist.data.passed_over import other_pictures, passed_over, why_nothing
-from esl_dist.data.patterns import FilePattern, takes
+from esl_dist.data.patterns import FilePattern, NamePattern, takes
 from esl_dist.data.source_files import FILE, Entry, Scan, files_by_name, first_few, refuse_unreadable, scan
 from esl_dist.data.split_lists import ListReading, beginnings, read_list
 from esl_dist.errors import UserError
@@ -145,9 +147,16 @@ def _sources(description: Description, split: str, root: Path, origin: Path) -> 
     text = label_of(description, split)
     label = None if text is None else file_pattern(text, split, "label", origin)
     patterns = [image] if label is None else [image, label]
-    scans = {folder: scan(root, folder) for folder in {pattern.folder for pattern in patterns}}
+    depth = _depth(description.splits[split]) + max(pattern.after.count("/") for pattern in patterns)
+    scans = {folder: scan(root, folder, depth) for folder in {pattern.folder for pattern in patterns}}
     files = {pattern: files_by_name(scans[pattern.folder].entries, pattern) for pattern in patterns}
     return _Sources(root, image, label, scans, files)
+
+
+def _depth(split: Split) -> float:
+    """Return how many sub-folders deep a split's samples may lie."""
+    patterns = [NamePattern.cut(text) for text in split.names]
+    return max((pattern.depth() for pattern in patterns), default=math.inf) if split.list is None else math.inf
 
 
 def _listed(origin: Path, list_file: str, sources: _Sources) -> dict[str, str]:

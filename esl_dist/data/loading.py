@@ -4,7 +4,6 @@ A network's input is the published one: BGR minus the mean colour of ImageNet, f
 """
 
 import sys
-import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -14,21 +13,22 @@ from typing import TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from esl_dist.data.images import (
+    LARGEST_PIXELS,
     Size,
     decode_image,
     decode_label,
     fitted_size,
     framed_size,
+    open_picture,
     padded,
     resize_image,
     resize_label,
 )
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names, train_id_table
-from esl_dist.data.shards import INDEX_NAME, LARGEST_PICTURE, ShardReader, choose_classes
+from esl_dist.data.shards import INDEX_NAME, ShardReader, choose_classes
 from esl_dist.data.workers import Fields, Workers, read_ahead, stacked
 from esl_dist.errors import CorruptSampleError, UserError
 
@@ -215,19 +215,17 @@ def _refuse_other_size(packed: bytes, size: Size | None) -> None:
         ValueError: it is another, or more than can be decoded where the index names none.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(BytesIO(packed)) as image:
-                width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
-    except (OSError, SyntaxError, ValueError):
-        # Decoding says what is wrong.
+        with open_picture(BytesIO(packed)) as image:
+            width, height = image.size
+    except MemoryError:
+        raise
+    except Exception:
+        # Pillow's readers raise whatever a damaged file makes them run into; decoding says what is wrong.
         return
     if size is not None and (width, height) != size:
         raise ValueError(f"{width}×{height} pixels, {INDEX_NAME} says {size[0]}×{size[1]}")
-    if width * height > LARGEST_PICTURE:
-        raise ValueError(f"{width}×{height} pixels; expected at most {LARGEST_PICTURE}")
+    if width * height > LARGEST_PIXELS:
+        raise ValueError(f"{width}×{height} pixels; expected at most {LARGEST_PIXELS}")
 
 
 def _refuse_misaligned(images: ShardReader, labels: ShardReader) -> None:

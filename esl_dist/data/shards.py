@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from esl_dist.checked import SHA256, Content, read_content
-from esl_dist.data.images import Size
+from esl_dist.data.images import LARGEST_PIXELS, Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import refuse_as_key, refuse_as_name, sha256_of_file, shortened, whole_file, write_json
@@ -33,8 +33,7 @@ FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
 REMEDY = "make the shards again"
 LARGEST_SIDE = 2**20
-LARGEST_PICTURE = 2**30
-"""Pixels of a side and of a whole picture that OpenCV decodes; in memory the largest takes 3 GiB."""
+"""Pixels of a side that OpenCV decodes."""
 OPEN_SHARDS = 16
 """Files that a reader keeps open. Samples come from a few shards at a time; a process may often open no more than 1,024
 files, and a large data set has more shards."""
@@ -303,8 +302,8 @@ def _size(content: Content) -> Size | None:
     if content.value is None:
         return None
     width, height = content.whole_numbers(2, 1, LARGEST_SIDE)
-    if width * height > LARGEST_PICTURE:
-        content.refuse(f"width and height of at most {LARGEST_PICTURE} pixels")
+    if width * height > LARGEST_PIXELS:
+        content.refuse(f"width and height of at most {LARGEST_PIXELS} pixels")
     return width, height
 
 

@@ -1,6 +1,7 @@
 """What lies in a data set's folders: every folder is listed once, whatever the number of samples."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ FILE = ""
 FOLDER = "a folder"
 NOWHERE = "a link that leads nowhere"
 SPECIAL = "neither a file nor a folder"
+MOST_WAYS = 1000
+"""Paths through links to one folder; between eight folders that hold links to each other there are 13,700 each."""
 
 
 class Entry(NamedTuple):
@@ -29,14 +32,21 @@ class Scan(NamedTuple):
     unreadable: list[tuple[str, str]]
 
 
-def scan(root: Path, folder: str) -> Scan:
+def scan(root: Path, folder: str, depth: float) -> Scan:
     """List a folder below `root` and all its sub-folders, through links too; a link back to a folder above ends there.
+
+    Links that lie deeper than samples are not followed: what lies there is listed only to tell what is passed over.
 
     Args:
         root: the data set's folder.
         folder: a path below it that ends with `/`, or ""; folders that differ from it only in their Unicode form count.
+        depth: how many sub-folders deep samples may lie.
+
+    Raises:
+        UserError: links between folders lead to one of them in more than `MOST_WAYS` ways.
     """
     found = Scan([], [])
+    ways = Counter[tuple[int, int]]()
     waiting = [(path, "", frozenset[tuple[int, int]]()) for path in _folders(root, folder)]
     while waiting:
         path, inner, above = waiting.pop()
@@ -45,13 +55,22 @@ def scan(root: Path, folder: str) -> Scan:
             identity = (status.st_dev, status.st_ino)
             if identity in above:
                 continue
+            ways[identity] += 1
+            if ways[identity] > MOST_WAYS:
+                raise UserError(
+                    f"{path}: links between folders lead there in more than {MOST_WAYS} ways; remove such links"
+                )
             with os.scandir(path) as listing:
                 entries = [Entry(inner + composed(one.name), one.path, _kind(one)) for one in listing]
         except OSError as error:
             found.unreadable.append((inner, f"{path} ({error.strerror})"))
             continue
         found.entries.extend(entries)
-        waiting += [(one.path, f"{one.inner}/", above | {identity}) for one in entries if one.kind == FOLDER]
+        waiting += [
+            (one.path, f"{one.inner}/", above | {identity})
+            for one in entries
+            if one.kind == FOLDER and (one.inner.count("/") < depth or not os.path.islink(one.path))
+        ]
     return found
 
 

@@ -4,6 +4,7 @@ Decoders cut 16 bits to the upper 8, drop transparency, take the first of severa
 not, and lossy formats change ids. The check before packing and the packing itself both read files with what is here.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from esl_dist.data.images import Label, Size, decode, decode_label
+from esl_dist.data.images import Label, Size, decode, decode_label, open_picture
 
 Color = tuple[int, int, int]
 Pixels = TypeVar("Pixels", NDArray[np.uint8], Label)
@@ -27,6 +28,11 @@ pictures behind it (a preview, a depth map), which all readers of JPEG pass over
 LOSSLESS = ("PNG", "TIFF", "BMP", "GIF", "PPM")
 LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24", "tiff_thunderscan")
 """Pillow's names of the compressions of TIFF that may change ids."""
+WHOLE_BYTES = {8, 16, 32}
+"""Bits of a TIFF's values that decoders leave as they are; 32 are refused by their type."""
+BMP_BITS = (8, 24, 32)
+PNM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+(\d+)){3}\s")
+"""Kind, then width, height and highest value, which is the group."""
 COLOR_MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
 GREY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 """Pillow's names of one channel; it calls 16 bits `I` in some formats and versions."""
@@ -34,6 +40,10 @@ UPRIGHT = 1
 INVERSE = {6: 8, 8: 6}
 """The orientations that another one undoes; all others undo themselves."""
 SHOWN_COLORS = 5
+LONGEST_SIDE = 2**20
+"""Pixels; OpenCV decodes no longer one."""
+LONGEST_SIDES = {"PNG": 1_000_000}
+"""Formats whose own reader in OpenCV has another limit."""
 ROWS_AT_ONCE = 256
 
 
@@ -83,7 +93,9 @@ def read_label(content: bytes, reading: Reading) -> Label:
     _refuse_changed_ids(image)
     if reading.colors is not None:
         label: Label = _ids_of_colors(_colors(content, image), reading.colors)
-    elif reading.label_channel is not None:
+        return _oriented(label, orientation, image.format, reading.exif_orientation)
+    _refuse_stretched_ids(content, image)
+    if reading.label_channel is not None:
         label = _channel(content, image, reading.label_channel)
     else:
         label = _ids(content, image)
@@ -93,7 +105,7 @@ def read_label(content: bytes, reading: Reading) -> Label:
 def size_in_header(path: Path) -> Size:
     """Return a picture's width and height without decoding it; (0, 0) where that cannot be told."""
     try:
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return image.size
     except Exception:
         # Whatever is wrong with it, the check will find and name it.
@@ -105,7 +117,7 @@ def _loaded(content: bytes, largest_pixels: int) -> tuple[Image.Image, int]:
     if not content:
         raise ValueError("an empty file (0 bytes)")
     with _whatever_pillow_raises():
-        image = Image.open(BytesIO(content))
+        image = open_picture(BytesIO(content))
     if image.width * image.height > largest_pixels:
         raise ValueError(
             f"{image.width}×{image.height} pixels, more than {largest_pixels / 1e6:g} megapixels; raise "
@@ -175,13 +187,20 @@ def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
     try:
         pixels = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     except ValueError:
-        raise ValueError(f"OpenCV cannot read a picture of this format ({image.format}); expected png or jpg") from None
+        raise ValueError(_unreadable(image)) from None
     if pixels.dtype != np.uint8:
         raise ValueError(_too_deep(f"{pixels.dtype.itemsize * 8}"))
     _refuse_transparency(image)
     if not _same_pixels(image, pixels):
         raise ValueError(f"Pillow and OpenCV see different pixels in this {image.format}; save it as png of 8 bits")
     return pixels  # type: ignore[return-value]
+
+
+def _unreadable(image: Image.Image) -> str:
+    longest = LONGEST_SIDES.get(image.format or "", LONGEST_SIDE)
+    if max(image.size) > longest:
+        return f"{image.width}×{image.height} pixels; expected at most {longest} a side"
+    return f"this {image.format} cannot be read by OpenCV; save it as png"
 
 
 def _same_pixels(image: Image.Image, pixels: NDArray[np.generic]) -> bool:
@@ -228,9 +247,28 @@ def _refuse_changed_ids(image: Image.Image) -> None:
     if image.format == "TIFF" and image.mode in GREY_MODES:
         tags = image.tag_v2  # type: ignore[attr-defined]
         if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 or (
-            image.mode == "L" and set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) != {8}
+            image.mode != "1" and not set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) <= WHOLE_BYTES
         ):
             raise ValueError("a TIFF whose values are inverted or have other than 8 or 16 bits; save the label as png")
+
+
+def _refuse_stretched_ids(content: bytes, image: Image.Image) -> None:
+    """Refuse kinds of PGM, PPM and BMP whose ids both decoders may stretch alike."""
+    if image.format == "PPM" and _highest_value(content) not in (255, 65535):
+        raise ValueError("its highest value is neither 255 nor 65535, so ids are stretched; save the label as png")
+    if image.format == "BMP" and image.mode in ("L", "RGB", "RGBA") and (bits := _bits_of_bmp(content)) not in BMP_BITS:
+        raise ValueError(f"a BMP of {bits} bits a pixel, whose ids are stretched; save the label as png")
+
+
+def _highest_value(content: bytes) -> int | None:
+    """Return what the header of a PGM or PPM says is the highest value; None: it is a PBM, or the header is unusual."""
+    header = PNM_HEADER.match(content)
+    return None if header is None else int(header[1])
+
+
+def _bits_of_bmp(content: bytes) -> int:
+    short_header = int.from_bytes(content[14:18], "little") == 12
+    return int.from_bytes(content[24:26] if short_header else content[28:30], "little")
 
 
 def _ids(content: bytes, image: Image.Image) -> Label:
@@ -245,15 +283,7 @@ def _ids(content: bytes, image: Image.Image) -> Label:
         _refuse_transparency(image)
         label = decode(content, cv2.IMREAD_UNCHANGED)
         return np.ascontiguousarray(label[:, :, 0]) if label.ndim == 3 else label  # type: ignore[return-value]
-    label = decode_label(content)
-    # A PGM may have any highest value, over which Pillow stretches its ids.
-    if image.format == "PPM" and not _same_ids(content, label):
-        raise ValueError("its highest value is not 255, and Pillow and OpenCV see different ids; save the label as png")
-    return label
-
-
-def _same_ids(content: bytes, label: Label) -> bool:
-    return np.array_equal(label, decode(content, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION))
+    return decode_label(content)
 
 
 def _channel(content: bytes, image: Image.Image, channel: str) -> Label:

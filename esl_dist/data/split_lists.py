@@ -7,6 +7,7 @@ comma, its label's file. What follows is not read. Empty lines and those that be
 
 import codecs
 import re
+import stat
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,9 @@ from typing import NamedTuple
 
 from esl_dist.data.patterns import FilePattern, composed, is_picture
 from esl_dist.errors import UserError
-from esl_dist.files import refuse_as_key
+from esl_dist.files import refuse_as_key, shortened
 
 SEPARATORS = (r"\t+", r"\s*[,;]\s*", r"\s+")
-SHOWN_CHARACTERS = 120
-"""How much of a line a message shows."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,9 @@ class _Line(NamedTuple):
 
 
 def _contents(file: Path) -> list[str]:
+    if not stat.S_ISREG(file.stat().st_mode):
+        # A pipe would be waited for.
+        raise ValueError("it is no regular file; expected text with one sample a line")
     content = file.read_bytes()
     advice = "expected text with one sample a line; save it as UTF-8"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
@@ -91,8 +93,8 @@ def _name(line: _Line, reading: ListReading) -> str | None:
         names = _meanings(columns[0], reading.image, reading.roots)
         name = next((name for name in names if name in reading.known), None)
         if name is not None:
-            if len(columns) > 1 and reading.label is not None:
-                _refuse_other_label(columns[1], name, reading.label, line, reading.roots)
+            if len(columns) > 1:
+                _refuse_other_label(columns, name, reading, line)
             return name
     return None if line.text.startswith("#") else _absent_name(line, reading)
 
@@ -130,12 +132,25 @@ def _below(path: str, roots: Sequence[str]) -> str:
     return next((path[len(root) :] for root in roots if path.startswith(root)), path.lstrip("/"))
 
 
-def _refuse_other_label(text: str, name: str, pattern: FilePattern, line: _Line, roots: Sequence[str]) -> None:
-    if name not in _meanings(text, pattern, roots):
+def _refuse_other_label(columns: Sequence[str], name: str, reading: ListReading, line: _Line) -> None:
+    """Refuse a second column that belongs to another sample, or a name with blanks that was cut into columns."""
+    text = columns[1]
+    if reading.label is not None:
+        if name not in _meanings(text, reading.label, reading.roots):
+            raise UserError(
+                f"{line.place}: {shortened(line.text)}: the second column is not the label of sample {name!r}; the "
+                f"description's pattern gives {reading.label.file_of(name)}"
+            )
+    elif is_picture(text) and not is_picture(columns[0]) and not _is_named_after(text, name):
         raise UserError(
-            f"{line.place}: {_shown(line.text)}: the second column is not the label of sample {name!r}; the "
-            f"description's pattern gives {pattern.file_of(name)}"
+            f"{line.place}: {shortened(line.text)}: no sample has that name, and {text!r} does not look like a label "
+            f"of sample {name!r}; correct or remove the line"
         )
+
+
+def _is_named_after(file: str, name: str) -> bool:
+    """Say whether a file is named after a sample, as labels are, where no pattern says how."""
+    return re.search(rf"(?<![^\W_]){re.escape(name.rpartition('/')[2])}(?![^\W_])", file) is not None
 
 
 def _absent_name(line: _Line, reading: ListReading) -> str:
@@ -144,9 +159,5 @@ def _absent_name(line: _Line, reading: ListReading) -> str:
     word = next((word for word in (columns[0], line.text) if is_picture(word)), line.text)
     names = _meanings(word, reading.image, reading.roots)
     if ".." in word.replace("\\", "/").split("/") or (word.startswith("/") and len(names) == 1):
-        raise UserError(f"{line.place}: {_shown(line.text)} leads out of the data set's folder")
+        raise UserError(f"{line.place}: {shortened(line.text)} leads out of the data set's folder")
     return names[-1]
-
-
-def _shown(text: str) -> str:
-    return repr(text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")

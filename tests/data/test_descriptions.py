@@ -45,6 +45,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"splits": {SPLIT: {"names": "*"}}}, r"splits\.train\.names: expected list\[str\], such as .*, got '\*'"),
+        ({"splits": {SPLIT: {"names": None}}}, r"splits\.train\.names: expected list\[str\], .*, got nothing \(null\)"),
+        ({"splits": {SPLIT: {"names": [["a"]]}}}, r"splits\.train\.names\[0\]: expected str, got \['a'\]"),
+        ({"splits": {SPLIT: ["*"]}}, r"splits\.train: expected {names: .*} or {list: .*}, got \['\*'\]"),
+        ({"splits": {SPLIT: None}}, r"splits\.train: expected {names: .*} or {list: .*}, got None"),
+        ({"splits": {1: {"names": ["*"]}}}, r"splits\.1: the name is no text; write it in quotation marks"),
+        ({"ignore_ids": 5}, r"ignore_ids: expected a list, such as \[0, 1\], got 5"),
+        ({"class_sets": [1]}, r"class_sets: expected a mapping, .*, got \[1\]"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_plain_words(tmp_path: Path, changes: dict, message: str) -> None:
+    file = tmp_path / "village.yaml"
+    file.write_text(yaml.safe_dump(description() | changes), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"village\.yaml: {message}"):
+        read_layout(file, SPLIT)
+
+
 @settings(max_examples=150, deadline=None)
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_an_edited_description_works_or_says_what_is_wrong(folder: Path, place: tuple, value: Any) -> None:

@@ -95,6 +95,7 @@ def entry(**changes: object) -> dict[str, object]:
         ([entry(), entry(ids=[5])], "two classes have the name x"),
         ([], "0 classes; expected 1 to 255"),
         ([entry(name=str(raw), ids=[raw]) for raw in range(256)], "256 classes; expected 1 to 255"),
+        ([None] * 10**6, "1000000 classes; expected 1 to 255"),
         (None, "expected a list of classes"),
         (3, "expected a list of classes"),
         ({"name": "x"}, "expected a list of classes"),

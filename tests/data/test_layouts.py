@@ -197,7 +197,7 @@ MISTAKES = [
     ({"splits": {SPLIT: 3}}, r"splits\.train"),
     ({"splits": {SPLIT: ["*"]}}, ""),
     ({"splits": {SPLIT: {"names": "*"}}}, r"splits\.train\.names"),
-    ({"splits": {SPLIT: {"names": [["*"]]}}}, r"splits\.train\.names: expected a list of patterns"),
+    ({"splits": {SPLIT: {"names": [["*"]]}}}, r"splits\.train\.names\[0\]: expected str"),
     ({"splits": {SPLIT: {"names": ["a", ""]}}}, r"splits\.train\.names: an empty pattern"),
     ({"splits": {SPLIT: {"names": ["./"]}}}, r"splits\.train\.names: an empty pattern"),
     ({"splits": {SPLIT: {"names": ["*"], "label": 3}}}, "pattern '3' of label"),

@@ -229,6 +229,30 @@ def test_links_to_files_and_folders_are_followed_and_loops_end(tmp_path: Path) -
     assert names(layout(tmp_path, "**")) == ["a", "c", "there/b"]
 
 
+def linked_folders(folder: Path, number: int) -> None:
+    """Make folders that each hold a sample and links to all others."""
+    for kind in ("images", "labels"):
+        put(folder, *(f"{one}/a.png" for one in range(number)), "a.png", kinds=(kind,))
+        for one, other in itertools.permutations(range(number), 2):
+            (folder / SPLIT / kind / f"{one}" / f"to_{other}").symlink_to(folder / SPLIT / kind / f"{other}")
+
+
+def test_links_deeper_than_samples_are_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked_folders(tmp_path, 8)
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(str(path)), scandir(path))[1])
+    assert names(layout(tmp_path)) == ["a"]
+    assert len(listed) == 2 * 9
+    assert len(layout(tmp_path, "*/*/*").pairs) == 8 * 7
+
+
+def test_links_that_lead_to_a_folder_in_endless_ways_are_refused(tmp_path: Path) -> None:
+    linked_folders(tmp_path, 8)
+    with pytest.raises(UserError, match="links between folders lead there in more than 1000 ways"):
+        layout(tmp_path, "**")
+
+
 def test_a_folder_that_may_not_be_listed_is_refused_where_samples_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

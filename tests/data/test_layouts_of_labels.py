@@ -63,7 +63,7 @@ def test_colors_of_painted_labels_stand_for_the_first_id_of_their_class(tmp_path
 
 @pytest.mark.parametrize(("ignore_ids", "raw_id"), [([9, 3], 3), ([], 255)])
 def test_ignored_colors_stand_for_an_ignored_id(tmp_path: Path, ignore_ids: list[int], raw_id: int) -> None:
-    colors = [[0, 0, 0], [255, 255, 255]]
+    colors = [[0, 0, 0], [255, 255, 255], [0, 0, 0]]
     found = layout(tmp_path, label_colors=True, ignore_colors=colors, ignore_ids=ignore_ids)
     assert found.raw_ids_of_colors == COLORS | {(0, 0, 0): raw_id, (255, 255, 255): raw_id}
     assert raw_id in found.known_ids()
@@ -84,7 +84,7 @@ def test_ignored_colors_stand_for_an_ignored_id(tmp_path: Path, ignore_ids: list
         ),
         ({"ignore_colors": [[70, 70, 70]]}, r"ignore_colors: \[70, 70, 70\] is the color of a class"),
         ({"ignore_colors": [[0, 0]]}, r"ignore_colors: \[0, 0\] is not \[r, g, b\]"),
-        ({"ignore_colors": [0, 0, 0]}, r"ignore_colors: 0 is not \[r, g, b\]"),
+        ({"ignore_colors": [0, 0, 0]}, r"ignore_colors: expected a list of colors, such as .*, got \[0, 0, 0\]"),
         ({"ignore_colors": [[0, 0, 256]]}, r"ignore_colors: \[0, 0, 256\] is not \[r, g, b\]"),
         ({"ignore_colors": [[0, 0, 0]], "ignore_ids": [7]}, "ignore_colors: raw id 7, .* is a class's; list another"),
         (
@@ -98,6 +98,11 @@ def test_ignored_colors_stand_for_an_ignored_id(tmp_path: Path, ignore_ids: list
 def test_colors_that_cannot_be_meant_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=rf"village\.yaml: {message}"):
         layout(tmp_path, **({"label_colors": True} | changes))
+
+
+def test_a_number_may_be_the_name_of_a_class(tmp_path: Path) -> None:
+    found = layout(tmp_path, class_sets={"s": [entry(1, [1, 2, 3], 7)]})
+    assert [item.name for item in found.class_sets["s"]] == ["1"]
 
 
 def test_class_sets_may_share_colors_that_agree(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """List files are read as the field writes them; what they say wrongly is named with file and line."""
 
 import itertools
+import os
 import tempfile
 from pathlib import Path
 
@@ -96,6 +97,25 @@ def test_a_second_column_that_is_not_the_label_is_refused_with_its_line(tmp_path
         with pytest.raises(UserError, match=rf"l\.txt: line 2: '0\.jpg {column}': the second column is not the label"):
             read(tmp_path, f"ulm/ulm_1\n0.jpg {column}\n")
     assert read(tmp_path, "0.jpg -1\n", label=None) == ["0"], "without labels there is nothing to hold it against"
+
+
+@pytest.mark.parametrize("line", ["0 copy.jpg", "0,5.jpg", "0 copy/of.jpg", "0\t10.png"])
+def test_a_name_that_is_not_there_is_not_taken_for_its_beginning(tmp_path: Path, line: str) -> None:
+    with pytest.raises(UserError, match=r"l\.txt: line 2: '0.*': no sample has that name"):
+        read(tmp_path, f"ulm/ulm_1\n{line}\n", label=None)
+
+
+@pytest.mark.parametrize("line", ["0 0_color.png", "0,masks/0.png", "0.jpg masks/any.png", "0 1"])
+def test_a_second_column_that_may_be_a_label_is_passed_over_without_labels(tmp_path: Path, line: str) -> None:
+    assert read(tmp_path, line, label=None) == ["0"]
+
+
+def test_a_list_that_is_a_pipe_is_refused_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "l.txt")
+    file = write_description(tmp_path, splits={SPLIT: {"list": "l.txt"}})
+    (tmp_path / SPLIT).mkdir()
+    with pytest.raises(UserError, match=r"list .*l\.txt cannot be read \(it is no regular file"):
+        read_layout(file, SPLIT)
 
 
 def test_a_sample_named_twice_is_named_with_both_lines(tmp_path: Path) -> None:

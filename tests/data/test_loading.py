@@ -194,6 +194,22 @@ def test_a_few_bytes_that_stand_for_more_pixels_than_memory_holds_are_corrupt(
         labelled(shards)[0]
 
 
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_whatever_a_reader_of_pictures_raises_is_a_corrupt_sample(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [(key, members)] = drawn_samples(1)
+    shards = write_shards(tmp_path, [(key, {**members, f"{kind}.png": b"no picture"})])
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("as the reader of AVIF does")
+
+    monkeypatch.setattr("PIL.Image.open", fail)
+    samples = labelled(shards)
+    with pytest.raises(CorruptSampleError, match=rf"its {kind} is damaged: .*; pack it again"):
+        samples.label(0) if kind == "label" else samples[0]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["image", "label"])
 def test_a_damaged_member_is_named_on_one_line_whoever_reads_it(tmp_path: Path, kind: str, workers: int) -> None:

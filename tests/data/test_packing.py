@@ -264,7 +264,7 @@ def bad_pictures(folder: Path) -> dict[str, str]:
         ("empty", labels / "empty.png", b"", "an empty file"),
         ("ids", labels / "ids.png", encode_png(np.full((32, 48), 99, np.uint8)), r"raw ids \[99\] are in no class"),
         ("labelcut", labels / "labelcut.png", encode_png(draw(1, 48, 32)[1])[:300], "not a whole picture"),
-        ("odd", images / "odd.png", encoded(draw(1, 48, 32)[0], "PCX"), "OpenCV cannot read"),
+        ("odd", images / "odd.png", encoded(draw(1, 48, 32)[0], "PCX"), "not a picture in a format that can be read"),
         ("rgb", labels / "rgb.png", encoded(draw(0, 48, 32)[0]), ".*expected one channel"),
         ("size", labels / "size.png", encode_png(draw(0, 32, 48)[1]), "32×48 pixels, its picture has 48×32"),
         ("text", images / "text.png", b"not found", "not a picture"),

@@ -1,5 +1,6 @@
 """A source file's pixels are what viewers and both decoders see, or there is a message; ids come back as they are."""
 
+import struct
 from io import BytesIO
 
 import cv2
@@ -47,6 +48,30 @@ def seen(content: bytes, **changes: object) -> np.ndarray:
     return read_picture(content, reading(**changes)).pixels[:, :, ::-1]
 
 
+def bmp(bits: int, compression: int, tables: bytes, row: bytes, width: int) -> bytes:
+    """Return a BMP of one row."""
+    start = 54 + len(tables)
+    colors = len(tables) // 4 if bits <= 8 else 0
+    header = struct.pack("<IiiHHIIiiII", 40, width, 1, 1, bits, compression, len(row), 0, 0, colors, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(row), 0, 0, start) + header + tables + row
+
+
+def bmp_of_16_steps_of_grey() -> bytes:
+    return bmp(4, 0, b"".join(bytes([grey] * 3 + [0]) for grey in range(16)), b"\x01\x23\0\0", 4)
+
+
+def bmp_of_565_bits() -> bytes:
+    return bmp(16, 3, struct.pack("<III", 0xF800, 0x7E0, 0x1F), struct.pack("<HH", 1 << 11, 2 << 11), 2)
+
+
+def tiff_of_12_bits() -> bytes:
+    """Return a grey TIFF of two values, 1 and 2."""
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
+    directory = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
+    pixels = bytes([0x00, 0x10, 0x02, 0])
+    return b"II*\0" + struct.pack("<I", 12) + pixels + struct.pack("<H", len(tags)) + directory + bytes(4)
+
+
 def several_frames(kind: str) -> bytes:
     image = Image.fromarray(RGB)
     return encoded(image, kind, save_all=True, append_images=[image.rotate(180)])
@@ -84,7 +109,9 @@ def test_a_file_is_kept_by_its_content_if_it_is_png_or_jpeg(kind: str) -> None:
         (encoded(np.dstack([RGB, IDS])), "of its pixels are transparent"),
         (encoded(palette(IDS), transparency=7), "of its pixels are transparent"),
         (encoded(Image.fromarray(IDS), transparency=7), "of its pixels are transparent"),
-        (encoded(RGB, "PCX"), r"OpenCV cannot read a picture of this format \(PCX\)"),
+        (encoded(RGB, "TGA"), "this TGA cannot be read by OpenCV; save it as png"),
+        (encoded(RGB, "PCX"), "not a picture in a format that can be read"),
+        (encoded(RGB, "EPS"), "not a picture in a format that can be read"),
         (b"P5 4 2 100\n" + bytes(range(8)), "see different pixels in this PPM"),
         (b"", "an empty file"),
         (b"no picture", "not a picture in a format that can be read"),
@@ -122,6 +149,12 @@ def test_a_tag_of_orientation_is_applied_or_ignored_as_asked(orientation: int, k
     assert read_picture(content, reading(exif_orientation="apply")).extension is None
     with pytest.raises(ValueError, match=f"carries EXIF orientation {orientation}, .*apply.*ignore"):
         read_picture(content, PLAIN)
+
+
+def test_a_side_that_opencv_does_not_decode_is_named() -> None:
+    content = encoded(Image.new("L", (1_000_001, 1)))
+    with pytest.raises(ValueError, match="1000001×1 pixels; expected at most 1000000 a side"):
+        read_picture(content, reading(largest_pixels=10**7))
 
 
 @pytest.mark.parametrize("orientation", [0, 1, 9, 700])
@@ -172,7 +205,12 @@ def test_a_pgm_holds_ids_of_8_or_16_bits() -> None:
         (encoded(RGB, "WEBP", lossless=True), "a label in WEBP, whose compression may change ids"),
         (encoded(RGB, "TIFF", compression="jpeg"), "a label in TIFF with jpeg, whose compression may change ids"),
         (encoded(Image.fromarray(IDS > 7), "TIFF", tiffinfo={262: 0}), "a TIFF whose values are inverted"),
-        (b"P5 4 2 100\n" + bytes(range(8)), "its highest value is not 255, and Pillow and OpenCV see different ids"),
+        (b"P5 4 2 100\n" + bytes(range(8)), "its highest value is neither 255 nor 65535"),
+        (b"P2 2 1\n# stretched\n3\n0 1\n", "its highest value is neither 255 nor 65535"),
+        (b"P2 2 1 300\n0 1\n", "its highest value is neither 255 nor 65535"),
+        (b"P4 8 1\n\xff", "its highest value is neither 255 nor 65535"),
+        (bmp_of_16_steps_of_grey(), "a BMP of 4 bits a pixel, whose ids are stretched"),
+        (tiff_of_12_bits(), "a TIFF whose values are inverted or have other than 8 or 16 bits"),
         (encoded(RGB), r"in colour \(RGB\).*`label_colors: true`.*`label_channel: red`"),
         (encoded(np.dstack([RGB, IDS])), r"in colour \(RGBA\).*`label_colors: true`"),
         (encoded(Image.merge("LA", [Image.fromarray(IDS)] * 2)), "of its pixels are transparent"),
@@ -193,6 +231,19 @@ def test_a_label_whose_ids_are_not_clear_is_refused(content: bytes, message: str
 def test_a_grey_label_has_no_red_channel(image: Image.Image) -> None:
     with pytest.raises(ValueError, match="a label with one channel, but `label_channel: red` in the description"):
         read_label(encoded(image), reading(label_channel="red"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"P3 1 1 3\n1 2 3\n", "its highest value is neither"), (bmp_of_565_bits(), "a BMP of 16 bits a pixel")],
+)
+def test_a_channel_whose_ids_are_stretched_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_label(content, reading(label_channel="red"))
+
+
+def test_a_ppm_of_8_bits_has_ids_in_its_channels() -> None:
+    assert read_label(b"P3 1 1 255\n1 2 3\n", reading(label_channel="red")).tolist() == [[1]]
 
 
 @pytest.mark.parametrize("alpha", [255, 254])

@@ -35,9 +35,11 @@ def problems_of_type(value: Values, kind: str) -> Iterator[tuple[str, str]]:
         kind: the setting's type as `config_files.describe` gives it, such as `list[int] or null`.
     """
     single, _, optional = kind.partition(" or ")
-    if is_reference(value) or value == MISSING or (value is None and optional):
+    if is_reference(value) or (value is None and optional):
         return
-    if single.startswith("list["):
+    if kind and value == MISSING:
+        yield "", f"{MISSING} stands for no value; give one, or leave the setting out"
+    elif single.startswith("list["):
         if isinstance(value, list):
             for number, member in enumerate(value):
                 yield from ((f"[{number}]", problem) for _, problem in problems_of_type(member, single[5:-1]))

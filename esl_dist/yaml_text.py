@@ -5,6 +5,7 @@ bound, and has a traceback for a number of 5000 digits. OmegaConf's does so in p
 """
 
 import re
+import sys
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
@@ -86,7 +87,9 @@ def _spelled(loader: _Loader, node: yaml.ScalarNode) -> Spelled:
         return Spelled(node.value, constructed.get(kind, loader.construct_yaml_float)(node))
     except (ValueError, KeyError, IndexError, OverflowError) as error:
         what = node.value if len(node.value) <= SHOWN_NUMBER else f"{node.value[:SHOWN_NUMBER]}…"
-        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {what!r} is too long for {kind}, or none") from error
+        is_long = kind == "int" and sum(map(str.isdigit, node.value)) > sys.get_int_max_str_digits() > 0
+        problem = "has too many digits" if is_long else f"is no {kind}"
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {what!r} {problem}") from error
 
 
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
@@ -142,9 +145,10 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 def _refuse_twice(keys: list[yaml.Node]) -> None:
     seen: set[Hashable] = set()
     for key in keys:
-        if isinstance(key, yaml.ScalarNode) and _kind(key) != "merge":
+        if isinstance(key, yaml.ScalarNode):
             if (key.tag, key.value) in seen:
+                how = ", as <<: [*one, *other]" if _kind(key) == "merge" else ""
                 raise yaml.YAMLError(
-                    f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice; expected once"
+                    f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice; expected once{how}"
                 )
             seen.add((key.tag, key.value))

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from esl_dist.errors import beginning
 from esl_dist.yaml_text import Spelled, Values, plain
 
 LONGEST_TEXT = 4096
@@ -163,7 +164,7 @@ def shown(value: Any) -> str:
 
 def shortened(text: str) -> str:
     """Return the beginning of a text that is long, for a message."""
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    return beginning(text, SHOWN_CHARACTERS)
 
 
 def _number(value: float) -> str:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esl_dist.errors import UserError
+from esl_dist.errors import UserError, beginning
 
 MOST_RANKS = 2**20
 SHOWN_CHARACTERS = 60
@@ -105,7 +105,7 @@ def _first(variables: Sequence[str], least: int, most: int) -> int | None:
 
 
 def _impossible(variable: str, text: str, expected: str) -> UserError:
-    shown = text if text.isprintable() and len(text) <= SHOWN_CHARACTERS else repr(text[:SHOWN_CHARACTERS])
+    shown = beginning(text if text.isprintable() else repr(text), SHOWN_CHARACTERS)
     return UserError(
         f"{variable}={shown} is impossible: expected {expected}; it is a variable of the environment, which a launcher "
         "sets: correct it, or unset it"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from esl_dist import early
 from esl_dist.config_files import describe, load_config
 from esl_dist.environment import launch
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
@@ -27,7 +28,7 @@ EXIT_USER_ERROR = 2
 EXIT_LOST_RANK = 3
 EXIT_STOPPED = 75
 """Of sysexits.h's codes the one that says: try again later."""
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = early.EXIT_INTERRUPTED
 
 TAKING_MEMORY = (
     *("batch_size", "source.size", "target.size", "data.size", "size", "label_size"),
@@ -40,6 +41,7 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
     make_streams_robust()
     try:
+        early.give_interrupt_back()
         file, overrides = _arguments(schema, sys.argv[1:])
         main(load_config(schema, file, overrides))
         sys.stdout.flush()

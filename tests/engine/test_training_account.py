@@ -75,7 +75,7 @@ def test_the_beginning_of_source_only_training_has_no_target(tmp_path: Path) -> 
 def test_the_beginning_warns_of_a_rate_that_barely_falls(tmp_path: Path, steps: int, told: bool) -> None:
     config, data = training(tmp_path, steps=steps)
     note = facts(beginning(config, data, RANKS, RUN, 0)).get("note", "")
-    assert ("for a whole schedule give optimizer.schedule_steps=20000 too" in note) == told
+    assert ("give optimizer.schedule_steps=41667 for one that falls" in note) == told
 
 
 OUTCOME = Outcome(

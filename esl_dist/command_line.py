@@ -9,9 +9,11 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from esl_dist import early
 from esl_dist.config_files import describe, load_config
 from esl_dist.environment import launch
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
@@ -21,11 +23,12 @@ from esl_dist.streams import make_streams_robust
 
 Config = TypeVar("Config")
 
+EXIT_DEFECT = 1
 EXIT_USER_ERROR = 2
 EXIT_LOST_RANK = 3
 EXIT_STOPPED = 75
 """Of sysexits.h's codes the one that says: try again later."""
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = early.EXIT_INTERRUPTED
 
 TAKING_MEMORY = (
     *("batch_size", "source.size", "target.size", "data.size", "size", "label_size"),
@@ -38,36 +41,59 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
     make_streams_robust()
     try:
+        early.give_interrupt_back()
         file, overrides = _arguments(schema, sys.argv[1:])
         main(load_config(schema, file, overrides))
         sys.stdout.flush()
-    except UserError as error:
-        _end_with_mistake(str(error))
-    except LostRankError as error:
-        _say(f"error{_rank()}: {error}")
-        sys.exit(EXIT_LOST_RANK)
-    except StoppedError as error:
-        how = "interrupted" if error.interrupted else "stopped"
-        _say(f"{how}{_rank()}: {error}; the same command goes on from there")
-        sys.exit(EXIT_INTERRUPTED if error.interrupted else EXIT_STOPPED)
-    except KeyboardInterrupt:
-        _say(f"interrupted{_rank()}; the same command goes on from what is saved")
-        sys.exit(EXIT_INTERRUPTED)
-    except Exception as error:
-        if (words := memory_words(error)) is not None:
-            _end_with_mistake(f"{words}; {_memory_advice(schema)}")
-        if (words := shortage(error)) is not None:
-            _end_with_mistake(words)
-        if not isinstance(error, OSError) or error.filename is None:
+    except (Exception, KeyboardInterrupt) as error:
+        end = ending(error)
+        if end.code == EXIT_DEFECT:
             raise
-        _end_with_mistake(f"{error.filename}: {error.strerror}")
+        words = end.words if memory_words(error) is None else f"{end.words}; {_memory_advice(schema)}"
+        if isinstance(error, StoppedError):
+            _say(f"{end.state}{_rank()}: {words}; the same command goes on from there")
+        elif isinstance(error, KeyboardInterrupt):
+            _say(f"interrupted{_rank()}; the same command goes on from what is saved")
+        # A mistake is one of all ranks of a launcher, and said once.
+        elif end.code != EXIT_USER_ERROR or is_mine_to_say(words):
+            _say(f"error{_rank()}: {words}")
+        sys.exit(end.code)
 
 
-def _end_with_mistake(text: str) -> NoReturn:
-    """Say a message, of several ranks of a launcher only once, and leave."""
-    if is_mine_to_say(text):
-        _say(f"error{_rank()}: {text}")
-    sys.exit(EXIT_USER_ERROR)
+@dataclass(frozen=True)
+class Ending:
+    """How a program ends.
+
+    Attributes:
+        state: `finished`, `stopped` (by a signal), `interrupted` (Ctrl-C) or `failed`.
+        code: the exit code.
+        words: what there is to say, on its own lines; without the advice on settings.
+    """
+
+    state: str
+    code: int
+    words: str
+
+
+def ending(error: BaseException | None) -> Ending:
+    """Return how a program ends with an error, or without one."""
+    match error:
+        case None:
+            return Ending("finished", 0, "")
+        case StoppedError(interrupted=False):
+            return Ending("stopped", EXIT_STOPPED, str(error))
+        case StoppedError():
+            return Ending("interrupted", EXIT_INTERRUPTED, str(error))
+        case KeyboardInterrupt():
+            return Ending("interrupted", EXIT_INTERRUPTED, "")
+        case LostRankError():
+            return Ending("failed", EXIT_LOST_RANK, str(error))
+        case UserError():
+            return Ending("failed", EXIT_USER_ERROR, str(error))
+    words = memory_words(error) or shortage(error)
+    if words is None and isinstance(error, OSError) and error.filename is not None:
+        words = f"{error.filename}: {error.strerror}"
+    return Ending("failed", EXIT_DEFECT, str(error)) if words is None else Ending("failed", EXIT_USER_ERROR, words)
 
 
 def _memory_advice(schema: type) -> str:

@@ -7,6 +7,7 @@ value.
 
 import difflib
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import (
+    ConfigKeyError,
+    GrammarParseError,
+    InterpolationResolutionError,
+    KeyValidationError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
 from esl_dist.config_values import (
     described_bounds,
@@ -37,6 +45,13 @@ LARGEST_FILE = 64 * 2**20
 
 COMMAND_LINE = "command line: "
 QUOTES_AND_LISTS = "'\"[{"
+
+EXPECTED_REFERENCE = "expected such as ${steps} or ${oc.env:VARIABLE}"
+UNRESOLVED = {
+    "Environment variable '(.*)' not found": "the variable {} is not set in the environment",
+    "Interpolation key '(.*)' not found": "there is no setting {}",
+    "Recursive interpolation": "it stands for itself",
+}
 
 EMPTY = "''"
 """The default, in a description, of a text that may be empty."""
@@ -181,8 +196,12 @@ def _read_values(file: Path) -> dict[str, Values]:
 def _created(values: Any, origin: str) -> Any:
     try:
         return OmegaConf.create(values)
+    except GrammarParseError as error:
+        raise UserError(f"{origin}: cannot be read: ${{ begins a reference, {EXPECTED_REFERENCE}") from error
+    except KeyValidationError as error:
+        raise UserError(f"{origin}: a key is nothing (null) or a list; expected names of settings") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{origin}: cannot be read as YAML: {_first_line(error)}") from error
+        raise UserError(f"{origin}: cannot be read: {_first_line(error)}") from error
 
 
 def _read_override(word: str, schema: type) -> dict[str, Values]:
@@ -190,12 +209,15 @@ def _read_override(word: str, schema: type) -> dict[str, Values]:
     key, _, text = word.partition("=")
     if not key or "=" not in word:
         raise UserError(f"command line: {word!r} is not of the form key=value")
+    parts = key.split(".")
+    if not all(part.strip() for part in parts):
+        raise UserError(f"{COMMAND_LINE}{shortened(repr(word))} has an empty part before = or between dots")
     try:
         word.encode()
     except UnicodeEncodeError:
         raise UserError(f"command line: {word!r} is not UTF-8; expected text, so rename what it names") from None
     value = _read_value(text, key, schema, f"{COMMAND_LINE}{shortened(repr(word))}")
-    for part in reversed(key.split(".")):
+    for part in reversed(parts):
         value = {part: value}
     return cast(dict[str, Values], value)
 
@@ -220,9 +242,14 @@ def _merge(base: Any, addition: Any, origin: str, origins: dict[str, str]) -> An
     except (OmegaConfBaseException, TypeError) as error:
         key = str(getattr(error, "full_key", None) or "value")
         expected = f"expected {kinds[key]}: " if key in kinds else ""
-        raise UserError(f"{origin}: {key}: {expected}{_first_line(error)}") from error
+        raise UserError(f"{_place(origin, key)}: {expected}{_first_line(error)}") from error
     origins.update({key: origin for key in kinds if _is_given(key.split("."), values)})
     return merged
+
+
+def _place(origin: str, key: str) -> str:
+    """Return where a value was given: the origin and the key, which a word of the command line says itself."""
+    return origin if origin.startswith(f"{COMMAND_LINE}{key}=") else f"{origin}: {key}"
 
 
 def _is_given(parts: list[str], values: Any) -> bool:
@@ -244,9 +271,9 @@ def _typed(values: Any, kinds: Mapping[str, str], origin: str, prefix: str = "")
         key = f"{prefix}{plain(name)}"
         inner = next((known for known in kinds if known.startswith(f"{key}.")), None)
         if inner is not None and not isinstance(value, dict):
-            raise UserError(f"{origin}: {key}: a group of settings, not one; expected such as {inner}=…")
+            raise UserError(f"{_place(origin, key)}: a group of settings, not one; expected such as {inner}=…")
         for place, problem in () if inner is not None else problems_of_type(value, kinds.get(key, "")):
-            raise UserError(f"{origin}: {key}{place}: {problem}")
+            raise UserError(f"{_place(origin, f'{key}{place}')}: {problem}")
         found[plain(name)] = (
             typed(value, kinds.get(key, "")) if inner is None else _typed(value, kinds, origin, f"{key}.")
         )
@@ -277,10 +304,18 @@ def _unfit(error: Exception, kinds: Mapping[str, str], origin: str) -> UserError
     """Return the message for a value that only OmegaConf could find wrong: what a reference stands for."""
     key = str(getattr(error, "full_key", None) or "value")
     if isinstance(error, InterpolationResolutionError) and not isinstance(error, ValidationError):
-        return UserError(f"{origin}: {key}: its reference cannot be resolved: {_first_line(error).rpartition(': ')[2]}")
-    # Not with OmegaConf's words: they show the value, which may be a secret of the environment.
+        return UserError(f"{origin}: {key}: its reference cannot be resolved: {_unresolved(str(error))}")
+    # OmegaConf's words would be about types of its own.
     expected = f"expected {kinds[key]}, which it does not give" if key in kinds else _first_line(error)
     return UserError(f"{origin}: {key}: its reference: {expected}")
+
+
+def _unresolved(text: str) -> str:
+    """Say in words of people what OmegaConf says of a reference."""
+    for pattern, words in UNRESOLVED.items():
+        if (found := re.search(pattern, text)) is not None:
+            return words.format(shortened("".join(found.groups())))
+    return EXPECTED_REFERENCE
 
 
 @cache
@@ -303,7 +338,7 @@ def _unknown_key(base: DictConfig, error: ConfigKeyError) -> str:
         return f"unknown setting {full_key!r}; in a file it is written without dots, below {full_key.split('.')[0]!r}"
     nearest = nearest or difflib.get_close_matches(full_key, known, n=1, cutoff=0.4)
     nearest = nearest or difflib.get_close_matches(last, known, n=1, cutoff=0.3) or known[:1]
-    return f"unknown setting {full_key!r}; the nearest known one is {nearest[0]!r}"
+    return f"unknown setting {shortened(full_key)!r}; the nearest known one is {nearest[0]!r}"
 
 
 def _known_keys(node: Any, prefix: str = "") -> Iterator[str]:

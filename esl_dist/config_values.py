@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from esl_dist.errors import beginning
 from esl_dist.yaml_text import Spelled, Values, plain
 
 LONGEST_TEXT = 4096
@@ -44,9 +45,11 @@ def problems_of_type(value: Values, kind: str) -> Iterator[tuple[str, str]]:
         kind: the setting's type as `config_files.describe` gives it, such as `list[int] or null`.
     """
     single, _, optional = kind.partition(" or ")
-    if is_reference(value) or value == MISSING or (value is None and optional):
+    if is_reference(value) or (value is None and optional):
         return
-    if single.startswith("list["):
+    if kind and value == MISSING:
+        yield "", f"{MISSING} stands for no value; give one, or leave the setting out"
+    elif single.startswith("list["):
         if isinstance(value, list):
             for number, member in enumerate(value):
                 yield from ((f"[{number}]", problem) for _, problem in problems_of_type(member, single[5:-1]))
@@ -170,7 +173,7 @@ def shown(value: Any) -> str:
 
 def shortened(text: str) -> str:
     """Return the beginning of a text that is long, for a message."""
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    return beginning(text, SHOWN_CHARACTERS)
 
 
 def _number(value: float) -> str:

@@ -9,11 +9,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esl_dist.errors import UserError
+from esl_dist.errors import UserError, beginning
 
 MOST_RANKS = 2**20
 SHOWN_CHARACTERS = 60
-TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+TRUTH = dict.fromkeys(("true", "1", "yes", "on", "y", "t"), True) | dict.fromkeys(
+    ("false", "0", "no", "off", "n", "f"), False
+)
+"""As Accelerate takes them."""
 
 # As Accelerate looks for them: torchrun's, then those of MPI's launchers.
 RANK = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
@@ -35,7 +38,7 @@ def launch() -> Launch:
     """Return what the launcher says about this process; without one, it is the only process.
 
     Raises:
-        UserError: a variable that is no number or out of range.
+        UserError: a variable that is no number or out of range, or a rank among nobody knows how many.
     """
     world_size = _first(WORLD_SIZE, 1, MOST_RANKS)
     rank = _first(RANK, 0, (world_size or MOST_RANKS) - 1)
@@ -43,8 +46,19 @@ def launch() -> Launch:
     # Some launchers say -1 where there is none.
     _first(LOCAL_RANK, -1, (local_world_size or MOST_RANKS) - 1)
     if world_size is None:
+        _refuse_ranks()
         return Launch(0, 1, 1)
     return Launch(rank or 0, world_size, min(local_world_size or 1, world_size))
+
+
+def _refuse_ranks() -> None:
+    """Refuse a rank but the first where no launcher says of how many: one that trains alone, or waits for nobody."""
+    for variable in (*RANK, *LOCAL_RANK):
+        if (number := whole_number(variable, -1, MOST_RANKS) or 0) > 0:
+            raise UserError(
+                f"{variable}={number} is impossible: WORLD_SIZE, which says how many processes there are, is not set; "
+                f"start them with a launcher such as torchrun, or unset {variable}"
+            )
 
 
 def whole_number(variable: str, least: int, most: int) -> int | None:
@@ -91,7 +105,7 @@ def _first(variables: Sequence[str], least: int, most: int) -> int | None:
 
 
 def _impossible(variable: str, text: str, expected: str) -> UserError:
-    shown = text if text.isprintable() and len(text) <= SHOWN_CHARACTERS else repr(text[:SHOWN_CHARACTERS])
+    shown = beginning(text if text.isprintable() else repr(text), SHOWN_CHARACTERS)
     return UserError(
         f"{variable}={shown} is impossible: expected {expected}; it is a variable of the environment, which a launcher "
         "sets: correct it, or unset it"

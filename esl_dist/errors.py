@@ -50,3 +50,8 @@ def memory_words(error: BaseException) -> str | None:
     asked = re.search(r"allocate ([0-9.]+ (?:bytes|[KMGT]iB))", text)
     more = "" if asked is None else f" ({asked[1]} more were asked for)"
     return f"{where} is full{more}"
+
+
+def beginning(text: str, most: int) -> str:
+    """Return a text as a message shows it: what is beyond `most` characters is left out."""
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -5,13 +5,14 @@ bound, and has a traceback for a number of 5000 digits. OmegaConf's does so in p
 """
 
 import re
+import sys
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from esl_dist.errors import UserError
+from esl_dist.errors import UserError, beginning
 
 MOST_VALUES = 10**6
 """Values of a text whose references (`*name`) are all written out."""
@@ -62,8 +63,7 @@ def _reason(error: yaml.YAMLError) -> str:
         mark = error.problem_mark or error.context_mark
         place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
         text = place + ", ".join(part for part in (error.context, error.problem) if part)
-    text = " ".join(text.split())
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    return beginning(" ".join(text.split()), SHOWN_CHARACTERS)
 
 
 def plain(values: Values) -> Any:
@@ -85,8 +85,10 @@ def _spelled(loader: _Loader, node: yaml.ScalarNode) -> Spelled:
     try:
         return Spelled(node.value, constructed.get(kind, loader.construct_yaml_float)(node))
     except (ValueError, KeyError, IndexError, OverflowError) as error:
-        what = node.value if len(node.value) <= SHOWN_NUMBER else f"{node.value[:SHOWN_NUMBER]}…"
-        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {what!r} is too long for {kind}, or none") from error
+        what = beginning(node.value, SHOWN_NUMBER)
+        is_long = kind == "int" and sum(map(str.isdigit, node.value)) > sys.get_int_max_str_digits() > 0
+        problem = "has too many digits" if is_long else f"is no {kind}"
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {what!r} {problem}") from error
 
 
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
@@ -142,9 +144,10 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 def _refuse_twice(keys: list[yaml.Node]) -> None:
     seen: set[Hashable] = set()
     for key in keys:
-        if isinstance(key, yaml.ScalarNode) and _kind(key) != "merge":
+        if isinstance(key, yaml.ScalarNode):
             if (key.tag, key.value) in seen:
+                how = ", as <<: [*one, *other]" if _kind(key) == "merge" else ""
                 raise yaml.YAMLError(
-                    f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice; expected once"
+                    f"line {key.start_mark.line + 1}: the key {key.value!r} stands twice; expected once{how}"
                 )
             seen.add((key.tag, key.value))

@@ -6,10 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from esl_dist.early import end_at_interrupt
+
+if __name__ == "__main__":
+    # What follows takes seconds to import.
+    end_at_interrupt()
+
+import torch
 
 from esl_dist.command_line import run_program
 from esl_dist.config import PseudoLabel

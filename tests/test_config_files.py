@@ -137,7 +137,9 @@ WRONG = [
 
 @pytest.mark.parametrize(("schema", "word", "message"), WRONG)
 def test_a_wrong_type_names_the_setting_and_what_was_expected(schema: type, word: str, message: str) -> None:
-    with pytest.raises(UserError, match=rf"^command line: {re.escape(word)}: {message}"):
+    key, _, behind = message.partition(": ")
+    said = behind if word.startswith(f"{key.replace(chr(92), '')}=") else message
+    with pytest.raises(UserError, match=rf"^command line: {re.escape(word)}: {said}"):
         load_config(schema, None, [*(TRAIN if schema is Train else PREPARE), word])
 
 
@@ -271,9 +273,40 @@ def test_a_word_that_is_no_yaml_is_refused(word: str) -> None:
         load_config(Train, None, [*TRAIN, word])
 
 
-def test_a_reference_to_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match=r"command line: name: .*nope"):
-        load_config(Train, None, [*TRAIN, "name=${nope}"])
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("name=${nope}", "name: its reference cannot be resolved: there is no setting nope"),
+        ("name=${oc.env:ESL_ABSENT}", "name: .*: the variable ESL_ABSENT is not set in the environment"),
+        ("steps=${steps}", "steps: .*: it stands for itself"),
+        ("log_every=${oc.create:5}", r"log_every: .* resolved: expected such as \$\{steps\} or \$\{oc.env:VARIABLE\}"),
+        ("name=${oc.env:A,B,C}", r"name: .* resolved: expected such as \$\{steps\} or \$\{oc.env:VARIABLE\}"),
+        ("name=${", r"name=\$\{: cannot be read: \$\{ begins a reference, expected such as .*"),
+    ],
+)
+def test_a_reference_that_gives_nothing_is_refused_in_words_of_people(word: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^command line: {message}$"):
+        load_config(Train, None, [*TRAIN, word])
+
+
+@pytest.mark.parametrize(
+    "word", ["steps=???", "name=???", "name='???'", "source.size=['???',2]", "method={name: '???'}"]
+)
+def test_a_value_that_stands_for_none_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match=r"^command line: .*: \?\?\? stands for no value; give one, or leave"):
+        load_config(Train, None, [*TRAIN, word])
+
+
+@pytest.mark.parametrize("word", ["network.=x", "source..path=x", ".steps=5", " =5", "source. .path=x"])
+def test_a_key_with_an_empty_part_is_refused(word: str) -> None:
+    with pytest.raises(UserError, match=f"^command line: '{re.escape(word)}' has an empty part before = or between"):
+        load_config(Train, None, [*TRAIN, word])
+
+
+def test_a_long_unknown_key_is_shortened() -> None:
+    with pytest.raises(UserError, match=r"unknown setting 'x{100}…'; the nearest") as error:
+        load_config(Train, None, [*TRAIN, f"{'x' * 2000}=1"])
+    assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -284,7 +317,9 @@ def test_a_reference_to_nothing_is_refused() -> None:
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused_on_one_line(tmp_path: Path, text: str | bytes) -> None:
-    with pytest.raises(UserError, match=r"recipe\.yaml: (cannot be read as YAML: |expected settings of the form)") as e:
+    with pytest.raises(
+        UserError, match=r"recipe\.yaml: (cannot be read|expected settings of the form|a key is nothing)"
+    ) as e:
         load_config(Train, written(tmp_path, text))
     assert "\n" not in str(e.value)
 

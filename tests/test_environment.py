@@ -30,6 +30,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Launch:
     [
         ({}, Launch(0, 1, 1)),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"}, Launch(0, 1, 1)),
+        ({"RANK": "0", "LOCAL_RANK": "-1"}, Launch(0, 1, 1)),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Launch(3, 4, 2)),
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, Launch(1, 2, 1)),
         ({"PMI_RANK": "7", "RANK": "1", "WORLD_SIZE": "2", "PMI_SIZE": "8"}, Launch(1, 2, 1)),
@@ -51,13 +52,15 @@ def test_rank_and_world_size_are_those_of_the_launcher(
         ({"WORLD_SIZE": "2.0"}, "WORLD_SIZE=2.0 is impossible"),
         ({"WORLD_SIZE": "2_0"}, "WORLD_SIZE=2_0 is impossible"),
         ({"WORLD_SIZE": "٢"}, "WORLD_SIZE=٢ is impossible"),
-        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE='9{60}' is impossible"),
+        ({"WORLD_SIZE": "9" * 5000}, "WORLD_SIZE=9{60}… is impossible"),
         ({"WORLD_SIZE": "2\n"}, r"WORLD_SIZE='2\\n' is impossible"),
         ({"RANK": "x"}, "RANK=x is impossible"),
         ({"WORLD_SIZE": "2", "RANK": "5"}, "RANK=5 is impossible: expected a number from 0 to 1;"),
         ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK=-1 is impossible"),
         ({"LOCAL_RANK": "x"}, "LOCAL_RANK=x is impossible"),
         ({"LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "2"}, "LOCAL_RANK=2 is impossible: expected a number from -1 to 1;"),
+        ({"RANK": "5"}, "RANK=5 is impossible: WORLD_SIZE, .* is not set; .* or unset RANK$"),
+        ({"RANK": "0", "LOCAL_RANK": "1"}, "LOCAL_RANK=1 is impossible: WORLD_SIZE, .* is not set"),
         ({"OMPI_COMM_WORLD_SIZE": "two"}, "OMPI_COMM_WORLD_SIZE=two is impossible"),
     ],
 )
@@ -78,7 +81,10 @@ def test_any_text_is_a_value_or_a_message(text: str) -> None:
                 read()
 
 
-@pytest.mark.parametrize(("text", "value"), [("True", True), ("1", True), ("no", False), ("", False)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("True", True), ("1", True), ("Y", True), ("t", True), ("no", False), ("n", False), ("F", False), ("", False)],
+)
 def test_a_flag_says_yes_or_no(monkeypatch: pytest.MonkeyPatch, text: str, value: bool) -> None:
     monkeypatch.setenv("ESL_TEST", text)
     assert flag("ESL_TEST") is value

@@ -28,7 +28,7 @@ from esl_dist.engine.optimisation import build_optimizers
 from esl_dist.engine.provenance import provenance_of_file
 from esl_dist.engine.step import Networks
 from esl_dist.engine.training_data import TrainingData
-from esl_dist.errors import UserError
+from esl_dist.errors import UserError, beginning
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import read_weights, refuse_tensors
 from esl_dist.models.weights import initialise, load_weights
@@ -212,5 +212,4 @@ def _described_changes(keys: list[str], begun: settings.Train, given: settings.T
 
 def _shown(config: settings.Train, key: str) -> str:
     value = reduce(getattr, key.split("."), config)
-    text = "null" if value is None else str(value)
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+    return beginning("null" if value is None else str(value), SHOWN_CHARACTERS)

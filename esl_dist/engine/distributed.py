@@ -120,6 +120,9 @@ def _accelerator(
             _refuse_shared_gpus(meeting)
         group.init_method = f"{meeting.room}://"
         register_rendezvous_handler(meeting.room, lambda *_, **__: iter([_group(meeting)]))  # type: ignore[no-untyped-call]
+    if meeting is None and "WORLD_SIZE" not in os.environ:
+        # A local rank of 0 alone is that of the only process, and Accelerate would wait for others.
+        os.environ.pop("LOCAL_RANK", None)
     try:
         accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[group])
     except ValueError as error:

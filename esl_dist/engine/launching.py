@@ -60,18 +60,11 @@ def refuse_bad_launch() -> None:
     for variable, strategy in OTHER_STRATEGIES.items():
         if flag(variable):
             raise UserError(f"{strategy} is not supported; start without it, or with DeepSpeed's ZeRO stage 1 or 2")
-    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":
-        raise UserError(f"mixed precision fp8 is not supported; choose --mixed_precision {', '.join(PRECISIONS)}")
     choice("ACCELERATE_MIXED_PRECISION", PRECISIONS)
     _refuse_options(OPTIONS)
     for variable in ("ACCELERATE_USE_CPU", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE"):
         flag(variable)
-    try:
-        torch.device(device := os.environ.get("ACCELERATE_TORCH_DEVICE", "cpu"))
-    except RuntimeError as error:
-        raise UserError(
-            f"ACCELERATE_TORCH_DEVICE={device} is impossible: expected a device such as cpu or cuda"
-        ) from error
+    _refuse_device("ACCELERATE_TORCH_DEVICE")
     if world_size > 1:
         whole_number("OMP_NUM_THREADS", 1, MOST_THREADS)
     if world_size > 1 and _was_asked_for_gpus() and not torch.cuda.is_available():
@@ -79,6 +72,20 @@ def refuse_bad_launch() -> None:
             "accelerate launch --multi_gpu was asked for GPUs, and PyTorch sees none; start on a machine with GPUs, or "
             "with accelerate launch --cpu"
         )
+
+
+def _refuse_device(variable: str) -> None:
+    name, gpus = os.environ.get(variable, "cpu"), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"{variable}={name} is impossible: expected cpu, cuda or such as cuda:0; correct it, or unset it"
+        )
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise UserError(f"{variable}={name} is impossible: PyTorch sees {gpus} GPUs; correct it, or unset it")
 
 
 def _was_asked_for_gpus() -> bool:

@@ -44,6 +44,8 @@ def polynomial_rate(base: float, step: int, options: settings.Optimizer) -> floa
     return float(base * (1 - step / options.schedule_steps) ** options.schedule_power)
 
 
+PUBLISHED_STEPS, PUBLISHED_SCHEDULE = 120_000, 250_000
+
 NOTED_SHARE = 0.6
 """Of the base rate: the published training ends with 0.55 of it (120 000 of 250 000 steps), and one that ends with more
 than 0.6 is one whose schedule was perhaps forgotten."""
@@ -61,10 +63,11 @@ def schedule_note(options: settings.Optimizer, steps: int) -> str:
     left = polynomial_rate(1.0, min(steps, options.schedule_steps), options)
     if left <= NOTED_SHARE or options.schedule_power == 0:
         return ""
+    advised = round(steps * PUBLISHED_SCHEDULE / PUBLISHED_STEPS)
     return (
         f"the learning rate falls by {100 * (1 - left):.0f} % only, for optimizer.schedule_steps="
-        f"{options.schedule_steps} is {options.schedule_steps / steps:.1f} times steps={steps}; give "
-        f"optimizer.schedule_steps={2 * steps} for one that falls as in the published trainings"
+        f"{options.schedule_steps} is {round(options.schedule_steps / steps, 1):g} times steps={steps}; give "
+        f"optimizer.schedule_steps={advised} for one that falls as in the published trainings"
     )
 
 

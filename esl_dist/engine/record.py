@@ -5,6 +5,9 @@
 The main rank writes it whole when training begins and when it ends. So a start that was killed is left as `running`,
 and the next one, which has the folder for itself, calls it `lost`. Nothing of the environment is noted, which may hold
 secrets. The record is for people: one that is damaged or cannot be written costs a warning, and no training.
+
+A process that must not wait for anything notes no end, either, and is called `lost` like one that was killed: at the
+second Ctrl-C (`signals`), and where it lost another rank and its own main thread is stuck (`presence`).
 """
 
 import os
@@ -25,9 +28,9 @@ import accelerate
 import numpy as np
 import torch
 
-from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED, EXIT_USER_ERROR
+from esl_dist.command_line import ending
 from esl_dist.engine.distributed import Ranks, gather_texts, is_main, warn, world_size
-from esl_dist.errors import LostRankError, StoppedError, UserError
+from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
 
 RUN_RECORD = "run.json"
@@ -36,7 +39,6 @@ DAMAGED_SUFFIX = ".damaged"
 STATES = ("running", "finished", "stopped", "interrupted", "failed", "lost")
 CHECKOUT = Path(__file__).resolve().parents[2]
 GIT_SECONDS = 5.0
-EXIT_DEFECT = 1
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,17 @@ class RunRecord:
         """Note how the start ended that was begun, if one was: with an error, or without."""
         if self._file is None:
             return
-        state, code = _ending(error)
-        words = "" if error is None else next(iter(str(error).splitlines()), type(error).__name__)
-        end = replace(
-            self._starts[-1], state=state, step=self.step, ended=_now(), exit_code=code, words=_as_unicode(words)
+        end = ending(error)
+        words = "" if error is None else next(iter(end.words.splitlines()), type(error).__name__)
+        start = replace(
+            self._starts[-1],
+            state=end.state,
+            step=self.step,
+            ended=_now(),
+            exit_code=end.code,
+            words=_as_unicode(words),
         )
-        self._starts = [*self._starts[:-1], end]
+        self._starts = [*self._starts[:-1], start]
         self._write()
 
     def _write(self) -> None:
@@ -143,22 +150,6 @@ def run_record() -> Iterator[RunRecord]:
         record.end(error)
         raise
     record.end(None)
-
-
-def _ending(error: BaseException | None) -> tuple[str, int]:
-    """Return state and exit code; the latter as `command_line.run_program` chooses it."""
-    match error:
-        case None:
-            return "finished", 0
-        case StoppedError(interrupted=False):
-            return "stopped", EXIT_STOPPED
-        case StoppedError() | KeyboardInterrupt():
-            return "interrupted", EXIT_INTERRUPTED
-        case UserError() | OSError(filename=str() | bytes()):
-            return "failed", EXIT_USER_ERROR
-        case LostRankError():
-            return "failed", EXIT_LOST_RANK
-    return "failed", EXIT_DEFECT
 
 
 def _read(file: Path) -> list[Start]:

@@ -8,7 +8,6 @@ Ctrl-C comes from a person who waits: during the start, when there is nothing to
 first one is a wish like the others, and the second ends the program at once.
 """
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -84,8 +83,6 @@ def _tell(text: str) -> None:
 
 
 def _end() -> None:
-    for process in multiprocessing.active_children():
-        process.kill()
     if is_main():
         _tell("interrupted; the same command goes on from what is saved")
     os._exit(EXIT_INTERRUPTED)

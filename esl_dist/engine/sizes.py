@@ -13,6 +13,7 @@ from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
 from esl_dist.data.images import Size
 from esl_dist.data.loading import Samples
+from esl_dist.data.workers import READ_AHEAD
 from esl_dist.engine.distributed import world_size
 from esl_dist.engine.training_data import TrainingData
 from esl_dist.environment import launch
@@ -23,8 +24,6 @@ from esl_dist.models.discriminator import LEAST_SIDE
 
 INPUT_BYTES = 3 * 4
 """Of a pixel: three channels in float32."""
-READ_AHEAD = 2
-"""Batches that each reading process of torch's DataLoader has ready."""
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,8 @@ def test_what_deepspeed_is_asked_for_and_does_not_get_is_refused(
     ("variable", "text", "message"),
     [
         ("MIXED_PRECISION", "junk", "ACCELERATE_MIXED_PRECISION=junk is impossible: expected one of no, bf16, fp16"),
-        ("MIXED_PRECISION", "BF16", "ACCELERATE_MIXED_PRECISION=BF16 is impossible"),
         ("MIXED_PRECISION", "", "ACCELERATE_MIXED_PRECISION= is impossible"),
-        ("MIXED_PRECISION", "fp8", "mixed precision fp8 is not supported"),
+        ("MIXED_PRECISION", "FP8", "ACCELERATE_MIXED_PRECISION=FP8 is impossible: expected one of no, bf16, fp16"),
         ("GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4 .*, or give accumulate to the training"),
         ("GRADIENT_CLIPPING", "1.0", "gradient_clipping 1.0 is not supported"),
         ("DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend INDUCTOR is not supported; .* not compiled"),
@@ -78,6 +77,10 @@ def test_what_deepspeed_is_asked_for_and_does_not_get_is_refused(
         ("USE_CPU", "perhaps", "ACCELERATE_USE_CPU=perhaps is impossible: expected true or false"),
         ("USE_DEEPSPEED", "perhaps", "ACCELERATE_USE_DEEPSPEED=perhaps is impossible"),
         ("TORCH_DEVICE", "potato", "ACCELERATE_TORCH_DEVICE=potato is impossible"),
+        ("TORCH_DEVICE", "", "ACCELERATE_TORCH_DEVICE= is impossible"),
+        ("TORCH_DEVICE", "meta", "ACCELERATE_TORCH_DEVICE=meta is impossible: expected cpu, cuda"),
+        ("TORCH_DEVICE", "mps", "ACCELERATE_TORCH_DEVICE=mps is impossible: expected cpu, cuda"),
+        ("TORCH_DEVICE", "cuda:99", "ACCELERATE_TORCH_DEVICE=cuda:99 is impossible: PyTorch sees [0-9]+ GPUs"),
     ],
 )
 def test_without_deepspeed_nothing_is_passed_over_either(
@@ -164,3 +167,15 @@ def test_a_precision_that_nobody_knows_or_another_than_the_launchers_is_refused(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
     with pytest.raises(UserError, match=message):
         asked_precision(setting)
+
+
+def test_a_gpu_that_is_asked_for_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=r"^ACCELERATE_TORCH_DEVICE=cuda is impossible: PyTorch sees 0 GPUs"):
+        asked(monkeypatch, ACCELERATE_TORCH_DEVICE="cuda")
+    assert asked(monkeypatch, ACCELERATE_TORCH_DEVICE="cpu") is None
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert asked(monkeypatch, ACCELERATE_TORCH_DEVICE="cuda:1") is None
+    with pytest.raises(UserError, match=r"^ACCELERATE_TORCH_DEVICE=cuda:2 is impossible: PyTorch sees 2 GPUs"):
+        asked(monkeypatch, ACCELERATE_TORCH_DEVICE="cuda:2")

@@ -1,6 +1,7 @@
 """Optimisers, schedule, and an update that happens on all networks or on none."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -31,7 +32,10 @@ def test_a_rate_that_barely_falls_is_noted_and_the_published_one_is_not() -> Non
     assert schedule_note(settings.Optimizer(), 250_000) == ""
     note = schedule_note(settings.Optimizer(), 20_000)
     assert "falls by 7 % only, for optimizer.schedule_steps=250000 is 12.5 times steps=20000" in note
-    assert schedule_note(settings.Optimizer(schedule_steps=40_000), 20_000) == ""
+    assert "is 62500 times steps=4;" in schedule_note(settings.Optimizer(), 4)
+    advised = re.findall("optimizer.schedule_steps=([0-9]+) for", note)
+    assert advised == ["41667"], "as 250 000 are to 120 000"
+    assert schedule_note(settings.Optimizer(schedule_steps=int(advised[0])), 20_000) == ""
     assert schedule_note(settings.Optimizer(schedule_power=0), 20_000) == ""
 
 

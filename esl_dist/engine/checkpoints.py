@@ -18,6 +18,7 @@ one, which is told and passed over, like one whose bytes are not those that were
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -321,10 +322,12 @@ def step_of(folder: Path) -> int:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the run's checkpoint folders, in the order of their steps; those not finished are not among them."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    names = re.compile(r"step-[0-9]+")
+    found = [path for path in (run / "checkpoints").glob("step-*") if names.fullmatch(path.name)]
     # A link may lead to a disk that is not there now. From step 10^8 on, names are longer: theirs is another order.
     return sorted(
-        (path for path in found if path.is_dir() or path.is_symlink()), key=lambda path: (step_of(path), path)
+        (path for path in found if 1 <= step_of(path) <= LAST_STEP and (path.is_dir() or path.is_symlink())),
+        key=lambda path: (step_of(path), path),
     )
 
 

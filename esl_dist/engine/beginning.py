@@ -30,7 +30,7 @@ from esl_dist.engine.step import Networks
 from esl_dist.engine.training_data import TrainingData
 from esl_dist.errors import UserError, beginning
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.weight_files import read_weights, refuse_tensors
+from esl_dist.models.weight_files import read_weights
 from esl_dist.models.weights import initialise, load_weights
 
 MAY_CHANGE = frozenset(
@@ -164,8 +164,7 @@ def _start_from(network: DeepLab, options: settings.Network, classes: ClassSet) 
 def _weights_to_start_from(path: Path) -> tuple[TensorState, ClassSet | None]:
     """Return a network's weights, and its classes if they are known."""
     if path.is_dir():
-        folder, checkpoint = find_checkpoint(path)
-        refuse_tensors(checkpoint.segmentation, str(folder))
+        _, checkpoint = find_checkpoint(path)
         return checkpoint.segmentation, checkpoint.classes
     file = read_weights(path)
     if file.wrapper is not None:

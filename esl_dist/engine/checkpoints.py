@@ -18,6 +18,7 @@ one, which is told and passed over, like one whose bytes are not those that were
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -34,9 +35,10 @@ from torch import Tensor, nn
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method
 from esl_dist.checked import Content, read_content
-from esl_dist.config_files import from_dictionary, load_config, to_dictionary
-from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
+from esl_dist.config_files import load_config, to_dictionary
+from esl_dist.data.labels import ClassSet, class_set_to
 from esl_dist.engine.fitting import REMEDY, refuse_other_tensors, refuse_other_training
+from esl_dist.engine.manifests import LAST_STEP, Manifest, manifest_from
 from esl_dist.engine.optimisation import build_optimizers
 from esl_dist.errors import UserError
 from esl_dist.files import (
@@ -59,9 +61,6 @@ BROKEN_SUFFIX = ".broken"
 SEGMENTATION, DISCRIMINATORS, TRAINING = "segmentation.safetensors", "discriminators.safetensors", "training.pt"
 
 FILES = (SEGMENTATION, DISCRIMINATORS, TRAINING)
-READ_SHARDS = ("source", "target", "pseudo_labels")
-LAST_STEP = 10**12
-"""Far beyond any training; TensorBoard, say, does not count endlessly."""
 
 TensorState = dict[str, Tensor]
 
@@ -94,19 +93,6 @@ class Checkpoint:
     discriminators: TensorState
     training: dict[str, Any]
     data_sets: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a manifest says; see `Checkpoint`. `files` are the SHA-256 of the three others by name."""
-
-    step: int
-    config: settings.Train
-    class_set: str
-    classes: ClassSet
-    shards: dict[str, str]
-    data_sets: dict[str, str]
-    files: dict[str, str]
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
@@ -160,7 +146,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "data_sets": checkpoint.data_sets,
         "files": files,
     }
-    _refuse_impossible(Content(manifest, partial / MANIFEST, "nothing was written"))
+    manifest_from(Content(manifest, partial / MANIFEST, "nothing was written"), FILES)
     write_json(partial / MANIFEST, {**manifest, "sha256": _digest(manifest)})
 
 
@@ -248,53 +234,13 @@ def read_manifest(folder: Path) -> Manifest:
             "version of the program that wrote it, or begin anew: train under another name or delete the run's folder"
         )
     with _told_as_broken(path):
-        manifest = _manifest_from(content)
+        manifest = manifest_from(content, FILES)
     for name in FILES:
         with _told_as_broken(folder / name):
             whole = (folder / name).is_file() and sha256_of_file(folder / name) == manifest.files[name]
         if not whole:
             raise BrokenCheckpointError(f"{folder / name}: missing or not the bytes that were saved; {REMEDY}")
     return manifest
-
-
-def _refuse_impossible(content: Content) -> None:
-    """Check what a manifest says, but for its configuration as a whole; keys that are not known are passed over.
-
-    Raises:
-        UserError: naming the key.
-    """
-    content.at("step").whole_number(1, LAST_STEP)
-    content.at("class_set").label()
-    config = content.at("config")
-    config.at("name").name()
-    method = config.at("method").at("name")
-    if method.text() not in METHODS:
-        method.refuse(f"one of {', '.join(METHODS)}")
-    shards = content.at("shards")
-    for key, fingerprint in shards.items():
-        if key not in READ_SHARDS:
-            shards.refuse(f"fingerprints of {', '.join(READ_SHARDS)}")
-        fingerprint.sha256()
-    if (data_sets := content.get("data_sets")) is not None:
-        for _, data_set in data_sets.items():
-            data_set.name()
-    class_set_from(content.at("classes").value, content.at("classes").place())
-    for name in FILES:
-        content.at("files").at(name).at("sha256").sha256()
-
-
-def _manifest_from(content: Content) -> Manifest:
-    _refuse_impossible(content)
-    manifest = content.value
-    return Manifest(
-        step=manifest["step"],
-        config=from_dictionary(settings.Train, manifest["config"], content.at("config").place()),
-        class_set=manifest["class_set"],
-        classes=class_set_from(manifest["classes"], content.at("classes").place()),
-        shards=manifest["shards"],
-        data_sets=manifest.get("data_sets", {}),
-        files={name: manifest["files"][name]["sha256"] for name in FILES},
-    )
 
 
 def run_config(run: Path) -> settings.Train:
@@ -321,10 +267,12 @@ def step_of(folder: Path) -> int:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the run's checkpoint folders, in the order of their steps; those not finished are not among them."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    names = re.compile(r"step-[0-9]+")
+    found = [path for path in (run / "checkpoints").glob("step-*") if names.fullmatch(path.name)]
     # A link may lead to a disk that is not there now. From step 10^8 on, names are longer: theirs is another order.
     return sorted(
-        (path for path in found if path.is_dir() or path.is_symlink()), key=lambda path: (step_of(path), path)
+        (path for path in found if 1 <= step_of(path) <= LAST_STEP and (path.is_dir() or path.is_symlink())),
+        key=lambda path: (step_of(path), path),
     )
 
 

@@ -15,11 +15,12 @@ from torch.optim import SGD, Adam, Optimizer
 from esl_dist.checked import Content
 from esl_dist.config import PRECISIONS
 from esl_dist.errors import UserError
+from esl_dist.models.weight_files import FLOATS, problem_of_storage, refuse_tensors
 
 REMEDY = "choose another checkpoint"
-REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-NOT_NEGATIVE = ("running_var", "source_var", "num_batches_tracked", "exp_avg_sq", "step")
-"""Last parts of the names of tensors that hold variances or counts."""
+NOT_NEGATIVE = ("exp_avg_sq", "step")
+"""An optimiser's second moments and counts."""
+LARGEST = torch.finfo(torch.float32).max
 STATE_KEYS: dict[type[Optimizer], set[str]] = {SGD: {"momentum_buffer"}, Adam: {"step", "exp_avg", "exp_avg_sq"}}
 COUNTS = ("epochs", "in_epoch", "totals")
 SHOWN_NAMES = 3
@@ -29,24 +30,32 @@ def refuse_other_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor],
     """Make sure that a state dict fits a network's, which may be on the meta device.
 
     Raises:
-        UserError: names, shapes or types are not those of the network, or there are numbers that are not finite, or
-            variances below 0.
+        UserError: names, shapes or types are not those of the network, or it cannot compute with the numbers
+            (`weight_files.refuse_tensors`).
     """
     for names, what in ((own.keys() - state.keys(), "lacks"), (state.keys() - own.keys(), "has no place for")):
         if names:
             shown = ", ".join(ascii(name) for name in sorted(names)[:SHOWN_NAMES])
             raise UserError(f"{file}: it {what} {len(names)} tensors, such as {shown}; {REMEDY}")
     for name, tensor in state.items():
-        _refuse_other_tensor(Content(state, file, REMEDY).inner(name, tensor), own[name])
+        _refuse_other_form(Content(state, file, REMEDY).inner(name, tensor), own[name])
+    refuse_tensors(state, str(file))
 
 
-def _refuse_other_tensor(content: Content, own: Tensor) -> None:
+def _refuse_other_form(content: Content, own: Tensor) -> None:
     tensor, shape = content.value, list(own.shape)
     if not _is_plain(tensor) or list(tensor.shape) != shape:
         found = list(tensor.shape) if _is_plain(tensor) else type(tensor).__name__
         raise UserError(f"{content.place()}: expected a tensor of shape {shape}, got {found}; {REMEDY}")
-    if tensor.dtype != own.dtype and not (tensor.dtype in REAL and own.dtype in REAL):
+    if tensor.dtype != own.dtype and not (tensor.dtype in FLOATS and own.dtype in FLOATS):
         raise UserError(f"{content.place()}: expected {own.dtype}, got {tensor.dtype}; {REMEDY}")
+    if (problem := problem_of_storage(tensor)) is not None:
+        raise UserError(f"{content.place()}: it {problem}; {REMEDY}")
+
+
+def _refuse_other_state(content: Content, own: Tensor) -> None:
+    _refuse_other_form(content, own)
+    tensor = content.value
     if str(content.key).endswith(NOT_NEGATIVE):
         # The second moment of a gradient may overflow, and its parameter then rests.
         if not bool((tensor >= 0).all()):
@@ -108,7 +117,7 @@ def _refuse_other_groups(content: Content, optimizer: Optimizer) -> None:
                 continue
             found = group.at(key)
             if key == "lr":
-                found.number(minimum=0)
+                found.number(0, LARGEST)
             elif repr(found.value) != repr(value):
                 # By what is written: True is no 1, and a tensor has no one answer.
                 found.refuse(f"{value!r}" if key != "params" else f"{len(value)} parameters, numbered on")
@@ -127,15 +136,15 @@ def _refuse_other_states(content: Content, optimizer: Optimizer) -> None:
             state.refuse(" and ".join(sorted(STATE_KEYS[type(optimizer)])))
         for key, value in values.items():
             if key == "step":
-                _refuse_other_tensor(state.inner(key, value), torch.zeros(()))
+                _refuse_other_state(state.inner(key, value), torch.zeros(()))
             elif value is not None or key != "momentum_buffer":
-                _refuse_other_tensor(state.inner(key, value), parameters[number])
+                _refuse_other_state(state.inner(key, value), parameters[number])
 
 
 def _refuse_other_scaler(content: Content) -> None:
     if content.mapping():
         for key in ("scale", "growth_factor"):
-            content.at(key).number(minimum=torch.finfo(torch.float32).tiny)
+            content.at(key).number(torch.finfo(torch.float32).tiny, LARGEST)
         content.at("backoff_factor").number(0, 1)
         content.at("growth_interval").whole_number(minimum=1)
         content.at("_growth_tracker").whole_number()

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from esl_dist.checked import Content
-from esl_dist.config import PRECISIONS
+from esl_dist.config import LONGEST_SIDE, PRECISIONS
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.engine.checkpoints import RUN_CONFIG, Checkpoint, build_network, load_newest
 from esl_dist.errors import UserError
@@ -26,8 +26,6 @@ FORMAT_VERSION = 1
 DOMAINS = ("source", "target")
 DESCRIBED_WEIGHTS = "weights.safetensors"
 REMEDY = "export the weights again"
-LARGEST_SIDE = 2**16
-"""Pixels; no picture that a network was trained on is wider or higher."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _by_domain(content: Content) -> list[tuple[str, Content]]:
 
 
 def _size_from(content: Content) -> list[int] | None:
-    return None if content.value is None else content.whole_numbers(2, 1, LARGEST_SIDE)
+    return None if content.value is None else content.whole_numbers(2, 1, LONGEST_SIDE)
 
 
 def provenance_of_file(path: Path, file: WeightsFile) -> Provenance | None:

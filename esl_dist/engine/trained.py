@@ -19,7 +19,7 @@ from esl_dist.engine.provenance import Provenance, provenance_of, provenance_of_
 from esl_dist.errors import UserError
 from esl_dist.files import sha256_of_file
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.weight_files import read_weights, refuse_tensors
+from esl_dist.models.weight_files import read_weights
 from esl_dist.models.weights import describe_weights, load_weights
 
 
@@ -79,7 +79,6 @@ def load_trained(
     refuse_disagreement(sha256_of_file(folder / MANIFEST), "checkpoint")
     known = provenance_of(checkpoint)
     _refuse_other_class_set(folder, known, class_set)
-    refuse_tensors(checkpoint.segmentation, str(folder))
     network = build_network(checkpoint.config.network, checkpoint.classes)
     network.load_state_dict(checkpoint.segmentation)
     logs = log_folder(folder.resolve().parent.parent) if folder.resolve().parent.name == "checkpoints" else None

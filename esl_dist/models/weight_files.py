@@ -18,11 +18,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from esl_dist.errors import UserError
-from esl_dist.files import whole_file
+from esl_dist.files import shortened, whole_file
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 WRAPPERS = ("state_dict", "model")
 """Names under which other programs put a network's state dict; the first there is goes before others."""
+DEEPEST = 3
+"""How many such names may lie one inside the other."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors reads no longer ones."""
 
 COUNTER = "num_batches_tracked"
 VARIANCES = ("running_var", "source_var")
@@ -37,7 +42,7 @@ class WeightsFile:
     Attributes:
         tensors: a state dict.
         description: what the file says about its network, as it was handed to `write_weights`; None: nothing.
-        wrapper: name under which the state dict was found; None where the file is one.
+        wrapper: name under which the state dict was found, such as `model.state_dict`; None where the file is one.
     """
 
     tensors: dict[str, Tensor]
@@ -46,14 +51,14 @@ class WeightsFile:
 
 
 def read_weights(path: Path) -> WeightsFile:
-    """Read a state dict from .safetensors or .pth; nothing in it is executed.
+    """Read a state dict from a file of safetensors or torch's, whatever its name is; nothing in it is executed.
 
     Raises:
         UserError: the file is missing, damaged, holds more than tensors, or tensors that no network has
             (`refuse_tensors`).
     """
     try:
-        file = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        file = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file of weights") from None
     except UserError:
@@ -72,6 +77,24 @@ def read_weights(path: Path) -> WeightsFile:
     return file
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Tell by its first bytes whether a file is one of safetensors; by its name where they are of no kind.
+
+    Raises:
+        UserError: it is JSON.
+    """
+    with open(path, "rb") as file:
+        first = file.read(9)
+    # Before torch's: the length of a header may begin as their files do.
+    if first[8:] == b"{" and int.from_bytes(first[:8], "little") <= LONGEST_HEADER:
+        return True
+    if first.startswith((b"PK", b"\x80")):
+        return False
+    if first.lstrip().startswith((b"{", b"[")):
+        raise UserError(f"{path}: is JSON, no file of weights; choose the .safetensors or .pth that it belongs to")
+    return path.suffix.lower() == ".safetensors"
+
+
 def _read_safetensors(path: Path) -> WeightsFile:
     with safe_open(path, "pt") as opened:
         names, metadata = opened.keys(), opened.metadata() or {}
@@ -79,21 +102,41 @@ def _read_safetensors(path: Path) -> WeightsFile:
 
 
 def _read_torch(path: Path) -> WeightsFile:
-    with warnings.catch_warnings():
+    # Opened here, for of a path torch goes by the name.
+    with warnings.catch_warnings(), open(path, "rb") as file:
         # Of tensors of such kinds, which are refused by name.
         warnings.simplefilter("ignore", UserWarning)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    if _is_state_dict(content):
-        return WeightsFile(dict(content))
-    found = [name for name, value in content.items() if _is_state_dict(value)] if isinstance(content, dict) else []
-    known = [name for name in WRAPPERS if name in found]
-    if not known and len(found) != 1:
-        several = f", found {len(found)} of them: {', '.join(map(str, found))}" if found else ""
-        raise UserError(
-            f"{path}: expected a state dict, names → tensors, or one of them below {' or '.join(WRAPPERS)}{several}"
-        )
-    wrapper = (known or found)[0]
-    return WeightsFile(dict(content[wrapper]), wrapper=str(wrapper))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    wrappers: list[str] = []
+    while not _is_state_dict(content):
+        wrapper = _wrapper_in(content) if len(wrappers) < DEEPEST else None
+        if wrapper is None:
+            below = f"; below {shortened('.'.join(wrappers))} there" if wrappers else "; there"
+            raise UserError(
+                f"{path}: expected a state dict, names → tensors, or one of them below {' or '.join(WRAPPERS)}{below} "
+                f"is {_described(content)}"
+            )
+        wrappers.append(str(wrapper))
+        content = content[wrapper]
+    return WeightsFile(dict(content), wrapper=".".join(wrappers) or None)
+
+
+def _wrapper_in(content: Any) -> Any:
+    """Return the name below which a state dict lies, or may lie deeper; None: there is no such name, or several."""
+    if not isinstance(content, dict):
+        return None
+    found = [name for name, value in content.items() if _is_state_dict(value)]
+    known = [name for name in WRAPPERS if name in found] or (found if len(found) == 1 else [])
+    # Not below any name: the states of an optimiser look like state dicts.
+    deeper = [] if found else [name for name in WRAPPERS if isinstance(content.get(name), dict)]
+    return next(iter([*known, *deeper]), None)
+
+
+def _described(content: Any) -> str:
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    found = [name for name, value in content.items() if _is_state_dict(value)]
+    return f"more than one: {shortened(found)}" if found else f"a mapping of {shortened(list(content))}"
 
 
 def _is_state_dict(content: Any) -> bool:
@@ -108,33 +151,48 @@ def refuse_tensors(state: Mapping[str, Tensor], origin: str) -> None:
     """Make sure that a network can compute with all tensors of a state dict.
 
     Raises:
-        UserError: a tensor without numbers (empty, meta), of no plain layout or type (sparse, quantised, complex,
-            integer, of 8 bits), a single number, or numbers that are not finite in float32, or a variance below 0; a
-            batch norm's counter alone is a whole number. The message starts with `origin` and names the tensor.
+        UserError: a tensor without numbers of its own (empty, meta, several places that share one number), of no plain
+            layout or type (sparse, quantised, complex, integer, of 8 bits), a single number, or numbers that are not
+            finite in float32, or a variance below 0; a batch norm's counter alone is a whole number, of at least 0.
+            The message starts with `origin` and names the tensor.
     """
     for name, tensor in state.items():
         if (problem := _problem_of_counter(tensor) if name.endswith(COUNTER) else _problem(name, tensor)) is not None:
-            raise UserError(f"{origin}: tensor {name} {problem}; no network can be filled with it")
+            raise UserError(f"{origin}: tensor {shortened(name)} {problem}; no network can be filled with it")
 
 
-def _problem_of_storage(tensor: Tensor) -> str | None:
+def problem_of_storage(tensor: Tensor) -> str | None:
+    """Return why a tensor does not hold a plain number for each of its places; None: it does."""
     if tensor.is_quantized:
         return "is quantised"
     if tensor.layout != torch.strided:
         return "is sparse"
-    return "is on the device meta, so it has no numbers" if tensor.is_meta else None
+    if tensor.is_meta:
+        return "is on the device meta, so it has no numbers"
+    return "uses one number in several places" if _overlaps(tensor) else None
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether places share a number: a small file may claim more than there is memory, and none can be written to."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += (size - 1) * stride
+    return False
 
 
 def _problem_of_counter(tensor: Tensor) -> str | None:
-    if (problem := _problem_of_storage(tensor)) is not None:
+    if (problem := problem_of_storage(tensor)) is not None:
         return problem
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() != 1:
         return f"of type {_type(tensor)} and shape {list(tensor.shape)} is not one whole number"
-    return None
+    return "is below 0" if bool((tensor < 0).any()) else None
 
 
 def _problem(name: str, tensor: Tensor) -> str | None:
-    if (problem := _problem_of_storage(tensor)) is not None:
+    if (problem := problem_of_storage(tensor)) is not None:
         return problem
     if tensor.dtype not in FLOATS:
         return f"is of type {_type(tensor)}, not one of {', '.join(map(str, FLOATS)).replace('torch.', '')}"
@@ -168,7 +226,7 @@ def write_weights(path: Path, state: Mapping[str, Tensor], description: str | No
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with whole_file(path) as file:
-        if path.suffix == ".pth":
+        if path.suffix.lower() == ".pth":
             # Not to the file: of a full disk, torch.save says no more than that a position is another.
             content = BytesIO()
             torch.save(plain, content)

@@ -105,17 +105,23 @@ def load_weights(
 def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return a state dict under the published names, and the names that were dropped from it.
 
-    A leading part that all names share goes. If it is none of `PLAIN_PREFIXES`, it is that of the ImageNet start, whose
-    classifier (`layer5`) is for other classes.
+    A leading part that all names share goes, and after one of `PLAIN_PREFIXES` the next. If it is none of them, it is
+    that of the ImageNet start, whose classifier (`layer5`) is for other classes.
     """
-    prefixes = {name.split(".", 1)[0] for name in weights if "." in name}
-    if len(prefixes) != 1 or FIRST_CONVOLUTION in weights:
+    while (prefix := _shared_prefix(weights)) in PLAIN_PREFIXES:
+        weights = {name.removeprefix(f"{prefix}."): tensor for name, tensor in weights.items()}
+    if prefix is None:
         return _for_published_input(weights), []
-    (prefix,) = prefixes
     renamed = {name: name.removeprefix(f"{prefix}.") for name in weights}
-    dropped = [name for name in weights if prefix not in PLAIN_PREFIXES and renamed[name].startswith(HEADS)]
+    dropped = [name for name in weights if renamed[name].startswith(HEADS)]
     kept = {renamed[name]: tensor for name, tensor in weights.items() if name not in dropped}
     return _for_published_input(kept), dropped
+
+
+def _shared_prefix(weights: Mapping[str, Tensor]) -> str | None:
+    """Return the leading part that all names share; None: there is no such, or the names are those of a network."""
+    prefixes = {name.split(".", 1)[0] for name in weights if "." in name}
+    return prefixes.pop() if len(prefixes) == 1 and FIRST_CONVOLUTION not in weights else None
 
 
 def _for_published_input(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -93,6 +93,13 @@ def test_the_newest_and_every_so_many_steps_stay(tmp_path: Path) -> None:
     assert [int(folder.name.removeprefix("step-")) for folder in checkpoint_folders(tmp_path)] == [4, 8, 9, 10]
 
 
+@pytest.mark.parametrize("step", ["9" * 30, str(10**12 + 1), "0", "00000000", "\N{ARABIC-INDIC DIGIT TWO}", "-1"])
+def test_a_folder_whose_name_is_no_step_is_no_checkpoint(tmp_path: Path, step: str) -> None:
+    saved = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
+    shutil.copytree(saved, saved.with_name(f"step-{step}"))
+    assert checkpoint_folders(tmp_path) == [saved]
+
+
 def test_a_later_checkpoint_does_not_cost_the_one_just_saved(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, checkpoint(4), KEEP_ALL)
     later = save_checkpoint(tmp_path, checkpoint(6), KEEP_ALL)

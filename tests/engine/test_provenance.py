@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from esl_dist.config import Train
+from esl_dist.config import LONGEST_SIDE, Train
 from esl_dist.engine.checkpoints import Checkpoint
 from esl_dist.engine.provenance import Provenance, description_of, provenance_from, provenance_of
 from esl_dist.errors import UserError
@@ -57,6 +57,7 @@ MISFITS: list[tuple[str, Any]] = [
     ("sizes", {"target": [4, 3, 2]}),
     ("sizes", {"elsewhere": None}),
     ("sizes", {"target": [10**9, 3]}),
+    ("sizes", {"target": [LONGEST_SIDE + 1, 3]}),
     ("data_sets", {"source": 1}),
     ("shards", []),
 ]

@@ -162,11 +162,14 @@ IMPOSSIBLE = {
     "negative variance": ("bn1.running_var", -torch.ones(3), "holds a variance below 0"),
     "fraction as counter": ("bn1.num_batches_tracked", torch.tensor(0.5), "is not one whole number"),
     "several counters": ("bn1.num_batches_tracked", torch.tensor([1, 2]), "is not one whole number"),
+    "negative counter": ("bn1.num_batches_tracked", torch.tensor(-1), "is below 0"),
+    "larger than memory": (NAME, torch.ones(1).expand(10**8, 10**8), "uses one number in several places"),
+    "overlapping rows": (NAME, torch.ones(9).as_strided((3, 4), (2, 1)), "uses one number in several places"),
 }
 WHOLE = {"bn1.running_var": torch.ones(2), "bn1.num_batches_tracked": torch.tensor(3)}
 
 
-ONLY_IN_PTH = ("sparse", "quantised", "meta")
+ONLY_IN_PTH = ("sparse", "quantised", "meta", "larger than memory", "overlapping rows")
 
 
 @pytest.mark.parametrize(
@@ -180,7 +183,7 @@ def test_a_tensor_that_no_network_can_compute_with_is_named(
     tensor_name, tensor, problem = IMPOSSIBLE[kind]
     path = write(tmp_path / name, {**WHOLE, tensor_name: tensor})
     recwarn.clear()
-    with pytest.raises(UserError, match=rf"{name}: tensor {tensor_name} .*{problem}"):
+    with pytest.raises(UserError, match=rf"{name}: tensor '{tensor_name}' .*{problem}"):
         read_weights(path)
     assert [str(one.message) for one in recwarn] == [], "one message, no warnings of torch's"
 
@@ -226,6 +229,8 @@ def test_the_digest_of_float32_is_that_of_earlier_versions_and_tells_types_value
         ({"model": {NAME: WEIGHT}, "epoch": 3}, "model"),
         ({"net": {NAME: WEIGHT}, "optimizer": {"state": {}, "param_groups": []}}, "net"),
         ({"model": {NAME: WEIGHT}, "model_ema": {NAME: WEIGHT + 1}}, "model"),
+        ({"model": {"state_dict": {NAME: WEIGHT}, "epoch": 3}}, "model.state_dict"),
+        ({"state_dict": {"net": {NAME: WEIGHT}}, "optimizer": {"state": {0: {"step": WEIGHT}}}}, "state_dict.net"),
     ],
 )
 def test_a_state_dict_is_taken_from_what_other_programs_wrap_around_it(
@@ -247,3 +252,54 @@ def test_a_description_goes_along_with_safetensors_and_changes_no_tensor(tmp_pat
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1, "the same bytes each time"
     write_weights(tmp_path / "weights.pth", state, "anything")
     assert read_weights(tmp_path / "weights.pth").description is None
+
+
+def test_what_lies_below_names_of_other_programs_is_told_and_never_looked_for_without_end(tmp_path: Path) -> None:
+    endless: dict[str, Any] = {}
+    endless["model"] = endless
+    several = {"model": {"generator": {NAME: WEIGHT}, "critic": {NAME: WEIGHT}}}
+    for content, told in (
+        (endless, r"'model\.model\.model' there is a mapping"),
+        (several, "'model' there is more than"),
+    ):
+        torch.save(content, tmp_path / "weights.pth")
+        with pytest.raises(UserError, match=told):
+            read_weights(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.PTH", "weights.pth", "weights", "weights.SafeTensors", "weights.safetensors"]
+)
+@pytest.mark.parametrize("form", ["zip", "legacy", "safetensors"])
+def test_a_file_is_known_by_its_content_and_not_by_its_name(name: str, form: str, tmp_path: Path) -> None:
+    state, path = network().state_dict(), tmp_path / name
+    if form == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form == "zip")
+    assert same(read_weights(path).tensors, state)
+
+
+def test_a_header_of_safetensors_whose_length_begins_as_a_pickle_does_is_one(tmp_path: Path) -> None:
+    for padding in range(0, 256, 8):
+        save_file({NAME: WEIGHT}, tmp_path / "weights.pth", {"padding": "x" * padding})
+        if (tmp_path / "weights.pth").read_bytes()[0] == 0x80:
+            break
+    else:
+        pytest.fail("no header has such a length")
+    assert same(read_weights(tmp_path / "weights.pth").tensors, {NAME: WEIGHT})
+
+
+@pytest.mark.parametrize("name", ["scores.json", "weights.pth", "weights.safetensors"])
+def test_json_is_told_as_such(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{\n "format": "scores"}')
+    with pytest.raises(UserError, match=f"{name}: is JSON, no file of weights"):
+        read_weights(tmp_path / name)
+
+
+def test_a_name_from_a_file_stays_on_one_line_of_a_message(tmp_path: Path) -> None:
+    name = "a\n\x1b[31mb" + "c" * 10_000
+    with pytest.raises(UserError, match="holds numbers that are not finite") as refused:
+        read_weights(write(tmp_path / "weights.pth", {name: WEIGHT / 0}))
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 1000

@@ -198,7 +198,7 @@ def test_all_but_the_classifiers_come_from_a_network_of_other_classes() -> None:
         assert torch.equal(tensor, before[name] if name in heads else other.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("prefix", ["module", "model", "net", "network", "_orig_mod"])
+@pytest.mark.parametrize("prefix", ["module", "model", "net", "network", "_orig_mod", "model._orig_mod.module"])
 def test_the_name_that_a_program_puts_before_a_whole_network_s_goes(prefix: str) -> None:
     saved, loaded = network(seed=1), network(seed=2)
     wrapped = {f"{prefix}.{name}": value for name, value in saved.state_dict().items()}

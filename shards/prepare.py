@@ -8,6 +8,12 @@ from pathlib import Path
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from esl_dist.early import end_at_interrupt
+
+if __name__ == "__main__":
+    # What follows takes seconds to import.
+    end_at_interrupt()
+
 from esl_dist.command_line import run_program
 from esl_dist.config import Prepare
 from esl_dist.data.changes import SKIPPED

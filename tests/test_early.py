@@ -27,9 +27,11 @@ runpy.run_path(sys.argv[1], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate", "pseudo_label", "demo"])
+@pytest.mark.parametrize(
+    "program", ["launch/train", "launch/evaluate", "launch/pseudo_label", "launch/demo", "shards/prepare"]
+)
 def test_ctrl_c_during_the_imports_is_one_line(program: str) -> None:
-    file = PROJECT / "launch" / f"{program}.py"
+    file = PROJECT / f"{program}.py"
     words = [sys.executable, "-c", INTERRUPTED_AT_THE_FIRST_HEAVY_IMPORT, str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, "interrupted\n")

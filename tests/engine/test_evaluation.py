@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
@@ -16,6 +17,7 @@ from esl_dist.data.labels import SemanticClass, class_names
 from esl_dist.data.loading import network_input
 from esl_dist.data.shards import ShardReader
 from esl_dist.engine import evaluation
+from esl_dist.engine.checkpoints import SEGMENTATION, checkpoint_folder
 from esl_dist.engine.evaluation import evaluate
 from esl_dist.engine.trained import load_trained
 from esl_dist.errors import UserError
@@ -23,7 +25,7 @@ from esl_dist.files import read_json
 from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.models.weight_files import write_weights
 from tests.builders import class_set, draw, drawn_shards, write_shards
-from tests.engine.runs import configuration, save_run, save_state, tiny_network
+from tests.engine.runs import configuration, reseal, save_run, save_state, tiny_network
 
 CPU = torch.device("cpu")
 TINY = {"architecture": "tiny"}
@@ -285,6 +287,19 @@ def test_scores_and_predictions_do_not_lie_in_each_other(
     save_run(run, 3)
     with pytest.raises(UserError, match=r"^output=.* and predictions=.* lie in each other"):
         score(run, data, output=output, predictions=predictions)
+
+
+def test_a_run_whose_first_checkpoint_is_broken_inside_is_scored_without_it(
+    run: Path, data: ShardReader, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(run, 3)
+    state = save_run(run, 2)
+    state["conv1.weight"] *= float("nan")
+    folder = checkpoint_folder(run, 2)
+    save_file(state, folder / SEGMENTATION)
+    reseal(folder)
+    assert list(score(run, data, mode="best")["snapshots"]) == ["3"]
+    assert capsys.readouterr().err.count("passing over a broken checkpoint") == 1
 
 
 @pytest.mark.parametrize("mode", ["single", "best"])

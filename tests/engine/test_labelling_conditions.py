@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from esl_dist.config import PseudoLabel
 from esl_dist.config_files import from_dictionary
@@ -42,6 +43,8 @@ def label(target: ShardReader, tmp_path: Path) -> Label:
     def labelled(checkpoint: Path, **changes: Any) -> ShardReader:
         given = {"target": {"path": str(target.folder)}, "output": str(tmp_path / "labels"), "workers": 0}
         config = from_dictionary(PseudoLabel, {**given, "checkpoint": str(checkpoint), **changes}, "tests")
+        # Of the label before, perhaps in another precision.
+        AcceleratorState._reset_state(reset_partial_state=True)
         PROGRAM["main"](config)
         return open_shards(config.output)
 

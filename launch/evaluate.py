@@ -58,6 +58,8 @@ def check(config: Evaluate) -> None:
             raise UserError("checkpoints and ensemble_weights are for mode=ensemble")
     if config.prediction_format != "colors" and config.predictions is None:
         raise UserError(f"prediction_format={config.prediction_format} is for predictions=FOLDER")
+    if config.domain == "source" and config.statistics_from is not None:
+        raise UserError("domain=source contradicts statistics_from=…, which are the statistics used; leave out one")
     if config.output is not None and Path(config.output).is_dir():
         raise UserError(f"output={config.output}: a folder; expected the name of a JSON file")
     if config.wait_minutes and config.mode != "best":

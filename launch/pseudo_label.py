@@ -40,6 +40,8 @@ from esl_dist.engine.distributed import (
     world_size,
 )
 from esl_dist.engine.labelling import write_pseudo_labels
+from esl_dist.engine.places import refuse_among_inputs, refuse_other_use
+from esl_dist.engine.scoring import classes_named
 from esl_dist.engine.trained import TrainedNetwork, load_trained
 from esl_dist.errors import UserError
 from esl_dist.reporting.accounts import account, duration
@@ -55,10 +57,10 @@ def main(config: PseudoLabel) -> None:
 
 
 def check(config: PseudoLabel) -> None:
-    """Refuse to write among what is read.
+    """Refuse to write among what is read, or among what is no pseudo-labels.
 
     Raises:
-        UserError: naming both settings.
+        UserError: naming the settings.
     """
     output, target = Path(config.output).resolve(), Path(config.target.path).resolve()
     if output == target or target in output.parents:
@@ -66,6 +68,14 @@ def check(config: PseudoLabel) -> None:
             f"output={config.output} lies in target.path={config.target.path}, the pictures' own shards; choose a "
             "folder of its own for the pseudo-labels"
         )
+    if output in target.parents:
+        raise UserError(
+            f"output={config.output} holds target.path={config.target.path}, the pictures' own shards; choose a "
+            "folder of its own for the pseudo-labels"
+        )
+    inputs = [("checkpoint", config.checkpoint), ("classes_from", config.classes_from)]
+    refuse_among_inputs("output", config.output, inputs)
+    refuse_other_use("output", Path(config.output))
 
 
 def label(config: PseudoLabel, device: torch.device) -> None:
@@ -76,6 +86,8 @@ def label(config: PseudoLabel, device: torch.device) -> None:
     refuse_disagreement(shards.fingerprint(), "shards")
     known = shards.index.class_sets if config.classes_from is None else read_class_sets(Path(config.classes_from))
     trained = load_trained(config.checkpoint, known, config.class_set, device)
+    if config.classes_from is not None:
+        classes_named(trained, config.classes_from)
     how = conditions_for(trained, shards, config.target.size, config, device)
     say_plan(config, trained, how, shards, device)
     labels = label_source(shards, trained.class_set, trained.classes) if config.compare_with_labels else None

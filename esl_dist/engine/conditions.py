@@ -4,9 +4,9 @@ They are those of its training unless others are asked for; what differs is said
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -125,6 +125,21 @@ def differences(trained: TrainedNetwork, conditions: Conditions, shards: ShardRe
             f"{trained.name}: batch-norm statistics of the target, which are all that a file of weights holds, though "
             "these pictures are of the source; its run has both"
         )
+
+
+def statistics_of(trained: TrainedNetwork, conditions: Conditions) -> Domain:
+    """Return whose statistics results depend on, as they are kept with them; where there are one, the target's."""
+    return conditions.domain if trained.keeps == "per_domain" else "target"
+
+
+def with_common_size(networks: Sequence[TrainedNetwork], conditions: Sequence[Conditions]) -> list[Conditions]:
+    """Let networks of whose training nothing is known see pictures at the one size of the others, if there is one."""
+    pairs = list(zip(networks, conditions, strict=True))
+    sizes = {how.size for one, how in pairs if how.domain in one.sizes}
+    if len(sizes) != 1:
+        return list(conditions)
+    (size,) = sizes
+    return [how if how.domain in one.sizes else replace(how, size=size) for one, how in pairs]
 
 
 def told_size(trained: TrainedNetwork, conditions: Conditions, shards: ShardReader) -> str:

@@ -20,8 +20,10 @@ from esl_dist.engine.conditions import (
     Conditions,
     conditions_for,
     differences,
+    statistics_of,
     told_size,
     told_statistics,
+    with_common_size,
 )
 from esl_dist.engine.distributed import (
     compute_the_same_on_any_number_of_ranks,
@@ -30,8 +32,9 @@ from esl_dist.engine.distributed import (
     say,
     world_size,
 )
+from esl_dist.engine.places import refuse_among_inputs, refuse_replacing, refuse_unwritable
 from esl_dist.engine.predictions import are_written
-from esl_dist.engine.scoring import is_labelled, refuse_unwritable, score_networks, write_score_curves
+from esl_dist.engine.scoring import is_labelled, score_networks, write_score_curves
 from esl_dist.engine.snapshots import best_step, first_snapshot, score_snapshots
 from esl_dist.engine.trained import TrainedNetwork, load_trained
 from esl_dist.errors import UserError
@@ -54,10 +57,10 @@ def evaluate(config: Evaluate, device: torch.device) -> None:
 
 
 def _check_places(config: Evaluate, shards: ShardReader) -> None:
-    """Refuse scores of pictures without labels, and to write among what is read.
+    """Refuse scores of pictures without labels, and to write over what is read or is no scores.
 
     Raises:
-        UserError: naming the setting.
+        UserError: naming the settings.
     """
     of_scores = config.mode == "best" or config.output is not None or config.predictions is None
     if not is_labelled(shards) and of_scores:
@@ -65,10 +68,26 @@ def _check_places(config: Evaluate, shards: ShardReader) -> None:
             f"{shards.folder}: its pictures have no labels, so nothing can be scored; for predictions alone give "
             "predictions=FOLDER with mode=single or mode=ensemble, and no output"
         )
-    if config.output is not None and shards.folder.resolve() in Path(config.output).resolve().parents:
-        raise UserError(
-            f"output={config.output} lies in data.path={config.data.path}, the pictures' shards; choose another place"
-        )
+    inputs = [
+        ("data.path", config.data.path),
+        ("statistics_from", config.statistics_from),
+        ("classes_from", config.classes_from),
+        ("checkpoint", config.checkpoint),
+        *(("checkpoints", one) for one in config.checkpoints),
+    ]
+    for setting, place in (("output", config.output), ("predictions", config.predictions)):
+        if place is not None:
+            refuse_among_inputs(setting, place, inputs)
+    if config.output is None:
+        return
+    refuse_replacing("output", Path(config.output))
+    if config.predictions is not None:
+        output, predictions = Path(config.output).resolve(), Path(config.predictions).resolve()
+        if predictions in (output, *output.parents) or output in predictions.parents:
+            raise UserError(
+                f"output={config.output} and predictions={config.predictions} lie in each other; choose another place "
+                "for the scores"
+            )
 
 
 def _evaluate_once(config: Evaluate, shards: ShardReader, device: torch.device, began: float) -> None:
@@ -78,6 +97,8 @@ def _evaluate_once(config: Evaluate, shards: ShardReader, device: torch.device, 
     networks = [_load(path, config, shards, device) for path in paths]
     weights = config.ensemble_weights or [1.0] * len(networks)
     conditions = [conditions_for(one, shards, config.data.size, config, device) for one in networks]
+    if config.data.size is None and not config.as_packed:
+        conditions = with_common_size(networks, conditions)
     _say_plan(config, networks, conditions, shards, device)
     scores = score_networks(networks, weights, conditions, shards, config, device)
     made = {"predictions": config.predictions or ""}
@@ -104,7 +125,7 @@ def _evaluate_snapshots(config: Evaluate, shards: ShardReader, device: torch.dev
     run = Path(str(config.checkpoint))
     data = f"{shards.index.dataset}_{shards.index.split}"
     kept = run / "scores" / f"{data}.json" if config.output is None else Path(config.output)
-    first = _load(first_snapshot(run, config.wait_minutes), config, shards, device)
+    first = first_snapshot(run, config.wait_minutes, lambda folder: _load(folder, config, shards, device))
     how = conditions_for(first, shards, config.data.size, config, device)
     _say_plan(replace(config, output=str(kept)), [first], [how], shards, device)
     statistics = None if config.statistics_from is None else open_shards(config.statistics_from).fingerprint()
@@ -112,7 +133,7 @@ def _evaluate_snapshots(config: Evaluate, shards: ShardReader, device: torch.dev
         "data": shards.fingerprint(),
         "size": None if how.size is None else list(how.size),
         "statistics_from": statistics,
-        "domain": how.domain,
+        "domain": "target" if statistics is not None else statistics_of(first, how),
         "precision": how.precision,
     }
 

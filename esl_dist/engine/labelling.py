@@ -55,7 +55,7 @@ from esl_dist.data.shards import (
 )
 from esl_dist.data.workers import Workers
 from esl_dist.engine.claims import claim
-from esl_dist.engine.conditions import Conditions, changed_keys, told_changes
+from esl_dist.engine.conditions import Conditions, changed_keys, statistics_of, told_changes
 from esl_dist.engine.distributed import (
     from_main,
     is_main,
@@ -160,7 +160,7 @@ def _made_with(
         "score": config.score,
         "bound": _bound(config),
         "compare_with_labels": config.compare_with_labels,
-        "domain": how.domain,
+        "domain": statistics_of(trained, how),
         "precision": how.precision,
     }
 
@@ -181,29 +181,38 @@ def _summary_of(output: Path, made_with: dict[str, Any]) -> dict[str, Any]:
             f"{output}: holds pseudo-labels made with another {told_changes(changed, made_before, made_with)}; choose "
             "another output or delete it"
         )
-    summary = read_summary(output / SUMMARY)
+    summary = read_summary(output / SUMMARY, made_with["classes"])
     wait_for_all()
     if is_main():
         shutil.rmtree(output / SCRATCH, ignore_errors=True)
     return summary
 
 
-def read_summary(file: Path) -> dict[str, Any]:
+def read_summary(file: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Read what a finished job says of its pseudo-labels.
+
+    Args:
+        file: summary.json.
+        names: of the classes it has to be about; None: of any.
 
     Raises:
         UserError: it is missing, or not what `write_pseudo_labels` returned.
     """
     content = read_content(file, f"delete {file.parent} and label again")
-    shares = [content.at("kept"), content.at("accuracy")]
-    for _, one in content.at("classes").items():
-        shares.append(one.at("threshold"))
+    content.at("kept").number(0, 1)
+    if (accuracy := content.at("accuracy")).value is not None:
+        accuracy.number(0, 1)
+    classes = content.at("classes")
+    if not classes.mapping():
+        classes.refuse("at least one class")
+    if names is not None and list(classes.mapping()) != list(names):
+        classes.refuse(f"the classes {', '.join(names)}, in this order")
+    for _, one in classes.items():
+        one.at("threshold").number(0, 1)
         predicted = one.at("pixels_predicted").whole_number()
         one.at("pixels_kept").whole_number(maximum=predicted)
-    content.at("score").label()
-    for share in shares:
-        if share.value is not None or share.key == "kept":
-            share.number(0, 1)
+    if content.at("score").text() not in TRUST:
+        content.at("score").refuse(f"one of {', '.join(TRUST)}")
     summary: dict[str, Any] = content.value
     return summary
 

@@ -1,6 +1,5 @@
 """From trained networks and shards to scores, predictions and curves in TensorBoard."""
 
-import os
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from esl_dist.data.loading import Batch, Samples, label_source, refuse_mixed_siz
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.engine.conditions import Conditions
-from esl_dist.engine.distributed import is_main, refuse_disagreement, wait_for_all, warn
+from esl_dist.engine.distributed import refuse_disagreement, wait_for_all, warn
 from esl_dist.engine.evaluator import Member, estimate_statistics, evaluate
 from esl_dist.engine.predictions import picture_name, raw_id_table, write_prediction
 from esl_dist.engine.sizes import refuse_single_value
@@ -68,7 +67,7 @@ def score_networks(
         if how.size != size:
             raise UserError(
                 f"{other.name} and {first.name} were trained at different sizes; an ensemble sees pictures at one: "
-                "give it as data.size=[width,height]"
+                "give it as data.size=[width,height], or as_packed=true for that of the shards"
             )
     labels = label_source(shards, first.class_set, first.classes) if is_labelled(shards) else None
     samples = Samples(shards, size, labels)
@@ -127,20 +126,28 @@ def written_classes(trained: TrainedNetwork, shards: ShardReader, config: settin
     Raises:
         UserError: `config.classes_from` names other classes, or raw ids are asked for that there are not.
     """
-    classes = trained.classes
     if config.classes_from is not None:
-        known = same_classes(trained.class_set, classes, read_class_sets(Path(config.classes_from)))
-        if known is None:
-            raise UserError(
-                f"classes_from={config.classes_from}: has no class set {trained.class_set!r} of the network's classes "
-                f"{', '.join(class_names(classes))}"
-            )
-        classes = known
+        classes = classes_named(trained, config.classes_from)
     else:
-        classes = same_classes(trained.class_set, classes, shards.index.class_sets) or classes
+        classes = same_classes(trained.class_set, trained.classes, shards.index.class_sets) or trained.classes
     if config.predictions is not None and config.prediction_format == "raw_ids":
         raw_id_table(classes)
     return classes
+
+
+def classes_named(trained: TrainedNetwork, classes_from: str) -> ClassSet:
+    """Return a network's classes as the setting `classes_from` knows them.
+
+    Raises:
+        UserError: it names other classes.
+    """
+    known = same_classes(trained.class_set, trained.classes, read_class_sets(Path(classes_from)))
+    if known is None:
+        raise UserError(
+            f"classes_from={classes_from}: has no class set {trained.class_set!r} of the network's classes "
+            f"{', '.join(class_names(trained.classes))}"
+        )
+    return known
 
 
 def write_score_curves(
@@ -185,19 +192,3 @@ def _write_curves(
             files = [picture_name(shards, position) for position in range(min(len(shards), SHOWN_PREDICTIONS))]
             pictures = {file: decode_image((predictions / file).read_bytes())[:, :, ::-1] for file in files}
             write_pictures(writer, f"prediction/{data}", pictures, step)
-
-
-def refuse_unwritable(folder: Path, what: str, setting: str) -> None:
-    """Make sure, before anything is computed for it, that files can be written into a folder; on the main rank.
-
-    Raises:
-        UserError: they cannot; the message begins with `what` and names the setting that would change the folder.
-    """
-    if is_main() and not is_writable(folder):
-        raise UserError(f"{what}: nothing can be written into {folder.absolute()}; choose another place as {setting}=…")
-
-
-def is_writable(folder: Path) -> bool:
-    """Say whether files can be written into a folder, which need not be there yet."""
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)

@@ -5,20 +5,24 @@ Those are waited for; the others are scored, too, where they are there at the st
 written anew after each, with the checksum of the weights they are of; a second run only does what is new.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from esl_dist import config as settings
 from esl_dist.checked import Content, read_content
+from esl_dist.data.labels import class_names
 from esl_dist.engine.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
     SEGMENTATION,
     BrokenCheckpointError,
+    Manifest,
     checkpoint_folder,
     checkpoint_folders,
     read_manifest,
@@ -28,19 +32,23 @@ from esl_dist.engine.checkpoints import (
 from esl_dist.engine.conditions import changed_keys, told_changes
 from esl_dist.engine.distributed import from_main, is_main, say, sum_over_ranks, warn
 from esl_dist.errors import UserError
-from esl_dist.files import write_json
-from esl_dist.reporting.scores import percent
+from esl_dist.files import shortened, write_json
+from esl_dist.reporting.scores import percent, scores_of
 
 POLL_SECONDS = 2.0
 
+REMEDY = "it is no whole file of a run's scores: choose another output or delete it"
+
 Scores = dict[str, Any]
+Loaded = TypeVar("Loaded")
 
 
 def snapshot_steps(config: settings.Train) -> list[int]:
     """Return the steps whose checkpoints stay when the run is finished, in ascending order."""
     options = config.checkpoints
-    kept = range(options.every, config.steps, options.every)
-    return [step for step in kept if options.keep_every and step % options.keep_every == 0] + [config.steps]
+    # 0: none is kept.
+    apart = math.lcm(options.every, options.keep_every)
+    return [*(range(apart, config.steps, apart) if apart else ()), config.steps]
 
 
 def steps_to_score(run: Path, wait_minutes: float) -> list[int]:
@@ -58,20 +66,27 @@ def steps_to_score(run: Path, wait_minutes: float) -> list[int]:
     return sorted({*snapshot_steps(run_config(run)), *found})
 
 
-def first_snapshot(run: Path, wait_minutes: float) -> Path:
-    """Return the folder of the first checkpoint of a run that can be used, and wait for it if need be.
+def first_snapshot(run: Path, wait_minutes: float, load: Callable[[Path], Loaded]) -> Loaded:
+    """Load the first checkpoint of a run that can be used, and wait for it if need be; called on every rank.
 
     Raises:
         UserError: no such run, or none of its checkpoints is there or can be used.
     """
+    why_not = ""
     for step in steps_to_score(run, wait_minutes):
         folder = checkpoint_folder(run, step)
-        if _weights_of(folder, wait_minutes, lambda text: None) is not None:
-            return folder
-    raise _no_snapshot(run)
+        try:
+            if _manifest_of(folder, wait_minutes, lambda text: None) is not None:
+                return load(folder)
+        except BrokenCheckpointError as error:
+            # It is told when its turn comes.
+            why_not = str(error)
+    raise _no_snapshot(run, why_not)
 
 
-def _no_snapshot(run: Path) -> UserError:
+def _no_snapshot(run: Path, why_not: str) -> UserError:
+    if why_not:
+        return UserError(f"{run}: none of its checkpoints can be scored (the newest: {why_not}); put a whole one back")
     return UserError(f"{run}: no checkpoint yet that can be scored; wait for its snapshots with wait_minutes=…")
 
 
@@ -100,27 +115,30 @@ def score_snapshots(
     name = run_config(run).name
     before = _read(kept, made_with)
     scores: dict[int, Scores] = {}
+    why_not = ""
     for step in steps:
         folder = checkpoint_folder(run, step)
-        weights = _weights_of(folder, wait_minutes, warn)
-        if weights is None:
-            continue
-        known = before.get(step)
-        if known is not None and from_main([known["weights"] == weights and is_done(folder, known)])[0]:
-            scores[step] = known
-            continue
         try:
+            manifest = _manifest_of(folder, wait_minutes, warn)
+            if manifest is None:
+                continue
+            weights, known = manifest.files[SEGMENTATION], before.get(step)
+            if known is not None and from_main([known["weights"] == weights and is_done(folder, known)])[0]:
+                _refuse_other_classes(kept, step, known, class_names(manifest.classes))
+                scores[step] = known
+                continue
             scores[step] = {**score(folder), "weights": weights}
         except BrokenCheckpointError as error:
-            # Its bytes are those that were saved, but they do not fit its run.
-            warn(f"passing over a broken checkpoint: {error}")
+            # Perhaps its bytes are those that were saved, but they do not fit its run.
+            why_not = str(error)
+            warn(f"passing over a broken checkpoint: {why_not}")
             continue
         if is_main():
             _write(kept, made_with, {**before, **scores})
         # After it is written: who reads may be gone.
         say(f"{name}, step {step}: mIoU {percent(scores[step]['miou'])}")
     if not scores:
-        raise _no_snapshot(run)
+        raise _no_snapshot(run, why_not)
     if is_main() and scores != before:
         _write(kept, made_with, scores)
     return scores
@@ -131,10 +149,11 @@ def best_step(scores: Mapping[int, Scores]) -> int:
     return max(sorted(scores), key=lambda step: scores[step]["miou"] or 0.0)
 
 
-def _weights_of(folder: Path, wait_minutes: float, tell: Callable[[str], None]) -> str | None:
-    """Return the checksum of a snapshot's weights; None, and why is told, if it is not there or cannot be used.
+def _manifest_of(folder: Path, wait_minutes: float, tell: Callable[[str], None]) -> Manifest | None:
+    """Return a snapshot's manifest, whose files are as saved; None, and why is told, if it is not there.
 
     Raises:
+        BrokenCheckpointError: it cannot be used.
         UserError: a snapshot that is yet to come did not come in time, or is of another version of the program.
     """
     run = folder.parent.parent
@@ -148,11 +167,7 @@ def _weights_of(folder: Path, wait_minutes: float, tell: Callable[[str], None]) 
             )
         tell(f"{folder}: not there" + ("" if can_come else ", and the run is past it: removed or never kept"))
         return None
-    try:
-        return read_manifest(folder).files[SEGMENTATION]
-    except BrokenCheckpointError as error:
-        tell(f"passing over a broken checkpoint: {error}")
-        return None
+    return read_manifest(folder)
 
 
 def _appears(path: Path, wait_minutes: float) -> bool:
@@ -181,7 +196,7 @@ def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
     Raises:
         UserError: the file is not one that `score_snapshots` writes, or holds scores made with something else.
     """
-    content = read_content(kept, "it is no whole file of a run's scores: choose another output or delete it")
+    content = read_content(kept, REMEDY)
     made_before = content.at("made_with").mapping()
     scores = {_step(step, one): scores_from(one) for step, one in content.at("snapshots").items()}
     changed = [key for key in changed_keys(made_before, made_with) if key in made_with]
@@ -216,6 +231,18 @@ def scores_from(content: Content) -> Scores:
             share.number(0, 1)
     scores: Scores = content.value
     return scores
+
+
+def _refuse_other_classes(kept: Path, step: int, scores: Scores, names: list[str]) -> None:
+    """Make sure that scores are of all classes of a network and no others, for a table has a column for each."""
+    of_nothing = scores_of(np.zeros((len(names), len(names)), np.int64), names)
+    for key in ("iou", "miou_over"):
+        expected, found = list(of_nothing[key]), list(scores.get(key, {}))
+        if found != expected:
+            raise UserError(
+                f"{kept}: snapshots.{step}.{key}: expected {', '.join(expected) or 'nothing'}, in this order, got "
+                f"{shortened(', '.join(found))}; {REMEDY}"
+            )
 
 
 def _write(kept: Path, made_with: dict[str, Any], scores: Mapping[int, Scores]) -> None:

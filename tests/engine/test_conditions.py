@@ -19,6 +19,7 @@ from esl_dist.engine.conditions import (
     differences,
     domain_of,
     told_changes,
+    with_common_size,
 )
 from esl_dist.engine.trained import TrainedNetwork
 from esl_dist.errors import UserError
@@ -174,3 +175,12 @@ def test_what_older_versions_did_not_say_is_no_change() -> None:
     assert sorted(changed) == ["precision", "size", "target"]
     words = told_changes(["target", "size", "precision"], {"size": [40, 36]}, now | {"precision": "bf16"})
     assert words == 'target, size ([40, 36] → null), precision ("no" → "bf16")'
+
+
+def test_a_network_of_which_nothing_is_known_sees_pictures_at_the_size_of_the_others(trained: TrainedNetwork) -> None:
+    foreign = replace(trained, sizes={})
+    known, unknown = Conditions("target", (40, 36), "no"), Conditions("target", None, "bf16")
+    assert with_common_size([foreign, trained], [unknown, known]) == [replace(unknown, size=(40, 36)), known]
+    assert with_common_size([foreign, foreign], [unknown, unknown]) == [unknown, unknown]
+    other = replace(known, size=(8, 6))
+    assert with_common_size([trained, foreign, trained], [known, unknown, other]) == [known, unknown, other]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
@@ -15,7 +16,8 @@ from esl_dist.data.images import encode_png
 from esl_dist.data.labels import SemanticClass, class_names
 from esl_dist.data.loading import network_input
 from esl_dist.data.shards import ShardReader
-from esl_dist.engine import evaluation, scoring
+from esl_dist.engine import evaluation
+from esl_dist.engine.checkpoints import SEGMENTATION, checkpoint_folder
 from esl_dist.engine.evaluation import evaluate
 from esl_dist.engine.trained import load_trained
 from esl_dist.errors import UserError
@@ -23,7 +25,7 @@ from esl_dist.files import read_json
 from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.models.weight_files import write_weights
 from tests.builders import class_set, draw, drawn_shards, write_shards
-from tests.engine.runs import configuration, save_run, save_state, tiny_network
+from tests.engine.runs import configuration, reseal, save_run, save_state, tiny_network
 
 CPU = torch.device("cpu")
 TINY = {"architecture": "tiny"}
@@ -245,6 +247,62 @@ def test_scores_are_not_written_among_the_shards(run: Path, data: ShardReader, s
 
 
 @pytest.mark.parametrize("mode", ["single", "best"])
+@pytest.mark.parametrize("place", ["config.yaml", "weights.safetensors", "checkpoints/scores.json", "../other/notes"])
+def test_scores_replace_nothing_but_scores(
+    run: Path, data: ShardReader, score: Score, mode: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_weights(run / "weights.safetensors", save_run(run, 3))
+    (run.parent / "other").mkdir()
+    (run.parent / "other/notes").write_text('{"mine": 1}')
+    before = {file: file.read_bytes() for file in run.parent.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match=r"^output=.*(lies in checkpoint=.*, which is read|holds no scores); choose|,"):
+        score(run, data, mode=mode, output=str(run / place))
+    with pytest.raises(UserError, match=r"^output=.* is checkpoint=.*, which is read; choose another place"):
+        score(run / "weights.safetensors", data, output=str(run / "weights.safetensors"))
+    assert {file: file.read_bytes() for file in run.parent.rglob("*") if file.is_file()} == before
+
+
+def test_scores_in_the_run_s_folder_of_scores_are_written_and_written_again(
+    run: Path, data: ShardReader, score: Score
+) -> None:
+    save_run(run, 3)
+    assert score(run, data, output=str(run / "scores/mine.json")) == score(
+        run, data, output=str(run / "scores/mine.json")
+    )
+
+
+@pytest.mark.parametrize("place", ["data/p", "experiments/snapshots/r", "experiments/snapshots/r/checkpoints/p"])
+def test_predictions_are_not_written_among_what_is_read(
+    run: Path, tmp_path: Path, data: ShardReader, score: Score, place: str
+) -> None:
+    save_run(run, 3)
+    with pytest.raises(UserError, match=r"^predictions=.* (lies in|is) (data\.path|checkpoint)=.*, which is read"):
+        score(run, data, predictions=str(tmp_path / place))
+
+
+@pytest.mark.parametrize(("output", "predictions"), [("p/a.json", "p"), ("p", "p"), ("p", "p/q")])
+def test_scores_and_predictions_do_not_lie_in_each_other(
+    run: Path, data: ShardReader, score: Score, output: str, predictions: str
+) -> None:
+    save_run(run, 3)
+    with pytest.raises(UserError, match=r"^output=.* and predictions=.* lie in each other"):
+        score(run, data, output=output, predictions=predictions)
+
+
+def test_a_run_whose_first_checkpoint_is_broken_inside_is_scored_without_it(
+    run: Path, data: ShardReader, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(run, 3)
+    state = save_run(run, 2)
+    state["conv1.weight"] *= float("nan")
+    folder = checkpoint_folder(run, 2)
+    save_file(state, folder / SEGMENTATION)
+    reseal(folder)
+    assert list(score(run, data, mode="best")["snapshots"]) == ["3"]
+    assert capsys.readouterr().err.count("passing over a broken checkpoint") == 1
+
+
+@pytest.mark.parametrize("mode", ["single", "best"])
 def test_curves_that_cannot_be_written_cost_one_warning(
     run: Path, data: ShardReader, score: Score, mode: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -283,15 +341,3 @@ def test_scores_that_are_no_finite_numbers_are_refused_with_the_sample(
     save_state(run, 3, state, configuration(), class_set())
     with pytest.raises(UserError, match=r"sample 'scene_000': the network's scores are no finite numbers"):
         score(run, data)
-
-
-@pytest.mark.parametrize("writable", [True, False])
-def test_a_folder_that_is_not_there_is_writable_as_the_one_above_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writable: bool
-) -> None:
-    asked: list[Path] = []
-    monkeypatch.setattr(scoring.os, "access", lambda path, how: (asked.append(path), writable)[1])
-    assert scoring.is_writable(tmp_path / "a/b") is writable
-    assert asked == [tmp_path]
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    assert not scoring.is_writable(tmp_path / "link/a")

@@ -154,6 +154,69 @@ def test_pseudo_labels_beside_the_target_are_written(run: Path, target: ShardRea
     assert len(label(run, output=f"{target.folder}_labels")) == len(target)
 
 
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (".", r"holds target\.path="),
+        ("experiments/snapshots/r/checkpoints/labels", "lies in checkpoint="),
+        ("experiments/snapshots/r", "is checkpoint="),
+        ("experiments", "is there and holds other files"),
+    ],
+)
+def test_pseudo_labels_are_not_written_among_other_files(
+    run: Path, tmp_path: Path, label: Label, output: str, told: str
+) -> None:
+    save_run(run, 3)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=rf"^output=.*{told}"):
+        label(run, output=str(tmp_path / output))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_place_that_names_other_classes_than_the_run_s_is_refused(run: Path, tmp_path: Path, label: Label) -> None:
+    road, house, sky = class_set()
+    save_run(run, 3)
+    other = write_shards(tmp_path / "other", [("a", {"label.png": b"x"})], class_sets={"village3": (house, road, sky)})
+    with pytest.raises(UserError, match=r"^classes_from=.*: has no class set 'village3' of the network's classes road"):
+        label(run, classes_from=str(other.folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda summary: summary["classes"]["road"].update(threshold=None),
+            r"classes\.road\.threshold: expected a num",
+        ),
+        (lambda summary: summary["classes"].clear(), "classes: expected at least one class"),
+        (
+            lambda summary: summary["classes"].pop("sky"),
+            "classes: expected the classes road, house, sky, in this order",
+        ),
+        (lambda summary: summary.update(score="junk"), "score: expected one of entropy, confidence"),
+    ],
+)
+def test_a_summary_that_cannot_be_a_finished_job_s_is_refused(
+    run: Path, label: Label, tmp_path: Path, change: Callable[[Any], object], told: str
+) -> None:
+    save_run(run, 3)
+    label(run)
+    summary = read_json(tmp_path / "labels/summary.json")
+    change(summary)
+    write_json(tmp_path / "labels/summary.json", summary)
+    with pytest.raises(UserError, match=rf"summary\.json: {told}.*label again"):
+        label(run)
+
+
+def test_labels_of_shared_statistics_are_the_same_whosever_pictures_they_are_of(
+    run: Path, target: ShardReader, label: Label, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.engine.runs.FINGERPRINTS", {"source": target.fingerprint(), "target": "b" * 64})
+    save_run(run, 3)
+    assert label(run).index.made_with["domain"] == "target"
+    label(run, domain="target")
+
+
 def made_by_an_older_version(folder: Path) -> None:
     index = read_json(folder / INDEX_NAME)
     for key in ("domain", "precision"):

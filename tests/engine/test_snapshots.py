@@ -82,7 +82,13 @@ def test_snapshots_are_scored_in_order_and_kept_with_the_best(run: Path, tmp_pat
     assert {step: one["miou"] for step, one in scores.items()} == {4: 0.04, 8: 0.08, 12: 0.12}
     content = json.loads((tmp_path / "kept.json").read_text())
     assert content["made_with"] == MADE_WITH
-    best = {"step": 12, "miou": 0.12, "iou": {"road": None}, "weights": weights_of(run, 12)}
+    best = {
+        "step": 12,
+        "miou": 0.12,
+        "miou_over": {},
+        "iou": {"road": None, "house": None, "sky": None},
+        "weights": weights_of(run, 12),
+    }
     assert content["best"] == best
     assert list(content["snapshots"]) == ["4", "8", "12"]
     assert content["snapshots"] == {str(step): one for step, one in scores.items()}
@@ -97,7 +103,14 @@ def test_only_what_is_new_is_scored(run: Path, tmp_path: Path) -> None:
     scorer = Scorer()
     scores = score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, scorer)
     assert scorer.steps == [12]
-    assert scores == first | {12: {"miou": 0.12, "iou": {"road": None}, "weights": weights_of(run, 12)}}
+    assert scores == first | {
+        12: {
+            "miou": 0.12,
+            "miou_over": {},
+            "iou": {"road": None, "house": None, "sky": None},
+            "weights": weights_of(run, 12),
+        }
+    }
     before = (tmp_path / "kept.json").read_bytes()
     scorer = Scorer()
     assert score_snapshots(run, tmp_path / "kept.json", MADE_WITH, LONG, scorer) == scores
@@ -239,14 +252,51 @@ def test_scores_are_kept_before_they_are_told(run: Path, tmp_path: Path, monkeyp
 
 
 def test_the_first_snapshot_is_the_first_that_can_be_used(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+
+    def load(folder: Path) -> Path:
+        if folder.name == "step-00000008":
+            raise BrokenCheckpointError(f"{folder}: does not fit")
+        return folder
+
     begin(run)
     with pytest.raises(UserError, match=r"snapshots/r: no checkpoint yet that can be scored"):
-        first_snapshot(run, 0)
+        first_snapshot(run, 0, load)
     for step in (6, 8, 12):
         write_snapshot(run, step)
     (checkpoint_folder(run, 6) / SEGMENTATION).write_bytes(b"")
-    assert first_snapshot(run, 0) == checkpoint_folder(run, 8)
+    assert first_snapshot(run, 0, load) == checkpoint_folder(run, 12)
     assert capsys.readouterr().err == "", "it is told when its turn comes"
+
+
+def test_a_run_of_broken_checkpoints_alone_says_what_is_wrong_with_the_newest(run: Path, tmp_path: Path) -> None:
+    begin(run)
+    for step in (4, 8):
+        write_snapshot(run, step)
+        (checkpoint_folder(run, step) / SEGMENTATION).write_bytes(b"")
+    told = r"none of its checkpoints can be scored \(the newest: .*step-00000008/segmentation\.safetensors: missing"
+    with pytest.raises(UserError, match=told):
+        first_snapshot(run, 0, lambda folder: folder)
+    with pytest.raises(UserError, match=told):
+        score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+
+
+def test_the_snapshots_of_a_long_run_are_counted_without_its_steps() -> None:
+    config = configuration(steps=10**9, checkpoints={"every": 3 * 10**8, "keep_every": 2 * 10**8})
+    assert snapshot_steps(config) == [6 * 10**8, 10**9]
+
+
+@pytest.mark.parametrize("names", [["road", "house"], ["road", "house", "sky", "sea"], ["sky", "house", "road"]])
+def test_kept_scores_of_other_classes_than_the_network_s_are_refused(
+    run: Path, tmp_path: Path, names: list[str]
+) -> None:
+    begin(run)
+    write_snapshot(run, 4)
+    score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
+    content = json.loads((tmp_path / "kept.json").read_text())
+    content["snapshots"]["4"]["iou"] = dict.fromkeys(names)
+    (tmp_path / "kept.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"kept\.json: snapshots\.4\.iou: expected road, house, sky, in this order"):
+        score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
 
 
 def test_scores_of_an_older_version_count_as_those_of_the_target_in_float32(run: Path, tmp_path: Path) -> None:

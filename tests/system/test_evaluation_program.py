@@ -227,6 +227,7 @@ CONTRADICTIONS = [
     (["mode=ensemble"], "mode=ensemble needs its networks: checkpoints="),
     (["mode=ensemble", "checkpoints=[a,b]", "ensemble_weights=[1]"], "expected one for each of the 2 checkpoints"),
     (["mode=ensemble", "checkpoints=[a,b]", "ensemble_weights=[0,0]"], "ensemble_weights are all 0"),
+    (["checkpoint=a", "domain=source", "statistics_from=s"], "domain=source contradicts statistics_from="),
     (["checkpoint=a", "output=/tmp"], "output=/tmp: a folder; expected the name of a JSON file"),
     (["mode=ensemble", "checkpoints=[a]", "checkpoint=b"], "mode=ensemble takes checkpoints="),
     (["mode=ensemble", "checkpoints=[a]", "wait_minutes=1"], "wait_minutes is for mode=best"),

@@ -22,7 +22,6 @@ from esl_dist.engine.checkpoints import (
     RUN_CONFIG,
     SEGMENTATION,
     BrokenCheckpointError,
-    Manifest,
     checkpoint_folder,
     checkpoint_folders,
     read_manifest,
@@ -31,6 +30,7 @@ from esl_dist.engine.checkpoints import (
 )
 from esl_dist.engine.conditions import changed_keys, told_changes
 from esl_dist.engine.distributed import from_main, is_main, say, sum_over_ranks, warn
+from esl_dist.engine.manifests import Manifest
 from esl_dist.errors import UserError
 from esl_dist.files import shortened, write_json
 from esl_dist.reporting.scores import percent, scores_of

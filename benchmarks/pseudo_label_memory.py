@@ -18,7 +18,8 @@ import torch
 
 from esl_dist.data.images import encode_png
 from esl_dist.data.labels import class_set_from
-from esl_dist.data.shards import Members, ShardIndex, shard_name, write_index, write_shard
+from esl_dist.data.shard_index import ShardIndex, write_index
+from esl_dist.data.shards import Members, shard_name, write_shard
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import initialise, published_state

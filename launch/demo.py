@@ -22,7 +22,7 @@ if __name__ == "__main__":
 from esl_dist.checked import read_content
 from esl_dist.command_line import run_program
 from esl_dist.config import Demo
-from esl_dist.data.shards import INDEX_NAME
+from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.toytown import write_toytown
 from esl_dist.engine.labelling import SUMMARY, read_summary
 from esl_dist.engine.snapshots import scores_from

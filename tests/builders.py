@@ -12,7 +12,8 @@ from PIL import Image
 
 from esl_dist.data.images import encode_png
 from esl_dist.data.labels import ClassSet, class_set_from
-from esl_dist.data.shards import ShardIndex, ShardReader, open_shards, shard_name, write_index, write_shard
+from esl_dist.data.shard_index import ShardIndex, write_index
+from esl_dist.data.shards import ShardReader, open_shards, shard_name, write_shard
 
 CLASS_ENTRIES: list[dict[str, Any]] = [
     {"name": "road", "color": [128, 64, 128], "ids": [7]},

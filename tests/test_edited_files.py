@@ -18,7 +18,8 @@ from torch.amp.grad_scaler import GradScaler
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.checked import read_content
 from esl_dist.data.loading import LabelSource, Samples
-from esl_dist.data.shards import choose_classes, open_shards, shard_from
+from esl_dist.data.shard_index import shard_from
+from esl_dist.data.shards import choose_classes, open_shards
 from esl_dist.engine.beginning import build_state
 from esl_dist.engine.checkpoints import (
     FILES,

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from esl_dist.data.layouts import Layout, Pair
-from esl_dist.data.shards import ShardIndex
+from esl_dist.data.shard_index import ShardIndex
 from esl_dist.errors import UserError
 from esl_dist.files import sha256_of_file
 

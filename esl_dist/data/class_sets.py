@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from esl_dist.config_files import read_yaml
 from esl_dist.data.labels import ClassSet, class_names, class_set_from
-from esl_dist.data.shards import read_index
+from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
 
 

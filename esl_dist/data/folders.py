@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from esl_dist.data.shards import ShardEntry, ShardIndex, shard_name, write_index
+from esl_dist.data.shard_index import ShardEntry, ShardIndex, write_index
+from esl_dist.data.shards import shard_name
 from esl_dist.errors import UserError
 from esl_dist.files import fsync_folder, make_folder, whole_file
 

@@ -28,7 +28,8 @@ from esl_dist.data.images import (
     resize_label,
 )
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names, train_id_table
-from esl_dist.data.shards import INDEX_NAME, ShardReader, choose_classes
+from esl_dist.data.shard_index import INDEX_NAME
+from esl_dist.data.shards import ShardReader, choose_classes
 from esl_dist.data.workers import Fields, Workers, read_ahead, stacked
 from esl_dist.errors import CorruptSampleError, UserError
 

@@ -51,19 +51,8 @@ from esl_dist.data.images import (
 from esl_dist.data.labels import RAW_IDS
 from esl_dist.data.layouts import Layout, Pair
 from esl_dist.data.processes import affordable, in_order, worker_processes
-from esl_dist.data.shards import (
-    INDEX_NAME,
-    Members,
-    ShardEntry,
-    ShardIndex,
-    open_shards,
-    packed_size,
-    read_index,
-    shard_name,
-    verify,
-    write_index,
-    write_shard,
-)
+from esl_dist.data.shard_index import INDEX_NAME, ShardEntry, ShardIndex, read_index, write_index
+from esl_dist.data.shards import Members, open_shards, packed_size, shard_name, verify, write_shard
 from esl_dist.data.sources import Reading, read_label, read_picture
 from esl_dist.errors import UserError
 

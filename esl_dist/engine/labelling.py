@@ -45,14 +45,8 @@ from esl_dist.data.images import (
 )
 from esl_dist.data.labels import IGNORE_INDEX, class_names, identity_class_set
 from esl_dist.data.loading import Batch, Samples, batches
-from esl_dist.data.shards import (
-    INDEX_NAME,
-    Members,
-    ShardIndex,
-    ShardReader,
-    read_index,
-    write_index,
-)
+from esl_dist.data.shard_index import INDEX_NAME, ShardIndex, read_index, write_index
+from esl_dist.data.shards import Members, ShardReader
 from esl_dist.data.workers import Workers
 from esl_dist.engine.claims import claim
 from esl_dist.engine.conditions import Conditions, changed_keys, statistics_of, told_changes

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from esl_dist.data.shards import INDEX_NAME
+from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.engine.checkpoints import MANIFEST, RUN_CONFIG
 from esl_dist.engine.claims import LOCK
 from esl_dist.engine.distributed import is_main

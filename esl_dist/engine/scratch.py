@@ -15,7 +15,8 @@ from torch import Tensor
 
 from esl_dist.checked import read_content
 from esl_dist.data.images import decode_label
-from esl_dist.data.shards import Members, ShardEntry, shard_from, shard_to, write_shard
+from esl_dist.data.shard_index import ShardEntry, shard_from, shard_to
+from esl_dist.data.shards import Members, write_shard
 from esl_dist.engine.conditions import changed_keys, told_changes
 from esl_dist.engine.distributed import is_main, say, wait_for_all
 from esl_dist.errors import UserError

@@ -8,14 +8,8 @@ from typing import Any
 
 import pytest
 
-from esl_dist.data.shards import (
-    INDEX_NAME,
-    ShardIndex,
-    open_shards,
-    verify,
-    write_index,
-    write_shard,
-)
+from esl_dist.data.shard_index import INDEX_NAME, ShardIndex, write_index
+from esl_dist.data.shards import open_shards, verify, write_shard
 from esl_dist.errors import UserError
 from tests.builders import CLASS_ENTRIES, class_set, drawn_shards
 

@@ -13,7 +13,7 @@ import pytest
 from esl_dist.config import Prepare
 from esl_dist.config_files import load_config
 from esl_dist.data import packing
-from esl_dist.data.shards import INDEX_NAME
+from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.errors import UserError
 from shards import prepare
 from tests.builders import SPLIT, write_description, write_pictures

@@ -13,7 +13,8 @@ from esl_dist.data import packing
 from esl_dist.data.images import decode_image, decode_label, encode_png, resize_image, resize_label
 from esl_dist.data.layouts import Layout, read_layout
 from esl_dist.data.packing import Encoding, pack
-from esl_dist.data.shards import ShardIndex, open_shards, read_index
+from esl_dist.data.shard_index import ShardIndex, read_index
+from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, no_progress, write_description, write_pictures
 from tests.data.packs import ThisProcess

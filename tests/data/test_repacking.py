@@ -19,7 +19,8 @@ from esl_dist.data import folders, packing
 from esl_dist.data.images import decode_label, encode_png
 from esl_dist.data.layouts import Layout, read_layout
 from esl_dist.data.packing import Encoding, Packed, pack
-from esl_dist.data.shards import INDEX_NAME, open_shards, verify
+from esl_dist.data.shard_index import INDEX_NAME
+from esl_dist.data.shards import open_shards, verify
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, drawn_shards, encoded, no_progress, write_pictures
 from tests.data.packs import ThisProcess, contents

@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 
 from esl_dist.data.images import decode_image, decode_label
 from esl_dist.data.labels import identity_class_set
-from esl_dist.data.shards import (
-    broken_shards,
-    choose_classes,
-    open_shards,
-    packed_size,
-    read_index,
-    verify,
-    write_shard,
-)
+from esl_dist.data.shard_index import read_index
+from esl_dist.data.shards import broken_shards, choose_classes, open_shards, packed_size, verify, write_shard
 from esl_dist.errors import CorruptSampleError, UserError
 from tests.builders import class_set, draw, drawn_samples, drawn_shards, write_shards
 

@@ -12,7 +12,8 @@ from esl_dist.config import PseudoLabel
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.images import encode_png
 from esl_dist.data.labels import class_names
-from esl_dist.data.shards import INDEX_NAME, ShardReader, open_shards
+from esl_dist.data.shard_index import INDEX_NAME
+from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
 from esl_dist.models.weight_files import write_weights

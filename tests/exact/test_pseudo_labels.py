@@ -11,7 +11,8 @@ import pytest
 
 from esl_dist.adaptation.entropy import HIGHEST_LEVEL
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
-from esl_dist.data.shards import INDEX_NAME, open_shards
+from esl_dist.data.shard_index import INDEX_NAME
+from esl_dist.data.shards import open_shards
 from esl_dist.engine.labelling import _pieces
 from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import run_in, train

@@ -29,6 +29,8 @@ EXPECTED = {
     "int": "int, such as 20",
     "float": "float, such as 0.5 or 1e-4",
     "bool": "bool: true or false",
+    "list[int]": "list[int], such as [640,480]",
+    "list[float]": "list[float], such as [0.5,0.5]",
     "list[str]": "list[str], such as ['a', 'b']",
     "list[typing.Any]": "a list, such as [0, 1]",
     "dict[str, typing.Any]": "a mapping, `name: …` on a line each",
@@ -54,7 +56,7 @@ def problems_of_type(value: Values, kind: str) -> Iterator[tuple[str, str]]:
             for number, member in enumerate(value):
                 yield from ((f"[{number}]", problem) for _, problem in problems_of_type(member, single[5:-1]))
         else:
-            yield "", f"expected {EXPECTED.get(kind, kind)}, got {_as_written(value)}"
+            yield "", f"expected {EXPECTED.get(single, single)}{optional and ' or null'}, got {_as_written(value)}"
     elif single.startswith("dict["):
         if not isinstance(value, dict):
             yield "", f"expected {EXPECTED[ANY_MAPPING]}, got {_as_written(value)}"

@@ -14,7 +14,7 @@ from esl_dist.engine.claims import LOCK
 from esl_dist.engine.distributed import is_main
 from esl_dist.engine.scratch import SCRATCH
 from esl_dist.errors import UserError
-from esl_dist.files import read_json
+from esl_dist.files import PARTIAL_SUFFIX, read_json
 
 SCORES = ("iou", "snapshots")
 """Keys of which a JSON file of scores has one: those of one evaluation, or those of a run."""
@@ -87,8 +87,12 @@ def refuse_other_use(setting: str, folder: Path) -> None:
     """
     if not folder.is_dir() or (folder / INDEX_NAME).exists() or (folder / SCRATCH).exists():
         return
-    # A kill may have left a job's shards without the rest.
-    other = sorted(one.name for one in folder.iterdir() if one.name != LOCK and not one.name.startswith("shard-"))
+    # A kill may have left a job's shards, or half a file, without the rest.
+    other = sorted(
+        one.name
+        for one in folder.iterdir()
+        if one.name != LOCK and not one.name.startswith("shard-") and not one.name.endswith(PARTIAL_SUFFIX)
+    )
     if other:
         raise UserError(
             f"{setting}={folder}: is there and holds other files ({other[0]!r}); choose a folder of its own"

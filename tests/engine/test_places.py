@@ -28,6 +28,8 @@ def test_a_folder_of_a_job_may_be_used_again(tmp_path: Path, names: list[str]) -
         (tmp_path / name).touch()
     refuse_other_use("output", tmp_path)
     refuse_other_use("output", tmp_path / "nowhere")
+    (tmp_path / "summary.json.partial").touch()
+    refuse_other_use("output", tmp_path)
 
 
 def test_a_folder_of_other_files_is_not_used(tmp_path: Path) -> None:

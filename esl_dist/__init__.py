@@ -2,11 +2,11 @@
 
 Imports run one way, from the top of this list to what stands below it:
 
-    launch, shards   the programs: read a configuration, call one function
-    engine           what knows ranks: training loop, evaluation, pseudo-label job, checkpoints
-    reporting        what people read: TensorBoard, tables
-    adaptation       the method: losses, adaptation methods, entropy statistics, pseudo-labels
-    data, models     samples in, logits out; neither knows the other
-    config, environment, errors, files, checked, machine   settings, launchers' variables, the exceptions for users,
-                                                           whole-file writing, values from files, what a job may use
+    launch, shards         the programs: read a configuration, call one function
+    training, inference    adapt a network; use one: scores, pseudo-labels; neither knows the other
+    runs                   what a run leaves on disk: checkpoints, snapshots, records
+    ranks, reporting       who computes and sums, and knows the ground alone; what people read
+    adaptation             the science: methods, losses, entropy statistics, pseudo-labels
+    data, models           samples in, logits out; neither knows the other
+    config, …              the ground: settings, files, messages, the machine
 """

@@ -75,6 +75,11 @@ def whole_number(variable: str, least: int, most: int) -> int | None:
     return int(text)
 
 
+def started_by_torchrun() -> bool:
+    """Return whether torchrun, or a launcher that uses it, started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def flag(variable: str) -> bool:
     """Return whether a variable says yes; where it is not set or empty, it does not.
 

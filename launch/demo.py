@@ -24,12 +24,12 @@ from esl_dist.command_line import run_program
 from esl_dist.config import Demo
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.toytown import write_toytown
-from esl_dist.engine.labelling import SUMMARY, read_summary
-from esl_dist.engine.snapshots import scores_from
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
+from esl_dist.inference.labelling import SUMMARY, read_summary
 from esl_dist.reporting.progress import progress
 from esl_dist.reporting.scores import score_table
+from esl_dist.runs.snapshots import scores_from
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}

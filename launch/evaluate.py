@@ -19,18 +19,18 @@ if __name__ == "__main__":
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate
-from esl_dist.engine.conditions import asked_precision
-from esl_dist.engine.distributed import joined_ranks
-from esl_dist.engine.evaluation import evaluate
 from esl_dist.errors import UserError
+from esl_dist.inference.conditions import asked_precision
+from esl_dist.inference.evaluation import evaluate
+from esl_dist.ranks.session import joined_ranks
 
 
 def main(config: Evaluate) -> None:
     """Print the table of scores, write them as JSON and to TensorBoard."""
     check(config)
     with joined_ranks(config.timeout_minutes, config.precision) as ranks:
-        precision = asked_precision(config.precision, ranks.accelerator.mixed_precision)
-        evaluate(replace(config, precision=precision), ranks.accelerator.device)
+        precision = asked_precision(config.precision, ranks.precision)
+        evaluate(replace(config, precision=precision), ranks.device)
 
 
 def check(config: Evaluate) -> None:

@@ -23,7 +23,8 @@ from esl_dist.data.class_sets import read_class_sets
 from esl_dist.data.images import as_size
 from esl_dist.data.loading import Samples, label_source
 from esl_dist.data.shards import ShardReader, open_shards
-from esl_dist.engine.conditions import (
+from esl_dist.errors import UserError
+from esl_dist.inference.conditions import (
     Conditions,
     asked_precision,
     conditions_for,
@@ -31,29 +32,22 @@ from esl_dist.engine.conditions import (
     told_size,
     told_statistics,
 )
-from esl_dist.engine.distributed import (
-    compute_the_same_on_any_number_of_ranks,
-    joined_ranks,
-    refuse_disagreement,
-    say,
-    warn,
-    world_size,
-)
-from esl_dist.engine.labelling import write_pseudo_labels
-from esl_dist.engine.places import refuse_among_inputs, refuse_other_use
-from esl_dist.engine.scoring import classes_named
-from esl_dist.engine.trained import TrainedNetwork, load_trained
-from esl_dist.errors import UserError
+from esl_dist.inference.labelling import write_pseudo_labels
+from esl_dist.inference.output_folders import refuse_among_inputs, refuse_other_use
+from esl_dist.inference.scoring import classes_named
+from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks, warn, world_size
+from esl_dist.ranks.session import joined_ranks, one_thread_on_cpu
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import kept_table
+from esl_dist.runs.load import TrainedNetwork, load_trained
 
 
 def main(config: PseudoLabel) -> None:
     """Write the pseudo-labels and print what was kept."""
     check(config)
     with joined_ranks(config.timeout_minutes, config.precision) as ranks:
-        precision = asked_precision(config.precision, ranks.accelerator.mixed_precision)
-        label(replace(config, precision=precision), ranks.accelerator.device)
+        precision = asked_precision(config.precision, ranks.precision)
+        label(replace(config, precision=precision), ranks.device)
 
 
 def check(config: PseudoLabel) -> None:
@@ -81,9 +75,9 @@ def check(config: PseudoLabel) -> None:
 def label(config: PseudoLabel, device: torch.device) -> None:
     """Label the target on the ranks that have joined."""
     began = time.monotonic()
-    compute_the_same_on_any_number_of_ranks(device)
+    one_thread_on_cpu(device)
     shards = open_shards(config.target.path)
-    refuse_disagreement(shards.fingerprint(), "shards")
+    require_same_on_ranks(shards.fingerprint(), "shards")
     known = shards.index.class_sets if config.classes_from is None else read_class_sets(Path(config.classes_from))
     trained = load_trained(config.checkpoint, known, config.class_set, device)
     if config.classes_from is not None:
@@ -116,21 +110,21 @@ def say_plan(
         "device": f"{world_size()} process{'es' if world_size() > 1 else ''} on {device.type}",
         "output": config.output,
     }
-    say(account("pseudo-labels", facts))
+    print_on_main(account("pseudo-labels", facts))
     for line in differences(trained, how, shards):
-        say(f"note: {line}")
+        print_on_main(f"note: {line}")
 
 
 def say_result(config: PseudoLabel, summary: dict[str, Any], took: str) -> None:
     """Print what was kept of each class, and what may be done next."""
-    say(kept_table(summary["classes"]))
+    print_on_main(kept_table(summary["classes"]))
     never = [name for name, row in summary["classes"].items() if row["pixels_predicted"] == 0]
     if never:
         warn(f"never predicted, so without a pseudo-label: {', '.join(never)}")
     accuracy = "" if summary["accuracy"] is None else f", {100 * summary['accuracy']:.1f} % of them right"
-    say(f"{config.output}: {100 * summary['kept']:.1f} % of the pixels kept{accuracy}")
+    print_on_main(f"{config.output}: {100 * summary['kept']:.1f} % of the pixels kept{accuracy}")
     following = f"python launch/train.py … target.path={config.target.path} pseudo_labels={config.output}"
-    say(account(f"done in {took}", {"next": f"{following} network.start={config.checkpoint}"}))
+    print_on_main(account(f"done in {took}", {"next": f"{following} network.start={config.checkpoint}"}))
 
 
 if __name__ == "__main__":

@@ -14,19 +14,23 @@ if __name__ == "__main__":
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Train
-from esl_dist.engine.distributed import joined_ranks
-from esl_dist.engine.launching import start_missing_processes
-from esl_dist.engine.record import run_record
-from esl_dist.engine.signals import stop_wish
-from esl_dist.engine.trainer import train
+from esl_dist.ranks.launchers import start_missing_processes
+from esl_dist.ranks.session import joined_ranks
+from esl_dist.runs.run_record import run_record
+from esl_dist.training.loop import train
+from esl_dist.training.stop_request import stop_request
 
 
 def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
     # Before the wish: what becomes the launcher of the ranks takes no steps, and would forget a signal that is noted.
     start_missing_processes()
-    with run_record() as record, stop_wish() as wish, joined_ranks(config.timeout_minutes, config.precision) as ranks:
-        train(config, ranks, wish, record)
+    with (
+        run_record() as record,
+        stop_request() as request,
+        joined_ranks(config.timeout_minutes, config.precision) as ranks,
+    ):
+        train(config, ranks, request, record)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from esl_dist import config
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.config_files import describe, load_config, read_yaml
-from esl_dist.engine.beginning import check_training
+from esl_dist.training.setup import check_training
 
 PROJECT = Path(__file__).resolve().parent.parent
 

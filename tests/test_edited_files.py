@@ -16,12 +16,15 @@ from safetensors.torch import load_file, save_file
 from torch.amp.grad_scaler import GradScaler
 
 from esl_dist.adaptation.methods import METHODS
+from esl_dist.adaptation.optimisers import set_rates
 from esl_dist.checked import read_content
 from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.shard_index import shard_from
 from esl_dist.data.shards import choose_classes, open_shards
-from esl_dist.engine.beginning import build_state
-from esl_dist.engine.checkpoints import (
+from esl_dist.errors import CorruptSampleError, UserError
+from esl_dist.inference.labelling import SUMMARY, read_summary
+from esl_dist.inference.unfinished import JOB, SCRATCH, open_scratch
+from esl_dist.runs.checkpoints import (
     FILES,
     MANIFEST,
     SEGMENTATION,
@@ -30,15 +33,13 @@ from esl_dist.engine.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from esl_dist.engine.journal import Journal
-from esl_dist.engine.labelling import SUMMARY, read_summary
-from esl_dist.engine.optimisation import plain_updating, set_rates
-from esl_dist.engine.scratch import JOB, SCRATCH, open_scratch
-from esl_dist.engine.snapshots import best_step, read_scores
-from esl_dist.errors import CorruptSampleError, UserError
+from esl_dist.runs.snapshots import best_step, read_scores
+from esl_dist.training.log import TrainingLog
+from esl_dist.training.optimisation import plain_updating
+from esl_dist.training.setup import build_state
 from tests.builders import class_set, drawn_shards
 from tests.edits import VALUES, as_json, edited, with_edited_bytes
-from tests.engine.runs import KEEP_ALL, after_a_step, configuration, reseal
+from tests.training.small_runs import KEEP_ALL, after_a_step, configuration, reseal
 
 EDITS = {"derandomize": True, "deadline": None, "database": None}
 MADE_WITH = {"run": "r", "step": 4, "size": [8, 6], "bound": 0.5}
@@ -172,7 +173,7 @@ def use_checkpoint(folder: Path) -> None:
         optimizer.step()
     assert all(tensor.isfinite().all() for tensor in state.networks.segmentation.state_dict().values())
     if "journal" in checkpoint.training:
-        Journal(None, 1, 1, checkpoint.training["journal"]).mean_losses()
+        TrainingLog(None, 1, 1, checkpoint.training["journal"]).mean_losses()
 
 
 def works_or_is_broken(folder: Path) -> None:

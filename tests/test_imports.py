@@ -1,4 +1,4 @@
-"""Imports run one way, as `esl_dist/__init__.py` says; nothing but the engine and batch norm knows ranks."""
+"""Imports run one way, as `esl_dist/__init__.py` says; only `ranks` and batch norm know torch.distributed."""
 
 import ast
 from collections.abc import Iterator
@@ -11,17 +11,21 @@ ROOT = Path(__file__).parents[1]
 LAYERS: list[set[str]] = [
     {
         *("config", "config_files", "config_values", "yaml_text", "environment", "errors", "files", "checked"),
-        *("command_line", "early", "first_words", "machine", "streams"),
+        *("command_line", "early", "first_words", "machine", "made_with", "streams"),
     },
     {"data", "models"},
     {"adaptation"},
-    {"reporting"},
-    {"engine"},
+    {"reporting", "ranks"},
+    {"runs"},
+    {"training", "inference"},
     {"launch", "shards"},
 ]
-"""Parts of the project from the bottom up. A part imports itself and parts below; at the bottom, each other."""
+"""Parts of the project from the bottom up. A part imports itself and parts below; at the bottom, each other.
 
-RANKS_ARE_KNOWN_TO = ("esl_dist/engine/", "esl_dist/models/batch_norm.py")
+`ranks` imports the bottom alone.
+"""
+
+RANKS_ARE_KNOWN_TO = ("esl_dist/ranks/", "esl_dist/models/batch_norm.py")
 
 
 def part_of(module: str) -> str:
@@ -70,12 +74,14 @@ def _fault(name: str, part: str, other: str) -> str | None:
     if other.startswith("."):
         return f"{other} is relative"
     if other.startswith(("torch.distributed", "accelerate")):
-        return None if name.startswith(RANKS_ARE_KNOWN_TO) else f"{other} is for the engine"
+        return None if name.startswith(RANKS_ARE_KNOWN_TO) else f"{other} is for ranks"
     if other.split(".")[0] not in ("esl_dist", "launch", "shards"):
         return None
     other_part = part_of(other)
     if not any(other_part in parts for parts in LAYERS):
         return f"{other}: {other_part} is in no layer"
+    if part == "ranks" and other_part != part and level(other_part) > 0:
+        return f"{part} imports {other_part}"
     if other_part == part or level(other_part) < level(part) or level(part) == level(other_part) == 0:
         return None
     return f"{part} imports {other_part}"
@@ -99,26 +105,32 @@ def test_every_part_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("name", "line", "fault"),
     [
-        ("esl_dist/data/a.py", "from esl_dist.engine.step import Pass", "data imports engine"),
-        ("esl_dist/models/a.py", "import esl_dist.engine.step", "models imports engine"),
-        ("esl_dist/adaptation/methods/a.py", "from esl_dist import engine", "adaptation imports engine"),
+        ("esl_dist/data/a.py", "from esl_dist.training.step import MicroBatch", "data imports training"),
+        ("esl_dist/models/a.py", "import esl_dist.training.step", "models imports training"),
+        ("esl_dist/adaptation/methods/a.py", "from esl_dist import ranks", "adaptation imports ranks"),
         ("esl_dist/data/a.py", "from esl_dist.models import deeplab", "data imports models"),
         ("esl_dist/models/a.py", "from esl_dist.data.labels import IGNORE_INDEX", "models imports data"),
         ("esl_dist/models/a.py", "from esl_dist.adaptation import losses", "models imports adaptation"),
         ("esl_dist/adaptation/a.py", "from esl_dist.reporting import scores", "adaptation imports reporting"),
-        ("esl_dist/reporting/a.py", "def f():\n    import esl_dist.engine", "reporting imports engine"),
+        ("esl_dist/reporting/a.py", "def f():\n    import esl_dist.runs", "reporting imports runs"),
         ("esl_dist/config.py", "from esl_dist.data import labels", "config imports data"),
-        ("esl_dist/engine/a.py", "from launch.train import main", "engine imports launch"),
+        ("esl_dist/reporting/a.py", "from esl_dist.ranks.collectives import rank", "reporting imports ranks"),
+        ("esl_dist/ranks/a.py", "from esl_dist.runs import checkpoints", "ranks imports runs"),
+        ("esl_dist/ranks/a.py", "from esl_dist.models import deeplab", "ranks imports models"),
+        ("esl_dist/runs/a.py", "from esl_dist.training import step", "runs imports training"),
+        ("esl_dist/training/a.py", "from esl_dist.inference import scoring", "training imports inference"),
+        ("esl_dist/inference/a.py", "from esl_dist.training import step", "inference imports training"),
+        ("esl_dist/training/a.py", "from launch.train import main", "training imports launch"),
         ("launch/a.py", "from shards.prepare import main", "launch imports shards"),
-        ("esl_dist/data/a.py", "from ..engine import step", "is relative"),
-        ("esl_dist/data/a.py", "import torch.distributed as dist", "is for the engine"),
-        ("esl_dist/data/a.py", "from torch import distributed", "is for the engine"),
-        ("esl_dist/models/deeplab.py", "from torch.distributed import all_reduce", "is for the engine"),
-        ("esl_dist/models/a.py", "import torch\ntorch.distributed.get_rank()", "is for the engine"),
-        ("launch/a.py", "from accelerate import Accelerator", "is for the engine"),
+        ("esl_dist/data/a.py", "from ..training import step", "is relative"),
+        ("esl_dist/data/a.py", "import torch.distributed as dist", "is for ranks"),
+        ("esl_dist/data/a.py", "from torch import distributed", "is for ranks"),
+        ("esl_dist/models/deeplab.py", "from torch.distributed import all_reduce", "is for ranks"),
+        ("esl_dist/models/a.py", "import torch\ntorch.distributed.get_rank()", "is for ranks"),
+        ("launch/a.py", "from accelerate import Accelerator", "is for ranks"),
         ("esl_dist/data/a.py", "import esl_dist", "esl_dist is in no layer"),
         ("esl_dist/tools/a.py", "", "tools is in no layer"),
-        ("esl_dist/engine/a.py", "from esl_dist.tools import a", "tools is in no layer"),
+        ("esl_dist/runs/a.py", "from esl_dist.tools import a", "tools is in no layer"),
         ("esl_dist/__init__.py", "from esl_dist.config import Train", "imports esl_dist.config"),
     ],
 )
@@ -133,8 +145,8 @@ def test_right_imports_are_let_through(tmp_path: Path) -> None:
     write_tree(
         tmp_path,
         {
-            "launch/train.py": "from esl_dist.engine.trainer import train\nfrom esl_dist.config import Train",
-            "esl_dist/engine/a.py": "import torch.distributed as dist\nfrom accelerate import Accelerator",
+            "launch/train.py": "from esl_dist.training.loop import train\nfrom esl_dist.config import Train",
+            "esl_dist/ranks/a.py": "import torch.distributed as dist\nfrom accelerate import Accelerator",
             "esl_dist/models/batch_norm.py": "import torch.distributed as dist",
             "esl_dist/reporting/a.py": "from esl_dist.data.labels import IGNORE_INDEX",
             "esl_dist/adaptation/a.py": "from esl_dist.models.deeplab import upsample\nimport numpy",

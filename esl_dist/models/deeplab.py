@@ -7,11 +7,13 @@ statistics. Each classifier is the sum of four 3×3 convolutions, dilated by 6, 
 """
 
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import Domain, DomainBatchNorm2d, set_domain
 
 CLASSIFIER_DILATIONS = (6, 12, 18, 24)
@@ -192,3 +194,23 @@ def _part(name: str) -> str:
 def upsample(scores: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Resize (batch, classes, …, …) to (height, width): bilinear, corners aligned, as published."""
     return F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
+
+
+def refuse_single_value(size: tuple[int, int], pictures: int, name: str, remedy: str) -> None:
+    """Make sure that batch norm in training has more than one value a channel to take a variance of.
+
+    Args:
+        size: width and height of the network's input.
+        pictures: that are normalised together, over all ranks.
+        name: in front of the message.
+        remedy: what to give instead.
+
+    Raises:
+        UserError: it has one value.
+    """
+    if pictures * feature_size(size[0]) * feature_size(size[1]) == 1:
+        least = next(side for side in count(1) if feature_size(side) > 1)
+        raise UserError(
+            f"{name}: a single picture of {size[0]}×{size[1]} pixels gives batch norm one value a channel; expected "
+            f"at least {least} pixels on a side: give {remedy}"
+        )

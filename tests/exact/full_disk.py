@@ -8,7 +8,7 @@ import runpy
 import sys
 from typing import Any
 
-from esl_dist.engine import saving
+from esl_dist.runs import async_save as saving
 
 limit = int(sys.argv[1])
 sys.argv = sys.argv[2:]

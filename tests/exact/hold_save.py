@@ -9,9 +9,10 @@ import threading
 from itertools import count
 from typing import Any
 
-from esl_dist.engine import saving, trainer
-from esl_dist.engine.checkpoints import Checkpoint
 from esl_dist.errors import UserError
+from esl_dist.runs import async_save as saving
+from esl_dist.runs.checkpoints import Checkpoint
+from esl_dist.training import loop as trainer
 
 HELD_UNTIL_STEP = 4
 PATIENCE_SECONDS = 20

@@ -2,7 +2,7 @@
 
 Sums that are added in another order, on other ranks or another processor, differ by rounding. In float32 that may turn
 over a ReLU, and the gradients below it change by far more than rounding; in float64 this does not come about.
-The launcher has to start all ranks: those that `esl_dist.engine.launching` starts know nothing of this file.
+The launcher has to start all ranks: those that `esl_dist.ranks.launchers` starts know nothing of this file.
 """
 
 import runpy

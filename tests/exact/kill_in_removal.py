@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from esl_dist.engine import labelling
+from esl_dist.inference import labelling
 
 
 def half_removed(folder: Path, *_: Any, **__: Any) -> None:

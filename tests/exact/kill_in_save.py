@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from esl_dist.engine import checkpoints
+from esl_dist.runs import checkpoints
 
 function, call, program = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 sys.argv = sys.argv[3:]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from esl_dist.engine import labelling
+from esl_dist.inference import labelling
 
 SECONDS = 0.03
 """A picture and pass."""

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from esl_dist import config as settings
-from esl_dist.engine import beginning, trainer
-from esl_dist.engine.presence import SILENT_SECONDS
+from esl_dist.ranks.heartbeat import SILENT_SECONDS
+from esl_dist.training import loop as trainer
+from esl_dist.training import setup as beginning
 
 LAST_STEP = 3
 """Where the rank's way parts from that of the others."""

@@ -170,9 +170,9 @@ def main() -> None:
     # Imported here and not by the ranks: what they share they need not load.
     import torchvision  # noqa: F401
 
-    import esl_dist.engine.labelling
-    import esl_dist.engine.scoring
-    import esl_dist.engine.trainer  # noqa: F401
+    import esl_dist.inference.labelling
+    import esl_dist.inference.scoring
+    import esl_dist.training.loop  # noqa: F401
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:

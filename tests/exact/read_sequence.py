@@ -7,16 +7,17 @@ from pathlib import Path
 
 from esl_dist import config as settings
 from esl_dist.config_files import load_config
-from esl_dist.engine.beginning import check_training
-from esl_dist.engine.distributed import joined_ranks, rank
-from esl_dist.engine.training_data import open_training_data, own_passes
+from esl_dist.ranks.collectives import rank
+from esl_dist.ranks.session import joined_ranks
+from esl_dist.training.data import open_training_data, own_micro_batches
+from esl_dist.training.setup import check_training
 
 first, last, notes, *words = sys.argv[1:]
 config = load_config(settings.Train, None, words)
 with joined_ranks(config.timeout_minutes) as ranks:
     data = open_training_data(config, check_training(config))
     assert data.target is not None
-    steps = own_passes(config, data, int(first), ranks.accelerator.device)
+    steps = own_micro_batches(config, data, int(first), ranks.device)
     keys = [
         {
             "source": [data.source.images.key(place) for place in one.source["positions"].tolist()],

@@ -6,7 +6,9 @@ import signal
 import sys
 from typing import Any
 
-from esl_dist.engine import distributed, launching, trainer
+from esl_dist.ranks import launchers as launching
+from esl_dist.ranks import session as distributed
+from esl_dist.training import loop as trainer
 
 PLACES: dict[str, tuple[list[Any], str]] = {
     "the launcher": ([launching, distributed], "start_missing_processes"),

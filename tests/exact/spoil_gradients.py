@@ -16,12 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from esl_dist.engine import trainer
-from esl_dist.engine.beginning import State
-from esl_dist.engine.distributed import Ranks, refuse_disagreement
-from esl_dist.engine.optimisation import Updating
-from esl_dist.engine.step import Losses
 from esl_dist.models.weight_files import digest_of_weights
+from esl_dist.ranks.collectives import require_same_on_ranks
+from esl_dist.ranks.session import Ranks
+from esl_dist.training import loop as trainer
+from esl_dist.training.optimisation import Updating
+from esl_dist.training.setup import State
+from esl_dist.training.step import Losses
 
 what, first, last, rank, scale = sys.argv[1], *map(int, sys.argv[2:6])
 sys.argv = sys.argv[6:]
@@ -30,7 +31,7 @@ plain_updating, plain_add_gradients = trainer._updating, trainer.add_gradients
 
 def spoiled_updating(state: State, ranks: Ranks) -> Updating:
     if scale > 0:
-        ranks.accelerator.scaler = GradScaler("cpu", init_scale=scale)
+        object.__setattr__(ranks, "scaler", GradScaler("cpu", init_scale=scale))
     plain = plain_updating(state, ranks)
     step = 1
 
@@ -58,9 +59,9 @@ def spoiled_updating(state: State, ranks: Ranks) -> Updating:
         step += 1
         updated = plain.update(place)
         for weights in (state.networks.segmentation, state.networks.discriminators):
-            refuse_disagreement(digest_of_weights(weights.state_dict()), f"weights after {place}")
-        scaler = ranks.accelerator.scaler
-        refuse_disagreement(f"{updated} {scaler and scaler.state_dict()}", f"loss scale after {place}")
+            require_same_on_ranks(digest_of_weights(weights.state_dict()), f"weights after {place}")
+        scaler = ranks.scaler
+        require_same_on_ranks(f"{updated} {scaler and scaler.state_dict()}", f"loss scale after {place}")
         return updated
 
     trainer.add_gradients = add_gradients

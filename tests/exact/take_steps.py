@@ -12,12 +12,14 @@ import torch
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS
+from esl_dist.adaptation.optimisers import build_optimizers, set_rates
 from esl_dist.data.loading import Batch
 from esl_dist.data.sampling import rank_batches
-from esl_dist.engine.distributed import joined_ranks, rank, sum_over_ranks, world_size
-from esl_dist.engine.optimisation import build_optimizers, plain_updating, set_rates
-from esl_dist.engine.step import Pass, Precision, add_gradients, local_valid_pixels
-from tests.engine.test_step import IMAGES, PLAIN, build, domain_batch
+from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
+from esl_dist.ranks.session import joined_ranks
+from esl_dist.training.optimisation import plain_updating
+from esl_dist.training.step import MicroBatch, Precision, add_gradients, local_valid_pixels
+from tests.training.test_step import IMAGES, PLAIN, build, domain_batch
 
 STEPS = 4
 
@@ -51,7 +53,7 @@ with joined_ranks(1):
         set_rates(optimizers, step, options)
         cuts = list(islice(rank_batches(iter(range(IMAGES)), IMAGES, passes, rank(), world_size()), passes))
         source, target = (global_batch(step, domain) for domain in (0, 1))
-        own = [Pass(chosen(source, positions), chosen(target, positions)) for positions in cuts]
+        own = [MicroBatch(chosen(source, positions), chosen(target, positions)) for positions in cuts]
         valid_pixels = sum_over_ranks(local_valid_pixels(own))
         local = add_gradients(networks, METHODS[method], weights, own, valid_pixels, IMAGES, precision)
         updating.update(f"step {step}")

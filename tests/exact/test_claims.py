@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
-from esl_dist.engine import claims, distributed
-from esl_dist.engine.claims import LOCK, claim
+from esl_dist.ranks import session as distributed
+from esl_dist.runs import folder_lock as claims
+from esl_dist.runs.folder_lock import LOCK, lock_folder
 from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
 
@@ -97,11 +98,11 @@ def test_a_rank_that_outlives_rank_0_keeps_the_folder_for_it_still_writes(
 
 ANOTHER_START_FINISHES = """
 import shutil, sys
-from esl_dist.engine import labelling
+from esl_dist.inference import labelling
 claim, finished = labelling.claim, sys.argv.pop(1)
 def late(output, setting):
     shutil.copytree(finished, output)
-    claim(output, setting)
+    lock_folder(output, setting)
 labelling.claim = late
 """
 
@@ -122,11 +123,11 @@ def test_pseudo_labels_that_another_start_has_finished_just_before_the_claim_are
 
 CHECKPOINTS_GO_DURING_THE_START = """
 import shutil
-from esl_dist.engine import trainer
+from esl_dist.training import loop as trainer
 claim = trainer.claim
 def late(run, setting):
     shutil.rmtree(run / "checkpoints")
-    claim(run, setting)
+    lock_folder(run, setting)
 trainer.claim = late
 """
 
@@ -145,12 +146,12 @@ def test_a_run_whose_checkpoints_go_during_the_start_does_not_begin_anew_without
 def test_no_rank_goes_on_before_every_rank_has_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else, were rank 0 lost at once, another start could take the folder from the ranks that are still to come."""
     calls: list[str] = []
-    monkeypatch.setattr(claims, "from_main", lambda flags: [True])
+    monkeypatch.setattr(claims, "broadcast_flags", lambda flags: [True])
     monkeypatch.setattr(claims, "is_main", lambda: False)
     monkeypatch.setattr(claims, "rank", lambda: 1)
     monkeypatch.setattr(claims, "wait_for_all", lambda: calls.append("wait"))
     monkeypatch.setattr(fcntl, "lockf", lambda *arguments: calls.append("lock"))
-    claim(tmp_path, "name")
+    lock_folder(tmp_path, "name")
     assert calls == ["lock", "wait"]
 
 
@@ -159,7 +160,7 @@ def test_where_files_cannot_be_locked_there_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     monkeypatch.setattr(fcntl, "lockf", failing_with(number))
-    claim(tmp_path / "new" / "run", "name")
+    lock_folder(tmp_path / "new" / "run", "name")
     place = f"{tmp_path}/new/run/{LOCK}"
     expected = (
         f"warning: {place}: this file system knows no locks ({os.strerror(number)}); make sure that no other start"
@@ -170,19 +171,19 @@ def test_where_files_cannot_be_locked_there_is_a_warning(
 def test_of_several_ranks_one_warns_that_files_cannot_be_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(claims, "from_main", lambda flags: [True])
+    monkeypatch.setattr(claims, "broadcast_flags", lambda flags: [True])
     monkeypatch.setattr(claims, "wait_for_all", lambda: None)
     for module in (claims, distributed):
         monkeypatch.setattr(module, "is_main", lambda: False)
     monkeypatch.setattr(fcntl, "lockf", failing_with(errno.ENOLCK))
-    claim(tmp_path, "name")
+    lock_folder(tmp_path, "name")
     assert capsys.readouterr().err == ""
 
 
 def test_a_failing_disk_is_not_taken_for_one_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "lockf", failing_with(errno.EIO))
     with pytest.raises(OSError, match="Input/output error") as found:
-        claim(tmp_path, "name")
+        lock_folder(tmp_path, "name")
     assert found.value.filename == f"{tmp_path}/{LOCK}"
 
 

@@ -14,8 +14,8 @@ from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.sampling import endless_order
 from esl_dist.data.shards import open_shards
-from esl_dist.engine.checkpoints import checkpoint_folder, load_checkpoint
 from esl_dist.errors import UserError
+from esl_dist.runs.checkpoints import checkpoint_folder, load_checkpoint
 from tests.exact.ranks import RankServer
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import run_in, start_training, train, training_words

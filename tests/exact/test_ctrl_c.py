@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from esl_dist.command_line import EXIT_INTERRUPTED
-from esl_dist.engine.record import RUN_RECORD, read_record
-from esl_dist.engine.signals import END_SECONDS, ONE_PRESS_SECONDS
+from esl_dist.runs.run_record import RUN_RECORD, read_record
+from esl_dist.training.stop_request import END_SECONDS, ONE_PRESS_SECONDS
 from tests.exact.ranks import CHANGED, PROJECT
 from tests.exact.trainings import TRAIN, assert_whole, newest_step, run_in, training_words
 from tests.programs import ACCELERATE, TORCHRUN, command, environment
@@ -27,7 +27,7 @@ ENDLESS = ("steps=1000", "checkpoints.every=1000", "log_every=1")
 NOTICE = "interrupted: finishing the step and saving; press again to end at once"
 HANGING_SAVE = """
 import time
-from esl_dist.engine import saving
+from esl_dist.runs import async_save as saving
 saving.save_checkpoint = lambda *_: time.sleep(600)
 """
 

@@ -7,7 +7,7 @@ import pytest
 
 from esl_dist import config as settings
 from esl_dist.command_line import EXIT_STOPPED
-from esl_dist.engine.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
+from esl_dist.runs.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
 from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from esl_dist.command_line import EXIT_USER_ERROR
-from esl_dist.engine.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint
+from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint
 from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,

@@ -10,9 +10,9 @@ import torch
 
 from esl_dist.config import Network
 from esl_dist.data.shards import open_shards
-from esl_dist.engine.checkpoints import build_network
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.discriminator import build_discriminator
+from esl_dist.runs.checkpoints import build_network
 from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,

@@ -13,7 +13,7 @@ from esl_dist.adaptation.entropy import HIGHEST_LEVEL
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards
-from esl_dist.engine.labelling import _pieces
+from esl_dist.inference.labelling import _pieces
 from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import run_in, train
 from tests.programs import small_town
@@ -213,7 +213,7 @@ def test_a_piece_that_was_damaged_meanwhile_is_named_and_no_label_is_made_of_it(
 RANK_1_IS_LATE = """
 import os, sys, time
 from pathlib import Path
-from esl_dist.engine import labelling
+from esl_dist.inference import labelling
 plain, awaited = labelling.label_and_score, [Path(one) for one in sys.argv.pop(1).split(",")]
 def late(*arguments):
     while not all(one.exists() for one in awaited):

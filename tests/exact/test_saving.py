@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
-from esl_dist.engine.checkpoints import (
+from esl_dist.files import PARTIAL_SUFFIX
+from esl_dist.runs.checkpoints import (
     checkpoint_folder,
     checkpoint_folders,
     step_of,
 )
-from esl_dist.files import PARTIAL_SUFFIX
-from tests.engine.runs import newest_whole, rewrite_as_version
 from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import (
     TRAIN,
@@ -29,6 +28,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.programs import environment
+from tests.training.small_runs import newest_whole, rewrite_as_version
 
 pytestmark = pytest.mark.exact
 
@@ -128,7 +128,7 @@ def test_a_broken_checkpoint_is_set_aside_when_the_run_goes_on_and_not_counted_a
 
 LATE_LISTING = """
 import functools
-from esl_dist.engine import checkpoints
+from esl_dist.runs import checkpoints
 checkpoints.checkpoint_folders = functools.cache(checkpoints.checkpoint_folders)
 """
 """Every rank goes on seeing the folder as it was at the start, as on a file system of several machines."""

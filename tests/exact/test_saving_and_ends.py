@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_USER_ERROR
-from esl_dist.engine.checkpoints import checkpoint_folder
-from tests.engine.runs import newest_whole
+from esl_dist.runs.checkpoints import checkpoint_folder
 from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import TRAIN, run_in, training_words
 from tests.programs import environment
+from tests.training.small_runs import newest_whole
 
 pytestmark = pytest.mark.exact
 
 INTERRUPTED_SAVE = """
 import os, signal, threading, time
-from esl_dist.engine import saving
+from esl_dist.runs import async_save as saving
 plain = saving.save_checkpoint
 def late(*arguments):
     # The second one may come before the first is noted, and then they are one.
@@ -50,7 +50,8 @@ def test_a_checkpoint_is_finished_when_the_training_is_interrupted_twice_before_
 
 FAILING_SAVE = """
 import threading
-from esl_dist.engine import saving, trainer
+from esl_dist.runs import async_save as saving
+from esl_dist.training import loop as trainer
 from esl_dist.errors import UserError
 plain, failing, threads, steps = trainer.add_gradients, threading.Event(), [], []
 def fail(*_):

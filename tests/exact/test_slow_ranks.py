@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esl_dist.engine.presence import BEAT_SECONDS, SILENT_SECONDS
+from esl_dist.ranks.heartbeat import BEAT_SECONDS, SILENT_SECONDS
 from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,

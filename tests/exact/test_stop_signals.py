@@ -164,7 +164,7 @@ def test_ctrl_c_saves_and_ends_all_ranks_after_the_same_step(
 
 HANGING_SAVE = """
 import time
-from esl_dist.engine import saving
+from esl_dist.runs import async_save as saving
 saving.save_checkpoint = lambda *_: time.sleep(600)
 """
 

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from esl_dist.engine.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint, read_manifest
+from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint, read_manifest
 from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.programs import TINY_TRAINING
 

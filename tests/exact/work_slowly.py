@@ -11,7 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from esl_dist.data.loading import Samples
-from esl_dist.engine import evaluator, labelling, saving, step, trainer
+from esl_dist.inference import ensemble as evaluator
+from esl_dist.inference import labelling
+from esl_dist.runs import async_save as saving
+from esl_dist.training import loop as trainer
+from esl_dist.training import step
 
 PLACES: dict[str, tuple[Any, str]] = {
     "saves": (saving, "save_checkpoint"),

@@ -18,7 +18,7 @@ from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
 from esl_dist.models.weight_files import digest_of_weights, read_weights, refuse_tensors, write_weights
 from esl_dist.models.weights import load_weights
-from tests.engine.runs import tiny_network
+from tests.training.small_runs import tiny_network
 
 
 def network(seed: int = 0) -> Any:

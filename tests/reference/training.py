@@ -15,12 +15,13 @@ from esl_dist import config as settings
 from esl_dist.adaptation.losses import SOURCE, domain_loss, self_information
 from esl_dist.adaptation.methods import METHODS, Method
 from esl_dist.adaptation.methods.method import DiscriminatorLoss
+from esl_dist.adaptation.optimisers import build_optimizers, set_rates
 from esl_dist.data.loading import Batch, network_input
-from esl_dist.engine.distributed import rank, sum_over_ranks, world_size
-from esl_dist.engine.optimisation import build_optimizers, set_rates, update
-from esl_dist.engine.step import Losses, Networks, Pass, Precision, add_gradients, local_valid_pixels
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
+from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
+from esl_dist.training.optimisation import update
+from esl_dist.training.step import Losses, MicroBatch, Networks, Precision, add_gradients, local_valid_pixels
 from tests.reference.arrays import arrays, filled
 
 CLASSES = 19
@@ -152,13 +153,13 @@ def _less_source_half(loss: DiscriminatorLoss) -> DiscriminatorLoss:
     return target_half
 
 
-def _own_pass(batches: dict[str, NDArray], step: int, images: int, pseudo_labels: bool) -> Pass:
+def _own_pass(batches: dict[str, NDArray], step: int, images: int, pseudo_labels: bool) -> MicroBatch:
     """Return this rank's part of a step's batch."""
     share = images // world_size()
     first = step * images + rank() * share
     rows = slice(first, first + share)
     target_labels = batches["target_pseudo_labels"][rows] if pseudo_labels else None
-    return Pass(
+    return MicroBatch(
         _batch(batches["source_images"][rows], batches["source_labels"][rows]),
         _batch(batches["target_images"][rows], target_labels),
     )

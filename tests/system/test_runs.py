@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esl_dist.adaptation.methods import METHODS
-from esl_dist.engine.training_data import open_training_data, run_name
+from esl_dist.training.data import open_training_data, run_name
 from tests.builders import drawn_samples, write_shards
-from tests.engine.runs import configuration
 from tests.programs import TINY_TRAINING, run, small_town, succeed
+from tests.training.small_runs import configuration
 
 AUTOMATIC = "toytown_to_toytown_9_tiny_advent"
 

@@ -48,7 +48,7 @@ def test_pseudo_labels_have_the_same_bits_on_one_and_on_two_processes(
 
 COUNTING_PROGRAM = """
 import atexit, os, runpy, signal, sys
-from esl_dist.engine import labelling
+from esl_dist.inference import labelling
 
 killed_at, program = int(sys.argv.pop(1)), sys.argv.pop(1)
 plain, calls = labelling.label_and_score, []
@@ -82,7 +82,7 @@ def test_predictions_do_not_depend_on_the_number_of_threads(trained: Path, tmp_p
     # Few scores differ with another order of adding, and hardly a label: so the scores themselves are compared.
     program.write_text(
         "import runpy, sys\n"
-        "from esl_dist.engine import labelling\n"
+        "from esl_dist.inference import labelling\n"
         "labelling.shutil.rmtree = lambda *_, **__: None\n"
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
     )

@@ -1,0 +1,174 @@
+"""A session of ranks: join the others, get a device and a precision, part from them with a reason.
+
+Processes, devices and mixed precision come from Accelerate; every program works as well under `accelerate launch`,
+`torchrun` and plain `python`.
+"""
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch._C._distributed_c10d import Store
+from torch.amp.grad_scaler import GradScaler
+from torch.distributed.rendezvous import register_rendezvous_handler
+
+from esl_dist.environment import MOST_RANKS, flag, whole_number
+from esl_dist.errors import LostRankError, UserError
+from esl_dist.ranks.collectives import mark_waits_in, require_same_on_ranks, world_size
+from esl_dist.ranks.heartbeat import Heartbeat
+from esl_dist.ranks.launchers import (
+    asked_precision,
+    asked_zero_stage,
+    refuse_unlaunched_ranks,
+    start_missing_processes,
+)
+from esl_dist.ranks.rendezvous import Rendezvous, meet
+
+BACKEND_FACTOR = 10
+"""How much longer than `Heartbeat` the backend waits, for it cannot see whether another rank gets on with its work."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """What the launcher gave.
+
+    Attributes:
+        device: of this rank.
+        precision: of forward passes: no, bf16 or fp16.
+        autocast: returns the context of forward passes.
+        scaler: of losses in fp16; None in other precisions.
+        zero_stage: of DeepSpeed; None without it.
+    """
+
+    device: torch.device
+    precision: str
+    autocast: Callable[[], AbstractContextManager[None]]
+    scaler: GradScaler | None
+    zero_stage: int | None
+
+
+@contextmanager
+def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterator[Ranks]:
+    """Join the other ranks as the launcher's environment says, and part from them at the end of the block.
+
+    What ends the block on one rank is told to the others.
+
+    Args:
+        timeout_minutes: how long a rank waits for the others.
+        precision: of forward passes: no, bf16 or fp16; None: what the launcher was asked for.
+
+    Raises:
+        UserError: a precision that the device does not have or the launcher contradicts, or options of DeepSpeed that
+            are not supported.
+        LostRankError: a rank ended, or did not come where this one waited for it; the message names it.
+    """
+    zero_stage, precision = asked_zero_stage(), asked_precision(precision)
+    start_missing_processes()
+    refuse_unlaunched_ranks()
+    meeting = meet(timeout_minutes)
+    heartbeat = None
+    if meeting is not None:
+        heartbeat = Heartbeat(meeting.connect("presence"), meeting.rank, meeting.world_size, 60 * timeout_minutes)
+    mark_waits_in(heartbeat)
+    try:
+        accelerator = _accelerator(meeting, timeout_minutes, zero_stage, precision)
+        agreed = f"{accelerator.mixed_precision} {accelerator.device.type} {zero_stage}"
+        require_same_on_ranks(agreed, "precision, kind of device or ZeRO stage")
+        yield Ranks(
+            accelerator.device,
+            accelerator.mixed_precision,
+            accelerator.autocast,
+            accelerator.scaler,
+            zero_stage,
+        )
+    except BaseException as error:
+        if heartbeat is None:
+            raise
+        # A launcher sends SIGTERM when it sees another rank die; there are seconds left to say which, and why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not _is_broken_connection(error):
+            heartbeat.end_with(error)
+            raise
+        reason = str(error).splitlines()[0]
+        cause = heartbeat.missing() or f"the ranks cannot exchange tensors, though all of them answer: {reason}"
+        heartbeat.end_with(cause)
+        raise LostRankError(cause) from error
+    finally:
+        if heartbeat is not None:
+            heartbeat.stop()
+            mark_waits_in(None)
+        if dist.is_initialized():
+            # Gloo's threads abort a process that ends without this.
+            dist.destroy_process_group()
+
+
+def _is_broken_connection(error: BaseException) -> bool:
+    # Gloo's errors have no type of their own, but name its source files.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+
+
+def _accelerator(
+    meeting: Rendezvous | None, timeout_minutes: float, zero_stage: int | None, precision: str
+) -> Accelerator:
+    # Accelerate's own DeepSpeed would take over the process group, does without CPUs, and is not used.
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
+    cpu = zero_stage is not None and not torch.cuda.is_available()
+    group = InitProcessGroupKwargs(timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes))
+    if meeting is not None:
+        if torch.cuda.is_available() and not flag("ACCELERATE_USE_CPU"):
+            _refuse_shared_gpus(meeting)
+        group.init_method = f"{meeting.room}://"
+        register_rendezvous_handler(meeting.room, lambda *_, **__: iter([_group(meeting)]))  # type: ignore[no-untyped-call]
+    if meeting is None and "WORLD_SIZE" not in os.environ:
+        # A local rank of 0 alone is that of the only process, and Accelerate would wait for others.
+        os.environ.pop("LOCAL_RANK", None)
+    try:
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[group])
+    except ValueError as error:
+        raise UserError(f"cannot start: {error}") from error
+    if world_size() == 1 and meeting is not None:
+        raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16, or precision=…")
+    return accelerator
+
+
+def _refuse_shared_gpus(meeting: Rendezvous) -> None:
+    """Make sure that each rank has a GPU of its own: Accelerate counts round, and NCCL names none.
+
+    Raises:
+        UserError: naming the ranks that would share one.
+    """
+    if (local_rank := whole_number("LOCAL_RANK", 0, MOST_RANKS)) is None:
+        return
+    torch.cuda.set_device(index := local_rank % torch.cuda.device_count())
+    store = meeting.connect("devices")
+    store.set(str(meeting.rank), f"{socket.gethostname()} {torch.cuda.get_device_properties(index).uuid}")
+    devices = [store.get(str(rank)) for rank in range(meeting.world_size)]
+    sharing = [rank for rank, device in enumerate(devices) if device == devices[meeting.rank]]
+    if len(sharing) > 1:
+        raise UserError(
+            f"ranks {sharing} would share one GPU: this machine shows them {torch.cuda.device_count()}; start as many "
+            "processes as there are GPUs"
+        )
+
+
+def _group(meeting: Rendezvous) -> tuple[Store, int, int]:
+    return meeting.connect("group"), meeting.rank, meeting.world_size
+
+
+def one_thread_on_cpu(device: torch.device) -> None:
+    """Make inference independent of the number of ranks by a single bit.
+
+    On CPU a convolution adds in another order on another number of threads; so every rank computes on one, and more
+    ranks make it faster.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(1)

@@ -1,0 +1,390 @@
+"""Checkpoints: a folder a step, whole or absent, checksummed; the newest whole one is found without help.
+
+    <run>/checkpoints/step-00000400/
+        segmentation.safetensors     the network under its published names (with per-domain statistics: + source_*)
+        discriminators.safetensors   "<level>.<name>", if the method has discriminators
+        training.pt                  optimisers, loss scaler, counts, precision: tensors and plain values, no code
+        manifest.json                step, configuration, classes, shards' fingerprints, data sets' names, SHA-256 of
+                                     each file and of the rest of itself
+
+The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
+`data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written
+under a name that no reader takes, flushed, and renamed.
+
+All of it is checked where it is read. What does not fit the run that the manifest describes makes a checkpoint a broken
+one, which is told and passed over, like one whose bytes are not those that were saved.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS, Method
+from esl_dist.adaptation.optimisers import build_optimizers
+from esl_dist.checked import Content, read_content
+from esl_dist.config_files import load_config, to_dictionary
+from esl_dist.data.labels import ClassSet, class_set_to
+from esl_dist.errors import UserError
+from esl_dist.files import (
+    PARTIAL_SUFFIX,
+    fsync_folder,
+    make_folder,
+    refuse_as_name,
+    sha256_of_file,
+    write_json,
+)
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.discriminator import build_discriminator
+from esl_dist.runs.fitting import REMEDY, refuse_other_tensors, refuse_other_training
+from esl_dist.runs.manifests import LAST_STEP, Manifest, manifest_from
+
+FORMAT = "esl-dist checkpoint"
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+RUN_CONFIG = "config.yaml"
+"""In a run's folder: its settings, defaults, name and seed included."""
+BROKEN_SUFFIX = ".broken"
+SEGMENTATION, DISCRIMINATORS, TRAINING = "segmentation.safetensors", "discriminators.safetensors", "training.pt"
+
+FILES = (SEGMENTATION, DISCRIMINATORS, TRAINING)
+
+TensorState = dict[str, Tensor]
+
+
+class BrokenCheckpointError(UserError):
+    """A checkpoint that is not as it was saved, or cannot be read: the one before may be used."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a training needs to go on as if it had never stopped.
+
+    Attributes:
+        step: steps done.
+        config: the run's configuration.
+        classes: the class set of its labels, and its name.
+        shards: fingerprints of the shards it reads: `source`, `target`, `pseudo_labels`.
+        segmentation: state of the segmentation network.
+        discriminators: state of the discriminators, empty if there are none.
+        training: states of optimisers and loss scaler, counts of corrupt samples, precision, journal.
+        data_sets: names of the data sets of `source` and `target`; empty in checkpoints of older versions.
+    """
+
+    step: int
+    config: settings.Train
+    class_set: str
+    classes: ClassSet
+    shards: dict[str, str]
+    segmentation: TensorState
+    discriminators: TensorState
+    training: dict[str, Any]
+    data_sets: dict[str, str] = field(default_factory=dict)
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
+    """Write a checkpoint and prune older ones; returns its folder.
+
+    Raises:
+        UserError: it cannot be written, for want of space perhaps, or it would be refused when it is read; the
+            checkpoints before it stand.
+    """
+    folder = checkpoint_folder(run, checkpoint.step)
+    partial = folder.with_name(folder.name + PARTIAL_SUFFIX)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, checkpoint)
+        _remove(folder)
+        os.replace(partial, folder)
+        fsync_folder(folder.parent)
+    except UserError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(
+            f"{folder}: cannot be written ({error}); what was saved before stands: make room, then the same command "
+            "goes on from there"
+        ) from error
+    _prune(run, checkpoint.step, options)
+    return folder
+
+
+def _write(partial: Path, checkpoint: Checkpoint) -> None:
+    make_folder(partial)
+    save_file(_contiguous(checkpoint.segmentation), partial / SEGMENTATION)
+    save_file(_contiguous(checkpoint.discriminators), partial / DISCRIMINATORS)
+    torch.save(checkpoint.training, partial / TRAINING)
+    files = {}
+    for path in sorted(partial.iterdir()):
+        # safetensors makes files that none but their owner may read, whatever the umask says.
+        shutil.copymode(partial / TRAINING, path)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        files[path.name] = {"sha256": sha256_of_file(path)}
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "step": checkpoint.step,
+        "config": to_dictionary(checkpoint.config),
+        "class_set": checkpoint.class_set,
+        "classes": class_set_to(checkpoint.classes),
+        "shards": checkpoint.shards,
+        "data_sets": checkpoint.data_sets,
+        "files": files,
+    }
+    manifest_from(Content(manifest, partial / MANIFEST, "nothing was written"), FILES)
+    write_json(partial / MANIFEST, {**manifest, "sha256": _digest(manifest)})
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint folder.
+
+    Raises:
+        BrokenCheckpointError: a file is missing, cannot be read, is not the one that was written, or does not fit.
+        UserError: another version of the program wrote it.
+    """
+    return _load(folder, read_manifest(folder))
+
+
+def _load(folder: Path, manifest: Manifest) -> Checkpoint:
+    with _told_as_broken(folder / SEGMENTATION):
+        segmentation = load_file(folder / SEGMENTATION)
+    with _told_as_broken(folder / DISCRIMINATORS):
+        discriminators = load_file(folder / DISCRIMINATORS)
+    with _told_as_broken(folder / TRAINING):
+        training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+    with _told_as_broken(folder), torch.device("meta"):
+        network = build_network(manifest.config.network, manifest.classes)
+        critics = build_discriminators(manifest.config, METHODS[manifest.config.method.name], network, manifest.classes)
+        optimizers = build_optimizers(network, critics, manifest.config.optimizer)
+    with _told_as_broken(folder):
+        refuse_other_tensors(segmentation, network.state_dict(), folder / SEGMENTATION)
+        refuse_other_tensors(discriminators, critics.state_dict(), folder / DISCRIMINATORS)
+        refuse_other_training(Content(training, folder / TRAINING, REMEDY), optimizers)
+    return Checkpoint(
+        step=manifest.step,
+        config=manifest.config,
+        class_set=manifest.class_set,
+        classes=manifest.classes,
+        shards=manifest.shards,
+        segmentation=segmentation,
+        discriminators=discriminators,
+        training=training,
+        data_sets=manifest.data_sets,
+    )
+
+
+@contextmanager
+def _told_as_broken(path: Path) -> Iterator[None]:
+    """Turn whatever a checkpoint that does not fit may raise into a BrokenCheckpointError.
+
+    Want of memory says nothing about the checkpoint, and stays as it is.
+    """
+    try:
+        yield
+    except (MemoryError, BrokenCheckpointError):
+        raise
+    except UserError as error:
+        raise BrokenCheckpointError(str(error)) from error
+    except OSError as error:
+        raise BrokenCheckpointError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    except Exception as error:  # torch's restricted unpickler, and safetensors, raise many kinds
+        if "allocate memory" in str(error):
+            raise
+        raise BrokenCheckpointError(
+            f"{path}: refused: it is damaged or holds more than tensors and plain values ({type(error).__name__}); "
+            f"{REMEDY}"
+        ) from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return a checkpoint's manifest after comparing every file with its checksum.
+
+    Raises:
+        BrokenCheckpointError: a file is missing, cannot be read, has other bytes, or the manifest says what cannot be.
+        UserError: another version of the program wrote it.
+    """
+    path = folder / MANIFEST
+    with _told_as_broken(path):
+        content = read_content(path, REMEDY)
+    if not isinstance(content.value, dict) or content.value.get("format") != FORMAT:
+        raise BrokenCheckpointError(f"{path}: not a manifest of {FORMAT}; {REMEDY}")
+    # First, for damage could pretend to be another version.
+    if content.value.pop("sha256", None) != _digest(content.value):
+        raise BrokenCheckpointError(f"{path}: not the bytes that were saved; {REMEDY}")
+    with _told_as_broken(path):
+        version = content.at("format_version").whole_number()
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use the "
+            "version of the program that wrote it, or begin anew: train under another name or delete the run's folder"
+        )
+    with _told_as_broken(path):
+        manifest = manifest_from(content, FILES)
+    for name in FILES:
+        with _told_as_broken(folder / name):
+            whole = (folder / name).is_file() and sha256_of_file(folder / name) == manifest.files[name]
+        if not whole:
+            raise BrokenCheckpointError(f"{folder / name}: missing or not the bytes that were saved; {REMEDY}")
+    return manifest
+
+
+def run_config(run: Path) -> settings.Train:
+    """Read a run's config.yaml.
+
+    Raises:
+        UserError: it is missing, says what cannot be, or its name could be no folder's.
+    """
+    file = run / RUN_CONFIG
+    config = load_config(settings.Train, file)
+    refuse_as_name(config.name or "", f"{file}: name")
+    return config
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Return the place of a run's checkpoint after `step` steps."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """Return the step in the name of a checkpoint's folder."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def checkpoint_folders(run: Path) -> list[Path]:
+    """Return the run's checkpoint folders, in the order of their steps; those not finished are not among them."""
+    names = re.compile(r"step-[0-9]+")
+    found = [path for path in (run / "checkpoints").glob("step-*") if names.fullmatch(path.name)]
+    # A link may lead to a disk that is not there now. From step 10^8 on, names are longer: theirs is another order.
+    return sorted(
+        (path for path in found if 1 <= step_of(path) <= LAST_STEP and (path.is_dir() or path.is_symlink())),
+        key=lambda path: (step_of(path), path),
+    )
+
+
+def load_newest(run: Path) -> Checkpoint | None:
+    """Read the run's newest checkpoint whose files are all as saved; broken ones are named on standard error.
+
+    Raises:
+        UserError: there are checkpoints, but none can be used, or another version of the program wrote it.
+    """
+    newest = _find_newest(run)
+    return None if newest is None else newest[1]
+
+
+def _find_newest(run: Path) -> tuple[Path, Checkpoint] | None:
+    why_not = ""
+    for folder in reversed(checkpoint_folders(run)):
+        try:
+            manifest = read_manifest(folder)
+            if manifest.step != step_of(folder):
+                raise BrokenCheckpointError(f"{folder}: is of step {manifest.step}; give it the name of its step")
+            return folder, _load(folder, manifest)
+        except BrokenCheckpointError as error:
+            print(f"warning: passing over a broken checkpoint: {error}", file=sys.stderr)
+            why_not = why_not or str(error)
+    if why_not:
+        raise UserError(
+            f"{run}: none of its checkpoints can be used (the newest: {why_not}); put a whole one back, or begin "
+            "anew: train under another name or delete the folder"
+        )
+    return None
+
+
+def set_aside_after(run: Path, step: int) -> None:
+    """Rename the checkpoints after `step`; the run goes on from there because they are broken.
+
+    Else they would count among the newest that stay, and in the end a whole one would go for them.
+    """
+    for folder in checkpoint_folders(run):
+        if step_of(folder) > step:
+            aside = folder.with_name(folder.name + BROKEN_SUFFIX)
+            print(f"warning: setting a broken checkpoint aside: {aside}", file=sys.stderr)
+            _remove(aside)
+            folder.rename(aside)
+
+
+def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
+    """Read `path` itself if it is a checkpoint folder, the newest whole one in it if it is a run.
+
+    Returns:
+        The checkpoint's folder, and what it holds; a network's gigabyte is hashed once.
+
+    Raises:
+        UserError: it is neither, or a run without a checkpoint that can be used.
+    """
+    folder = Path(path)
+    if (folder / MANIFEST).is_file():
+        return folder, load_checkpoint(folder)
+    newest = _find_newest(folder)
+    if newest is None:
+        raise UserError(
+            f"{folder}: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file "
+            "of weights"
+        )
+    return newest
+
+
+def log_folder(run: Path) -> Path | None:
+    """Return the folder of a run's TensorBoard files: <experiments>/logs/<name> for <experiments>/snapshots/<name>.
+
+    None where the run does not lie in such a place.
+    """
+    place = run.resolve()
+    return place.parent.parent / "logs" / place.name if place.parent.name == "snapshots" else None
+
+
+def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
+    """Return the segmentation network that a configuration describes."""
+    return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
+
+
+def build_discriminators(
+    config: settings.Train, method: Method, segmentation: DeepLab, classes: ClassSet
+) -> nn.ModuleDict:
+    """Return a discriminator for each level of the segmentation network; none if the method has none."""
+    levels = segmentation.levels if method.discriminator_loss is not None else ()
+    return nn.ModuleDict(
+        {level: build_discriminator(len(classes), config.method.discriminator_channels) for level in levels}
+    )
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _contiguous(state: TensorState) -> TensorState:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+
+def _prune(run: Path, newest_step: int, options: settings.Checkpoints) -> None:
+    """Remove what the settings do not keep of the checkpoints up to the newest one."""
+    done = [folder for folder in checkpoint_folders(run) if step_of(folder) <= newest_step]
+    for folder in done[: -options.keep_newest]:
+        if not options.keep_every or step_of(folder) % options.keep_every:
+            _remove(folder)
+    for left in (run / "checkpoints").glob(f"step-*{PARTIAL_SUFFIX}"):
+        # What a killed program left; no other writes into this folder now.
+        _remove(left)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink():
+        # What it leads to was put there by hand.
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)

@@ -1,0 +1,1 @@
+"""A training: set-up, the data of a step, the step, the update, the log, the loop."""

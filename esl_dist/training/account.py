@@ -1,0 +1,137 @@
+"""What a training is about to do, and what it made: told once at its beginning, and once at its end."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from esl_dist import config as settings
+from esl_dist.adaptation.optimisers import polynomial_rate
+from esl_dist.data.loading import Samples
+from esl_dist.ranks.collectives import world_size
+from esl_dist.ranks.session import Ranks
+from esl_dist.reporting.accounts import account, duration
+from esl_dist.reporting.progress import losses_line
+from esl_dist.runs.checkpoints import checkpoint_folders
+from esl_dist.training.data import TrainingData
+from esl_dist.training.optimisation import schedule_note
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far a start came.
+
+    Attributes:
+        step: steps done.
+        stopped: whether a wish to stop ended it.
+        interrupted: whether the wish was a Ctrl-C.
+        losses: those of the last entry.
+        steps_of_start: steps done since the start.
+        seconds: what they took.
+    """
+
+    step: int
+    stopped: bool
+    interrupted: bool
+    losses: Mapping[str, float]
+    steps_of_start: int
+    seconds: float
+
+
+def beginning(config: settings.Train, data: TrainingData, ranks: Ranks, run: Path, first_step: int) -> str:
+    """Say what the training of `run` is about to do from `first_step` on."""
+    facts = {
+        "source": _domain(config.source, data.source),
+        "target": "" if data.target is None else _domain(config.target, data.target),
+        "pseudo-labels": config.pseudo_labels or "",
+        "classes": f"{len(data.classes)} ({data.class_set})",
+        "batch": _batch(config, data),
+        "network": _network(config, first_step),
+        "schedule": f"{_rate(config)}; checkpoints every {_counted(config.checkpoints.every, 'step')}",
+        "note": schedule_note(config.optimizer, config.steps),
+        "device": _device(ranks.device),
+        "seed": str(config.seed),
+        "run": str(run),
+        "curves": str(logs_of(config, run)),
+    }
+    return account(f"{config.name}: {_in_short(config, data, ranks)}, from step {first_step} to {config.steps}", facts)
+
+
+def logs_of(config: settings.Train, run: Path) -> Path:
+    """Return the folder of a run's TensorBoard files."""
+    return Path(config.experiments) / "logs" / run.name
+
+
+def _in_short(config: settings.Train, data: TrainingData, ranks: Ranks) -> str:
+    method = config.method.name + (" with pseudo-labels" if config.pseudo_labels else "")
+    target = "" if data.target is None else f" and {len(data.target)} target"
+    return (
+        f"{method} on {len(data.source)} source{target} samples, "
+        f"{world_size()} process{'es' if world_size() > 1 else ''} on {ranks.device.type}, "
+        f"precision {ranks.precision}" + (f", DeepSpeed ZeRO stage {ranks.zero_stage}" if ranks.zero_stage else "")
+    )
+
+
+def _domain(options: settings.Shards, samples: Samples) -> str:
+    index = samples.images.index
+    width, height = samples.size or index.image_size or (0, 0)
+    size = f"{width}×{height}{'' if samples.size else ' as packed'}"
+    return f"{options.path}: {index.dataset} {index.split}, {_counted(len(samples), 'sample')} at {size}"
+
+
+def _batch(config: settings.Train, data: TrainingData) -> str:
+    share = config.batch_size // (config.accumulate * world_size())
+    passes = "" if config.accumulate == 1 else f" in each of {config.accumulate} passes"
+    domains = "the source" if data.target is None else "each domain"
+    return f"{_counted(config.batch_size, 'sample')} of {domains} a step, {share} a process{passes}"
+
+
+def _network(config: settings.Train, first_step: int) -> str:
+    network = config.network
+    start = "random weights (no network.start)" if network.start is None else f"weights of {network.start}"
+    if first_step:
+        start = f"weights of the checkpoint of step {first_step}"
+    head = "" if network.auxiliary_head else "no "
+    return f"{network.architecture}, {head}auxiliary head, {network.batch_norm} batch norm; {start}"
+
+
+def _rate(config: settings.Train) -> str:
+    end = polynomial_rate(1, config.steps, config.optimizer)
+    return f"learning rate {config.optimizer.learning_rate:g}, at the end {100 * end:.3g} % of it"
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def end(config: settings.Train, data: TrainingData, run: Path, weights: tuple[str, ...], outcome: Outcome) -> str:
+    """Say what the training of `run` made, and what comes next."""
+    domains = 1 if data.target is None else 2
+    speed = domains * config.batch_size * outcome.steps_of_start / outcome.seconds
+    folders = checkpoint_folders(run)
+    facts = {
+        "took": f"{duration(outcome.seconds)} for {_counted(outcome.steps_of_start, 'step')} of this start, "
+        f"{speed:.3g} samples/s",
+        "last losses": losses_line(outcome.losses),
+        "weights": ", ".join(str(run / name) for name in weights),
+        "checkpoints": f"{run / 'checkpoints'}: {', '.join(folder.name for folder in folders)}",
+        "curves": f"tensorboard --logdir {shlex.quote(str(logs_of(config, run).parent))}",
+        "to score it": f"python launch/evaluate.py {_word('checkpoint', run)} data.path=…",
+        "to label": "" if data.target is None else _labelling(config, run),
+    }
+    return account(f"{config.name}: finished at step {outcome.step}", facts)
+
+
+def _labelling(config: settings.Train, run: Path) -> str:
+    path = _word("target.path", config.target.path)
+    return f"python launch/pseudo_label.py {_word('checkpoint', run)} {path} output=…"
+
+
+def _word(key: str, value: str | Path) -> str:
+    return shlex.quote(f"{key}={value}")

@@ -1,0 +1,235 @@
+"""What a training reads: the samples of both domains, and from them this rank's part of every step."""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esl_dist import config as settings
+from esl_dist.adaptation.methods import Method
+from esl_dist.data.images import Size, as_size, same_aspect_ratio
+from esl_dist.data.labels import IGNORE_INDEX, ClassSet
+from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
+from esl_dist.data.sampling import endless_order, rank_batches
+from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
+from esl_dist.data.workers import Workers
+from esl_dist.errors import CorruptSampleError, UserError
+from esl_dist.ranks.collectives import note_progress, rank, require_same_on_ranks, warn, world_size
+from esl_dist.training.step import MicroBatch
+
+SOURCE_ORDER, TARGET_ORDER = 0, 1
+"""Domain numbers for `esl_dist.data.sampling`."""
+
+
+DOMAINS = ("source", "target")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The samples of both domains; `target` is None where the method does not look at it."""
+
+    source: Samples
+    target: Samples | None
+    class_set: str
+    classes: ClassSet
+    fingerprints: dict[str, str]
+
+    def data_sets(self) -> dict[str, str]:
+        """Return the name of each domain's data set."""
+        read = {"source": self.source, "target": self.target}
+        return {domain: one.images.index.dataset for domain, one in read.items() if one is not None}
+
+
+def open_training_data(config: settings.Train, method: Method) -> TrainingData:
+    """Open the shards that a method reads.
+
+    Raises:
+        UserError: shards that are missing or damaged, more than may be, or that do not fit each other, or a source
+            without a labelled pixel.
+    """
+    largest_share = config.loader.skip_corrupt
+    source = _open_shards(config.source.path, largest_share)
+    class_set, classes = choose_classes(source, config.class_set)
+    fingerprints = {"source": source.fingerprint()}
+    size = as_size(config.source.size)
+    refuse_mixed_sizes(source, size, "source.size")
+    replace = largest_share > 0
+    source_samples = Samples(source, size, LabelSource(source, classes), size, replace)
+    _refuse_unlabelled(source_samples, class_set)
+    if method.target_loss is None and config.pseudo_labels is None:
+        return TrainingData(source_samples, None, class_set, classes, fingerprints)
+    target = _open_shards(config.target.path, largest_share)
+    fingerprints["target"] = target.fingerprint()
+    size = as_size(config.target.size)
+    refuse_mixed_sizes(target, size, "target.size")
+    labels = None
+    if config.pseudo_labels is not None:
+        pseudo = _open_shards(config.pseudo_labels, largest_share)
+        fingerprints["pseudo_labels"] = pseudo.fingerprint()
+        labels = label_source(pseudo, class_set, classes)
+        _refuse_other_frame(target, pseudo, size)
+        _warn_of_other_pictures(target, pseudo)
+    return TrainingData(source_samples, Samples(target, size, labels, size, replace), class_set, classes, fingerprints)
+
+
+def _open_shards(folder: str, largest_share: float) -> ShardReader:
+    """Open a folder of which shards may be lost, up to a share of its samples, with a warning for each."""
+    if largest_share == 0:
+        return open_shards(folder)
+    shards = open_shards(folder, whole=False)
+    broken = list(broken_shards(shards))
+    require_same_on_ranks(str([shard.damage for shard in broken]), f"broken shards in {folder}")
+    lost = sum(shard.lost for shard in broken)
+    # Not lost > share × number, a product that rounds: 0.29 × 100 is less than 29.
+    if lost / len(shards) > largest_share:
+        raise UserError(
+            f"{broken[0].damage}; over all shards {lost} of {len(shards)} samples are lost, more than "
+            f"loader.skip_corrupt={largest_share:g} allows: pack the data set again"
+        )
+    for shard in broken:
+        stand_in = "; whole samples stand for them" if shard.lost else ""
+        warn(f"{shard.damage}{stand_in}")
+    return shards
+
+
+def _refuse_unlabelled(source: Samples, class_set: str) -> None:
+    """Make sure that there is something to learn; the first labelled pixel, as a rule in the first label, says so."""
+    damage: CorruptSampleError | None = None
+    for position in range(len(source)):
+        try:
+            if (source.label(position) != IGNORE_INDEX).any():
+                return
+        except CorruptSampleError as error:
+            # Whether corrupt samples may be is decided when their turn comes.
+            damage = damage or error
+        note_progress()
+    raise damage or UserError(
+        f"{source.images.folder}: no pixel of any label belongs to a class of {class_set!r}; choose another class_set, "
+        "or correct the raw ids in the data set's description and pack it again"
+    )
+
+
+def _warn_of_other_pictures(target: ShardReader, pseudo: ShardReader) -> None:
+    """Tell of pseudo-labels that were made of other shards whose keys are the same: perhaps of other pictures."""
+    made_for = pseudo.index.made_with.get("target")
+    if made_for not in (None, target.fingerprint()):
+        warn(
+            f"{pseudo.folder}: its labels were made for other shards than {target.folder}; make sure that the "
+            "pictures are the same, packed anew, or label these"
+        )
+
+
+def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:
+    """Make sure that padded pseudo-labels and padded pictures lie on each other."""
+    label_size, frame = pseudo.index.label_size, size or target.index.image_size
+    if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or frame is None or label_size is None:
+        return
+    if not same_aspect_ratio(frame, label_size):
+        raise UserError(
+            f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, the pictures are read at "
+            f"{frame[0]}×{frame[1]}; choose a target.size of the same aspect ratio"
+        )
+
+
+def run_name(config: settings.Train, data: TrainingData) -> str:
+    """Return the name of a run that was given none: data sets, number of classes, network, method."""
+    data_sets = [data.source.images.index.dataset]
+    if data.target is not None:
+        data_sets.append(data.target.images.index.dataset)
+    parts = ["_to_".join(data_sets), str(len(data.classes)), config.network.architecture, config.method.name]
+    return "_".join(parts + (["esl"] if config.pseudo_labels is not None else []))
+
+
+def own_micro_batches(
+    config: settings.Train, data: TrainingData, first_step: int, device: torch.device
+) -> Generator[MicroBatch]:
+    """Yield this rank's passes from `first_step` on; finding the place costs no reading."""
+
+    assert config.seed is not None
+    seed = config.seed
+    workers = Workers(config.loader.workers, config.timeout_minutes, "loader.workers")
+
+    def domain_batches(samples: Samples, domain: int) -> Generator[Batch]:
+        order = endless_order(len(samples), config.loader.shuffle_window, seed, domain, first_step * config.batch_size)
+        positions = rank_batches(order, config.batch_size, config.accumulate, rank(), world_size())
+        with closing(batches(samples, positions, workers, device.type == "cuda")) as read:
+            for batch in read:
+                note_progress()
+                yield _to_device(batch, device)
+
+    # Closed with this generator: an error in one domain ends the processes that read the other at once, too.
+    with closing(domain_batches(data.source, SOURCE_ORDER)) as source:
+        if data.target is None:
+            for source_batch in source:
+                yield MicroBatch(source_batch, None)
+        else:
+            with closing(domain_batches(data.target, TARGET_ORDER)) as target:
+                for source_batch, target_batch in zip(source, target, strict=True):
+                    yield MicroBatch(source_batch, target_batch)
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    labels = batch["labels"]
+    return Batch(
+        images=batch["images"].to(device, non_blocking=True),
+        labels=None if labels is None else labels.to(device, non_blocking=True),
+        positions=batch["positions"],
+        own_sizes=batch["own_sizes"],
+        label_sizes=batch["label_sizes"],
+        replaced=batch["replaced"],
+    )
+
+
+def local_replaced(passes: Sequence[MicroBatch], batch_size: int) -> Tensor:
+    """Mark this rank's samples that stand for corrupt ones, in their places in the global batch.
+
+    Returns:
+        int64 (2, batch_size), source and target; 1 for such a sample, 0 for others and those of other ranks.
+    """
+    marks = torch.zeros(2, len(passes), world_size(), batch_size // (len(passes) * world_size()), dtype=torch.int64)
+    for number, one in enumerate(passes):
+        for domain, batch in enumerate((one.source, one.target)):
+            if batch is not None:
+                marks[domain, number, rank()] = batch["replaced"]
+    return marks.reshape(2, batch_size)
+
+
+class CorruptSamples:
+    """Counts the corrupt samples of each domain and epoch, over all ranks, and holds them to their largest share."""
+
+    def __init__(self, data: TrainingData, batch_size: int, largest_share: float, before: dict[str, list[int]]) -> None:
+        """Go on with the counts of `before` (`state`), or begin where it is empty."""
+        self._sizes = [0 if samples is None else len(samples) for samples in (data.source, data.target)]
+        self._batch_size, self._largest_share = batch_size, largest_share
+        self._epochs, self._in_epoch, self._totals = (
+            before.get(key, [0, 0]) for key in ("epochs", "in_epoch", "totals")
+        )
+
+    def add(self, step: int, replaced: Tensor) -> None:
+        """Count the samples that were replaced in a step, counted from 0: `local_replaced`, summed over ranks.
+
+        Raises:
+            UserError: more than the largest share of a domain's samples are corrupt.
+        """
+        for domain, place in replaced.nonzero().tolist():
+            epoch = (step * self._batch_size + place) // self._sizes[domain]
+            if epoch != self._epochs[domain]:
+                self._epochs[domain], self._in_epoch[domain] = epoch, 0
+            self._in_epoch[domain] += 1
+            self._totals[domain] += 1
+            if self._in_epoch[domain] / self._sizes[domain] > self._largest_share:
+                raise UserError(
+                    f"epoch {epoch}: {self._in_epoch[domain]} of {self._sizes[domain]} {DOMAINS[domain]} samples "
+                    f"are corrupt, more than loader.skip_corrupt={self._largest_share:g} allows; the warnings above "
+                    "name them: pack the data set again"
+                )
+
+    def state(self) -> dict[str, list[int]]:
+        """Return the counts, to go on with."""
+        return {"epochs": list(self._epochs), "in_epoch": list(self._in_epoch), "totals": list(self._totals)}
+
+    def totals(self) -> dict[str, int]:
+        """Return how many samples were replaced so far, by domain, where there were any."""
+        return {name: count for name, count in zip(DOMAINS, self._totals, strict=True) if count}

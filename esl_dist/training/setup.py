@@ -1,0 +1,213 @@
+"""Where a run begins or goes on: settings that fit, its folder and seed, networks and optimisers."""
+
+import secrets
+from collections import Counter
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+
+from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS, Method
+from esl_dist.adaptation.optimisers import build_optimizers
+from esl_dist.config_files import differing_keys
+from esl_dist.data.labels import ClassSet, class_names
+from esl_dist.errors import UserError, beginning
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.weight_files import read_weights
+from esl_dist.models.weights import initialise, load_weights
+from esl_dist.ranks.collectives import is_main, print_on_main, sum_over_ranks, world_size
+from esl_dist.runs.checkpoints import (
+    RUN_CONFIG,
+    Checkpoint,
+    TensorState,
+    build_discriminators,
+    build_network,
+    find_checkpoint,
+    run_config,
+)
+from esl_dist.runs.provenance import provenance_of_file
+from esl_dist.training.data import TrainingData
+from esl_dist.training.step import Networks
+
+MAY_CHANGE = frozenset(
+    {
+        "experiments",
+        "source.path",
+        "target.path",
+        "pseudo_labels",
+        "precision",
+        "steps",
+        "log_every",
+        "pictures_every",
+        "loader.workers",
+        "loader.skip_corrupt",
+        "checkpoints.every",
+        "checkpoints.keep_newest",
+        "checkpoints.keep_every",
+        "timeout_minutes",
+    }
+)
+"""Settings in which a continued run may differ from its beginning.
+
+None of them but `precision`, of which a line tells, changes what a step computes from whole samples: `steps` says where
+the run ends, and `loader.skip_corrupt` whether a corrupt sample ends it or is replaced. Shards may have moved: their
+fingerprints decide whether they are the same.
+"""
+
+SHOWN_CHANGES = 4
+SHOWN_CHARACTERS = 60
+"""How many changed settings a message shows, and how much of each value."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step changes."""
+
+    networks: Networks
+    optimizers: dict[str, Optimizer]
+
+
+def run_folder(config: settings.Train) -> Path:
+    """Return the folder of a run's configuration, checkpoints and weights."""
+    assert config.name is not None
+    return Path(config.experiments) / "snapshots" / config.name
+
+
+def agreed_seed(run: Path) -> int:
+    """Return the seed that the run was begun with or, at its beginning, a random one; the same on every rank."""
+    own = run_config(run).seed if (run / RUN_CONFIG).is_file() else secrets.randbelow(2**32)
+    return int(sum_over_ranks(torch.tensor(own if is_main() else 0, dtype=torch.int64)))
+
+
+def check_training(config: settings.Train) -> Method:
+    """Refuse settings that contradict each other; returns the method.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    if config.method.name not in METHODS:
+        raise UserError(f"method.name={config.method.name} is impossible: expected one of {', '.join(METHODS)}")
+    method = METHODS[config.method.name]
+    if config.steps > config.optimizer.schedule_steps:
+        raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
+    share = config.accumulate * world_size()
+    if config.batch_size % share:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {world_size()} processes in {config.accumulate} "
+            f"passes; expected a multiple of {share}"
+        )
+    if config.target.path == "" and (method.target_loss is not None or config.pseudo_labels is not None):
+        raise UserError(
+            "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
+        )
+    if config.network.batch_norm == "per_domain" and method.target_loss is None and config.pseudo_labels is None:
+        raise UserError(
+            "network.batch_norm=per_domain needs passes over the target, and source_only without pseudo-labels has "
+            "none; choose network.batch_norm=shared"
+        )
+    if config.network.start_without is not None and config.network.start is None:
+        raise UserError(
+            f"network.start_without={config.network.start_without} needs weights to start from: network.start=…"
+        )
+    return method
+
+
+def build_state(
+    config: settings.Train, method: Method, classes: ClassSet, device: torch.device, with_start: bool
+) -> State:
+    """Return networks with their initial weights, the same on every rank, and their optimisers.
+
+    Args:
+        config: the run's settings.
+        method: whether there are discriminators.
+        classes: the class set.
+        device: where the networks go.
+        with_start: whether `network.start` is read; a run that goes on needs it no more.
+
+    Raises:
+        UserError: weights to start from that do not fit.
+    """
+    assert config.seed is not None
+    torch.manual_seed(config.seed)
+    segmentation = build_network(config.network, classes)
+    initialise(segmentation)
+    if with_start and config.network.start is not None:
+        _start_from(segmentation, config.network, classes)
+    discriminators = build_discriminators(config, method, segmentation, classes)
+    networks = Networks(segmentation.to(device).train(), discriminators.to(device).train())
+    return State(networks, build_optimizers(networks.segmentation, networks.discriminators, config.optimizer))
+
+
+def _start_from(network: DeepLab, options: settings.Network, classes: ClassSet) -> None:
+    start, without_heads = str(options.start), options.start_without == "heads"
+    weights, known = _weights_to_start_from(Path(start))
+    if known is not None and not without_heads and class_names(known) != class_names(classes):
+        raise UserError(
+            f"{start}: its classes are {', '.join(class_names(known))}, this run's {', '.join(class_names(classes))}; "
+            "take all but its classifiers with network.start_without=heads, or choose its class_set"
+        )
+    report = load_weights(network, weights, start, without_heads)
+    if report.missing:
+        print_on_main(f"{start}: {len(report.missing)} tensors keep their initial values: {_by_module(report.missing)}")
+    if report.left_out:
+        print_on_main(f"{start}: {len(report.left_out)} tensors are left out as asked: {_by_module(report.left_out)}")
+    if report.left_over:
+        print_on_main(f"{start}: {len(report.left_over)} tensors find no place: {_by_module(report.left_over)}")
+    if report.converted:
+        print_on_main(f"{start}: torchvision's first convolution was turned to the published input (BGR, grey levels)")
+
+
+def _weights_to_start_from(path: Path) -> tuple[TensorState, ClassSet | None]:
+    """Return a network's weights, and its classes if they are known."""
+    if path.is_dir():
+        _, checkpoint = find_checkpoint(path)
+        return checkpoint.segmentation, checkpoint.classes
+    file = read_weights(path)
+    if file.wrapper is not None:
+        print_on_main(f"{path}: takes what it holds under {file.wrapper!r}")
+    known = provenance_of_file(path, file)
+    return file.tensors, None if known is None else known.classes
+
+
+def _by_module(names: list[str]) -> str:
+    counts = Counter(name.split(".", 1)[0] for name in names)
+    return ", ".join(f"{module} ({count})" for module, count in counts.items())
+
+
+def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: TrainingData, state: State) -> None:
+    """Fill the networks from a checkpoint of the run; the optimisers are filled after that.
+
+    Raises:
+        UserError: the run was begun with other settings, on other shards or under another name.
+    """
+    changed = [key for key in differing_keys(checkpoint.config, config) if key not in MAY_CHANGE]
+    begun_as = str(checkpoint.config.name)
+    if "name" in changed:
+        raise UserError(
+            f"{run}: holds the run {begun_as}: its folder was renamed, or copied; to go on with it, give it back "
+            f"the place {run.with_name(begun_as)} and start it as name={begun_as}; to begin another run, choose "
+            "another name"
+        )
+    if changed:
+        raise UserError(
+            f"{run}: this run was begun with other settings (begun with → given now): "
+            f"{_described_changes(changed, checkpoint.config, config)}; give those that it was begun with, which are "
+            f"in its {RUN_CONFIG}, or choose another name"
+        )
+    if checkpoint.shards != data.fingerprints:
+        raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
+    state.networks.segmentation.load_state_dict(checkpoint.segmentation)
+    state.networks.discriminators.load_state_dict(checkpoint.discriminators)
+
+
+def _described_changes(keys: list[str], begun: settings.Train, given: settings.Train) -> str:
+    shown = [f"{key}: {_shown(begun, key)} → {_shown(given, key)}" for key in keys[:SHOWN_CHANGES]]
+    return ", ".join(shown) + (f" and {len(keys) - SHOWN_CHANGES} more" if len(keys) > SHOWN_CHANGES else "")
+
+
+def _shown(config: settings.Train, key: str) -> str:
+    value = reduce(getattr, key.split("."), config)
+    return beginning("null" if value is None else str(value), SHOWN_CHARACTERS)

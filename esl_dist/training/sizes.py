@@ -1,0 +1,97 @@
+"""What sizes of pictures a training bears, held before it begins: too small for a layer, too large for the memory.
+
+Both are bounds from below. What they let through may still not fit, and ends with the message for too little memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from esl_dist import config as settings
+from esl_dist.adaptation.methods import Method
+from esl_dist.data.images import Size
+from esl_dist.data.loading import Samples
+from esl_dist.data.workers import READ_AHEAD
+from esl_dist.environment import launch
+from esl_dist.errors import UserError
+from esl_dist.machine import free_memory
+from esl_dist.models.deeplab import least_bytes_a_pixel, refuse_single_value
+from esl_dist.models.discriminator import LEAST_SIDE
+from esl_dist.ranks.collectives import world_size
+from esl_dist.training.data import TrainingData
+
+INPUT_BYTES = 3 * 4
+"""Of a pixel: three channels in float32."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one domain.
+
+    Attributes:
+        name: in front of a message: the setting that gives their size or, where they are used as packed, their shards.
+        setting: which may change their size.
+        size: width and height of the network's input.
+        label_size: that of the logits after they are upsampled.
+    """
+
+    name: str
+    setting: str
+    size: Size
+    label_size: Size
+
+
+def refuse_impossible_sizes(config: settings.Train, method: Method, data: TrainingData, device: torch.device) -> None:
+    """Make sure that every layer has enough pixels, and that the memory can hold what a step needs at least.
+
+    Raises:
+        UserError: naming the setting, or the shards whose pictures are used as packed.
+    """
+    pictures = list(_pictures(data))
+    together = config.batch_size // config.accumulate
+    for one in pictures:
+        if method.discriminator_loss is not None and min(one.label_size) < LEAST_SIDE:
+            raise UserError(
+                f"{one.name}: method.name={config.method.name} needs pictures of at least {LEAST_SIDE}×{LEAST_SIDE} "
+                f"pixels for its discriminators; give such a {one.setting}=[width,height]"
+            )
+        refuse_single_value(one.size, together, one.name, f"a larger {one.setting} or batch_size")
+    _refuse_full_memory(config, data, pictures, together // world_size(), device)
+
+
+def _pictures(data: TrainingData) -> Iterator[Pictures]:
+    for domain, samples in (("source", data.source), ("target", data.target)):
+        if samples is not None and (size := samples.size or samples.images.index.image_size) is not None:
+            key = f"{domain}.size"
+            name = f"{key}={list(size)}" if samples.size is not None else f"{samples.images.folder}"
+            yield Pictures(name, key, size, _label_size(samples) or size)
+
+
+def _label_size(samples: Samples) -> Size | None:
+    if samples.labels is None:
+        return None
+    return samples.label_size or samples.labels.shards.index.label_size
+
+
+def _refuse_full_memory(
+    config: settings.Train, data: TrainingData, pictures: list[Pictures], share: int, device: torch.device
+) -> None:
+    """Hold what a rank takes to what is free: batches that are read ahead and, on a CPU, the larger of two passes."""
+    ready = 1 + READ_AHEAD * config.loader.workers
+    need = sum(ready * share * INPUT_BYTES * one.size[0] * one.size[1] for one in pictures)
+    if device.type == "cpu":
+        levels = 2 if config.network.auxiliary_head else 1
+        of_input, of_label = least_bytes_a_pixel(config.network.architecture, len(data.classes), levels)
+        need += max(
+            share * (of_input * one.size[0] * one.size[1] + of_label * one.label_size[0] * one.label_size[1])
+            for one in pictures
+        )
+    ranks, free = launch().local_world_size, free_memory()
+    if need * ranks > free:
+        sizes = " and ".join(f"{one.setting} {one.size[0]}×{one.size[1]}" for one in pictures)
+        raise UserError(
+            f"batch_size={config.batch_size} with {sizes} and loader.workers={config.loader.workers} takes at least "
+            f"{need * ranks / 2**30:.1f} GiB on this machine, and {free / 2**30:.1f} GiB are free; give less of them, "
+            "or more to accumulate"
+        )

@@ -1,0 +1,149 @@
+"""DeepSpeed's ZeRO: optimiser states (stage 1) and gradients (stage 2) divided over the ranks.
+
+Accelerate's plugin is made for one model and one optimiser, and DeepSpeed averages gradients. So each network gets an
+engine of its own here, every loss is multiplied by the number of ranks, and DeepSpeed's own counting of passes is off,
+for a step of AdvEnt has several backward passes through one network, and one update of all of them.
+
+Checkpoints are those of a run without DeepSpeed: a run may go on with it, without it, or on another number of ranks.
+"""
+
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esl_dist.errors import UserError
+from esl_dist.training.optimisation import Updating
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """A network whose optimiser DeepSpeed has divided.
+
+    Attributes:
+        engine: DeepSpeed's.
+        optimizer: the torch optimiser inside, whose only parameter a group is this rank's part of all.
+        groups: the parameters of each group, in the order of the plain optimiser.
+    """
+
+    engine: Any
+    optimizer: Optimizer
+    groups: list[list[nn.Parameter]]
+
+
+def divided_updating(
+    networks: dict[str, nn.Module], optimizers: dict[str, Optimizer], stage: int, world_size: int
+) -> Updating:
+    """Divide the optimisers over the ranks; to be called when the networks have their weights.
+
+    Args:
+        networks: by the names of their optimisers; those without one are left out.
+        optimizers: plain ones, without state; they stay the place to set learning rates.
+        stage: 1 or 2.
+        world_size: number of ranks.
+    """
+    divided = {name: _divide(networks[name], optimizer, stage) for name, optimizer in optimizers.items()}
+
+    def backward(loss: Tensor, part: str) -> None:
+        divided[part].engine.backward(loss * world_size)
+
+    def update(place: str) -> bool:
+        for one in divided.values():
+            one.engine.step()
+        # Where a network's gradients are not finite, DeepSpeed leaves out its step without a word; on all ranks, for it
+        # looks at a norm summed over them.
+        skipped = [name for name, one in divided.items() if not one.engine.was_step_applied()]
+        if skipped:
+            raise UserError(
+                f"{place}: gradients of {' and '.join(skipped)} are no finite numbers; start a run of another name "
+                "with a lower optimizer.learning_rate"
+            )
+        return True
+
+    def load(states: dict[str, Any]) -> None:
+        for name, one in divided.items():
+            _load(one, states[name])
+
+    return Updating(backward, update, lambda: {name: _gather(one) for name, one in divided.items()}, load)
+
+
+def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:
+    import deepspeed  # it is slow to import, and optional
+
+    groups = [list(group["params"]) for group in optimizer.param_groups]
+    engine, *_ = deepspeed.initialize(
+        model=network,
+        optimizer=optimizer,
+        dist_init_required=False,
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "zero_optimization": {"stage": stage, "overlap_comm": False},
+            "zero_allow_untested_optimizer": True,
+            # DeepSpeed clips to a norm of 1 unless it is told not to.
+            "gradient_clipping": 0.0,
+        },
+    )
+    return _Divided(engine, optimizer, groups)
+
+
+def _gather(one: _Divided) -> dict[str, Any]:
+    """Return the state dict that the plain optimiser would have; every rank has to call it.
+
+    SGD without momentum has no states, and the dict has none for its parameters.
+    """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    _link_states(one)
+    plain: dict[int, dict[str, Any]] = {}
+    groups = []
+    numbering = count()
+    for parameters, group in zip(one.groups, one.optimizer.param_groups, strict=True):
+        part = one.optimizer.state[group["params"][0]]
+        numbers = [next(numbering) for _ in parameters]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            values = {
+                key: safe_get_full_optimizer_state(parameter, key).cpu() if _is_divided(value, group) else value
+                for key, value in part.items()
+            }
+            if values:
+                plain[number] = values
+        groups.append({**{key: value for key, value in group.items() if key != "params"}, "params": numbers})
+    return {"state": plain, "param_groups": groups}
+
+
+def _load(one: _Divided, state: dict[str, Any]) -> None:
+    """Give every rank its part of a plain optimiser's state.
+
+    A parameter without state, in a group where others have one, gets zeros, which is what an optimiser begins with.
+    """
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    states = [[state["state"].get(number, {}) for number in group["params"]] for group in state["param_groups"]]
+    for group, of_group in zip(one.optimizer.param_groups, states, strict=True):
+        part = group["params"][0]
+        one.optimizer.state[part] = {
+            key: torch.zeros_like(part) if value.dim() > 0 else value.clone()
+            for values in of_group
+            for key, value in values.items()
+        }
+    _link_states(one)
+    for parameters, of_group in zip(one.groups, states, strict=True):
+        for parameter, values in zip(parameters, of_group, strict=True):
+            for key, value in values.items():
+                if value.dim() > 0:
+                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), key)
+
+
+def _link_states(one: _Divided) -> None:
+    """Let DeepSpeed find the states of each parameter: it looks for them once, before there are any."""
+    one.engine.optimizer._hp_optimizer_states_linked = False
+    one.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _is_divided(value: Any, group: dict[str, Any]) -> bool:
+    return isinstance(value, Tensor) and value.shape == group["params"][0].shape

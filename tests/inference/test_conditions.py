@@ -1,0 +1,185 @@
+"""A network predicts as it was trained unless it is asked otherwise, and what differs is said."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esl_dist.config import Evaluate
+from esl_dist.config_files import from_dictionary
+from esl_dist.data.shards import ShardReader
+from esl_dist.errors import UserError
+from esl_dist.inference.conditions import (
+    Conditions,
+    asked_precision,
+    autocast,
+    conditions_for,
+    differences,
+    domain_of,
+    with_common_size,
+)
+from esl_dist.made_with import changed_keys, told_changes
+from esl_dist.runs.load import TrainedNetwork
+from tests.builders import class_set, drawn_shards, write_shards
+from tests.training.small_runs import tiny_network
+
+CPU = torch.device("cpu")
+SIZES: dict[str, list[int] | None] = {"source": None, "target": [40, 36]}
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> ShardReader:
+    return drawn_shards(tmp_path / "shards", 1)
+
+
+@pytest.fixture
+def trained() -> TrainedNetwork:
+    return TrainedNetwork(
+        tiny_network(1), "r", 3, "village3", class_set(), 1, None, "tiny", sizes=SIZES, precision="bf16"
+    )
+
+
+def asked(**changes: Any) -> Evaluate:
+    return from_dictionary(Evaluate, {"data": {"path": "x"}, **changes}, "tests")
+
+
+def told(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, **changes: Any) -> list[str]:
+    return list(differences(trained, conditions_for(trained, shards, size, asked(**changes), CPU), shards))
+
+
+def test_the_run_s_conditions_are_the_defaults_and_nothing_is_said(
+    trained: TrainedNetwork, shards: ShardReader
+) -> None:
+    assert conditions_for(trained, shards, None, asked(), CPU) == Conditions("target", (40, 36), "bf16")
+    of_source = replace(trained, shards={"source": shards.fingerprint(), "target": "other"})
+    assert conditions_for(of_source, shards, None, asked(), CPU) == Conditions("source", None, "bf16")
+    assert told(trained, shards, None) == told(of_source, shards, None) == []
+
+
+def test_what_is_asked_for_goes_first_and_what_differs_is_said(trained: TrainedNetwork, shards: ShardReader) -> None:
+    for changes, size, expected in (
+        ({"precision": "no"}, [64, 48], Conditions("target", (64, 48), "no")),
+        ({"domain": "source", "precision": "no"}, [64, 48], Conditions("source", (64, 48), "no")),
+        ({"as_packed": True}, None, Conditions("target", None, "bf16")),
+        ({"domain": "source"}, None, Conditions("source", None, "bf16")),
+    ):
+        assert conditions_for(trained, shards, size, asked(**changes), CPU) == expected
+    assert told(trained, shards, [64, 48], precision="no") == [
+        "r: size 64×48, trained at 40×36",
+        "r: precision no, trained in bf16",
+    ]
+    assert told(trained, shards, None, as_packed=True) == ["r: size as packed, trained at 40×36"]
+    with pytest.raises(UserError, match=r"as_packed=true contradicts the size \[64, 48\]"):
+        conditions_for(trained, shards, [64, 48], asked(as_packed=True), CPU)
+
+
+def test_a_network_of_which_nothing_is_known_sees_pictures_as_packed_in_float32(
+    trained: TrainedNetwork, shards: ShardReader
+) -> None:
+    foreign = replace(trained, sizes={}, precision=None)
+    assert conditions_for(foreign, shards, None, asked(), CPU) == Conditions("target", None, "no")
+    assert told(foreign, shards, [64, 48], precision="bf16") == []
+
+
+def test_a_precision_that_the_device_does_not_have_is_replaced_with_a_line_and_refused_if_asked_for(
+    trained: TrainedNetwork, shards: ShardReader
+) -> None:
+    of_gpu = replace(trained, precision="fp16")
+    assert conditions_for(of_gpu, shards, None, asked(), CPU).precision == "no"
+    assert told(of_gpu, shards, None) == ["r: precision no, trained in fp16"]
+    with pytest.raises(UserError, match="precision=fp16 needs a GPU; on CPU choose no or bf16"):
+        conditions_for(trained, shards, None, asked(precision="fp16"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("data_sets", "fingerprints", "domain"),
+    [
+        ({}, (), "target"),
+        ({}, ("source",), "source"),
+        ({}, ("target",), "target"),
+        ({}, ("source", "target"), "target"),
+        ({"source": "village", "target": "town"}, (), "source"),
+        ({"source": "town", "target": "village"}, (), "target"),
+        ({"source": "village", "target": "village"}, (), "target"),
+        ({"source": "village"}, (), "target"),
+        ({"source": "town", "target": "village"}, ("source",), "source"),
+        ({"source": "village", "target": "town"}, ("target",), "target"),
+    ],
+)
+def test_pictures_are_of_the_source_by_their_shards_or_by_the_name_of_their_data_set(
+    trained: TrainedNetwork,
+    shards: ShardReader,
+    data_sets: dict[str, str],
+    fingerprints: tuple[str, ...],
+    domain: str,
+) -> None:
+    known = {name: shards.fingerprint() if name in fingerprints else f"other {name}" for name in SIZES}
+    assert domain_of(replace(trained, data_sets=data_sets, shards=known), shards) == domain
+    if not fingerprints:
+        assert domain_of(replace(trained, data_sets=data_sets), shards) == domain
+
+
+def test_statistics_of_the_other_domain_are_said_and_refused_where_a_file_has_none_of_the_source(
+    trained: TrainedNetwork, tmp_path: Path
+) -> None:
+    shards = write_shards(tmp_path / "s", [("a", {"image.png": b"", "label.png": b""})], dataset="town")
+    of_town = replace(trained, data_sets={"source": "town", "target": "village"}, keeps="per_domain")
+    assert told(replace(of_town, shards={"source": shards.fingerprint()}), shards, None) == []
+    (line,) = told(of_town, shards, [40, 36], domain="target")
+    assert line == "r: batch-norm statistics of the target, though these pictures are of the source"
+    exported = replace(of_town, keeps="target", sizes={})
+    (line,) = told(exported, shards, None)
+    assert "batch-norm statistics of the target, which are all that a file of weights holds" in line
+    with pytest.raises(UserError, match=r"domain=source is impossible: a file of weights holds .* of the target alone"):
+        conditions_for(exported, shards, None, asked(domain="source"), CPU)
+    shared = replace(of_town, keeps="shared")
+    assert told(shared, shards, [40, 36], domain="target") == []
+
+
+def test_pictures_that_are_taken_for_the_source_s_by_a_name_are_said_to_be_where_it_makes_a_difference(
+    trained: TrainedNetwork, shards: ShardReader
+) -> None:
+    by_name = replace(trained, data_sets={"source": "village", "target": "town"})
+    (line,) = told(by_name, shards, None)
+    assert line == (
+        "r: these pictures are taken for the source's, by the name of their data set; domain=target would take the "
+        "target's statistics and size, 40×36"
+    )
+    assert told(replace(by_name, shards={"source": shards.fingerprint()}), shards, None) == [], "they are the same"
+    assert told(replace(by_name, sizes={"source": [40, 36], "target": [40, 36]}), shards, None) == []
+
+
+def test_a_launcher_that_was_asked_for_nothing_leaves_the_precision_to_the_setting_or_the_training() -> None:
+    assert asked_precision(None, "no") is None
+    assert asked_precision(None, "bf16") == asked_precision("bf16", "no") == asked_precision("bf16", "bf16") == "bf16"
+    assert asked_precision("no", "no") == "no"
+
+
+def test_autocast_computes_in_the_precision() -> None:
+    network, images = tiny_network(1), torch.ones(1, 3, 33, 33)
+    with torch.inference_mode():
+        plain = network(images)["main"]
+        with autocast("no", CPU):
+            assert torch.equal(network(images)["main"], plain)
+        with autocast("bf16", CPU):
+            assert network(images)["main"].dtype == torch.bfloat16
+
+
+def test_what_older_versions_did_not_say_is_no_change() -> None:
+    now = {"size": None, "domain": "target", "precision": "no", "target": "abc"}
+    assert changed_keys({"size": None, "target": "abc"}, now) == []
+    changed = changed_keys({"size": [40, 36], "target": "abd"}, now | {"precision": "bf16"})
+    assert sorted(changed) == ["precision", "size", "target"]
+    words = told_changes(["target", "size", "precision"], {"size": [40, 36]}, now | {"precision": "bf16"})
+    assert words == 'target, size ([40, 36] → null), precision ("no" → "bf16")'
+
+
+def test_a_network_of_which_nothing_is_known_sees_pictures_at_the_size_of_the_others(trained: TrainedNetwork) -> None:
+    foreign = replace(trained, sizes={})
+    known, unknown = Conditions("target", (40, 36), "no"), Conditions("target", None, "bf16")
+    assert with_common_size([foreign, trained], [unknown, known]) == [replace(unknown, size=(40, 36)), known]
+    assert with_common_size([foreign, foreign], [unknown, unknown]) == [unknown, unknown]
+    other = replace(known, size=(8, 6))
+    assert with_common_size([trained, foreign, trained], [known, unknown, other]) == [known, unknown, other]

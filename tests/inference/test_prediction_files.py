@@ -1,0 +1,58 @@
+"""Predictions are written as colours, train ids or raw ids, and stay in their folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from esl_dist.data.labels import SemanticClass
+from esl_dist.errors import UserError
+from esl_dist.inference.prediction_files import picture_name, raw_id_table, write_prediction
+from tests.builders import class_set, drawn_samples, write_shards
+
+PREDICTION = torch.tensor([[0, 1, 2], [2, 2, 1]])
+
+
+def written(tmp_path: Path, kind: str, classes: tuple[SemanticClass, ...] | None = None) -> np.ndarray:
+    write_prediction(tmp_path / "a/b.png", PREDICTION, classes or class_set(), kind)
+    with Image.open(tmp_path / "a/b.png") as image:
+        return np.array(image)
+
+
+def test_colors_are_those_of_the_classes(tmp_path: Path) -> None:
+    colors = np.array([item.color for item in class_set()])
+    np.testing.assert_array_equal(written(tmp_path, "colors"), colors[PREDICTION.numpy()])
+
+
+def test_train_ids_are_the_predictions_themselves(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(written(tmp_path, "train_ids"), PREDICTION.numpy())
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(255, np.uint8), (256, np.uint16), (65535, np.uint16)])
+def test_raw_ids_are_the_first_of_each_class_in_as_many_bits_as_they_need(
+    tmp_path: Path, largest: int, dtype: type
+) -> None:
+    road, house, sky = class_set()
+    classes = (road, house, SemanticClass("sky", sky.color, (largest, 3)))
+    expected = np.array([[7, 11, largest], [largest, largest, 11]])
+    np.testing.assert_array_equal(written(tmp_path, "raw_ids", classes), expected)
+    assert raw_id_table(classes).dtype == dtype
+
+
+def test_a_class_without_raw_ids_is_named() -> None:
+    road, house, sky = class_set()
+    with pytest.raises(UserError, match=r"the class house has no raw ids; .* classes_from="):
+        raw_id_table((road, SemanticClass("house", house.color, ()), sky))
+
+
+@pytest.mark.parametrize("key", ["../scene", "/scene", "a/../../scene"])
+def test_a_key_that_leads_out_of_its_folder_names_no_picture(tmp_path: Path, key: str) -> None:
+    [(_, members)] = drawn_samples(1)
+    shards = write_shards(tmp_path, [("a/scene", members), ("b", members)])
+    shards._places[1] = (0, replace(shards._places[1][1], key=key))
+    assert picture_name(shards, 0) == "a/scene.png"
+    with pytest.raises(UserError, match=rf"shard-000000\.tar, sample '{key}': its key leads out of a folder"):
+        picture_name(shards, 1)

@@ -1,0 +1,142 @@
+"""Where ranks meet: real stores, every rank a thread with a connection of its own."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from torch._C._distributed_c10d import TCPStore
+
+from esl_dist.environment import RANK
+from esl_dist.errors import LostRankError, UserError
+from esl_dist.ranks import rendezvous as meeting
+from esl_dist.ranks.rendezvous import _enter, meet
+
+SOON, LONG = 0.5, 30.0
+
+Enter = Callable[..., "Future[str]"]
+
+
+@pytest.fixture
+def enter() -> Iterator[Enter]:
+    """Return a function that lets a rank enter, in the store of a launcher."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    with ThreadPoolExecutor() as threads:
+
+        def start(rank: int, ranks: int, seconds: float = LONG) -> "Future[str]":
+            client = TCPStore("127.0.0.1", store.port, is_master=False)
+            return threads.submit(_enter, client, rank, ranks, time.monotonic() + seconds)
+
+        yield start
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
+def test_all_ranks_meet_in_one_room_in_any_order(enter: Enter, order: list[int]) -> None:
+    rooms = {}
+    for rank in order:
+        rooms[rank] = enter(rank, 3)
+        time.sleep(0.2)
+    assert len({room.result() for room in rooms.values()}) == 1
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+@pytest.mark.parametrize("came", [[0, 1, 2], [0, 1], [1, 2]])
+def test_the_room_of_an_earlier_attempt_is_not_taken_for_the_present_one(
+    enter: Enter, came: list[int], order: list[int]
+) -> None:
+    for attempt in [enter(rank, 3, LONG if len(came) == 3 else SOON) for rank in came]:
+        attempt.exception()
+    rooms = {}
+    for rank in order:
+        assert not any(room.done() for room in rooms.values())
+        rooms[rank] = enter(rank, 3)
+        time.sleep(0.2)
+    assert len({room.result() for room in rooms.values()}) == 1
+
+
+@pytest.mark.parametrize(("came", "named"), [([0, 2], "rank 1"), ([0], "rank 1, rank 2"), ([1, 2], "rank 0")])
+def test_those_who_do_not_come_are_named_to_all(enter: Enter, came: list[int], named: str) -> None:
+    for attempt in [enter(rank, 3, SOON) for rank in came]:
+        with pytest.raises(LostRankError, match=f"^{named} did not come to the start within timeout_minutes$"):
+            attempt.result()
+
+
+def test_a_full_room_that_rank_0_has_not_closed_is_not_entered(enter: Enter) -> None:
+    """As an attempt leaves it that is killed before."""
+    for attempt in [enter(rank, 3, SOON) for rank in (0, 1)]:
+        attempt.exception()
+    killed = enter(0, 3, SOON)
+    killed.exception()
+    for attempt in [enter(rank, 3, SOON) for rank in (1, 2)]:
+        with pytest.raises(LostRankError, match=r"^rank 0 did not come"):
+            attempt.result()
+
+
+def test_a_rank_0_that_does_not_come_again_is_named(enter: Enter) -> None:
+    for attempt in [enter(rank, 2) for rank in (0, 1)]:
+        attempt.result()
+    with pytest.raises(LostRankError, match=r"^rank 0 did not come"):
+        enter(1, 2, SOON).result()
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Return a port that is taken but does not answer, named in an environment of two ranks."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        found: int = taken.getsockname()[1]
+        for name, value in {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": found}.items():
+            monkeypatch.setenv(name, str(value))
+        yield found
+
+
+def test_a_store_that_nobody_keeps_is_named(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(LostRankError, match=f"^rank 0 did not come .* keeps a store at 127.0.0.1:{port} "):
+        meet(SOON / 60)
+
+
+def test_a_listener_that_does_not_answer_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "ANSWER_SECONDS", SOON)
+    monkeypatch.setenv("RANK", "1")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        monkeypatch.setenv("MASTER_PORT", str(stranger.getsockname()[1]))
+        with pytest.raises(
+            LostRankError, match="does not answer: rank 0 or the launcher is stopped, or it is no store"
+        ):
+            meet(SOON / 60)
+
+
+def test_a_port_in_use_is_named(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match=f"cannot use a store at 127.0.0.1:{port} .*; choose another port"):
+        meet(SOON / 60)
+
+
+@pytest.mark.parametrize("number", ["abc", "0", "70000", "٢"])
+def test_a_port_that_is_none_is_refused(port: int, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setenv("MASTER_PORT", number)
+    with pytest.raises(UserError, match=f"MASTER_PORT={number} is impossible: expected a number from 1 to 65535"):
+        meet(SOON / 60)
+
+
+def test_ranks_without_an_address_are_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(UserError, match="2 ranks were started without MASTER_ADDR and MASTER_PORT"):
+        meet(SOON / 60)
+
+
+def test_ranks_without_numbers_are_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RANK:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="WORLD_SIZE=2 without RANK"):
+        meet(SOON / 60)
+
+
+def test_a_single_process_meets_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert meet(SOON / 60) is None

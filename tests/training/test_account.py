@@ -1,0 +1,106 @@
+"""A training says what it is about to do and what it made, so that nobody has to guess."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS
+from esl_dist.config_files import from_dictionary
+from esl_dist.training.account import Outcome, beginning, end
+from esl_dist.training.data import TrainingData, open_training_data
+from esl_dist.training.optimisation import schedule_note
+from tests.builders import drawn_samples, write_shards
+
+RANKS: Any = SimpleNamespace(device=torch.device("cpu"), precision="no", zero_stage=None)
+RUN = Path("experiments/snapshots/r")
+
+
+def training(folder: Path, **changes: Any) -> tuple[settings.Train, TrainingData]:
+    for domain, number in (("s", 4), ("t", 3)):
+        write_shards(folder / domain, drawn_samples(number), image_size=(16, 12), label_size=(16, 12))
+    values: dict[str, Any] = {
+        "name": "r",
+        "source": {"path": str(folder / "s")},
+        "target": {"path": str(folder / "t"), "size": [8, 6]},
+        "batch_size": 2,
+    }
+    config = from_dictionary(settings.Train, values | changes, "tests")
+    return config, open_training_data(config, METHODS[config.method.name])
+
+
+def facts(text: str) -> dict[str, str]:
+    """Return the facts of an account by name, its title under the empty one."""
+    title, *lines = text.splitlines()
+    return {"": title} | {line[2:].split("  ")[0]: line.split("  ")[-1].strip() for line in lines}
+
+
+def test_the_beginning_names_data_batch_network_schedule_and_folders(tmp_path: Path) -> None:
+    config, data = training(tmp_path)
+    assert facts(beginning(config, data, RANKS, RUN, 0)) == {
+        "": "r: advent on 4 source and 3 target samples, 1 process on cpu, precision no, from step 0 to 120000",
+        "source": f"{tmp_path}/s: village train, 4 samples at 16×12 as packed",
+        "target": f"{tmp_path}/t: village train, 3 samples at 8×6",
+        "classes": "3 (village3)",
+        "batch": "2 samples of each domain a step, 2 a process",
+        "network": "resnet101, auxiliary head, shared batch norm; random weights (no network.start)",
+        "schedule": "learning rate 0.00025, at the end 55.5 % of it; checkpoints every 2000 steps",
+        "seed": "0",
+        "run": str(RUN),
+        "curves": "experiments/logs/r",
+    }
+
+
+def test_the_beginning_says_where_the_weights_come_from(tmp_path: Path) -> None:
+    config, data = training(tmp_path, network={"start": "w.pth", "auxiliary_head": False})
+    assert facts(beginning(config, data, RANKS, RUN, 0))["network"] == (
+        "resnet101, no auxiliary head, shared batch norm; weights of w.pth"
+    )
+    assert facts(beginning(config, data, RANKS, RUN, 7))["network"].endswith("weights of the checkpoint of step 7")
+
+
+def test_the_beginning_of_source_only_training_has_no_target(tmp_path: Path) -> None:
+    config, data = training(tmp_path, method={"name": "source_only"}, accumulate=2)
+    told = facts(beginning(config, data, RANKS, RUN, 0))
+    assert "target" not in told
+    assert told["batch"] == "2 samples of the source a step, 1 a process in each of 2 passes"
+
+
+@pytest.mark.parametrize(("steps", "told"), [(20_000, True), (200_000, False)])
+def test_the_beginning_warns_of_a_rate_that_barely_falls(tmp_path: Path, steps: int, told: bool) -> None:
+    config, data = training(tmp_path, steps=steps)
+    note = facts(beginning(config, data, RANKS, RUN, 0)).get("note", "")
+    assert note == schedule_note(config.optimizer, steps)
+    assert bool(note) == told
+
+
+OUTCOME = Outcome(
+    step=7, stopped=False, interrupted=False, losses={"source/main": 0.25}, steps_of_start=4, seconds=64.0
+)
+
+
+def test_the_end_names_what_was_made_how_long_it_took_and_what_comes_next(tmp_path: Path) -> None:
+    config, data = training(tmp_path)
+    run = tmp_path / "of me/snapshots/r"
+    (run / "checkpoints/step-00000007").mkdir(parents=True)
+    assert facts(end(config, data, run, ("a.pth", "b.pth"), OUTCOME)) == {
+        "": "r: finished at step 7",
+        "took": "1 min 4 s for 4 steps of this start, 0.25 samples/s",
+        "last losses": "source/main 0.25",
+        "weights": f"{run}/a.pth, {run}/b.pth",
+        "checkpoints": f"{run}/checkpoints: step-00000007",
+        "curves": "tensorboard --logdir experiments/logs",
+        "to score it": f"python launch/evaluate.py 'checkpoint={run}' data.path=…",
+        "to label": f"python launch/pseudo_label.py 'checkpoint={run}' target.path={tmp_path}/t output=…",
+    }
+
+
+def test_the_end_of_source_only_training_has_nothing_to_label(tmp_path: Path) -> None:
+    config, data = training(tmp_path, method={"name": "source_only"})
+    told = facts(end(config, data, RUN, (), replace(OUTCOME, losses={})))
+    assert "to label" not in told
+    assert told["last losses"] == "no loss (every step skipped)"

@@ -1,0 +1,147 @@
+"""Pictures that a layer or the memory cannot take are refused before a training begins, and no others."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esl_dist.adaptation.methods import METHODS
+from esl_dist.config import Evaluate
+from esl_dist.config_files import from_dictionary
+from esl_dist.data.shards import open_shards
+from esl_dist.errors import UserError
+from esl_dist.inference.conditions import Conditions
+from esl_dist.inference.scoring import score_networks
+from esl_dist.models.deeplab import feature_size, least_bytes_a_pixel, refuse_single_value, upsample
+from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator
+from esl_dist.runs.load import load_trained
+from esl_dist.training import sizes
+from esl_dist.training.data import open_training_data
+from esl_dist.training.sizes import refuse_impossible_sizes
+from tests.builders import drawn_samples, write_shards
+from tests.training.small_runs import configuration, save_run, tiny_network
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "shards", drawn_samples(2), image_size=(16, 12), label_size=(16, 12))
+    return tmp_path / "shards"
+
+
+def checked(
+    shards: Path, source: list[int] | None, target: list[int] | None, name: str = "minent", **more: Any
+) -> None:
+    config = configuration(
+        source={"path": str(shards), "size": source},
+        target={"path": str(shards), "size": target},
+        method={"name": name},
+        **more,
+    )
+    refuse_impossible_sizes(config, METHODS[name], open_training_data(config, METHODS[name]), CPU)
+
+
+@pytest.mark.parametrize("size", [[1, 1], [8, 8], [24, 24], [32, 24], [31, 64], [640, 31]])
+def test_pictures_too_small_for_a_discriminator_are_refused_by_setting(shards: Path, size: list[int]) -> None:
+    message = r"^{}\.size=\[.*\]: method\.name=advent needs pictures of at least 32×32 pixels .* such a {}\.size="
+    with pytest.raises(UserError, match=message.format("source", "source")):
+        checked(shards, size, [32, 32], "advent")
+    with pytest.raises(UserError, match=message.format("target", "target")):
+        checked(shards, [32, 32], size, "advent")
+    checked(shards, size, size)
+
+
+def test_pictures_that_are_too_small_as_packed_are_refused_by_their_shards(shards: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{shards}: method\.name=advent needs pictures .* such a target\.size="):
+        checked(shards, [32, 32], None, "advent")
+
+
+def test_a_single_value_a_channel_is_refused(shards: Path) -> None:
+    message = (
+        r"^target\.size=\[6, 1\]: a single picture of 6×1 pixels gives batch norm one .* at least 7 pixels on a side"
+    )
+    with pytest.raises(UserError, match=message):
+        checked(shards, [7, 1], [6, 1], batch_size=1)
+    with pytest.raises(UserError, match=r"^target\.size"):
+        checked(shards, [7, 1], [6, 1], batch_size=3, accumulate=3)
+    checked(shards, [7, 1], [6, 1], batch_size=2)
+
+
+def test_statistics_are_not_estimated_from_single_values(tmp_path: Path, shards: Path) -> None:
+    save_run(tmp_path / "run", 1, configuration(batch_size=1))
+    values = {"data": {"path": str(shards), "size": [1, 1]}, "statistics_from": str(shards), "workers": 0}
+    config = from_dictionary(Evaluate, values, "tests")
+    networks, how = [load_trained(tmp_path / "run", {}, None, CPU)], [Conditions("target", (1, 1), "no")]
+    with pytest.raises(
+        UserError, match=r"^statistics_from: a single picture of 1×1 pixels .*data\.size=\[width,height\]"
+    ):
+        score_networks(networks, [1.0], how, open_shards(shards), config, CPU)
+
+
+def test_the_least_side_is_that_of_the_discriminator() -> None:
+    discriminator = build_discriminator(3, 2)
+    assert discriminator(torch.zeros(1, 3, LEAST_SIDE, LEAST_SIDE)).numel() == 1
+    for height, width in ((LEAST_SIDE - 1, 64), (64, LEAST_SIDE - 1)):
+        with pytest.raises(RuntimeError, match="Kernel size"):
+            discriminator(torch.zeros(1, 3, height, width))
+
+
+@torch.inference_mode()
+def test_the_size_of_features_is_that_of_the_network() -> None:
+    network = tiny_network(1)
+    for side in range(1, 40):
+        height, width = network(torch.zeros(1, 3, side, 40 - side))["main"].shape[2:]
+        assert (height, width) == (feature_size(side), feature_size(40 - side))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (6, 6), (7, 1), (8, 8)])
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_batch_norm_fails_where_it_is_said_to(size: tuple[int, int], pictures: int) -> None:
+    def run() -> None:
+        tiny_network(1).train()(torch.zeros(pictures, 3, size[1], size[0]))
+
+    if pictures == 1 and max(size) < 7:
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            run()
+        with pytest.raises(UserError):
+            refuse_single_value(size, pictures, "here", "more")
+    else:
+        run()
+        refuse_single_value(size, pictures, "here", "more")
+
+
+def test_the_least_memory_is_less_than_what_a_pass_keeps() -> None:
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    images, network = torch.rand(2, 3, 33, 47), tiny_network(1).train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network(images)
+        labels = torch.zeros(2, 33, 47, dtype=torch.int64)
+        losses = [nn.functional.cross_entropy(upsample(one, (33, 47)), labels) for one in logits.values()]
+    assert all(loss.requires_grad for loss in losses)
+    of_input, of_label = least_bytes_a_pixel("tiny", 3, 2)
+    # The upsampled logits themselves are let go when their softmax is there, if a loss needs no more than that.
+    assert 2 * 33 * 47 * (of_input + of_label / 2) < sum(kept.values())
+
+
+def test_what_does_not_fit_the_memory_is_refused_with_all_that_takes_it(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sizes, "free_memory", lambda: 2.0**30)
+    checked(shards, [64, 48], [64, 48], batch_size=8)
+    message = (
+        r"^batch_size=1024 with source\.size 640×480 and target\.size 64×48 and loader\.workers=2 takes at least "
+        r"[0-9.]+ GiB on this machine, and 1\.0 GiB are free; give less of them, or more to accumulate$"
+    )
+    with pytest.raises(UserError, match=message):
+        checked(shards, [640, 480], [64, 48], batch_size=1024)
+    with pytest.raises(UserError, match=r"loader\.workers=200 takes"):
+        checked(shards, [64, 48], [64, 48], batch_size=64, loader={"workers": 200})
+    checked(shards, [64, 48], [64, 48], batch_size=64, loader={"workers": 0})

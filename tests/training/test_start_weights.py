@@ -1,0 +1,81 @@
+"""A training starts from a network of the same classes, or from all but the classifiers of another one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from esl_dist.adaptation.methods import METHODS
+from esl_dist.data.labels import ClassSet, SemanticClass
+from esl_dist.errors import UserError
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.weight_files import write_weights
+from esl_dist.runs.provenance import Provenance, description_of
+from esl_dist.training.setup import build_state, check_training
+from tests.builders import class_set
+from tests.training.small_runs import configuration, save_run, tiny_network
+
+CPU = torch.device("cpu")
+ROAD, HOUSE, SKY = class_set()
+FIVE = (ROAD, HOUSE, SKY, SemanticClass("car", (1, 2, 3), (30,)), SemanticClass("tree", (3, 2, 1), (31,)))
+HEADS = ("layer5.", "layer6.")
+
+
+def started(start: Path | None, classes: ClassSet, **network: Any) -> DeepLab:
+    options = {"architecture": "tiny", "start": None if start is None else str(start), **network}
+    config = configuration(seed=0, network=options)
+    return build_state(config, METHODS["source_only"], classes, CPU, with_start=True).networks.segmentation
+
+
+def described(path: Path, classes: ClassSet) -> Path:
+    known = Provenance("other", "mine", classes, "tiny", True, False, 1, "no")
+    write_weights(path, tiny_network(1, classes=len(classes)).state_dict(), description_of(known))
+    return path
+
+
+def place_of(kind: str, tmp_path: Path, classes: ClassSet) -> Path:
+    if kind == "run":
+        save_run(tmp_path / "snapshots/other", 3, classes=classes)
+        return tmp_path / "snapshots/other"
+    if kind == "described file":
+        return described(tmp_path / "other.safetensors", classes)
+    write_weights(tmp_path / "other.pth", tiny_network(1, classes=len(classes)).state_dict())
+    return tmp_path / "other.pth"
+
+
+@pytest.mark.parametrize("kind", ["run", "described file", "foreign file"])
+def test_all_but_the_heads_come_from_a_network_of_other_classes(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = place_of(kind, tmp_path, class_set())
+    with pytest.raises(UserError, match=r"other.*: .*network\.start_without=heads"):
+        started(start, FIVE)
+    network = started(start, FIVE, start_without="heads")
+    out = capsys.readouterr().out
+    assert f"{start}: 16 tensors are left out as asked: layer5 (8), layer6 (8)\n" in out
+    assert "find no place" not in out
+    other, fresh = started(start, class_set()).state_dict(), started(None, FIVE).state_dict()
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, fresh[name] if name.startswith(HEADS) else other[name]), name
+
+
+@pytest.mark.parametrize("kind", ["run", "described file"])
+def test_as_many_classes_of_other_names_are_refused(tmp_path: Path, kind: str) -> None:
+    start = place_of(kind, tmp_path, class_set())
+    with pytest.raises(UserError, match=r"its classes are road, house, sky, this run's sky, house, road; take all but"):
+        started(start, (SKY, HOUSE, ROAD))
+    started(start, (SKY, HOUSE, ROAD), start_without="heads")
+
+
+def test_what_is_left_out_of_nothing_is_refused() -> None:
+    config = configuration(network={"architecture": "tiny", "start_without": "heads"})
+    with pytest.raises(UserError, match=r"network\.start_without=heads needs weights to start from: network\.start=…"):
+        check_training(config)
+
+
+def test_a_wrapped_state_dict_is_unwrapped_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = tiny_network(1).state_dict()
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pth")
+    assert torch.equal(started(tmp_path / "wrapped.pth", class_set()).conv1.weight, state["conv1.weight"])
+    assert capsys.readouterr().out == f"{tmp_path}/wrapped.pth: takes what it holds under 'state_dict'\n"

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from esl_dist.errors import UserError
+from esl_dist.errors import UserError, beginning
 
 PARTIAL_SUFFIX = ".partial"
 
-SHOWN_CHARACTERS = 80
+SHOWN_CHARACTERS = 100
 """How much of an impossible name a message shows."""
 
 
@@ -155,6 +155,13 @@ def shortened(value: object) -> str:
         # Of a whole number with thousands of digits, say.
         return f"a {type(value).__name__} that cannot be shown"
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
+
+def as_given(value: object) -> str:
+    """Return what the user gave as a message repeats it: a text that can be printed as it was written, and cut."""
+    if isinstance(value, str) and value.isprintable():
+        return beginning(value, SHOWN_CHARACTERS)
+    return shortened(value)
 
 
 def make_folder(folder: Path) -> None:

@@ -3,14 +3,15 @@
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train, setting
+from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train
 from esl_dist.config_files import (
     describe,
     differing_keys,
@@ -19,6 +20,7 @@ from esl_dist.config_files import (
     save_config,
     to_dictionary,
 )
+from esl_dist.config_values import Bounds
 from esl_dist.errors import UserError
 
 SCHEMAS = (Train, PseudoLabel, Evaluate, Prepare, Demo)
@@ -404,7 +406,7 @@ def test_every_setting_is_described_and_its_default_is_accepted(schema: type) ->
 def test_bounds_hold_for_every_member_of_a_list() -> None:
     @dataclass
     class Some:
-        shares: list[float] = setting(lambda: [0.5], "Shares.", above=0, maximum=1)
+        shares: Annotated[list[float], Bounds(above=0, maximum=1)] = field(default_factory=list)
 
     assert load_config(Some, None, ["shares=[0.1,1]"]).shares == [0.1, 1.0]
     with pytest.raises(UserError, match=r"shares=\[0\.1, 0\.0\].*more than 0"):

@@ -16,18 +16,19 @@ from dataclasses import asdict, is_dataclass
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from esl_dist.config_values import (
     COMMAND_LINE,
+    EXPECTED_REFERENCE,
     Setting,
-    assign,
     converted,
     described_bounds,
-    given_settings,
+    fill,
+    has_reference,
     natural,
     problem_of_bounds,
     settings_of,
@@ -42,19 +43,11 @@ Config = TypeVar("Config")
 LARGEST_FILE = 64 * 2**20
 """Bytes of a YAML file: more than the names of any data set's split take."""
 
-EXPECTED_REFERENCE = "expected such as ${steps} or ${oc.env:VARIABLE}"
 UNRESOLVED = {
     "Environment variable '(.*)' not found": "the variable {} is not set in the environment",
     "Interpolation key '(.*)' not found": "there is no setting {}",
     "Recursive interpolation": "it stands for itself",
 }
-
-
-class Given(NamedTuple):
-    """A setting's value, with references in it not resolved, and who gave it: the file, or the command line's word."""
-
-    value: Any
-    origin: str
 
 
 def load_config(schema: type[Config], file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -63,12 +56,15 @@ def load_config(schema: type[Config], file: Path | None = None, overrides: Seque
     Raises:
         UserError: an unreadable file, an unknown key, a wrong type, an impossible or a missing value.
     """
-    given: dict[str, Given] = {}
+    config, givers = schema(), dict[str, str]()
     if file is not None:
-        given |= _given(_read_mapping(file), schema, str(file))
+        givers |= dict.fromkeys(fill(config, _read_mapping(file), str(file)), str(file))
     for word in overrides:
-        given |= _given(_read_override(word, schema), schema, f"{COMMAND_LINE}: {as_given(word)}")
-    return _configured(schema, given, COMMAND_LINE if file is None else str(file), _problem_here)
+        given = fill(config, _read_override(word, schema), f"{COMMAND_LINE}: {as_given(word)}")
+        # A message about what the value is repeats it, and needs not the word.
+        givers |= dict.fromkeys(given, COMMAND_LINE)
+    _finish(config, givers, COMMAND_LINE if file is None else str(file), _problem_here)
+    return config
 
 
 def from_dictionary(schema: type[Config], values: Any, origin: str) -> Config:
@@ -79,50 +75,37 @@ def from_dictionary(schema: type[Config], values: Any, origin: str) -> Config:
     """
     if not isinstance(values, dict):
         raise UserError(f"{origin}: expected settings by name, got {values!r}")
-    # Only the user's own words and files may name variables.
-    if (reference := next(_references(values), None)) is not None:
-        raise UserError(f"{origin}: {shortened(reference)} is a reference; expected values, as it was saved with")
-    return _configured(schema, _given(values, schema, origin), origin, _problem)
+    config = schema()
+    for key in fill(config, values, origin):
+        # Only the user's own words and files may name variables.
+        if has_reference(value := attrgetter(key)(config), origin):
+            raise UserError(f"{origin}: {shortened(value)} is a reference; expected values, as it was saved with")
+    _finish(config, {}, origin, _problem)
+    return config
 
 
-def _given(values: Mapping[Any, Values], schema: type, origin: str) -> dict[str, Given]:
-    settings, given = settings_of(schema), dict[str, Given]()
-    for key, value in given_settings(values, schema, origin).items():
-        if any(_references(value)):
-            _refuse_unreadable(natural(value), origin)
-            given[key] = Given(natural(value), origin)
-        else:
-            given[key] = Given(converted(value, settings[key].kind, origin, key), origin)
-    return given
-
-
-def _configured(
-    schema: type[Config], given: Mapping[str, Given], origin: str, problem_of: Callable[[Any, Setting], str | None]
-) -> Config:
-    """Return a configuration of what is given and else of defaults.
+def _finish(
+    config: Any, givers: Mapping[str, str], origin: str, problem_of: Callable[[Any, Setting], str | None]
+) -> None:
+    """Resolve the references of a configuration, and hold it to its bounds.
 
     Raises:
         UserError: a value that is missing or has a problem, or a reference that gives none; the message starts with who
             gave it, or else with `origin`.
     """
-    settings, config = settings_of(schema), cast(Any, schema())
-    for key, (value, _) in given.items():
-        assign(config, key, value)
+    settings = settings_of(type(config))
     if missing := sorted(key for key in settings if attrgetter(key)(config) == MISSING):
         raise UserError(f"{origin}: no value for {', '.join(missing)}; give it in the file or as {missing[0]}=…")
-    # The word that gave a value is in the message anyway.
-    givers = {
-        key: COMMAND_LINE if giver.startswith(f"{COMMAND_LINE}: ") else giver for key, (_, giver) in given.items()
-    }
-    references = [key for key, (value, _) in given.items() if any(_references(value))]
+    references = [key for key in givers if has_reference(attrgetter(key)(config), givers[key])]
     tree = OmegaConf.create(asdict(config)) if references else None
     for key in references:
-        assign(config, key, _resolved(tree, key, settings[key].kind, givers[key]))
+        group, _, name = f".{key}".rpartition(".")
+        owner = attrgetter(group.lstrip("."))(config) if group else config
+        setattr(owner, name, _resolved(tree, key, settings[key].kind, givers[key]))
     for key, setting in settings.items():
         value = attrgetter(key)(config)
         if (problem := problem_of(value, setting)) is not None:
             raise UserError(f"{givers.get(key, origin)}: {key}={as_given(value)} is impossible: {problem}")
-    return cast(Config, config)
 
 
 def _problem(value: Any, setting: Setting) -> str | None:
@@ -137,22 +120,6 @@ def _problem_here(value: Any, setting: Setting) -> str | None:
         return problem
     there = next(part for part in (Path(value), *Path(value).parents, Path()) if os.path.lexists(part))
     return f"{there} is a file; expected a folder" if there.exists() and not there.is_dir() else None
-
-
-def _references(values: Values) -> Iterator[str]:
-    """Yield the texts that name another setting or a variable, so that their values are known only later."""
-    if isinstance(values, dict | list):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _references(value)
-    elif isinstance(values, str) and "${" in values:
-        yield values
-
-
-def _refuse_unreadable(value: Any, origin: str) -> None:
-    try:
-        OmegaConf.create([value])
-    except GrammarParseError as error:
-        raise UserError(f"{origin}: cannot be read: ${{ begins a reference, {EXPECTED_REFERENCE}") from error
 
 
 def _resolved(tree: Any, key: str, kind: Any, origin: str) -> Any:
@@ -226,7 +193,7 @@ def read_yaml(file: Path) -> dict[Any, Any]:
     return values
 
 
-def _read_mapping(file: Path) -> dict[Values, Values]:
+def _read_mapping(file: Path) -> dict[str, Values]:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -238,12 +205,9 @@ def _read_mapping(file: Path) -> dict[Values, Values]:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{file}: no such configuration file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: cannot be read as YAML: it is not UTF-8 ({error}); save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{shortened(str(file))}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{shortened(str(file))} cannot be the name of a file ({error})") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}; expected a text file in UTF-8"
+        raise UserError(f"{as_given(str(file))}: cannot be read: {reason}") from error
     values = values_of(text, f"{file}:")
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{file}: expected settings of the form `key: value`")
@@ -252,27 +216,20 @@ def _read_mapping(file: Path) -> dict[Values, Values]:
 
 def _read_override(word: str, schema: type) -> dict[str, Values]:
     """Return what a word `key=value` says, as nested dictionaries."""
-    key, _, text = word.partition("=")
-    if not key or "=" not in word:
-        raise UserError(f"{COMMAND_LINE}: {word!r} is not of the form key=value")
-    parts = key.split(".")
+    key, equals, text = word.partition("=")
+    parts, place = key.split("."), f"{COMMAND_LINE}: {shortened(word)}"
+    if not key or not equals:
+        raise UserError(f"{place} is not of the form key=value")
     if not all(part.strip() for part in parts):
-        raise UserError(f"{COMMAND_LINE}: {shortened(word)} has an empty part before = or between dots")
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{COMMAND_LINE}: {word!r} is not UTF-8; expected text, so rename what it names") from None
-    value = _read_value(text, key, schema, f"{COMMAND_LINE}: {shortened(word)}")
-    for part in reversed(parts):
-        value = {part: value}
-    return value  # type: ignore[no-any-return]
-
-
-def _read_value(text: str, key: str, schema: type, origin: str) -> Values:
+        raise UserError(f"{place} has an empty part before = or between dots")
+    if any("\ud800" <= character <= "\udfff" for character in word):
+        raise UserError(f"{place} is not UTF-8; expected text, so rename what it names")
     setting = settings_of(schema).get(key)
     is_text = setting is not None and type_name(setting.kind).startswith("str")
-    # For YAML a comment begins there.
-    if is_text and "#" in text and text[0] not in "'\"[{":
-        return text
+    # For YAML a comment begins at #.
+    is_comment = "#" in text and text[0] not in "'\"[{"
     may_be_empty = setting is not None and setting.default == ""
-    return "" if not text and may_be_empty else values_of(text, origin)
+    value = text if (is_text and is_comment) or (may_be_empty and not text) else values_of(text, place)
+    for part in reversed(parts):
+        value = {part: value}
+    return cast(dict[str, Values], value)

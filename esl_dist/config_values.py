@@ -14,7 +14,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import GrammarParseError
 
 from esl_dist.environment import TRUTH
 from esl_dist.errors import UserError
@@ -31,6 +32,7 @@ LEADING_ZERO = re.compile("[-+]?0[0-9]")
 """How a number begins that YAML, as others read it, takes for one in base 8."""
 
 COMMAND_LINE = "command line"
+EXPECTED_REFERENCE = "expected such as ${steps} or ${oc.env:VARIABLE}"
 
 
 @dataclass(frozen=True)
@@ -97,31 +99,31 @@ def _settings(config: Any) -> Iterator[tuple[str, Setting]]:
             yield name, Setting(owner, name, kinds[name], bounds, default)
 
 
-def given_settings(values: Mapping[Any, Values], schema: type, origin: str, outer: str = "") -> dict[str, Values]:
-    """Return what a mapping gives to settings, by their dotted keys, not converted yet.
+def fill(config: Any, values: Mapping[Any, Values], origin: str, outer: str = "") -> Iterator[str]:
+    """Put values in the place of a configuration's defaults, and yield the dotted keys of the settings they are of.
 
     Args:
-        values: names → values; a group of settings is a mapping.
-        schema: the dataclass whose fields they are.
+        config: a dataclass; what it has as fields are groups of settings.
+        values: names → values; those of a group are a mapping.
         origin: who gave them; a message begins with it.
         outer: what stands before the keys in a message, such as `optimizer.`.
 
     Raises:
-        UserError: an unknown setting, or a single value for a group of settings.
+        UserError: an unknown setting, a value of another type, or a single one for a group of settings.
     """
-    kinds, found = get_type_hints(schema), dict[str, Values]()
+    kinds = get_type_hints(type(config))
     for name, value in values.items():
+        key = f"{outer}{name}"
         if name not in kinds:
-            raise UserError(f"{origin}: {_unknown(str(name), schema, outer)}")
+            raise UserError(f"{origin}: {_unknown(name, type(config), outer)}")
         if not is_dataclass(kinds[name]):
-            found[name] = value
+            setattr(config, name, converted(value, kinds[name], origin, key))
+            yield name
         elif isinstance(value, dict):
-            inner = given_settings(value, kinds[name], origin, f"{outer}{name}.")
-            found |= {f"{name}.{key}": value for key, value in inner.items()}
+            yield from (f"{name}.{inner}" for inner in fill(getattr(config, name), value, origin, f"{key}."))
         else:
-            example = f"{outer}{name}.{next(iter(settings_of(kinds[name])))}=…"
-            raise UserError(f"{place(origin, outer + name)}: a group of settings, not one; expected such as {example}")
-    return found
+            example = f"{key}.{next(iter(settings_of(kinds[name])))}=…"
+            raise UserError(f"{place(origin, key)}: a group of settings, not one; expected such as {example}")
 
 
 def _unknown(name: str, schema: type, outer: str) -> str:
@@ -144,16 +146,16 @@ def converted(value: Values, kind: Any, origin: str, key: str) -> Any:
     """Return a value as a field of type `kind` holds it; a text is what was written: 0001 stays 0001.
 
     Args:
-        value: as YAML (`yaml_text.values_of`) or JSON gives it.
+        value: as YAML (`yaml_text.values_of`) or JSON gives it; with a reference in it, it is returned as it is.
         kind: int, float, bool, str, Any, a dataclass, a list or mapping of them, or any of these `| None`.
         origin: who gave it, and `key` where; a message begins with them.
 
     Raises:
-        UserError: a value of another type.
+        UserError: a value of another type, or a reference that is none.
     """
     single, members = _without_none(kind), get_args(_without_none(kind))
-    if value is None and single is not kind:
-        return None
+    if (value is None and single is not kind) or has_reference(value, origin):
+        return natural(value)
     if value == MISSING:
         raise UserError(f"{place(origin, key)}: {MISSING} stands for no value; give one, or leave the setting out")
     if get_origin(single) is list and isinstance(value, list):
@@ -161,9 +163,8 @@ def converted(value: Values, kind: Any, origin: str, key: str) -> Any:
     if get_origin(single) is dict and isinstance(value, dict):
         return {name: converted(inner, members[1], origin, f"{key}.{name}") for name, inner in value.items()}
     if isinstance(single, type) and is_dataclass(single) and isinstance(value, dict):
-        config, settings = single(), settings_of(single)
-        for name, inner in given_settings(value, single, origin, f"{key}.").items():
-            assign(config, name, converted(inner, settings[name].kind, origin, f"{key}.{name}"))
+        config = single()
+        list(fill(config, value, origin, f"{key}."))
         return config
     try:
         return _READERS[single](value)
@@ -172,10 +173,21 @@ def converted(value: Values, kind: Any, origin: str, key: str) -> Any:
         raise UserError(f"{place(origin, key)}: expected {_expected(kind)}, got {given}") from None
 
 
-def assign(config: Any, key: str, value: Any) -> None:
-    """Give a setting, named by its dotted key, a value."""
-    group, _, name = key.rpartition(".")
-    setattr(operator.attrgetter(group)(config) if group else config, name, value)
+def has_reference(value: Values, origin: str) -> bool:
+    """Say whether a value, or one in it, names another setting or a variable, so that it is known only later.
+
+    Raises:
+        UserError: it begins a reference that has no end; the message begins with `origin`.
+    """
+    if isinstance(value, dict | list):
+        return any(has_reference(inner, origin) for inner in (value.values() if isinstance(value, dict) else value))
+    if not isinstance(value, str) or "${" not in value:
+        return False
+    try:
+        OmegaConf.create([str(value)])
+    except GrammarParseError as error:
+        raise UserError(f"{origin}: cannot be read: ${{ begins a reference, {EXPECTED_REFERENCE}") from error
+    return True
 
 
 def _without_none(kind: Any) -> Any:

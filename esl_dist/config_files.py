@@ -109,9 +109,10 @@ def _finish(
 
 
 def _problem(value: Any, setting: Setting) -> str | None:
-    if value == "" and setting.default != "":
-        return "an empty text; leave it out, or give . for the folder in which the program is started"
-    return problem_of_bounds(value, setting.bounds)
+    if value != "":
+        return problem_of_bounds(value, setting.bounds)
+    may_be_empty = setting.default == ""
+    return None if may_be_empty else "an empty text; leave it out, or give . for the folder where the program starts"
 
 
 def _problem_here(value: Any, setting: Setting) -> str | None:

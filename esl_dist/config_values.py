@@ -7,7 +7,6 @@ import difflib
 import math
 import operator
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
@@ -19,11 +18,11 @@ from omegaconf.errors import GrammarParseError
 
 from esl_dist.environment import TRUTH
 from esl_dist.errors import UserError
-from esl_dist.files import shortened
+from esl_dist.files import problem_of_text, shortened
 from esl_dist.yaml_text import Unquoted, Values
 
 LONGEST_TEXT = 4096
-"""Characters; Linux takes no longer path."""
+"""Bytes; Linux takes no longer path."""
 
 MOST_BITS = 1023
 """Of a whole number that a float can stand for."""
@@ -261,7 +260,7 @@ def problem_of_bounds(value: Any, bounds: Bounds) -> str | None:
     if bounds.choices and value not in bounds.choices:
         return f"expected one of {', '.join(bounds.choices)}"
     if isinstance(value, str):
-        return _problem_of_text(value)
+        return problem_of_text(value, LONGEST_TEXT)
     if isinstance(value, float) and not math.isfinite(value):
         return "expected a finite number"
     for name, (words, holds) in COMPARISONS.items():
@@ -276,15 +275,6 @@ def _problem_of_list(values: list[Any], bounds: Bounds) -> str | None:
     if bounds.product is not None and math.prod(values) > bounds.product:
         return f"expected at most {bounds.product} pixels"
     return None
-
-
-def _problem_of_text(text: str) -> str | None:
-    if len(text) > LONGEST_TEXT:
-        return f"it has {len(text)} characters; expected at most {LONGEST_TEXT}"
-    categories = {unicodedata.category(character) for character in text}
-    if "Cc" in categories:
-        return "it holds control characters; expected a text that can be printed"
-    return "it is not UTF-8; rename what it names" if "Cs" in categories else None
 
 
 def described_bounds(bounds: Bounds) -> str:

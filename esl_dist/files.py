@@ -12,7 +12,7 @@ import os
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -78,9 +78,8 @@ LONGEST_NAME = 255
 LONGEST_PATH = 4095
 """Bytes of a path; Linux takes no more."""
 
-CONTROL = ("Cc",)
-UNSEEN = ("Cc", "Cf", "Zl", "Zp")
-"""Unicode's categories of control characters, and of all that cannot be seen: separators, changes of direction."""
+UNSEEN = ("Cf", "Zl", "Zp")
+"""Unicode's categories of separators, and of characters that change the direction or are invisible."""
 
 JOINERS = "\u200c\u200d"
 """Format characters that words of some languages are written with."""
@@ -104,17 +103,16 @@ def refuse_as_key(key: str, what: str) -> None:
     for part in key.split("/"):
         if (problem := _problem_of_name(part)) is not None:
             _refuse(key, what, f"its part {shortened(part)}: {problem}")
-    _refuse(key, what, _problem(key, CONTROL, LONGEST_PATH))
+    _refuse(key, what, problem_of_text(key, LONGEST_PATH))
 
 
 def refuse_as_label(label: str, what: str) -> None:
     """Make sure that what something is called, such as a class, can be printed; it is part of no path.
 
     Raises:
-        UserError: it is empty, too long, not Unicode, or holds control characters, line separators or characters that
-            turn the direction or are invisible.
+        UserError: it is empty, too long, not Unicode, or holds control characters or others that cannot be seen.
     """
-    _refuse(label, what, _problem(label, UNSEEN))
+    _refuse(label, what, problem_of_text(label, LONGEST_NAME, forbidden=UNSEEN))
 
 
 def _refuse(text: str, what: str, problem: str | None) -> None:
@@ -125,20 +123,29 @@ def _refuse(text: str, what: str, problem: str | None) -> None:
 def _problem_of_name(name: str) -> str | None:
     if name in ("", ".", "..") or "/" in name:
         return "expected a name without '/' that is not empty, '.' or '..'"
-    return _problem(name, CONTROL)
+    return problem_of_text(name, LONGEST_NAME)
 
 
-def _problem(text: str, forbidden: tuple[str, ...], most: int = LONGEST_NAME) -> str | None:
+def problem_of_text(text: str, most: int, forbidden: Collection[str] = ()) -> str | None:
+    """Say why a text is none that this program works with; None: it is one.
+
+    Args:
+        text: the text.
+        most: bytes in UTF-8.
+        forbidden: Unicode's categories of characters that may not be in it, beside control characters.
+    """
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
         return "it is not UTF-8; rename it"
     if size == 0 or size > most:
-        return f"it has {size} bytes; expected at most {most}" if size else "expected a name that is not empty"
+        return f"it has {size} bytes; expected at most {most}" if size else "expected one that is not empty"
     # What can be printed needs no second look: an index has many keys.
-    if not text.isprintable() and any(unicodedata.category(one) in forbidden and one not in JOINERS for one in text):
-        return "it holds control characters or others that cannot be seen; expected a name that can be printed"
-    return None
+    categories = set() if text.isprintable() else {unicodedata.category(one) for one in text if one not in JOINERS}
+    if "Cc" in categories:
+        return "it holds control characters; expected what can be printed"
+    unseen = not categories.isdisjoint(forbidden)
+    return "it holds characters that cannot be seen; expected what can be printed" if unseen else None
 
 
 def shortened(value: object) -> str:

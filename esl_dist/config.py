@@ -6,12 +6,13 @@ differs from the defaults here, which are the published ones (AdvEnt, arXiv 1811
 the text of a setting says otherwise.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from omegaconf import MISSING
 
-from esl_dist.config_values import Bounds
+from esl_dist.config_values import FOLDER, Bound, limits, one_of, two_values
 
 # Every number has an upper bound, so that a slip of the keyboard is told at once and neither fills the memory nor
 # overflows in a step. Each is chosen a hundred times or more beyond what published trainings use and what one machine
@@ -20,24 +21,25 @@ from esl_dist.config_values import Bounds
 MOST_STEPS = 10**9
 LARGEST_FACTOR = 1e6
 LONGEST_SIDE = 2**15
+MOST_PIXELS = Bound("at most 268_435_456 pixels together", lambda size: math.prod(size) <= 2**28, is_of_list=True)
 PRECISIONS = ("no", "bf16", "fp16")
 
-Folder = Annotated[str, Bounds(folder=True)]
-Precision = Annotated[str, Bounds(choices=PRECISIONS)]
-Domain = Annotated[str, Bounds(choices=("source", "target"))]
-Steps = Annotated[int, Bounds(minimum=1, maximum=MOST_STEPS)]
-StepsOrNone = Annotated[int, Bounds(minimum=0, maximum=MOST_STEPS)]
-Samples = Annotated[int, Bounds(minimum=1, maximum=2**16)]
-Size = Annotated[list[int], Bounds(minimum=1, maximum=LONGEST_SIDE, length=2, product=2**28)]
-Workers = Annotated[int, Bounds(minimum=0, maximum=256)]
-Seed = Annotated[int, Bounds(minimum=0, maximum=2**32 - 1)]
-Share = Annotated[float, Bounds(minimum=0, maximum=1)]
-ShareBelowOne = Annotated[float, Bounds(minimum=0, below=1)]
-Rate = Annotated[float, Bounds(above=0, maximum=1e30)]
-Weight = Annotated[float, Bounds(minimum=0, maximum=LARGEST_FACTOR)]
-Multiplier = Annotated[float, Bounds(above=0, maximum=LARGEST_FACTOR)]
+Folder = Annotated[str, FOLDER]
+Precision = Annotated[str, one_of(*PRECISIONS)]
+Domain = Annotated[str, one_of("source", "target")]
+Steps = Annotated[int, limits(at_least=1, at_most=MOST_STEPS)]
+StepsOrNone = Annotated[int, limits(at_least=0, at_most=MOST_STEPS)]
+Samples = Annotated[int, limits(at_least=1, at_most=2**16)]
+Size = Annotated[list[int], two_values("[width, height]"), limits(at_least=1, at_most=LONGEST_SIDE), MOST_PIXELS]
+Workers = Annotated[int, limits(at_least=0, at_most=256)]
+Seed = Annotated[int, limits(at_least=0, at_most=2**32 - 1)]
+Share = Annotated[float, limits(at_least=0, at_most=1)]
+ShareBelowOne = Annotated[float, limits(at_least=0, less_than=1)]
+Rate = Annotated[float, limits(more_than=0, at_most=1e30)]
+Weight = Annotated[float, limits(at_least=0, at_most=LARGEST_FACTOR)]
+Multiplier = Annotated[float, limits(more_than=0, at_most=LARGEST_FACTOR)]
 A_YEAR = 525_600.0
-Timeout = Annotated[float, Bounds(above=0, maximum=A_YEAR)]
+Timeout = Annotated[float, limits(more_than=0, at_most=A_YEAR)]
 
 
 @dataclass
@@ -54,19 +56,19 @@ class Shards:
 class Network:
     """The segmentation network."""
 
-    architecture: Annotated[
-        str, Bounds(choices=("resnet152", "resnet101", "resnet50", "resnet34", "resnet18", "tiny"))
-    ] = "resnet101"
+    architecture: Annotated[str, one_of("resnet152", "resnet101", "resnet50", "resnet34", "resnet18", "tiny")] = (
+        "resnet101"
+    )
     """DeepLab-v2 on a residual network; `tiny` is for pictures of about 200 pixels."""
     auxiliary_head: bool = True
     """Whether stage 3 has a classifier and losses of its own (two levels)."""
-    batch_norm: Annotated[str, Bounds(choices=("shared", "per_domain"))] = "shared"
+    batch_norm: Annotated[str, one_of("shared", "per_domain")] = "shared"
     """Running statistics of batch norm: `shared` by source and target passes, as published, or `per_domain`: each
     keeps its own, and evaluation, pseudo-labels and exported weights use the target's."""
     start: str | None = None
     """Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published names
     or torchvision's; null: random ones."""
-    start_without: Annotated[str, Bounds(choices=("heads",))] | None = None
+    start_without: Annotated[str, one_of("heads")] | None = None
     """What of `start` is left out: `heads`, the classifiers, for a network of other classes; null: nothing."""
 
 
@@ -86,7 +88,7 @@ class Method:
 
     name: str = "advent"
     """A name in the table of `esl_dist.adaptation.methods`."""
-    discriminator_channels: Annotated[int, Bounds(minimum=1, maximum=1024)] = 64
+    discriminator_channels: Annotated[int, limits(at_least=1, at_most=1024)] = 64
     """Channels of a discriminator's first layer (published: 64)."""
     cross_entropy: LevelWeights = field(default_factory=lambda: LevelWeights(main=1.0, auxiliary=0.1))
     """Weights of the cross-entropy on source labels and pseudo-labels."""
@@ -126,13 +128,13 @@ class Optimizer:
     """Factors on the learning rate of SGD."""
     discriminator_learning_rate: Rate = 1e-4
     """Base learning rate of Adam."""
-    discriminator_betas: Annotated[list[float], Bounds(minimum=0, below=1, length=2)] = field(
+    discriminator_betas: Annotated[list[float], two_values(), limits(at_least=0, less_than=1)] = field(
         default_factory=lambda: [0.9, 0.99]
     )
     """Decay rates of Adam."""
     schedule_steps: Steps = 250_000
     """Steps over which the rate would fall to zero."""
-    schedule_power: Annotated[float, Bounds(minimum=0, maximum=1000)] = 0.9
+    schedule_power: Annotated[float, limits(at_least=0, at_most=1000)] = 0.9
     """rate = base · (1 - step / schedule_steps) ** schedule_power."""
 
 
@@ -142,7 +144,7 @@ class Loader:
 
     workers: Workers = 2
     """Reading processes a rank and domain; 0: read in the training process."""
-    shuffle_window: Annotated[int, Bounds(minimum=4, maximum=MOST_STEPS)] = 1024
+    shuffle_window: Annotated[int, limits(at_least=4, at_most=MOST_STEPS)] = 1024
     """Samples among which the order is random; a quarter of it is read in sequence from the shards."""
     skip_corrupt: ShareBelowOne = 0.0
     """Largest share of a domain's samples, in one epoch, that may be corrupt, or lost with their shard, and are
@@ -248,7 +250,7 @@ class PseudoLabel(Prediction):
     """Folder for the pseudo-label shards."""
     label_size: Size | None = None
     """Width and height of the pseudo-labels in pixels; null: that of the network's input."""
-    score: Annotated[str, Bounds(choices=("entropy", "confidence"))] = "entropy"
+    score: Annotated[str, one_of("entropy", "confidence")] = "entropy"
     """What decides trust: `entropy` (ESL) or `confidence` (highest softmax score, the paper's baseline)."""
     entropy_floor: Share = 0.1
     """Least entropy threshold of a class, as a share of the highest entropy."""
@@ -268,12 +270,12 @@ class Evaluate(Prediction):
     classes_from: str | None = None
     """Data set's description (YAML) or folder of labelled shards that names the classes of such a file, and the colours
     and raw ids of `predictions`; null: the shards do."""
-    mode: Annotated[str, Bounds(choices=("single", "ensemble", "best"))] = "single"
+    mode: Annotated[str, one_of("single", "ensemble", "best")] = "single"
     """`single`: one network; `ensemble`: the weighted sum of several networks' logits; `best`: every checkpoint of a
     run, those that are scored already excepted."""
     checkpoints: list[str] = field(default_factory=list)
     """For `ensemble`: its networks, each given as `checkpoint` is."""
-    ensemble_weights: Annotated[list[float], Bounds(minimum=0, maximum=LARGEST_FACTOR)] = field(default_factory=list)
+    ensemble_weights: Annotated[list[float], limits(at_least=0, at_most=LARGEST_FACTOR)] = field(default_factory=list)
     """For `ensemble`: factor on each network's logits, no unit; empty: 1 for each."""
     data: Pictures = field(default_factory=Pictures)
     """The labelled pictures, scored at their labels' own size; for predictions alone, unlabelled ones."""
@@ -286,10 +288,10 @@ class Evaluate(Prediction):
     predictions: Folder | None = None
     """Folder for the predictions as PNG files, <key>.png, at the size of the label or, without labels, of the picture;
     null: none."""
-    prediction_format: Annotated[str, Bounds(choices=("colors", "train_ids", "raw_ids"))] = "colors"
+    prediction_format: Annotated[str, one_of("colors", "train_ids", "raw_ids")] = "colors"
     """What predictions hold: `colors` of the classes, `train_ids`, or `raw_ids`: of each class the first that its data
     set lists, 8 bits or, where an id needs them, 16."""
-    wait_minutes: Annotated[float, Bounds(minimum=0, maximum=A_YEAR)] = 0.0
+    wait_minutes: Annotated[float, limits(at_least=0, at_most=A_YEAR)] = 0.0
     """For `best`: how long to wait for each snapshot that a running training has yet to write."""
     statistics_from: Folder | None = None
     """Folder of shards on which the batch-norm statistics are estimated anew before scoring; null: those of the
@@ -312,17 +314,17 @@ class Prepare:
     """Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are."""
     label_size: Size | None = None
     """Width and height of packed labels in pixels (nearest); null: as they are."""
-    largest_megapixels: Annotated[int, Bounds(minimum=1, maximum=1073)] = 512
+    largest_megapixels: Annotated[int, limits(at_least=1, at_most=1073)] = 512
     """Most pixels of a picture or a label, before and after resizing, in units of 10⁶; a larger one is refused. A
     process takes up to 24 bytes for each."""
-    image_format: Annotated[str, Bounds(choices=("keep", "png", "jpg"))] = "keep"
+    image_format: Annotated[str, one_of("keep", "png", "jpg")] = "keep"
     """Encoding of packed pictures; `keep` copies a png or jpg file where nothing is resized or turned, and takes png
     elsewhere."""
-    jpg_quality: Annotated[int, Bounds(minimum=1, maximum=100)] = 95
+    jpg_quality: Annotated[int, limits(at_least=1, at_most=100)] = 95
     """Quality of packed JPEG pictures, in percent."""
-    shard_megabytes: Annotated[int, Bounds(minimum=1, maximum=10**6)] = 256
+    shard_megabytes: Annotated[int, limits(at_least=1, at_most=10**6)] = 256
     """Largest size of a shard in units of 10⁶ bytes."""
-    processes: Annotated[int, Bounds(minimum=1, maximum=1024)] | None = None
+    processes: Annotated[int, limits(at_least=1, at_most=1024)] | None = None
     """Packing processes; null: one a processor that the job may use. Fewer are started where memory is short."""
     repack: bool = False
     """Whether a folder that holds shards of other files or settings is packed anew; the old shards stay until the new

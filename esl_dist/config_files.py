@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from esl_dist.config_values import (
     COMMAND_LINE,
     EXPECTED_REFERENCE,
+    FOLDER,
     Setting,
     converted,
     described_bounds,
@@ -117,7 +118,7 @@ def _problem(value: Any, setting: Setting) -> str | None:
 
 def _problem_here(value: Any, setting: Setting) -> str | None:
     """Return what is wrong with a value, a file of this machine in the place of a folder too."""
-    if (problem := _problem(value, setting)) is not None or not setting.bounds.folder or not value:
+    if (problem := _problem(value, setting)) is not None or FOLDER not in setting.bounds or not value:
         return problem
     there = next(part for part in (Path(value), *Path(value).parents, Path()) if os.path.lexists(part))
     return f"{there} is a file; expected a folder" if there.exists() and not there.is_dir() else None

@@ -7,9 +7,9 @@ import difflib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -34,29 +34,47 @@ COMMAND_LINE = "command line"
 EXPECTED_REFERENCE = "expected such as ${steps} or ${oc.env:VARIABLE}"
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What a field's value, or each of its list, is held to, as in `Annotated[int, Bounds(minimum=1)]`.
+class Bound(NamedTuple):
+    """What the values of a type are held to, as in `Annotated[int, at_least(1)]`.
 
-    `length` and `product` are those of a list; `folder` says that a file cannot be meant.
+    Attributes:
+        words: what is expected.
+        holds: whether a value, or one of a list, is that.
+        is_of_list: whether it is asked of a list as a whole.
     """
 
-    choices: tuple[str, ...] = ()
-    minimum: float | None = None
-    above: float | None = None
-    below: float | None = None
-    maximum: float | None = None
-    length: int | None = None
-    product: int | None = None
-    folder: bool = False
+    words: str
+    holds: Callable[[Any], bool]
+    is_of_list: bool = False
 
 
-COMPARISONS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
-    "minimum": ("at least", operator.ge),
-    "above": ("more than", operator.gt),
-    "below": ("less than", operator.lt),
-    "maximum": ("at most", operator.le),
-}
+FOLDER = Bound("", lambda _: True)
+"""Marks a path that can be no file's."""
+
+
+COMPARISONS = {"at_least": operator.ge, "more_than": operator.gt, "less_than": operator.lt, "at_most": operator.le}
+
+
+def limits(**by_comparison: float) -> Bound:
+    """Return the bound of numbers that are `at_least`, `more_than`, `less_than`, `at_most` some others."""
+    # Numbers so that they can be read, and be given like that.
+    words = [
+        f"{name.replace('_', ' ')} {limit:{'_' if isinstance(limit, int) else 'g'}}"
+        for name, limit in by_comparison.items()
+    ]
+    compared = [(COMPARISONS[name], limit) for name, limit in by_comparison.items()]
+    return Bound(", ".join(words), lambda value: all(holds(value, limit) for holds, limit in compared))
+
+
+def one_of(*choices: str) -> Bound:
+    """Return the bound of texts that are chosen from a few."""
+    return Bound(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def two_values(words: str = "2 values") -> Bound:
+    """Return the bound of pairs."""
+    return Bound(words, lambda values: len(values) == 2, is_of_list=True)
+
 
 EXPECTED: dict[Any, str] = {
     int: "int, such as 20",
@@ -77,7 +95,7 @@ class Setting(NamedTuple):
     owner: type
     name: str
     kind: Any
-    bounds: Bounds
+    bounds: tuple[Bound, ...]
     default: Any
 
 
@@ -94,7 +112,7 @@ def _settings(config: Any) -> Iterator[tuple[str, Setting]]:
             yield from ((f"{name}.{key}", setting) for key, setting in _settings(default))
         else:
             parts = (annotated[name], *get_args(annotated[name]))
-            bounds = next((part.__metadata__[0] for part in parts if hasattr(part, "__metadata__")), Bounds())
+            bounds = next((part.__metadata__ for part in parts if hasattr(part, "__metadata__")), ())
             yield name, Setting(owner, name, kinds[name], bounds, default)
 
 
@@ -250,45 +268,21 @@ _READERS: dict[Any, Callable[[Values], Any]] = {
 }
 
 
-def problem_of_bounds(value: Any, bounds: Bounds) -> str | None:
-    """Say what is wrong with a value of the right type, or the first of its list that does not fit; None: nothing."""
-    if isinstance(value, list):
-        problems = (problem_of_bounds(member, bounds) for member in value)
-        return next((problem for problem in problems if problem), None) or _problem_of_list(value, bounds)
-    if value is None:
-        return None
-    if bounds.choices and value not in bounds.choices:
-        return f"expected one of {', '.join(bounds.choices)}"
-    if isinstance(value, str):
-        return problem_of_text(value, LONGEST_TEXT)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "expected a finite number"
-    for name, (words, holds) in COMPARISONS.items():
-        if (bound := getattr(bounds, name)) is not None and not holds(value, bound):
-            return f"expected {words} {bound:{'' if isinstance(bound, int) else 'g'}}"
+def problem_of_bounds(value: Any, bounds: Sequence[Bound]) -> str | None:
+    """Say what is wrong with a value of the right type, or with one of its list; None: nothing."""
+    members = [] if value is None else value if isinstance(value, list) else [value]
+    for member in members:
+        if isinstance(member, str) and (problem := problem_of_text(member, LONGEST_TEXT)) is not None:
+            return problem
+        if isinstance(member, float) and not math.isfinite(member):
+            return "expected a finite number"
+    for words, holds, is_of_list in bounds:
+        if not all(map(holds, [members] if is_of_list and value is not None else members)):
+            return f"expected {words}"
     return None
 
 
-def _problem_of_list(values: list[Any], bounds: Bounds) -> str | None:
-    if bounds.length is not None and len(values) != bounds.length:
-        return "expected [width, height]" if bounds.product else f"expected {bounds.length} values"
-    if bounds.product is not None and math.prod(values) > bounds.product:
-        return f"expected at most {bounds.product} pixels"
-    return None
-
-
-def described_bounds(bounds: Bounds) -> str:
+def described_bounds(bounds: Sequence[Bound]) -> str:
     """Return the bounds as a sentence for the reference; empty where there are none."""
-    if bounds.choices:
-        return f"One of {', '.join(bounds.choices)}."
-    limits = {words: getattr(bounds, name) for name, (words, _) in COMPARISONS.items()}
-    parts = [f"{words} {_grouped(limit)}" for words, limit in limits.items() if limit is not None]
-    if bounds.product is not None:
-        parts.append(f"{_grouped(bounds.product)} pixels together")
-    sentence = ", ".join(parts)
-    return f"{sentence[:1].upper()}{sentence[1:]}." if parts else ""
-
-
-def _grouped(value: float) -> str:
-    """Write a number so that it can be read, and be given like that."""
-    return f"{value:_}" if isinstance(value, int) else f"{value:g}"
+    sentence = ", ".join(bound.words for bound in bounds if bound.words)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""

@@ -20,7 +20,7 @@ from esl_dist.config_files import (
     save_config,
     to_dictionary,
 )
-from esl_dist.config_values import Bounds
+from esl_dist.config_values import limits
 from esl_dist.errors import UserError
 
 SCHEMAS = (Train, PseudoLabel, Evaluate, Prepare, Demo)
@@ -406,7 +406,7 @@ def test_every_setting_is_described_and_its_default_is_accepted(schema: type) ->
 def test_bounds_hold_for_every_member_of_a_list() -> None:
     @dataclass
     class Some:
-        shares: Annotated[list[float], Bounds(above=0, maximum=1)] = field(default_factory=list)
+        shares: Annotated[list[float], limits(more_than=0, at_most=1)] = field(default_factory=list)
 
     assert load_config(Some, None, ["shares=[0.1,1]"]).shares == [0.1, 1.0]
     with pytest.raises(UserError, match=r"shares=\[0\.1, 0\.0\].*more than 0"):

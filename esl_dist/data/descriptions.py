@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from omegaconf import MISSING
 
 from esl_dist.config_files import load_config
-from esl_dist.config_values import Bounds
+from esl_dist.config_values import one_of
 from esl_dist.data.images import CHANNELS
 from esl_dist.data.labels import IGNORE_INDEX, RAW_IDS, ClassSet, Color, class_set_from, color_from, color_table
 from esl_dist.data.patterns import ANY_PICTURE, FilePattern, NamePattern
@@ -55,14 +55,14 @@ class Description:
     id_names: str | None = None
     """JSON file below the root whose `labels` name the raw ids (`readable`), in their order; class_sets and ignore_ids
     then hold names in lower case. null: they hold ids."""
-    label_channel: Annotated[str, Bounds(choices=tuple(CHANNELS))] | None = None
+    label_channel: Annotated[str, one_of(*CHANNELS)] | None = None
     """Channel of colour labels that holds the raw id; null: labels of one channel."""
     label_colors: bool = False
     """Whether labels are painted in the classes' colours; a colour stands for the first raw id of its class."""
     ignore_colors: list[Any] = field(default_factory=list)
     """Colours [r, g, b] of painted labels that belong to no class; they stand for the smallest of ignore_ids, or for
     `labels.IGNORE_INDEX` if there is none."""
-    exif_orientation: Annotated[str, Bounds(choices=("apply", "ignore"))] | None = None
+    exif_orientation: Annotated[str, one_of("apply", "ignore")] | None = None
     """What is done with pictures whose EXIF tag says that they are to be turned: `apply` turns them, `ignore` packs
     them as they are stored; null: they are refused."""
     keep_aspect_ratio: bool = False

@@ -26,7 +26,6 @@ from esl_dist.config_values import (
     EXPECTED_REFERENCE,
     FOLDER,
     Setting,
-    converted,
     described_bounds,
     fill,
     has_reference,
@@ -100,9 +99,13 @@ def _finish(
     references = [key for key in givers if has_reference(attrgetter(key)(config), givers[key])]
     tree = OmegaConf.create(asdict(config)) if references else None
     for key in references:
-        group, _, name = f".{key}".rpartition(".")
-        owner = attrgetter(group.lstrip("."))(config) if group else config
-        setattr(owner, name, _resolved(tree, key, settings[key].kind, givers[key]))
+        place = f"{givers[key]}: {key}: its reference"
+        value = _resolved(tree, key, place)
+        try:
+            list(fill(config, _nested(key, value), givers[key]))
+        except UserError:
+            # The value may be a secret.
+            raise UserError(f"{place}: expected {type_name(settings[key].kind)}, which it does not give") from None
     for key, setting in settings.items():
         value = attrgetter(key)(config)
         if (problem := problem_of(value, setting)) is not None:
@@ -121,29 +124,26 @@ def _problem_here(value: Any, setting: Setting) -> str | None:
     if (problem := _problem(value, setting)) is not None or FOLDER not in setting.bounds or not value:
         return problem
     there = next(part for part in (Path(value), *Path(value).parents, Path()) if os.path.lexists(part))
-    return f"{there} is a file; expected a folder" if there.exists() and not there.is_dir() else None
+    is_file = os.path.exists(there) and not os.path.isdir(there)
+    return f"{there} is a file; expected a folder" if is_file else None
 
 
-def _resolved(tree: Any, key: str, kind: Any, origin: str) -> Any:
-    """Return what a setting's references stand for; a message does not show it, for it may be a secret."""
-    place = f"{origin}: {key}: its reference"
+def _resolved(tree: Any, key: str, place: str) -> Any:
+    """Return what the references in a setting stand for."""
     try:
         value = OmegaConf.select(tree, key)
-        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
-        raise UserError(f"{place} cannot be resolved: {_unresolved(str(error))}") from error
-    try:
-        return converted(value, kind, origin, key)
-    except UserError:
-        raise UserError(f"{place}: expected {type_name(kind)}, which it does not give") from None
+        found = ((re.search(pattern, str(error)), words) for pattern, words in UNRESOLVED.items())
+        reasons = (words.format(as_given("".join(match.groups()))) for match, words in found if match)
+        raise UserError(f"{place} cannot be resolved: {next(reasons, EXPECTED_REFERENCE)}") from error
 
 
-def _unresolved(text: str) -> str:
-    """Say in words of people what OmegaConf says of a reference."""
-    for pattern, words in UNRESOLVED.items():
-        if (found := re.search(pattern, text)) is not None:
-            return words.format(as_given("".join(found.groups())))
-    return EXPECTED_REFERENCE
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """Return a value under a dotted key as mappings in each other."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return cast(dict[str, Any], value)
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -219,19 +219,16 @@ def _read_mapping(file: Path) -> dict[str, Values]:
 def _read_override(word: str, schema: type) -> dict[str, Values]:
     """Return what a word `key=value` says, as nested dictionaries."""
     key, equals, text = word.partition("=")
-    parts, place = key.split("."), f"{COMMAND_LINE}: {shortened(word)}"
+    place = f"{COMMAND_LINE}: {shortened(word)}"
     if not key or not equals:
         raise UserError(f"{place} is not of the form key=value")
-    if not all(part.strip() for part in parts):
+    if not all(part.strip() for part in key.split(".")):
         raise UserError(f"{place} has an empty part before = or between dots")
     if any("\ud800" <= character <= "\udfff" for character in word):
         raise UserError(f"{place} is not UTF-8; expected text, so rename what it names")
     setting = settings_of(schema).get(key)
     is_text = setting is not None and type_name(setting.kind).startswith("str")
-    # For YAML a comment begins at #.
-    is_comment = "#" in text and text[0] not in "'\"[{"
-    may_be_empty = setting is not None and setting.default == ""
-    value = text if (is_text and is_comment) or (may_be_empty and not text) else values_of(text, place)
-    for part in reversed(parts):
-        value = {part: value}
-    return cast(dict[str, Values], value)
+    # For YAML a comment begins there.
+    has_hash = "#" in text and text[0] not in "'\"[{"
+    is_allowed_nothing = text == "" and setting is not None and setting.default == ""
+    return _nested(key, text if (is_text and has_hash) or is_allowed_nothing else values_of(text, place))

@@ -178,7 +178,7 @@ def converted(value: Values, kind: Any, origin: str, key: str) -> Any:
     if get_origin(single) is list and isinstance(value, list):
         return [converted(member, members[0], origin, f"{key}[{number}]") for number, member in enumerate(value)]
     if get_origin(single) is dict and isinstance(value, dict):
-        return {name: converted(inner, members[1], origin, f"{key}.{name}") for name, inner in value.items()}
+        return {str(name): converted(inner, members[1], origin, f"{key}.{name}") for name, inner in value.items()}
     if isinstance(single, type) and is_dataclass(single) and isinstance(value, dict):
         config = single()
         list(fill(config, value, origin, f"{key}."))

@@ -78,6 +78,8 @@ def test_a_number_of_many_digits_is_refused_and_cut() -> None:
 def test_where_anything_may_be_meant_whole_numbers_are_numbers_and_all_else_is_text() -> None:
     text = "{a: [1, 0x10, '1', 010, 1.5, no, x, ~], b: {1: 2}}"
     assert read(text, Any) == {"a": [1, 16, "1", "010", "1.5", "no", "x", None], "b": {"1": 2}}
+    for kind in (Any, dict[str, Any]):
+        assert {type(name) for name in read(text, kind)} == {str}
 
 
 @settings(max_examples=50)

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from esl_dist.config_files import read_yaml
 from esl_dist.data.labels import ClassSet, class_names, class_set_from
 from esl_dist.data.shard_index import read_index
@@ -26,8 +24,7 @@ def read_class_sets(place: Path) -> dict[str, ClassSet]:
 
 
 def _described_class_sets(file: Path) -> dict[str, ClassSet]:
-    content = OmegaConf.to_container(read_yaml(file))
-    assert isinstance(content, dict)
+    content = read_yaml(file)
     entries_by_name = content.get("class_sets", {})
     if not isinstance(entries_by_name, dict):
         raise UserError(f"{file}: class_sets: expected name → list of classes, got {entries_by_name!r}")

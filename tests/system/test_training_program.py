@@ -122,7 +122,7 @@ def test_the_resolved_configuration_lies_with_the_run(town: Path, tmp_path: Path
         (["method.name=source_only", "network.batch_norm=per_domain"], "choose network.batch_norm=shared"),
         (["steps=11", "optimizer.schedule_steps=10"], "steps=11 goes beyond optimizer.schedule_steps=10"),
         (["target.path=''"], "no value for target.path"),
-        (["seed=4294967296"], "seed=4294967296 is impossible: expected at most 4294967295"),
+        (["seed=4294967296"], "seed=4294967296 is impossible: expected at least 0, at most 4_294_967_295"),
         (["name=../r"], "name '../r' is impossible: expected a name without '/'"),
         (["name=a/b"], "name 'a/b' is impossible: expected a name without '/'"),
         (["experiments=/proc/x"], "/proc/x: No such file or directory"),

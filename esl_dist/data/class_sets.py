@@ -1,13 +1,135 @@
-"""Class sets by the place that names them: a folder of shards, or a data set's description."""
+"""What the ids and colours of labels mean: class sets as a description or a folder of shards names them."""
 
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from esl_dist.config_files import read_yaml
-from esl_dist.data.labels import ClassSet, class_names, class_set_from
+from esl_dist.data.descriptions import Description, leads_out
+from esl_dist.data.labels import (
+    IGNORE_INDEX,
+    RAW_IDS,
+    ClassSet,
+    Color,
+    class_names,
+    class_set_from,
+    color_from,
+    color_table,
+)
 from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
+from esl_dist.files import read_json
+
+
+class Labels(NamedTuple):
+    """What a split's labels mean.
+
+    Attributes:
+        class_sets: name → classes.
+        ignore_ids: the raw ids that belong to no class.
+        raw_ids_of_colors: the raw id that each colour of painted labels stands for; None: labels hold ids.
+    """
+
+    class_sets: dict[str, ClassSet]
+    ignore_ids: frozenset[int]
+    raw_ids_of_colors: dict[Color, int] | None
+
+
+NO_LABELS = Labels({}, frozenset(), None)
+
+
+def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
+    """Return what labels mean.
+
+    Args:
+        description: a description with labels.
+        folder: the data set's folder, where the names of raw ids are, if they have names.
+        origin: the description's file.
+
+    Raises:
+        UserError: classes, ids or colours that cannot be meant.
+    """
+    names = _id_names(description, folder, origin)
+
+    def raw_ids(values: Any) -> list[int]:
+        if not isinstance(values, list):
+            raise UserError(f"{origin}: expected a list of the data set's names of labels, got {values!r}")
+        return [_raw_id(value, names, origin) for value in values]
+
+    of_classes = None if names is None else raw_ids
+    class_sets = _class_sets(description.class_sets, origin, of_classes)
+    ignored = frozenset(raw_ids(list(description.ignore_ids)))
+    if not description.label_colors:
+        return Labels(class_sets, ignored, None)
+    colors = color_table(class_sets, str(origin))
+    if description.ignore_colors:
+        ignored = ignored or frozenset({IGNORE_INDEX})
+        colors |= dict.fromkeys(_ignored_colors(description, colors, origin), min(ignored))
+        if any(min(ignored) in item.ids for classes in class_sets.values() for item in classes):
+            raise UserError(
+                f"{origin}: ignore_colors: raw id {min(ignored)}, which they would get, is a class's; list another in "
+                "ignore_ids"
+            )
+    return Labels(class_sets, ignored, colors)
+
+
+def _ignored_colors(description: Description, of_classes: Mapping[Color, int], origin: Path) -> list[Color]:
+    place = f"{origin}: ignore_colors"
+    if any(type(value) is int for value in description.ignore_colors):
+        raise UserError(f"{place}: expected a list of colors, such as [[0, 0, 0]], got {description.ignore_colors}")
+    colors = [color_from(values, f"{place}:") for values in description.ignore_colors]
+    for color in colors:
+        if color in of_classes:
+            raise UserError(f"{place}: {list(color)} is the color of a class; take it out of one")
+    return colors
+
+
+def _id_names(description: Description, folder: Path, origin: Path) -> list[str] | None:
+    """Return the names of the raw ids, in lower case and in the order of the ids, where the data set lists them."""
+    if description.id_names is None:
+        return None
+    if leads_out(description.id_names):
+        raise UserError(f"{origin}: {description.id_names!r} leads out of the data set's folder (id_names)")
+    file = folder / description.id_names
+    content = read_json(file)
+    try:
+        return [str(label["readable"]).lower() for label in content["labels"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file}: expected a list `labels` whose entries have a name `readable`") from error
+
+
+def _raw_id(value: Any, names: list[str] | None, origin: Path) -> int:
+    if names is None:
+        if type(value) is not int or not 0 <= value < RAW_IDS:
+            raise UserError(f"{origin}: ignore_ids: {value!r} is not a raw id, a whole number below {RAW_IDS}")
+        return value
+    if value not in names:
+        near = ", ".join(difflib.get_close_matches(str(value), names, 3))
+        hint = f"near ones are {near}" if near else f"it has {len(names)} others"
+        raise UserError(f"{origin}: the data set has no label {value!r}; {hint}")
+    return names.index(value)
+
+
+def _class_sets(described: Mapping[Any, Any], origin: Path, ids: Callable[[Any], Any] | None) -> dict[str, ClassSet]:
+    """Read class sets; `ids` turns what a class lists under `ids` into numbers, None: they are numbers."""
+
+    def plain(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        # In YAML `name: 1` needs no quotes.
+        name = {"name": str(entry["name"])} if type(entry.get("name")) in (int, float) else {}
+        return {**entry, **name, **({"ids": ids(entry["ids"])} if ids is not None and "ids" in entry else {})}
+
+    return {
+        str(name): class_set_from(
+            [plain(entry) for entry in entries] if isinstance(entries, list) else entries,
+            f"{origin}: class set {name}",
+        )
+        for name, entries in described.items()
+    }
 
 
 def read_class_sets(place: Path) -> dict[str, ClassSet]:
@@ -28,20 +150,10 @@ def read_class_sets(place: Path) -> dict[str, ClassSet]:
 def _described_class_sets(file: Path) -> dict[str, ClassSet]:
     content = OmegaConf.to_container(read_yaml(file))
     assert isinstance(content, dict)
-    entries_by_name = content.get("class_sets", {})
-    if not isinstance(entries_by_name, dict):
-        raise UserError(f"{file}: class_sets: expected name → list of classes, got {entries_by_name!r}")
-    named = content.get("id_names") is not None
-    return {
-        str(name): class_set_from(_without_ids(entries) if named else entries, f"{file}: {name}")
-        for name, entries in entries_by_name.items()
-    }
-
-
-def _without_ids(entries: object) -> object:
-    if not isinstance(entries, list):
-        return entries
-    return [{**entry, "ids": []} if isinstance(entry, dict) else entry for entry in entries]
+    described = content.get("class_sets", {})
+    if not isinstance(described, dict):
+        raise UserError(f"{file}: class_sets: expected name → list of classes, got {described!r}")
+    return _class_sets(described, file, None if content.get("id_names") is None else lambda _: [])
 
 
 def same_classes(name: str, classes: ClassSet, class_sets: dict[str, ClassSet]) -> ClassSet | None:

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from esl_dist.data.shard_index import ShardEntry, ShardIndex, write_index
+from esl_dist.data.shard_index import ShardIndex, write_index
 from esl_dist.data.shards import shard_name
 from esl_dist.errors import UserError
 from esl_dist.files import fsync_folder, make_folder, whole_file
@@ -73,16 +73,10 @@ def _lock(folder: Path) -> int | None:
             raise _without_lock(path, error) from error
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(descriptor)
-            raise UserError(
-                f"{folder}: another packing is at work in this folder; wait for its end or stop it, or choose another "
-                "output"
-            ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 os.close(descriptor)
-                raise _without_lock(path, error) from error
+                raise _without_lock(path, error) from None
             print(
                 f"warning: {path}: this file system knows no locks ({error.strerror}); make sure that no other packing "
                 "works in this folder",
@@ -96,6 +90,11 @@ def _lock(folder: Path) -> int | None:
 
 
 def _without_lock(path: Path, error: OSError) -> UserError:
+    if isinstance(error, BlockingIOError | PermissionError):
+        return UserError(
+            f"{path.parent}: another packing is at work in this folder; wait for its end or stop it, or choose another "
+            "output"
+        )
     return UserError(
         f"{path}: cannot be made or locked, which keeps a second packing out ({error.strerror}); remove what is in its "
         "place or free what is short, then start again"
@@ -107,41 +106,37 @@ def finished(folder: Path, index: ShardIndex) -> ShardIndex:
 
     Nothing is touched where a replacement is not there with its size: the old shards may be the only ones.
     """
-    names = [shard.name for shard in index.shards]
-    replaced = bool(names) and names == [replacement_name(position) for position in range(len(names))]
-    return settle(folder, index) if replaced and all(_is_there(folder, shard) for shard in index.shards) else index
+    paths = [(folder / shard.name, shard.size) for shard in index.shards]
+    are_there = all(path.is_file() and path.stat().st_size == size for path, size in paths)
+    return settle(folder, index) if names_replacements(index) and are_there else index
 
 
-def _is_there(folder: Path, shard: ShardEntry) -> bool:
-    path = folder / shard.name
-    return path.is_file() and path.stat().st_size == shard.size
+def names_replacements(index: ShardIndex) -> bool:
+    """Say whether an index names shards that have not taken the place of the old ones yet."""
+    return bool(index.shards) and all(shard.name.startswith(REPLACEMENT) for shard in index.shards)
 
 
 def settle(folder: Path, index: ShardIndex) -> ShardIndex:
-    """Give replacements, which the folder's `index` names already, the usual names; returns the index with these.
+    """Give the shards that the folder's `index` names the usual names, and remove what it does not name.
 
-    Every step may be the last before a kill: the same call then does the rest.
+    Every step may be the last before a kill: the same call then does the rest. Returns the index with these names.
     """
-    final = tuple(replace(shard, name=shard_name(position)) for position, shard in enumerate(index.shards))
-    _remove(folder, SHARDS)
-    for old, new in zip(index.shards, final, strict=True):
-        _link(folder / old.name, folder / new.name)
-    fsync_folder(folder)
-    settled = replace(index, shards=final)
-    write_index(folder, settled)
-    remove_surplus(folder, settled)
-    return settled
+    usual = tuple(replace(shard, name=shard_name(position)) for position, shard in enumerate(index.shards))
+    if names_replacements(index):
+        _remove(folder, SHARDS)
+        for old, new in zip(index.shards, usual, strict=True):
+            _link(folder / old.name, folder / new.name)
+        fsync_folder(folder)
+        index = replace(index, shards=usual)
+        write_index(folder, index)
+    _remove(folder, SHARDS, index)
+    remove_unfinished(folder, index)
+    return index
 
 
 def remove_unfinished(folder: Path, index: ShardIndex) -> None:
     """Remove what only an unfinished packing leaves; shards by their usual names stay."""
     _remove(folder, UNFINISHED, index)
-
-
-def remove_surplus(folder: Path, index: ShardIndex) -> None:
-    """Remove shards of other packings that the index does not name, and what unfinished ones left."""
-    _remove(folder, SHARDS, index)
-    remove_unfinished(folder, index)
 
 
 def _link(existing: Path, new: Path) -> None:

@@ -3,8 +3,11 @@
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from esl_dist.data.layouts import Layout
 
 
 class ThisProcess(Executor):
@@ -14,6 +17,11 @@ class ThisProcess(Executor):
         done: Future = Future()
         done.set_result(function(*arguments, **options))
         return done
+
+
+def as_read(layout: Layout, **changes: Any) -> Layout:
+    """Return a layout whose files are read otherwise."""
+    return replace(layout, reading=replace(layout.reading, **changes))
 
 
 def contents(folder: Path) -> dict[str, str]:

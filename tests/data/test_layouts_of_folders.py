@@ -110,7 +110,7 @@ def test_unicode_forms_of_a_name_are_one_name(tmp_path: Path, image: str, label:
         split = {"list": "l.txt"}
     (pair,) = layout(tmp_path, splits={SPLIT: split}).pairs
     assert pair.name == unicodedata.normalize("NFC", f"ü/{NAME}")
-    assert all(path.is_file() for path in pair.files())
+    assert all(path.is_file() for path in pair.files().values())
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -31,7 +31,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def packed(layout: Layout, folder: Path, anew: bool = False, image_format: str = "keep") -> Packed:
-    return pack(layout, folder, Encoding(None, None, image_format, 95), SHARD, 1, no_progress, anew)
+    return pack(layout, folder, Encoding(None, None, image_format, 95, SHARD), 1, no_progress, anew)
 
 
 def put(folder: Path, *names: str) -> None:

@@ -30,7 +30,7 @@ def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def packed(layout: Layout, folder: Path, encoding: Encoding = AS_THEY_ARE) -> ShardIndex:
-    return pack(layout, folder, encoding, 20480, 1, no_progress).index
+    return pack(layout, folder, encoding, 1, no_progress).index
 
 
 def with_other_sizes(folder: Path, *names: str, **description: Any) -> Layout:

@@ -30,14 +30,14 @@ def main(config: Prepare) -> None:
     """Pack the split, or verify that it is packed already."""
     begin = time.monotonic()
     _refuse_too_large(config)
-    layout = read_layout(Path(config.dataset), config.split, None if config.root is None else Path(config.root))
+    root = None if config.root is None else Path(config.root)
+    layout = read_layout(Path(config.dataset), config.split, root, config.largest_megapixels * 10**6)
     encoding = Encoding(
         as_size(config.size),
         as_size(config.label_size),
         config.image_format,
         config.jpg_quality,
         config.shard_megabytes * 10**6,
-        config.largest_megapixels * 10**6,
     )
     processes = config.processes or usable_processors()
     # On standard error, with the bars: standard output is for what was made.

@@ -4,15 +4,14 @@ Files are compared by a digest of their bytes, noted when they were packed: a co
 copy kept its time and size.
 """
 
-import json
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from esl_dist.data.layouts import Layout, Pair
+from esl_dist.data.layouts import Layout, key_of
 from esl_dist.data.shard_index import ShardIndex
 from esl_dist.data.source_files import first_few
-from esl_dist.errors import UserError
+from esl_dist.made_with import changes
 
 Sources = Mapping[str, Mapping[str, str]]
 """key → `image`, `label` → SHA-256 of the file; without digests where nobody noted them."""
@@ -20,30 +19,10 @@ Sources = Mapping[str, Mapping[str, str]]
 SKIPPED = "skipped"
 """Key in an index's `made_with`: names of the samples left out because picture and label differ in size."""
 SHOWN_KEYS = 3
-SHOWN_CHARACTERS = 60
 DESCRIBED = ("dataset", "split", "keep_aspect_ratio")
 """What both an index and a layout say."""
 NOTED_LATER = ("ignore_ids", "jpg_quality")
 """Settings that say nothing where an index lacks them: its version did not note them, or they did not matter."""
-
-
-def keys(pairs: Iterable[Pair]) -> list[str]:
-    """Return the samples' keys: their names, with underscores for dots.
-
-    Raises:
-        UserError: two names give one key.
-    """
-    names: dict[str, str] = {}
-    for pair in pairs:
-        key = _key(pair.name)
-        if key in names:
-            raise UserError(f"samples {names[key]!r} and {pair.name!r} would both have the key {key!r}; rename one")
-        names[key] = pair.name
-    return list(names)
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "_")
 
 
 def changed_sources(index: ShardIndex, now: Sources) -> list[str]:
@@ -55,7 +34,7 @@ def changed_sources(index: ShardIndex, now: Sources) -> list[str]:
         "samples added": [key for key in new if key not in old],
         "samples removed": [key for key in old if key not in new],
     }
-    return [f"{len(changed)} {what} ({first_few(changed, SHOWN_KEYS)})" for what, changed in found.items() if changed]
+    return [f"{len(keys)} {what} ({first_few(keys, SHOWN_KEYS)})" for what, keys in found.items() if keys]
 
 
 def noted_sources(index: ShardIndex) -> Sources:
@@ -63,7 +42,7 @@ def noted_sources(index: ShardIndex) -> Sources:
     if index.sources is not None:
         return index.sources
     packed = [sample.key for shard in index.shards for sample in shard.samples]
-    return {key: {} for key in [*packed, *map(_key, index.made_with.get(SKIPPED) or [])]}
+    return {key: {} for key in [*packed, *map(key_of, index.made_with.get(SKIPPED) or [])]}
 
 
 def _composed(sources: Sources) -> Sources:
@@ -78,15 +57,16 @@ def changed_settings(index: ShardIndex, layout: Layout, made_with: Mapping[str, 
     Settings that an index of an earlier version does not name have the value that leaves pictures as they are.
     """
     before = {**index.made_with, **{name: getattr(index, name) for name in DESCRIBED}}
-    told = []
-    for name, value in {**made_with, **{name: getattr(layout, name) for name in DESCRIBED}}.items():
-        # The same in JSON, where a size is a list, is the same; so are null and false.
-        old, new = json.dumps(before.get(name) or None), json.dumps(value or None)
-        if old != new and (name in before or name not in NOTED_LATER):
-            is_short = len(old) + len(new) <= SHOWN_CHARACTERS
-            told.append(f"{name}: {old} → {new}" if is_short else f"{name} differ")
-    names = dict.fromkeys([*index.class_sets, *layout.class_sets])
-    other = [name for name in names if index.class_sets.get(name) != layout.class_sets.get(name)]
+    now = {**made_with, **{name: getattr(layout, name) for name in DESCRIBED}}
+    names = [name for name in now if name in before or name not in NOTED_LATER]
+    # Null and false are the same.
+    told = list(
+        changes(
+            {name: before.get(name) or None for name in names}, {name: now[name] or None for name in names}
+        ).values()
+    )
+    both = dict.fromkeys([*index.class_sets, *layout.class_sets])
+    other = [name for name in both if index.class_sets.get(name) != layout.class_sets.get(name)]
     if other:
         told.append(f"classes of {', '.join(other)}")
     elif list(index.class_sets) != list(layout.class_sets):

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from esl_dist.data.class_sets import NO_LABELS, read_labels
 from esl_dist.data.descriptions import Description, file_patterns, label_patterns, name_patterns, read_description
+from esl_dist.data.images import LARGEST_PIXELS
 from esl_dist.data.labels import ClassSet
 from esl_dist.data.patterns import EXTENSIONS, FilePattern, NamePattern, is_picture
 from esl_dist.data.source_files import FILE, FOLDER, Entry, files_by_name, first_few, refuse_unreadable, scan
@@ -27,6 +28,11 @@ RESOURCE_FORK = "._"
 """Beginning of the files in which macOS keeps what other systems' disks cannot; they are named like pictures."""
 
 
+def key_of(name: str) -> str:
+    """Return a sample's key in the shards: its name, with underscores for dots, where WebDataset would cut it."""
+    return name.replace(".", "_")
+
+
 @dataclass(frozen=True)
 class Pair:
     """One sample's name (Unicode form NFC) and its two files; `label` is None where the split has no labels."""
@@ -34,6 +40,11 @@ class Pair:
     name: str
     image: Path
     label: Path | None = None
+
+    @property
+    def key(self) -> str:
+        """Its key in the shards."""
+        return key_of(self.name)
 
     def files(self) -> dict[str, Path]:
         """Return the files there should be, by `image` and `label`."""
@@ -77,13 +88,16 @@ class _Side(NamedTuple):
     files: dict[str, list[Entry]]
 
 
-def read_layout(description_file: Path, split: str, root: Path | None = None) -> Layout:
+def read_layout(
+    description_file: Path, split: str, root: Path | None = None, largest_pixels: int = LARGEST_PIXELS
+) -> Layout:
     """Find the pairs of a split; pictures that its patterns pass over are told by a warning.
 
     Args:
         description_file: the data set's YAML description.
         split: a split it names.
         root: the data set's folder, if not the one it names.
+        largest_pixels: most pixels of a picture or a label.
 
     Raises:
         UserError: a mistake in the description or a list, an unknown split, a missing folder or one that may not be
@@ -118,7 +132,9 @@ def read_layout(description_file: Path, split: str, root: Path | None = None) ->
         pairs=_pairs(folder, sides, places),
         class_sets=labels.class_sets,
         ignore_ids=labels.ignore_ids,
-        reading=Reading(description.label_channel, labels.raw_ids_of_colors, description.exif_orientation),
+        reading=Reading(
+            description.label_channel, labels.raw_ids_of_colors, description.exif_orientation, largest_pixels
+        ),
         keep_aspect_ratio=description.keep_aspect_ratio,
         skip_other_sizes=description.skip_other_sizes,
     )

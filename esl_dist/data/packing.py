@@ -14,11 +14,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from esl_dist.data.changes import SKIPPED, changed_settings, changed_sources, keys
+from esl_dist.data.changes import SKIPPED, changed_settings, changed_sources
 from esl_dist.data.folders import (
     finished,
     names_replacements,
@@ -29,8 +29,6 @@ from esl_dist.data.folders import (
 )
 from esl_dist.data.images import (
     LARGEST_JPEG_SIDE,
-    LARGEST_PIXELS,
-    Label,
     Size,
     encode_jpg,
     encode_png,
@@ -40,20 +38,17 @@ from esl_dist.data.images import (
 )
 from esl_dist.data.labels import RAW_IDS
 from esl_dist.data.layouts import Layout, Pair
-from esl_dist.data.processes import affordable, in_order, in_threads, worker_processes
+from esl_dist.data.processes import affordable, in_threads, worker_processes
 from esl_dist.data.shard_index import INDEX_NAME, ShardIndex, read_index, write_index
 from esl_dist.data.shards import Members, open_shards, packed_size, shard_name, verify, write_shard
-from esl_dist.data.sources import Reading, read_label, read_picture
+from esl_dist.data.sources import read_label, read_picture
 from esl_dist.errors import UserError
 from esl_dist.files import sha256_of_file
 
-Item = TypeVar("Item")
-Progress = Callable[[Iterable[Item], int, str], Iterable[Item]]
+Progress = Callable[[Iterable[Any], int, str], Iterable[Any]]
 """Wraps an iterable of known length in a progress bar with a title."""
 
 REPORTED_PROBLEMS = 10
-WAITING_RESULTS = 16
-"""Results a packing process may be ahead of the writer."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,6 @@ class Encoding:
     image_format: str
     jpg_quality: int
     shard_bytes: int = 256 * 10**6
-    largest_pixels: int = LARGEST_PIXELS
 
 
 @dataclass(frozen=True)
@@ -80,7 +74,7 @@ class Packed:
 
 
 def pack(
-    layout: Layout, folder: Path, encoding: Encoding, processes: int, progress: Progress[Any], anew: bool = False
+    layout: Layout, folder: Path, encoding: Encoding, processes: int, progress: Progress, anew: bool = False
 ) -> Packed:
     """Pack a split into `folder`; a folder that holds the same already is only verified.
 
@@ -97,7 +91,7 @@ def pack(
             dead process, another packing in the folder, a folder whose shards shards/prepare.py did not make or,
             unless `anew`, one that holds something else: it says what.
     """
-    keys(layout.pairs)
+    _refuse_same_keys(layout.pairs)
     with sole_packing(folder):
         name = shard_name
         if (folder / INDEX_NAME).exists():
@@ -120,6 +114,13 @@ def pack(
             raise
 
 
+def _refuse_same_keys(pairs: Iterable[Pair]) -> None:
+    names: dict[str, str] = {}
+    for pair in pairs:
+        if (other := names.setdefault(pair.key, pair.name)) != pair.name:
+            raise UserError(f"samples {other!r} and {pair.name!r} would both have the key {pair.key!r}; rename one")
+
+
 def _index_of_packing(folder: Path) -> ShardIndex:
     remedy = f"delete {folder / INDEX_NAME} to have its folder packed again, or choose another output"
     try:
@@ -134,15 +135,12 @@ def _index_of_packing(folder: Path) -> ShardIndex:
     return index
 
 
-def _problem(
-    folder: Path, index: ShardIndex, layout: Layout, encoding: Encoding, progress: Progress[Any]
-) -> str | None:
+def _problem(folder: Path, index: ShardIndex, layout: Layout, encoding: Encoding, progress: Progress) -> str | None:
     """Return what is no longer as it was packed; reads all source files, unless nobody noted their digests."""
-    pairs = layout.pairs
-    digests: Iterable[dict[str, str]] = [{}] * len(pairs)
+    digests: Iterable[dict[str, str]] = [{}] * len(layout.pairs)
     if index.sources is not None:
-        digests = progress(in_threads(_digests, pairs), len(pairs), "comparing")
-    changes = changed_sources(index, dict(zip(keys(pairs), digests, strict=True)))
+        digests = progress(in_threads(_digests, layout.pairs), len(layout.pairs), "comparing")
+    changes = changed_sources(index, {pair.key: one for pair, one in zip(layout.pairs, digests, strict=True)})
     changes += changed_settings(index, layout, _made_with(layout, encoding))
     if changes:
         return (
@@ -188,52 +186,44 @@ def _pack(
     folder: Path,
     encoding: Encoding,
     processes: int,
-    progress: Progress[Any],
+    progress: Progress,
     name: Callable[[int], str],
 ) -> ShardIndex:
     """Check and pack all pairs into shards that `name` gives names, then write the index."""
     pairs = layout.pairs
-    work = _Work(
-        replace(layout.reading, largest_pixels=encoding.largest_pixels),
-        encoding,
-        layout.keep_aspect_ratio,
-        layout.known_ids(),
-    )
-    number = affordable(processes, (pair.image for pair in pairs), encoding.largest_pixels)
-    with worker_processes(number) as workers:
-        found = in_order(workers, work.check, pairs, WAITING_RESULTS * number)
-        checked = list(progress(found, len(pairs), "checking"))
-        _refuse_problems(checked, layout.skip_other_sizes)
-        kept = [(pair, one) for pair, one in zip(pairs, checked, strict=True) if not one.problem]
+    work = _Work(replace(layout, pairs=()), encoding)
+    number = affordable(processes, (pair.image for pair in pairs), layout.reading.largest_pixels)
+    with worker_processes(number) as in_processes:
+        found = progress(in_processes(work.check, pairs), len(pairs), "checking")
+        checked = list(zip(pairs, found, strict=True))
+        _refuse_problems([one.problem for _, one in checked if one.problem])
+        kept = [(pair, one) for pair, one in checked if one.fits]
         if not kept:
             raise UserError(f"{folder}: no picture of {layout.dataset} has the size of its label; nothing was written")
-        encoded = in_order(workers, work.encode, kept, WAITING_RESULTS * number)
+        encoded = progress(in_processes(work.encode, kept), len(kept), "packing")
         # Closed with the block, whatever ends it, so that no message is written into the bar.
-        with closing(one for one in progress(encoded, len(kept), "packing")) as shown:
-            samples = zip(keys(pair for pair, _ in kept), shown, strict=True)
+        with closing(one for one in encoded) as shown:
+            samples = zip((pair.key for pair, _ in kept), shown, strict=True)
             shards = tuple(
                 write_shard(folder / name(position), (sample for _, sample in group))
                 for position, group in itertools.groupby(_numbered(samples, encoding.shard_bytes), key=itemgetter(0))
             )
-    sizes = [work.stored_sizes(one.size) for _, one in kept]
-    skipped = [pair.name for pair, one in zip(pairs, checked, strict=True) if one.problem]
     index = ShardIndex(
         dataset=layout.dataset,
         split=layout.split,
-        image_size=_common(size for size, _ in sizes),
-        label_size=_common(size for _, size in sizes),
+        image_size=_common(work.stored(one.size, encoding.size) for _, one in kept),
+        label_size=_common(work.stored(one.size, encoding.label_size) for _, one in kept),
         class_sets=layout.class_sets,
-        made_with=_made_with(layout, encoding) | {SKIPPED: skipped},
+        made_with=_made_with(layout, encoding) | {SKIPPED: [pair.name for pair, one in checked if not one.fits]},
         shards=shards,
         keep_aspect_ratio=layout.keep_aspect_ratio,
-        sources=dict(zip(keys(pairs), (one.digests for one in checked), strict=True)),
+        sources={pair.key: one.digests for pair, one in checked},
     )
     write_index(folder, index)
     return settle(folder, index)
 
 
-def _refuse_problems(checked: Sequence["_Checked"], skip_other_sizes: bool) -> None:
-    problems = [one.problem for one in checked if one.problem and not (one.other_size and skip_other_sizes)]
+def _refuse_problems(problems: Sequence[str]) -> None:
     if problems:
         shown = "\n  ".join(problems[:REPORTED_PROBLEMS])
         more = f"\n  and {len(problems) - REPORTED_PROBLEMS} more" if len(problems) > REPORTED_PROBLEMS else ""
@@ -267,92 +257,89 @@ class _Checked:
         size: of the picture, as it is packed if nothing is resized.
         extension: under which the picture's file can be packed as it is; None: it has to be encoded.
         problem: why the pair cannot be packed; empty if it can.
-        other_size: whether the problem is that the label has another size.
+        fits: whether picture and label have one size; if not, and if this is no problem, the pair is left out.
     """
 
     digests: dict[str, str]
     size: Size = (0, 0)
     extension: str | None = None
     problem: str = ""
-    other_size: bool = False
-
-
-class _OtherSizeError(ValueError):
-    """A label has another size than its picture."""
+    fits: bool = True
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What packing processes do with a pair."""
+    """What packing processes do with a pair of a layout; the layout that is sent to them has none."""
 
-    reading: Reading
+    layout: Layout
     encoding: Encoding
-    keep_aspect_ratio: bool
-    known_ids: frozenset[int]
 
     def check(self, pair: Pair) -> _Checked:
         digests: dict[str, str] = {}
-        size, extension = (0, 0), None
+        size, extension, fits = (0, 0), None, True
         with _naming(pair):
             for kind, file in pair.files().items():
                 try:
                     content = file.read_bytes()
                     digests[kind] = _digest(content)
                     if kind == "image":
-                        size, extension = self._checked_picture(content)
+                        size, extension = self._check_picture(content)
                     else:
-                        self._check_label(content, size)
+                        fits = self._check_label(content, size)
                 except OSError as error:
                     return _Checked(digests, problem=f"{file}: cannot be read ({error.strerror or error})")
                 except ValueError as error:
-                    is_other_size = isinstance(error, _OtherSizeError)
-                    return _Checked(digests, problem=f"{file}: {error}", other_size=is_other_size)
-        return _Checked(digests, size, extension)
+                    return _Checked(digests, problem=f"{file}: {error}")
+        return _Checked(digests, size, extension, fits=fits)
 
-    def _checked_picture(self, content: bytes) -> tuple[Size, str | None]:
-        pixels, extension = read_picture(content, self.reading)
+    def _check_picture(self, content: bytes) -> tuple[Size, str | None]:
+        pixels, extension = read_picture(content, self.layout.reading)
         height, width = pixels.shape[:2]
         is_jpg = self.encoding.image_format == "jpg"
         if is_jpg and self.encoding.size is None and max(width, height) > LARGEST_JPEG_SIDE:
             raise ValueError(f"{width}×{height} pixels; a JPEG has at most {LARGEST_JPEG_SIDE} a side: take png")
         return (width, height), extension
 
-    def _check_label(self, content: bytes, size: Size) -> None:
-        label = read_label(content, self.reading)
+    def _check_label(self, content: bytes, size: Size) -> bool:
+        """Say whether a label has the picture's size; what cannot be packed is a ValueError."""
+        label = read_label(content, self.layout.reading)
         height, width = label.shape
         if (width, height) != size:
-            raise _OtherSizeError(f"{width}×{height} pixels, its picture has {size[0]}×{size[1]}")
-        unknown = sorted(set(_ids_in(label)) - self.known_ids)
-        if unknown:
+            if self.layout.skip_other_sizes:
+                return False
+            raise ValueError(f"{width}×{height} pixels, its picture has {size[0]}×{size[1]}")
+        # A table takes a fraction of the time and memory of sorting all pixels.
+        occurs = np.zeros(RAW_IDS, bool)
+        for row in label:
+            occurs[row] = True
+        if unknown := sorted(set(np.flatnonzero(occurs).tolist()) - self.layout.known_ids()):
             raise ValueError(f"raw ids {unknown} are in no class and not in ignore_ids of the description")
+        return True
 
     def encode(self, sample: tuple[Pair, _Checked]) -> Members:
         pair, checked = sample
         with _naming(pair):
             content = _unchanged(pair.image, checked.digests["image"])
-            size, label_size = self.stored_sizes(checked.size)
+            size = self.stored(checked.size, self.encoding.size)
             if self.encoding.image_format == "keep" and size == checked.size and checked.extension is not None:
                 members = {f"image.{checked.extension}": content}
             else:
-                pixels = resize_image(read_picture(content, self.reading).pixels, size)
+                pixels = resize_image(read_picture(content, self.layout.reading).pixels, size)
                 if self.encoding.image_format == "jpg":
                     members = {"image.jpg": encode_jpg(pixels, self.encoding.jpg_quality)}
                 else:
                     members = {"image.png": encode_png(pixels)}
             if pair.label is not None:
-                label = read_label(_unchanged(pair.label, checked.digests["label"]), self.reading)
+                label = read_label(_unchanged(pair.label, checked.digests["label"]), self.layout.reading)
+                label_size = self.stored(checked.size, self.encoding.label_size)
                 members["label.png"] = encode_png(resize_label(label, label_size))
             return members
 
-    def stored_sizes(self, size: Size) -> tuple[Size, Size]:
-        """Return the sizes at which a picture of `size` and its label are packed: without padding."""
-
-        def stored(asked: Size | None) -> Size:
-            if asked is None:
-                return size
-            return fitted_size(size, asked) if self.keep_aspect_ratio else asked
-
-        return stored(self.encoding.size), stored(self.encoding.label_size)
+    def stored(self, size: Size, asked: Size | None) -> Size:
+        """Return the size at which a picture of `size` or its label is packed: without padding."""
+        if asked is None:
+            return size
+        return fitted_size(size, asked) if self.layout.keep_aspect_ratio else asked
 
 
 @contextmanager
@@ -378,11 +365,3 @@ def _unchanged(file: Path, digest: str) -> bytes:
     if _digest(content) != digest:
         raise UserError(f"{file}: changed between its check and its packing; start again when nothing writes there")
     return content
-
-
-def _ids_in(label: Label) -> list[int]:
-    """Return the ids that occur; a table takes a fraction of the time and memory of sorting all pixels."""
-    occurs = np.zeros(RAW_IDS, bool)
-    for row in label:
-        occurs[row] = True
-    return np.flatnonzero(occurs).tolist()

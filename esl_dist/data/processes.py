@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 
@@ -29,22 +30,11 @@ Result = TypeVar("Result")
 
 READING_THREADS = 16
 """Files that are read at once where little is done with them: a slow disk is waited for, not a processor."""
+WAITING_RESULTS = 16
+"""Results a packing process may be ahead of the writer."""
 PROCESS_BYTES = 200 * 10**6
 BYTES_A_PIXEL = 24
 """What a packing process takes at most: without a picture, and for each pixel of one."""
-
-
-def in_order(
-    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Yield the results in the order of `items`; unlike `Executor.map`, at most `ahead` wait for a slow reader."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(executor.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -54,8 +44,10 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
 
 
 @contextmanager
-def worker_processes(number: int) -> Iterator[Executor]:
+def worker_processes(number: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Start processes, and end them with the block; an exception in the block kills them in the middle of their work.
+
+    Yields a function as `map`: it gives the results in order, and few of them wait for a slow reader.
 
     Raises:
         UserError: they cannot be started, or one of them died.
@@ -67,7 +59,7 @@ def worker_processes(number: int) -> Iterator[Executor]:
         processes = executor._processes
         try:
             _start(executor, number)
-            yield executor
+            yield partial(in_order, executor, WAITING_RESULTS * number)
         except BrokenProcessPool:
             # The executor ends the others itself.
             executor.shutdown()
@@ -77,6 +69,19 @@ def worker_processes(number: int) -> Iterator[Executor]:
                 process.kill()
             executor.shutdown(cancel_futures=True)
             raise
+
+
+def in_order(
+    executor: Executor, ahead: int, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Yield the results in the order of `items`; unlike `Executor.map`, at most `ahead` are begun before their turn."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(executor.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def affordable(number: int, pictures: Iterable[Path], largest_pixels: int) -> int:

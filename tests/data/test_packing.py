@@ -24,7 +24,7 @@ from esl_dist.data.shard_index import INDEX_NAME, ShardIndex
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, encoded, no_progress, write_description, write_pictures
-from tests.data.packs import ThisProcess, as_read, contents
+from tests.data.packs import as_read, contents
 
 PROJECT = Path(__file__).resolve().parents[2]
 AS_THEY_ARE = Encoding(size=None, label_size=None, image_format="keep", jpg_quality=95)
@@ -39,7 +39,7 @@ def _no_processes_where_none_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     started, affordable = packing.worker_processes, packing.affordable
     monkeypatch.setattr(packing, "affordable", lambda number, *others: number and affordable(number, *others))
     monkeypatch.setattr(
-        packing, "worker_processes", lambda number: nullcontext(ThisProcess()) if number == HERE else started(number)
+        packing, "worker_processes", lambda number: nullcontext(map) if number == HERE else started(number)
     )
 
 
@@ -211,8 +211,8 @@ def test_a_picture_beyond_the_limit_is_refused_before_it_is_decoded(layout: Layo
     with pytest.raises(
         UserError, match=r"9 samples .*\n.*48×32 pixels, more than 0\.001535 megapixels; raise largest_"
     ):
-        packed(layout, tmp_path / "out", replace(AS_THEY_ARE, largest_pixels=48 * 32 - 1))
-    packed(layout, tmp_path / "out", replace(AS_THEY_ARE, largest_pixels=48 * 32))
+        packed(as_read(layout, largest_pixels=48 * 32 - 1), tmp_path / "out")
+    packed(as_read(layout, largest_pixels=48 * 32), tmp_path / "out")
 
 
 def test_labels_painted_in_the_classes_colours_are_packed_as_ids(layout: Layout, tmp_path: Path) -> None:

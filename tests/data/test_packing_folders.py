@@ -13,7 +13,7 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards, verify
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, drawn_shards, no_progress, write_pictures
-from tests.data.packs import ThisProcess, contents
+from tests.data.packs import contents
 
 OTHERS = ("download.tar.partial", "shard-mine.tar", "repacked-mine.tar", "shard-7.tar", "notes.txt")
 SHARD = 20480
@@ -21,7 +21,7 @@ SHARD = 20480
 
 @pytest.fixture(autouse=True)
 def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(ThisProcess()))
+    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(map))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards, verify
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, drawn_shards, encoded, no_progress, write_pictures
-from tests.data.packs import ThisProcess, as_read, contents
+from tests.data.packs import as_read, contents
 
 NAMES = [f"street_{number}" for number in range(5)]
 AS_THEY_ARE = Encoding(None, None, "keep", 95)
@@ -32,7 +32,7 @@ SHARD = 20480
 
 @pytest.fixture(autouse=True)
 def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(ThisProcess()))
+    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(map))
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def add_and_remove(layout: Layout) -> Layout:
         (lambda layout: as_read(layout, exif_orientation="ignore"), r'exif_orientation: null → "ignore"\.'),
         (
             lambda layout: as_read(layout, colors={(n, 0, 0): 7 for n in range(9)}),
-            "raw_ids_of_colors differ",
+            r"raw_ids_of_colors: null → \[\[0, 0, 0, 7\]",
         ),
         (lambda layout: replace(layout, keep_aspect_ratio=True), r"keep_aspect_ratio: null → true"),
         (

@@ -2,11 +2,13 @@
 
 import difflib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from esl_dist.checked import read_content
 from esl_dist.config_files import read_yaml
 from esl_dist.data.descriptions import Description, leads_out
 from esl_dist.data.labels import (
@@ -21,7 +23,6 @@ from esl_dist.data.labels import (
 )
 from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
-from esl_dist.files import read_json
 
 
 class Labels(NamedTuple):
@@ -52,39 +53,26 @@ def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
     Raises:
         UserError: classes, ids or colours that cannot be meant.
     """
-    names = _id_names(description, folder, origin)
-
-    def raw_ids(values: Any) -> list[int]:
-        if not isinstance(values, list):
-            raise UserError(f"{origin}: expected a list of the data set's names of labels, got {values!r}")
-        return [_raw_id(value, names, origin) for value in values]
-
-    of_classes = None if names is None else raw_ids
-    class_sets = _class_sets(description.class_sets, origin, of_classes)
-    ignored = frozenset(raw_ids(list(description.ignore_ids)))
+    ids = partial(_raw_ids, names=_id_names(description, folder, origin), origin=origin)
+    class_sets = _class_sets(description.class_sets, origin, None if description.id_names is None else ids)
+    ignored = frozenset(ids(list(description.ignore_ids)))
     if not description.label_colors:
         return Labels(class_sets, ignored, None)
     colors = color_table(class_sets, str(origin))
-    if description.ignore_colors:
-        ignored = ignored or frozenset({IGNORE_INDEX})
-        colors |= dict.fromkeys(_ignored_colors(description, colors, origin), min(ignored))
-        if any(min(ignored) in item.ids for classes in class_sets.values() for item in classes):
-            raise UserError(
-                f"{origin}: ignore_colors: raw id {min(ignored)}, which they would get, is a class's; list another in "
-                "ignore_ids"
-            )
-    return Labels(class_sets, ignored, colors)
-
-
-def _ignored_colors(description: Description, of_classes: Mapping[Color, int], origin: Path) -> list[Color]:
+    if not description.ignore_colors:
+        return Labels(class_sets, ignored, colors)
     place = f"{origin}: ignore_colors"
     if any(type(value) is int for value in description.ignore_colors):
         raise UserError(f"{place}: expected a list of colors, such as [[0, 0, 0]], got {description.ignore_colors}")
-    colors = [color_from(values, f"{place}:") for values in description.ignore_colors]
-    for color in colors:
-        if color in of_classes:
+    ignored_colors = [color_from(values, f"{place}:") for values in description.ignore_colors]
+    for color in ignored_colors:
+        if color in colors:
             raise UserError(f"{place}: {list(color)} is the color of a class; take it out of one")
-    return colors
+    ignored = ignored or frozenset({IGNORE_INDEX})
+    raw_id = min(ignored)
+    if any(raw_id in item.ids for classes in class_sets.values() for item in classes):
+        raise UserError(f"{place}: raw id {raw_id}, which they would get, is a class's; list another in ignore_ids")
+    return Labels(class_sets, ignored, colors | dict.fromkeys(ignored_colors, raw_id))
 
 
 def _id_names(description: Description, folder: Path, origin: Path) -> list[str] | None:
@@ -93,24 +81,23 @@ def _id_names(description: Description, folder: Path, origin: Path) -> list[str]
         return None
     if leads_out(description.id_names):
         raise UserError(f"{origin}: {description.id_names!r} leads out of the data set's folder (id_names)")
-    file = folder / description.id_names
-    content = read_json(file)
-    try:
-        return [str(label["readable"]).lower() for label in content["labels"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: expected a list `labels` whose entries have a name `readable`") from error
+    remedy = "expected a list `labels` whose entries have a name `readable`"
+    labels = read_content(folder / description.id_names, remedy).at("labels")
+    return [label.at("readable").text().lower() for label in labels.entries()]
 
 
-def _raw_id(value: Any, names: list[str] | None, origin: Path) -> int:
-    if names is None:
-        if type(value) is not int or not 0 <= value < RAW_IDS:
+def _raw_ids(values: Any, names: list[str] | None, origin: Path) -> list[int]:
+    """Return what a description lists as raw ids as numbers: they are names if the data set names its ids."""
+    if not isinstance(values, list):
+        raise UserError(f"{origin}: expected a list of the data set's names of labels, got {values!r}")
+    for value in values:
+        if names is None and (type(value) is not int or not 0 <= value < RAW_IDS):
             raise UserError(f"{origin}: ignore_ids: {value!r} is not a raw id, a whole number below {RAW_IDS}")
-        return value
-    if value not in names:
-        near = ", ".join(difflib.get_close_matches(str(value), names, 3))
-        hint = f"near ones are {near}" if near else f"it has {len(names)} others"
-        raise UserError(f"{origin}: the data set has no label {value!r}; {hint}")
-    return names.index(value)
+        if names is not None and value not in names:
+            near = ", ".join(difflib.get_close_matches(str(value), names, 3))
+            hint = f"near ones are {near}" if near else f"it has {len(names)} others"
+            raise UserError(f"{origin}: the data set has no label {value!r}; {hint}")
+    return values if names is None else [names.index(value) for value in values]
 
 
 def _class_sets(described: Mapping[Any, Any], origin: Path, ids: Callable[[Any], Any] | None) -> dict[str, ClassSet]:
@@ -141,19 +128,17 @@ def read_class_sets(place: Path) -> dict[str, ClassSet]:
     Raises:
         UserError: it is neither, or names no class set.
     """
-    class_sets = read_index(place).class_sets if place.is_dir() else _described_class_sets(place)
+    if place.is_dir():
+        class_sets = read_index(place).class_sets
+    else:
+        content: Any = OmegaConf.to_container(read_yaml(place))
+        described = content.get("class_sets", {})
+        if not isinstance(described, dict):
+            raise UserError(f"{place}: class_sets: expected name → list of classes, got {described!r}")
+        class_sets = _class_sets(described, place, None if content.get("id_names") is None else lambda _: [])
     if not class_sets:
         raise UserError(f"{place}: names no class set; expected labelled shards, or a description with class_sets")
     return class_sets
-
-
-def _described_class_sets(file: Path) -> dict[str, ClassSet]:
-    content = OmegaConf.to_container(read_yaml(file))
-    assert isinstance(content, dict)
-    described = content.get("class_sets", {})
-    if not isinstance(described, dict):
-        raise UserError(f"{file}: class_sets: expected name → list of classes, got {described!r}")
-    return _class_sets(described, file, None if content.get("id_names") is None else lambda _: [])
 
 
 def same_classes(name: str, classes: ClassSet, class_sets: dict[str, ClassSet]) -> ClassSet | None:

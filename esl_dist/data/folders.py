@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from esl_dist.data.shard_index import ShardIndex, write_index
-from esl_dist.data.shards import shard_name
+from esl_dist.data.shards import ShardReader, broken_shards, shard_name
 from esl_dist.errors import UserError
 from esl_dist.files import fsync_folder, make_folder, whole_file
 
@@ -106,9 +106,8 @@ def finished(folder: Path, index: ShardIndex) -> ShardIndex:
 
     Nothing is touched where a replacement is not there with its size: the old shards may be the only ones.
     """
-    paths = [(folder / shard.name, shard.size) for shard in index.shards]
-    are_there = all(path.is_file() and path.stat().st_size == size for path, size in paths)
-    return settle(folder, index) if names_replacements(index) and are_there else index
+    can_settle = names_replacements(index) and not any(broken_shards(ShardReader(folder, index)))
+    return settle(folder, index) if can_settle else index
 
 
 def names_replacements(index: ShardIndex) -> bool:
@@ -123,20 +122,15 @@ def settle(folder: Path, index: ShardIndex) -> ShardIndex:
     """
     usual = tuple(replace(shard, name=shard_name(position)) for position, shard in enumerate(index.shards))
     if names_replacements(index):
-        _remove(folder, SHARDS)
+        remove_leftovers(folder, index, SHARDS)
         for old, new in zip(index.shards, usual, strict=True):
             _link(folder / old.name, folder / new.name)
         fsync_folder(folder)
         index = replace(index, shards=usual)
         write_index(folder, index)
-    _remove(folder, SHARDS, index)
-    remove_unfinished(folder, index)
+    remove_leftovers(folder, index, SHARDS)
+    remove_leftovers(folder, index)
     return index
-
-
-def remove_unfinished(folder: Path, index: ShardIndex) -> None:
-    """Remove what only an unfinished packing leaves; shards by their usual names stay."""
-    _remove(folder, UNFINISHED, index)
 
 
 def _link(existing: Path, new: Path) -> None:
@@ -148,9 +142,9 @@ def _link(existing: Path, new: Path) -> None:
             shutil.copyfileobj(source, file)
 
 
-def _remove(folder: Path, names: re.Pattern[str], index: ShardIndex | None = None) -> None:
-    """Remove the files whose whole name fits, but those that `index` names: what others put here is theirs."""
-    kept = set() if index is None else {shard.name for shard in index.shards}
+def remove_leftovers(folder: Path, index: ShardIndex, names: re.Pattern[str] = UNFINISHED) -> None:
+    """Remove what a packing that did not end left, but what `index` names; what others put here has other names."""
+    kept = {shard.name for shard in index.shards}
     for path in list(folder.iterdir()):
         if names.fullmatch(path.name) and path.name not in kept and path.is_file():
             try:

@@ -22,7 +22,7 @@ from esl_dist.data.changes import SKIPPED, changed_settings, changed_sources
 from esl_dist.data.folders import (
     finished,
     names_replacements,
-    remove_unfinished,
+    remove_leftovers,
     replacement_name,
     settle,
     sole_packing,
@@ -100,7 +100,7 @@ def pack(
             if not (anew and index.sources is None):
                 problem = _problem(folder, index, layout, encoding, progress)
                 if problem is None:
-                    remove_unfinished(folder, index)
+                    remove_leftovers(folder, index)
                     return Packed(index, False)
                 if not anew:
                     raise UserError(problem)
@@ -110,7 +110,7 @@ def pack(
             return Packed(_pack(layout, folder, encoding, processes, progress, name), True)
         except BaseException:
             if name is replacement_name:
-                remove_unfinished(folder, read_index(folder))
+                remove_leftovers(folder, read_index(folder))
             raise
 
 
@@ -182,12 +182,7 @@ def _made_with(layout: Layout, encoding: Encoding) -> dict[str, Any]:
 
 
 def _pack(
-    layout: Layout,
-    folder: Path,
-    encoding: Encoding,
-    processes: int,
-    progress: Progress,
-    name: Callable[[int], str],
+    layout: Layout, folder: Path, encoding: Encoding, processes: int, progress: Progress, name: Callable[[int], str]
 ) -> ShardIndex:
     """Check and pack all pairs into shards that `name` gives names, then write the index."""
     pairs = layout.pairs
@@ -250,14 +245,11 @@ def _numbered(samples: Iterable[tuple[str, Members]], shard_bytes: int) -> Itera
 
 @dataclass(frozen=True)
 class _Checked:
-    """What the check found out about a pair.
+    """What the check found out about a pair: digests of its files by `image` and `label`, and whether it can be packed.
 
     Attributes:
-        digests: of its files, by `image` and `label`.
-        size: of the picture, as it is packed if nothing is resized.
         extension: under which the picture's file can be packed as it is; None: it has to be encoded.
-        problem: why the pair cannot be packed; empty if it can.
-        fits: whether picture and label have one size; if not, and if this is no problem, the pair is left out.
+        fits: whether picture and label have one size; if not, and if this is no `problem`, the pair is left out.
     """
 
     digests: dict[str, str]

@@ -5,8 +5,7 @@ not, and lossy formats change ids. The check before packing and the packing itse
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -109,19 +108,28 @@ def _loaded(content: bytes, reading: Reading) -> tuple[Image.Image, int]:
     """Return the whole picture, and the orientation from 1 to 8 by which its decoded pixels are to be turned."""
     if not content:
         raise ValueError("an empty file (0 bytes)")
-    with _whatever_pillow_raises():
+    tag, frames = UPRIGHT, 1
+    try:
         image = open_picture(BytesIO(content))
-    if image.width * image.height > reading.largest_pixels:
+        is_too_large = image.width * image.height > reading.largest_pixels
+        if not is_too_large:
+            # Before it is loaded, for then Pillow turns a TIFF and drops its tag.
+            tag = _orientation(image)
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            # OpenCV fills a file that ends too early with grey; Pillow notices.
+            image.load()
+    except UnidentifiedImageError:
+        raise ValueError("not a picture in a format that can be read; expected png or jpg") from None
+    except MemoryError:
+        raise
+    except Exception as error:
+        # Its readers raise whatever a damaged file makes them run into: OSError, SyntaxError, struct.error, KeyError, …
+        raise ValueError(f"not a whole picture ({error})") from error
+    if is_too_large:
         raise ValueError(
             f"{image.width}×{image.height} pixels, more than {reading.largest_pixels / 1e6:g} megapixels; raise "
             "largest_megapixels if this picture is no mistake"
         )
-    with _whatever_pillow_raises():
-        # Before it is loaded, for then Pillow turns a TIFF and drops its tag.
-        tag = _orientation(image)
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        # OpenCV fills a file that ends too early with grey; Pillow notices.
-        image.load()
     if frames > 1:
         raise ValueError(f"{frames} frames or pages ({image.format}); expected a single picture: save the one you mean")
     if tag == UPRIGHT:
@@ -137,19 +145,6 @@ def _loaded(content: bytes, reading: Reading) -> tuple[Image.Image, int]:
     if is_turned == is_to_be:
         return image, UPRIGHT
     return image, INVERSE.get(tag, tag) if is_turned else tag
-
-
-@contextmanager
-def _whatever_pillow_raises() -> Iterator[None]:
-    try:
-        yield
-    except UnidentifiedImageError:
-        raise ValueError("not a picture in a format that can be read; expected png or jpg") from None
-    except MemoryError:
-        raise
-    except Exception as error:
-        # Its readers raise whatever a damaged file makes them run into: OSError, SyntaxError, struct.error, KeyError, …
-        raise ValueError(f"not a whole picture ({error})") from error
 
 
 def _orientation(image: Image.Image) -> int:

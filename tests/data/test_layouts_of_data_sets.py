@@ -107,7 +107,7 @@ def test_a_list_of_names_that_is_no_json_is_named(tmp_path: Path, content: str) 
 def test_a_list_of_names_of_another_form_says_what_was_expected(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(
-        UserError, match=r"/config\.json: expected a list `labels` whose entries have a name `readable`"
+        UserError, match=r"/config\.json: .*; expected a list `labels` whose entries have a name `readable`"
     ):
         named(tmp_path)
 

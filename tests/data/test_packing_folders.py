@@ -77,7 +77,7 @@ def interrupted(layout: Layout, out: Path) -> None:
         raise InterruptedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folders, "_remove", kill)
+        patch.setattr(folders, "remove_leftovers", kill)
         with pytest.raises(InterruptedError):
             packed(layout, out, anew=True)
     assert "repacked-000000.tar" in (out / INDEX_NAME).read_text()

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -24,22 +24,10 @@ from esl_dist.data.labels import (
 from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
 
-
-class Labels(NamedTuple):
-    """What a split's labels mean.
-
-    Attributes:
-        class_sets: name → classes.
-        ignore_ids: the raw ids that belong to no class.
-        raw_ids_of_colors: the raw id that each colour of painted labels stands for; None: labels hold ids.
-    """
-
-    class_sets: dict[str, ClassSet]
-    ignore_ids: frozenset[int]
-    raw_ids_of_colors: dict[Color, int] | None
-
-
-NO_LABELS = Labels({}, frozenset(), None)
+Labels = tuple[dict[str, ClassSet], frozenset[int], dict[Color, int] | None]
+"""What a split's labels mean: class sets by name, the raw ids that belong to no class, and the raw id that each colour
+of painted labels stands for (None: labels hold ids)."""
+NO_LABELS: Labels = ({}, frozenset(), None)
 
 
 def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
@@ -57,10 +45,10 @@ def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
     class_sets = _class_sets(description.class_sets, origin, None if description.id_names is None else ids)
     ignored = frozenset(ids(list(description.ignore_ids)))
     if not description.label_colors:
-        return Labels(class_sets, ignored, None)
+        return class_sets, ignored, None
     colors = color_table(class_sets, str(origin))
     if not description.ignore_colors:
-        return Labels(class_sets, ignored, colors)
+        return class_sets, ignored, colors
     place = f"{origin}: ignore_colors"
     if any(type(value) is int for value in description.ignore_colors):
         raise UserError(f"{place}: expected a list of colors, such as [[0, 0, 0]], got {description.ignore_colors}")
@@ -72,7 +60,7 @@ def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
     raw_id = min(ignored)
     if any(raw_id in item.ids for classes in class_sets.values() for item in classes):
         raise UserError(f"{place}: raw id {raw_id}, which they would get, is a class's; list another in ignore_ids")
-    return Labels(class_sets, ignored, colors | dict.fromkeys(ignored_colors, raw_id))
+    return class_sets, ignored, colors | dict.fromkeys(ignored_colors, raw_id)
 
 
 def _id_names(description: Description, folder: Path, origin: Path) -> list[str] | None:

@@ -149,7 +149,7 @@ def _file_pattern(text: str, place: str) -> FilePattern:
     plain = text.replace("{name}", "")
     if (sign := re.search(r"[*?]|{\w*}", plain.removesuffix(ANY_PICTURE))) is not None:
         raise UserError(
-            f"{place}: {sign[0]} stands for nothing here; expected {{name}}, {{split}} and, at the end, .*; "
+            f"{place}: {sign[0]} has no meaning here; expected {{name}}, {{split}} and, at the end, .*; "
             f"folders that differ are part of a name (names: ['*/*'])"
         )
     pattern = FilePattern.cut(text)

@@ -96,8 +96,8 @@ def _without_lock(path: Path, error: OSError) -> UserError:
             "output"
         )
     return UserError(
-        f"{path}: cannot be made or locked, which keeps a second packing out ({error.strerror}); remove what is in its "
-        "place or free what is short, then start again"
+        f"{path}: cannot be created or locked, which keeps a second packing out ({error.strerror}); remove what is in "
+        "its place or free some space, then start again"
     )
 
 

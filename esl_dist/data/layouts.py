@@ -118,6 +118,7 @@ def read_layout(
     scans = {folder_of: scan(folder, folder_of, depth) for folder_of in {pattern.folder for pattern in patterns}}
     sides = [_Side(one, scans[one.folder], files_by_name(scans[one.folder], one)) for one in patterns]
     labels = read_labels(description, folder, description_file) if len(sides) > 1 else NO_LABELS
+    class_sets, ignore_ids, colors = labels
     list_file, places = description.splits[split].list, dict[str, str]()
     if list_file is not None:
         places = _listed(description_file, description_file.parent / list_file, folder, sides)
@@ -130,11 +131,9 @@ def read_layout(
         dataset=description.name,
         split=split,
         pairs=_pairs(folder, sides, places),
-        class_sets=labels.class_sets,
-        ignore_ids=labels.ignore_ids,
-        reading=Reading(
-            description.label_channel, labels.raw_ids_of_colors, description.exif_orientation, largest_pixels
-        ),
+        class_sets=class_sets,
+        ignore_ids=ignore_ids,
+        reading=Reading(description.label_channel, colors, description.exif_orientation, largest_pixels),
         keep_aspect_ratio=description.keep_aspect_ratio,
         skip_other_sizes=description.skip_other_sizes,
     )
@@ -231,7 +230,7 @@ def _pairs(root: Path, sides: Sequence[_Side], places: Mapping[str, str]) -> tup
     if missing:
         raise _without_files(root, missing, places)
     if broken := [f"{entry.path}: {entry.kind}" for entry in files if entry.kind != FILE]:
-        raise UserError(f"{len(broken)} of the split's files are none: {first_few(broken)}; remove or replace them")
+        raise UserError(f"{len(broken)} of the split's files are no files: {first_few(broken)}; remove or replace them")
     return tuple(Pair(name, *(Path(entry.path) for [entry] in of_sample)) for name, of_sample in found.items())
 
 

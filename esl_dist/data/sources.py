@@ -187,7 +187,7 @@ def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _too_deep(bits: str) -> str:
-    return f"{bits} bits a channel; convert it to 8 bits: which values are black and white is for you to say"
+    return f"{bits} bits a channel; convert it to 8 bits: only you know which values are black and white"
 
 
 def _unreadable(image: Image.Image) -> str:
@@ -213,7 +213,7 @@ def _refuse_transparency(image: Image.Image) -> None:
     seen_through = sum(image.convert("RGBA").getchannel("A").histogram()[:255])
     if seen_through:
         raise ValueError(
-            f"{seen_through} of its pixels are transparent, and what shows there is not said; save it without an alpha "
+            f"{seen_through} of its pixels are transparent, and their colour is not defined; save it without an alpha "
             "channel"
         )
 

@@ -213,7 +213,9 @@ def test_what_is_named_like_a_picture_and_is_none_is_refused(tmp_path: Path, kin
     for what, make in makers.items():
         path.rmdir() if path.is_dir() else path.unlink()
         make()
-        with pytest.raises(UserError, match=rf"^1 of the split's files are none: .*{kind}/b\.png: {what.strip()}; "):
+        with pytest.raises(
+            UserError, match=rf"^1 of the split's files are no files: .*{kind}/b\.png: {what.strip()}; "
+        ):
             layout(tmp_path, splits={SPLIT: split})
 
 

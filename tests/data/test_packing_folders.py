@@ -120,6 +120,8 @@ def test_a_lock_that_cannot_be_made_is_told_unless_the_folder_may_only_be_read(l
     put(tmp_path / "link")
     (tmp_path / "link/.lock").symlink_to(tmp_path / "absent/lock")
     for name in ("folder", "link"):
-        with pytest.raises(UserError, match=rf"{name}/\.lock: cannot be made or locked, which keeps a second packing"):
+        with pytest.raises(
+            UserError, match=rf"{name}/\.lock: cannot be created or locked, which keeps a second packing"
+        ):
             packed(layout, tmp_path / name)
         assert not (tmp_path / name / INDEX_NAME).exists()

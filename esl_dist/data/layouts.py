@@ -6,6 +6,7 @@ sets. In the patterns `{split}` stands for the split's name and `{name}` for a s
 that no pattern takes are easily thought to be packed.
 """
 
+import itertools
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from esl_dist.data.descriptions import Description, file_patterns, label_pattern
 from esl_dist.data.images import LARGEST_PIXELS
 from esl_dist.data.labels import ClassSet
 from esl_dist.data.patterns import EXTENSIONS, FilePattern, NamePattern, is_picture
-from esl_dist.data.source_files import FILE, FOLDER, Entry, files_by_name, first_few, refuse_unreadable, scan
+from esl_dist.data.source_files import FILE, FOLDER, SHOWN, UNREADABLE, Entry, files_by_name, first_few, scan
 from esl_dist.data.sources import Reading
 from esl_dist.data.split_lists import read_list
 from esl_dist.errors import UserError
@@ -115,16 +116,14 @@ def read_layout(
     names = name_patterns(description, split, description_file)
     inside = max(pattern.after.count("/") for pattern in patterns)
     depth = inside + max((pattern.depth() for pattern in names), default=math.inf)
-    scans = {folder_of: scan(folder, folder_of, depth) for folder_of in {pattern.folder for pattern in patterns}}
-    sides = [_Side(one, scans[one.folder], files_by_name(scans[one.folder], one)) for one in patterns]
+    sides = _sides(folder, patterns, depth)
     labels = read_labels(description, folder, description_file) if len(sides) > 1 else NO_LABELS
     class_sets, ignore_ids, colors = labels
     list_file, places = description.splits[split].list, dict[str, str]()
     if list_file is not None:
         places = _listed(description_file, description_file.parent / list_file, folder, sides)
         depth = inside + max(name.count("/") for name in places)
-    for side in sides:
-        refuse_unreadable(side.entries, depth)
+    _refuse_unlisted(sides, depth)
     if list_file is None:
         places = _matching(description, split, folder, sides, names)
     return Layout(
@@ -137,6 +136,20 @@ def read_layout(
         keep_aspect_ratio=description.keep_aspect_ratio,
         skip_other_sizes=description.skip_other_sizes,
     )
+
+
+def _sides(root: Path, patterns: Sequence[FilePattern], depth: float) -> list[_Side]:
+    entries = {folder: scan(root, folder, depth) for folder in {pattern.folder for pattern in patterns}}
+    return [_Side(one, entries[one.folder], files_by_name(entries[one.folder], one)) for one in patterns]
+
+
+def _refuse_unlisted(sides: Sequence[_Side], depth: float) -> None:
+    """Refuse folders, `depth` sub-folders deep at most, that could not be listed: samples may lie there."""
+    entries = itertools.chain(*(side.entries for side in sides))
+    paths = {entry.path for entry in entries if entry.kind == UNREADABLE and entry.inner.count("/") <= depth}
+    if paths:
+        few = first_few(sorted(paths))
+        raise UserError(f"folders of the data set cannot be listed: {few}; allow it (chmod) or move them")
 
 
 def _listed(origin: Path, list_file: Path, root: Path, sides: Sequence[_Side]) -> dict[str, str]:
@@ -223,20 +236,22 @@ def _pairs(root: Path, sides: Sequence[_Side], places: Mapping[str, str]) -> tup
     for name in places:
         refuse_as_key(name, f"{root / sides[0].pattern.folder}: sample")
     found = {name: [side.files.get(name, []) for side in sides] for name in places}
-    files = [entry for of_sample in found.values() for entries in of_sample for entry in entries]
-    for entries in (entries for of_sample in found.values() for entries in of_sample if len(entries) > 1):
-        raise UserError(f"two files of one sample: {', '.join(sorted(one.path for one in entries))}; remove one")
+    for entries in itertools.chain(*found.values()):
+        if len(entries) > 1:
+            raise UserError(f"two files of one sample: {', '.join(sorted(one.path for one in entries))}; remove one")
     missing = [(name, side) for name in places for side, entries in zip(sides, found[name], strict=True) if not entries]
     if missing:
         raise _without_files(root, missing, places)
-    if broken := [f"{entry.path}: {entry.kind}" for entry in files if entry.kind != FILE]:
+    broken = [f"{one.path}: {one.kind}" for [one] in itertools.chain(*found.values()) if one.kind != FILE]
+    if broken:
         raise UserError(f"{len(broken)} of the split's files are no files: {first_few(broken)}; remove or replace them")
     return tuple(Pair(name, *(Path(entry.path) for [entry] in of_sample)) for name, of_sample in found.items())
 
 
 def _without_files(root: Path, missing: Sequence[tuple[str, _Side]], places: Mapping[str, str]) -> UserError:
     shown = []
-    for name, side in missing[:6]:
+    # As many as are shown, and one more: each takes a look at all entries.
+    for name, side in missing[: SHOWN + 1]:
         others = [entry.inner for entry in side.entries if side.pattern.name_in(entry.inner, True) == name]
         shown.append(f"{root / side.pattern.file_of(name)}" + (f" (there is {others[-1]})" if others else ""))
     lines = first_few(list(dict.fromkeys(places[name] for name, _ in missing if places[name])))

@@ -14,6 +14,8 @@ FOLDER = "a folder"
 UNREADABLE = "a folder that cannot be listed"
 NOWHERE = "a link that leads nowhere"
 SPECIAL = "neither a file nor a folder"
+SHOWN = 5
+"""Of how many texts a message shows."""
 MOST_WAYS = 1000
 """Paths through links to one folder; between eight folders that hold links to each other there are 13,700 each."""
 
@@ -111,19 +113,6 @@ def files_by_name(entries: Iterable[Entry], pattern: FilePattern) -> dict[str, l
     return found
 
 
-def refuse_unreadable(entries: Iterable[Entry], depth: float) -> None:
-    """Make sure that every folder where samples are looked for, `depth` sub-folders deep, could be listed.
-
-    Raises:
-        UserError: some could not; the first few are named.
-    """
-    paths = {entry.path for entry in entries if entry.kind == UNREADABLE and entry.inner.count("/") <= depth}
-    if paths:
-        raise UserError(
-            f"folders of the data set cannot be listed: {first_few(sorted(paths))}; allow it (chmod) or move them"
-        )
-
-
-def first_few(texts: list[str], number: int = 5) -> str:
+def first_few(texts: list[str], number: int = SHOWN) -> str:
     """Return the first few of a list as a message names them."""
     return ", ".join(texts[:number]) + (", …" if len(texts) > number else "")

@@ -42,7 +42,8 @@ LONGEST_SIDE = 2**20
 """Pixels; OpenCV decodes no longer one."""
 LONGEST_SIDES = {"PNG": 1_000_000}
 """Formats whose own reader in OpenCV has another limit."""
-ROWS_AT_ONCE = 256
+BLUE_GREEN_RED = np.array([1, 2**8, 2**16], np.int32)
+"""What makes one number of a colour."""
 
 
 @dataclass(frozen=True)
@@ -275,14 +276,12 @@ def _ids_of_colors(pixels: NDArray[np.uint8], ids: Mapping[Color, int]) -> Label
     known = np.array(sorted((red << 16 | green << 8 | blue, one) for (red, green, blue), one in ids.items()))
     label: Label = np.empty(pixels.shape[:2], np.uint8 if known[:, 1].max() < 2**8 else np.uint16)
     strange = []
-    # In blocks of rows, for it takes ten times the memory of the pixels it works on.
-    for start in range(0, len(pixels), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        blue, green, red = np.moveaxis(pixels[rows].astype(np.int32), 2, 0)
-        codes = red << 16 | green << 8 | blue
+    # Row by row, for it takes ten times the memory of the pixels it works on.
+    for row, ids_of_row in zip(pixels, label, strict=True):
+        codes = row.astype(np.int32) @ BLUE_GREEN_RED
         places = np.searchsorted(known[:, 0], codes).clip(max=len(known) - 1)
         strange.append(codes[known[places, 0] != codes])
-        label[rows] = known[places, 1]
+        ids_of_row[:] = known[places, 1]
     colors, counts = np.unique(np.concatenate(strange), return_counts=True)
     if len(colors):
         most = np.argsort(-counts, kind="stable")[:SHOWN_COLORS]

@@ -89,6 +89,8 @@ def read_description(file: Path, split: str) -> Description:
         raise UserError(f"{file}: no split {split!r}; it names {known}")
     refuse_as_name(description.name, f"{file}: name")
     refuse_as_name(split, f"{file}: split")
+    for one in description.splits.values():
+        one.label = description.label if one.label == OF_THE_DESCRIPTION else one.label
     chosen = description.splits[split]
     if (chosen.list is None) == (not chosen.names):
         raise UserError(f"{file}: a split needs either names or list (splits.{split})")
@@ -116,15 +118,9 @@ def _refuse_splits_of_other_types(content: Any, origin: Path) -> None:
                 raise UserError(f"{origin}: splits.{name}.{key}{place}: {problem}")
 
 
-def label_of(description: Description, split: str) -> str | None:
-    """Return the text of a split's pattern of labels; None: it has no labels."""
-    own = description.splits[split].label
-    return description.label if own == OF_THE_DESCRIPTION else own
-
-
 def label_patterns(description: Description) -> set[str]:
     """Return the texts of all patterns of labels, those of other splits too."""
-    texts = {description.label, *(label_of(description, name) for name in description.splits)}
+    texts = (description.label, *(split.label for split in description.splits.values()))
     return {text for text in texts if text is not None}
 
 
@@ -135,7 +131,7 @@ def file_patterns(description: Description, split: str, origin: Path) -> list[Fi
         UserError: a path that is not below the root, or that holds `{name}` not once, or other signs that stand for
             something; the message begins with `origin`, the description's file.
     """
-    texts = {"image": description.image, "label": label_of(description, split)}
+    texts = {"image": description.image, "label": description.splits[split].label}
     return [
         _file_pattern(text.replace("{split}", split), f"{origin}: pattern {text!r} of {key}")
         for key, text in texts.items()

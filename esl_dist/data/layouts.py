@@ -102,8 +102,8 @@ def read_layout(
 
     Raises:
         UserError: a mistake in the description or a list, an unknown split, a missing folder or one that may not be
-            listed, a split without pictures, a name that is not UTF-8, two files of one sample, or pictures without
-            labels or labels without pictures (the first few are named).
+            listed, a split without pictures, a name that is not UTF-8, two names that give one key, two files of
+            one sample, or pictures without labels or labels without pictures (the first few are named).
     """
     description = read_description(description_file, split)
     folder = Path(description.root) if root is None else root
@@ -233,8 +233,11 @@ def _is_picture(path: str, labels: Sequence[FilePattern]) -> bool:
 
 def _pairs(root: Path, sides: Sequence[_Side], places: Mapping[str, str]) -> tuple[Pair, ...]:
     """Return the pairs of sorted names, which have their places in a list as a message names them."""
+    names: dict[str, str] = {}
     for name in places:
         refuse_as_key(name, f"{root / sides[0].pattern.folder}: sample")
+        if (other := names.setdefault(key_of(name), name)) != name:
+            raise UserError(f"samples {other!r} and {name!r} would both have the key {key_of(name)!r}; rename one")
     found = {name: [side.files.get(name, []) for side in sides] for name in places}
     for entries in itertools.chain(*found.values()):
         if len(entries) > 1:

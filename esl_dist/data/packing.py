@@ -87,11 +87,10 @@ def pack(
         anew: whether other or damaged shards of a packing are replaced, not refused; they stay until the new are whole.
 
     Raises:
-        UserError: pairs that cannot be packed (named, before anything is written), two names that give one key, a
-            dead process, another packing in the folder, a folder whose shards shards/prepare.py did not make or,
-            unless `anew`, one that holds something else: it says what.
+        UserError: pairs that cannot be packed (named, before anything is written), a dead process, another packing in
+            the folder, a folder whose shards shards/prepare.py did not make or, unless `anew`, one that holds something
+            else: it says what.
     """
-    _refuse_same_keys(layout.pairs)
     with sole_packing(folder):
         name = shard_name
         if (folder / INDEX_NAME).exists():
@@ -112,13 +111,6 @@ def pack(
             if name is replacement_name:
                 remove_leftovers(folder, read_index(folder))
             raise
-
-
-def _refuse_same_keys(pairs: Iterable[Pair]) -> None:
-    names: dict[str, str] = {}
-    for pair in pairs:
-        if (other := names.setdefault(pair.key, pair.name)) != pair.name:
-            raise UserError(f"samples {other!r} and {pair.name!r} would both have the key {pair.key!r}; rename one")
 
 
 def _index_of_packing(folder: Path) -> ShardIndex:

@@ -114,17 +114,12 @@ def read_layout(
         )
     patterns = file_patterns(description, split, description_file)
     names = name_patterns(description, split, description_file)
-    inside = max(pattern.after.count("/") for pattern in patterns)
-    depth = inside + max((pattern.depth() for pattern in names), default=math.inf)
-    sides = _sides(folder, patterns, depth)
+    sides = _sides(folder, patterns, max((pattern.depth() for pattern in names), default=math.inf))
     labels = read_labels(description, folder, description_file) if len(sides) > 1 else NO_LABELS
     class_sets, ignore_ids, colors = labels
-    list_file, places = description.splits[split].list, dict[str, str]()
-    if list_file is not None:
+    if (list_file := description.splits[split].list) is not None:
         places = _listed(description_file, description_file.parent / list_file, folder, sides)
-        depth = inside + max(name.count("/") for name in places)
-    _refuse_unlisted(sides, depth)
-    if list_file is None:
+    else:
         places = _matching(description, split, folder, sides, names)
     return Layout(
         dataset=description.name,
@@ -139,14 +134,16 @@ def read_layout(
 
 
 def _sides(root: Path, patterns: Sequence[FilePattern], depth: float) -> list[_Side]:
-    entries = {folder: scan(root, folder, depth) for folder in {pattern.folder for pattern in patterns}}
+    inside = max(pattern.after.count("/") for pattern in patterns)
+    entries = {folder: scan(root, folder, depth + inside) for folder in {pattern.folder for pattern in patterns}}
     return [_Side(one, entries[one.folder], files_by_name(entries[one.folder], one)) for one in patterns]
 
 
 def _refuse_unlisted(sides: Sequence[_Side], depth: float) -> None:
-    """Refuse folders, `depth` sub-folders deep at most, that could not be listed: samples may lie there."""
+    """Refuse folders that could not be listed where samples may lie, whose names hold `depth` folders at most."""
+    deepest = depth + max(side.pattern.after.count("/") for side in sides)
     entries = itertools.chain(*(side.entries for side in sides))
-    paths = {entry.path for entry in entries if entry.kind == UNREADABLE and entry.inner.count("/") <= depth}
+    paths = {entry.path for entry in entries if entry.kind == UNREADABLE and entry.inner.count("/") <= deepest}
     if paths:
         few = first_few(sorted(paths))
         raise UserError(f"folders of the data set cannot be listed: {few}; allow it (chmod) or move them")
@@ -159,6 +156,7 @@ def _listed(origin: Path, list_file: Path, root: Path, sides: Sequence[_Side]) -
         lines = read_list(list_file, root, [side.pattern for side in sides], known)
     except (OSError, ValueError) as error:
         raise UserError(f"{origin}: the split's list {list_file} cannot be read ({error})") from error
+    _refuse_unlisted(sides, max(name.count("/") for name in lines))
     return {name: f"line {line} of {list_file}" for name, line in sorted(lines.items())}
 
 
@@ -166,6 +164,7 @@ def _matching(
     description: Description, split: str, root: Path, sides: Sequence[_Side], patterns: Sequence[NamePattern]
 ) -> dict[str, str]:
     """Return the names that the split's patterns take, also of labels without pictures: they are to be reported."""
+    _refuse_unlisted(sides, max(pattern.depth() for pattern in patterns))
     names = {name for side in sides for name in side.files if _takes(patterns, side.pattern, name)}
     image = sides[0].pattern
     what = f"{root}: split {split} of {description.name}"

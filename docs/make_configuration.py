@@ -17,8 +17,8 @@ which go before the file. `--help` prints the settings of a program.
 - A number outside its bounds, of another type, or spelled so that YAML and people read it differently (010 is 8 in
   YAML, 1:30 is 90) is refused. The bounds are far beyond what published trainings use; whether a value fits the
   machine is looked at when it is used.
-- A text is taken as it is written: a run named 0001 or `no` has that name. It is at most 4096 characters without
-  control characters and, but for `target.path`, not empty.
+- A text is taken as it is written: a run named 0001 or `no` has that name. It is at most 4096 bytes without control
+  characters and, but for `target.path`, not empty.
 - `key=` with nothing behind it makes a setting null that may be null, and undoes a `target.path` of the file. Others
   need a value.
 - A file is a regular one (each process reads it, and a pipe can be read once) in UTF-8, without keys that stand twice

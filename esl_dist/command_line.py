@@ -5,16 +5,15 @@ Exit codes: 0 done, 2 the user's mistake or too little memory (one message on st
 end that nobody reads (`| head`) is none. Any other exception is a defect of the program and keeps its traceback.
 """
 
-import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, TypeVar
 
 from esl_dist import early
 from esl_dist.config_files import describe, load_config
+from esl_dist.config_values import COMMAND_LINE, settings_of
 from esl_dist.environment import launch
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
 from esl_dist.first_words import is_mine_to_say
@@ -60,8 +59,7 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         sys.exit(end.code)
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How a program ends.
 
     Attributes:
@@ -82,10 +80,8 @@ def ending(error: BaseException | None) -> Ending:
             return Ending("finished", 0, "")
         case StoppedError(interrupted=False):
             return Ending("stopped", EXIT_STOPPED, str(error))
-        case StoppedError():
+        case StoppedError() | KeyboardInterrupt():
             return Ending("interrupted", EXIT_INTERRUPTED, str(error))
-        case KeyboardInterrupt():
-            return Ending("interrupted", EXIT_INTERRUPTED, "")
         case LostRankError():
             return Ending("failed", EXIT_LOST_RANK, str(error))
         case UserError():
@@ -97,40 +93,45 @@ def ending(error: BaseException | None) -> Ending:
 
 
 def _memory_advice(schema: type) -> str:
-    keys = [key for key, *_ in describe(schema)]
+    keys = settings_of(schema)
     less = ", ".join(key for key in TAKING_MEMORY if key in keys)
     return f"give less to {less}" + (", or more to accumulate" if "accumulate" in keys else "")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"command line: {message}; --help lists what may be given")
-
-
 def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[str]]:
-    settings = "\n".join(f"  {key} ({kind}; {default})\n      {text}" for key, kind, default, text in describe(schema))
-    parser = _Parser(
-        description=schema.__doc__,
-        epilog=f"settings (type; default):\n{settings}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", type=Path, action="append", metavar="FILE", help="YAML file with settings")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that go before those of the file")
-    arguments, unknown = parser.parse_known_intermixed_args(words)
-    if unknown:
-        raise UserError(f"command line: {_as_setting(unknown[0], words, schema)}")
-    for word in arguments.overrides:
-        if "=" not in word:
-            raise UserError(f"command line: {_as_setting(word, words, schema)}")
-    files = arguments.config or [None]
+    """Return the file of `--config`, and the words `key=value`; `--help` ends the program."""
+    files, overrides, rest = list[str](), list[str](), iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
+        if word in ("-h", "--help"):
+            print(_help(schema))
+            sys.exit(0)
+        if name == "--config":
+            files.append(value or next(rest, ""))
+        elif equals and not word.startswith("-"):
+            overrides.append(word)
+        else:
+            raise UserError(f"{COMMAND_LINE}: {_as_setting(word, words, schema)}")
+    if "" in files:
+        raise UserError(f"{COMMAND_LINE}: --config: expected a file behind it; --help lists what may be given")
     if len(files) > 1:
-        raise UserError(f"command line: --config is given {len(files)} times; expected one file")
-    return files[0], arguments.overrides
+        raise UserError(f"{COMMAND_LINE}: --config is given {len(files)} times; expected one file")
+    return Path(files[0]) if files else None, overrides
+
+
+def _help(schema: type) -> str:
+    settings = "\n".join(f"  {key} ({kind}; {default})\n      {text}" for key, kind, default, text in describe(schema))
+    return (
+        f"usage: {Path(sys.argv[0]).name} [--help] [--config FILE] [key=value ...]\n\n{schema.__doc__}\n\n"
+        "  --config FILE  YAML file with settings\n"
+        "  key=value      settings that go before those of the file\n\n"
+        f"settings (type; default):\n{settings}"
+    )
 
 
 def _as_setting(word: str, words: Sequence[str], schema: type) -> str:
     """Say how a word that is no `key=value` would be written: `--steps 20`, `--steps=20`, `steps 20` as `steps=20`."""
-    known = [key for key, *_ in describe(schema)]
+    known = settings_of(schema)
     name, _, value = word.lstrip("-").partition("=")
     name = name if name in known else name.replace("-", "_")
     problem = f"{word!r} is not of the form key=value"
@@ -138,9 +139,8 @@ def _as_setting(word: str, words: Sequence[str], schema: type) -> str:
         problem = f"unrecognized arguments: {word}" if word.startswith("-") else problem
         near = difflib.get_close_matches(word, ["--help", "--config"], 1, cutoff=0.7)
         return f"{problem}; {f'{near[0]} is near, and ' if near else ''}--help lists all settings"
-    behind = [other for other in words[words.index(word) + 1 :] if other != "="]
-    is_value = bool(behind) and not behind[0].startswith("--") and "=" not in behind[0]
-    return f"{problem}; write {name}={value or (behind[0] if is_value else '…')}"
+    behind = next((other for other in words[words.index(word) + 1 :] if other != "="), "=")
+    return f"{problem}; write {name}={value or ('…' if '=' in behind or behind.startswith('--') else behind)}"
 
 
 def _say(text: str) -> None:

@@ -1,117 +1,70 @@
 """YAML and `key=value` → a checked configuration; every mistake is one message with file, key and what to do.
 
-The settings themselves are in `esl_dist.config`. OmegaConf merges them and resolves references (`${…}`); types and
-bounds are held, and put into words, by `esl_dist.config_values`. A message blames the file or the word that gave the
-value.
+The settings themselves are in `esl_dist.config`; `esl_dist.config_values` converts and checks one value. OmegaConf
+resolves references (`${…}`). A message blames the file or the word that gave the value.
 """
 
-import difflib
+import ast
+import inspect
+import itertools
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigKeyError,
-    GrammarParseError,
-    InterpolationResolutionError,
-    KeyValidationError,
-    OmegaConfBaseException,
-    ValidationError,
-)
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from esl_dist.config_values import (
+    COMMAND_LINE,
+    EXPECTED_REFERENCE,
+    FOLDER,
+    Setting,
     described_bounds,
-    is_reference,
+    fill,
+    has_reference,
+    natural,
     problem_of_bounds,
-    problems_of_type,
-    shortened,
-    shown,
-    typed,
+    settings_of,
+    type_name,
 )
 from esl_dist.errors import UserError
-from esl_dist.files import whole_file
-from esl_dist.yaml_text import Values, plain, values_of
+from esl_dist.files import as_given, shortened, whole_file
+from esl_dist.yaml_text import Values, values_of
 
 Config = TypeVar("Config")
 
 LARGEST_FILE = 64 * 2**20
 """Bytes of a YAML file: more than the names of any data set's split take."""
 
-COMMAND_LINE = "command line: "
-QUOTES_AND_LISTS = "'\"[{"
-
-EXPECTED_REFERENCE = "expected such as ${steps} or ${oc.env:VARIABLE}"
 UNRESOLVED = {
     "Environment variable '(.*)' not found": "the variable {} is not set in the environment",
     "Interpolation key '(.*)' not found": "there is no setting {}",
     "Recursive interpolation": "it stands for itself",
 }
 
-EMPTY = "''"
-"""The default, in a description, of a text that may be empty."""
-
 
 def load_config(schema: type[Config], file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Merge the defaults of `schema`, a YAML file and `key=value` words, in this order, and check the result.
+    """Put the values of a YAML file, then of `key=value` words, in place of the defaults of `schema`.
 
     Raises:
         UserError: an unreadable file, an unknown key, a wrong type, an impossible or a missing value.
     """
-    merged, origins = OmegaConf.structured(schema), dict[str, str]()
+    config, givers = schema(), dict[str, str]()
     if file is not None:
-        merged = _merge(merged, _read_values(file), str(file), origins)
+        givers |= dict.fromkeys(fill(config, _read_mapping(file), str(file)), str(file))
     for word in overrides:
-        merged = _merge(merged, _read_override(word, schema), _named(word), origins)
-    config = _finished(merged, origin := str(file) if file is not None else "command line", origins)
-    _refuse_files_for_folders(config, origin, origins)
-    return cast(Config, config)
-
-
-def _named(word: str) -> str:
-    return f"{COMMAND_LINE}{shortened(word)}"
-
-
-def _refuse_out_of_bounds(config: Any, kinds: Mapping[str, str], origin: str, origins: Mapping[str, str]) -> None:
-    """Hold every setting to the bounds in its description.
-
-    Raises:
-        UserError: a value outside its bounds; the message starts with who gave it: `origins` by key, or `origin`.
-    """
-    for key, value, bounds in _settings(config):
-        problem = problem_of_bounds(value, bounds)
-        if value == "" and kinds[key].startswith("str") and key not in _may_be_empty(cast(type, type(config))):
-            problem = "an empty text; leave it out, or give . for the folder in which the program is started"
-        if problem:
-            given = shortened(value) if isinstance(value, str) and value.isprintable() else shown(value)
-            raise UserError(f"{_blamed(key, origin, origins)}: {key}={given} is impossible: {problem}")
-
-
-def _refuse_files_for_folders(config: Any, origin: str, origins: Mapping[str, str]) -> None:
-    for key, value, bounds in _settings(config):
-        if value and bounds.get("folder", False):
-            there = next(path for path in (Path(value), *Path(value).parents, Path()) if os.path.lexists(path))
-            if os.path.exists(there) and not os.path.isdir(there):
-                raise UserError(
-                    f"{_blamed(key, origin, origins)}: {key}={shortened(value)} is impossible: {there} is a file; "
-                    "expected a folder"
-                )
-
-
-def save_config(config: Any, path: Path) -> None:
-    """Write every setting of a configuration, defaults included, as YAML."""
-    with whole_file(path) as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)).encode())
-
-
-def to_dictionary(config: Any) -> dict[str, Any]:
-    """Return a configuration as nested plain dictionaries."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config)))
+        given = fill(config, _read_override(word, schema), f"{COMMAND_LINE}: {as_given(word)}")
+        # A message about what the value is repeats it, and needs not the word.
+        givers |= dict.fromkeys(given, COMMAND_LINE)
+    _finish(config, givers, COMMAND_LINE if file is None else str(file), _problem_here)
+    return config
 
 
 def from_dictionary(schema: type[Config], values: Any, origin: str) -> Config:
@@ -122,54 +75,127 @@ def from_dictionary(schema: type[Config], values: Any, origin: str) -> Config:
     """
     if not isinstance(values, dict):
         raise UserError(f"{origin}: expected settings by name, got {values!r}")
-    origins: dict[str, str] = {}
-    if (reference := next(_references(values), None)) is not None:
-        raise UserError(f"{origin}: {shown(reference)} is a reference; expected values, as it was saved with")
-    return cast(Config, _finished(_merge(OmegaConf.structured(schema), values, origin, origins), origin, origins))
+    config = schema()
+    for key in fill(config, values, origin):
+        # Only the user's own words and files may name variables.
+        if has_reference(value := attrgetter(key)(config), origin):
+            raise UserError(f"{origin}: {shortened(value)} is a reference; expected values, as it was saved with")
+    _finish(config, {}, origin, _problem)
+    return config
 
 
-def _references(values: Any) -> Iterator[str]:
-    """Yield what OmegaConf would resolve: only the user's own words and files may name variables."""
-    if isinstance(values, dict | list):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from _references(value)
-    elif is_reference(values):
-        yield values
+def _finish(
+    config: Any, givers: Mapping[str, str], origin: str, problem_of: Callable[[Any, Setting], str | None]
+) -> None:
+    """Resolve the references of a configuration, and hold it to its bounds.
+
+    Raises:
+        UserError: a value that is missing or has a problem, or a reference that gives none; the message starts with who
+            gave it, or else with `origin`.
+    """
+    settings = settings_of(type(config))
+    if missing := sorted(key for key in settings if attrgetter(key)(config) == MISSING):
+        raise UserError(f"{origin}: no value for {', '.join(missing)}; give it in the file or as {missing[0]}=…")
+    references = [key for key in givers if has_reference(attrgetter(key)(config), givers[key])]
+    tree = OmegaConf.create(asdict(config)) if references else None
+    for key in references:
+        place = f"{givers[key]}: {key}: its reference"
+        value = _resolved(tree, key, place)
+        try:
+            list(fill(config, _nested(key, value), givers[key]))
+        except UserError:
+            # The value may be a secret.
+            raise UserError(f"{place}: expected {type_name(settings[key].kind)}, which it does not give") from None
+    for key, setting in settings.items():
+        value = attrgetter(key)(config)
+        if (problem := problem_of(value, setting)) is not None:
+            raise UserError(f"{givers.get(key, origin)}: {key}={as_given(value)} is impossible: {problem}")
+
+
+def _problem(value: Any, setting: Setting) -> str | None:
+    if value != "":
+        return problem_of_bounds(value, setting.bounds)
+    may_be_empty = setting.default == ""
+    return None if may_be_empty else "an empty text; leave it out, or give . for the folder where the program starts"
+
+
+def _problem_here(value: Any, setting: Setting) -> str | None:
+    """Return what is wrong with a value, a file of this machine in the place of a folder too."""
+    if (problem := _problem(value, setting)) is not None or FOLDER not in setting.bounds or not value:
+        return problem
+    there = next(part for part in (Path(value), *Path(value).parents, Path()) if os.path.lexists(part))
+    is_file = os.path.exists(there) and not os.path.isdir(there)
+    return f"{there} is a file; expected a folder" if is_file else None
+
+
+def _resolved(tree: Any, key: str, place: str) -> Any:
+    """Return what the references in a setting stand for."""
+    try:
+        value = OmegaConf.select(tree, key)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        found = ((re.search(pattern, str(error)), words) for pattern, words in UNRESOLVED.items())
+        reasons = (words.format(as_given("".join(match.groups()))) for match, words in found if match)
+        raise UserError(f"{place} cannot be resolved: {next(reasons, EXPECTED_REFERENCE)}") from error
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """Return a value under a dotted key as mappings in each other."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return cast(dict[str, Any], value)
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write every setting of a configuration, defaults included, as YAML."""
+    with whole_file(path) as file:
+        file.write(OmegaConf.to_yaml(asdict(config)).encode())
+
+
+def to_dictionary(config: Any) -> dict[str, Any]:
+    """Return a configuration as nested plain dictionaries."""
+    return asdict(config)
 
 
 def differing_keys(one: Any, other: Any) -> list[str]:
     """Return the dotted keys in which two configurations of one schema differ."""
-    pairs = zip(_settings(one), _settings(other), strict=True)
-    return [key for (key, value, _), (_, other_value, _) in pairs if value != other_value]
+    return [key for key in settings_of(type(one)) if attrgetter(key)(one) != attrgetter(key)(other)]
 
 
 def describe(schema: type) -> Iterator[tuple[str, str, str, str]]:
     """Yield key, type, default and meaning of every setting of a program, in the order of their definition."""
-    hints = get_type_hints(schema)
-    template = OmegaConf.structured(schema)
-    for item in fields(schema):
-        kind = hints[item.name]
-        if is_dataclass(kind):
-            for key, type_name, default, meaning in describe(cast(type, kind)):
-                if default == "required" and not OmegaConf.is_missing(template[item.name], key):
-                    default = str(template[item.name][key]) or EMPTY
-                yield f"{item.name}.{key}", type_name, default, meaning
-            continue
-        default = "required" if OmegaConf.is_missing(template, item.name) else str(template[item.name])
-        meaning = f"{item.metadata['meaning']} {described_bounds(dict(item.metadata))}".rstrip()
-        yield item.name, _type_name(kind), "null" if default == "None" else default, meaning
+    for key, setting in settings_of(schema).items():
+        default = {MISSING: "required", "None": "null", "": "''"}.get(str(setting.default), str(setting.default))
+        meaning = f"{_meanings(setting.owner)[setting.name]} {described_bounds(setting.bounds)}"
+        yield key, type_name(setting.kind), default, meaning.rstrip()
 
 
-def read_yaml(file: Path) -> DictConfig:
+@cache
+def _meanings(schema: type) -> dict[str, str]:
+    """Return the texts below the fields of a dataclass, and of those that it inherits from, by name."""
+    found: dict[str, str] = {}
+    for one in (part for part in reversed(schema.__mro__) if is_dataclass(part)):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(one))).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, below in itertools.pairwise(definition.body):
+            match statement, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
+    return found
+
+
+def read_yaml(file: Path) -> dict[Any, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
         UserError: the file is missing, is no YAML or holds something else.
     """
-    return cast(DictConfig, _created(plain(_read_values(file)), str(file)))
+    values = natural(_read_mapping(file))
+    assert isinstance(values, dict)
+    return values
 
 
-def _read_values(file: Path) -> dict[str, Values]:
+def _read_mapping(file: Path) -> dict[str, Values]:
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -181,189 +207,28 @@ def _read_values(file: Path) -> dict[str, Values]:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{file}: no such configuration file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: cannot be read as YAML: it is not UTF-8 ({error}); save it as UTF-8") from error
-    except OSError as error:
-        raise UserError(f"{shown(str(file))}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{shown(str(file))} cannot be the name of a file ({error})") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}; expected a text file in UTF-8"
+        raise UserError(f"{as_given(str(file))}: cannot be read: {reason}") from error
     values = values_of(text, f"{file}:")
     if values is not None and not isinstance(values, dict):
         raise UserError(f"{file}: expected settings of the form `key: value`")
     return values or {}
 
 
-def _created(values: Any, origin: str) -> Any:
-    try:
-        return OmegaConf.create(values)
-    except GrammarParseError as error:
-        raise UserError(f"{origin}: cannot be read: ${{ begins a reference, {EXPECTED_REFERENCE}") from error
-    except KeyValidationError as error:
-        raise UserError(f"{origin}: a key is nothing (null) or a list; expected names of settings") from error
-    except OmegaConfBaseException as error:
-        raise UserError(f"{origin}: cannot be read: {_first_line(error)}") from error
-
-
 def _read_override(word: str, schema: type) -> dict[str, Values]:
     """Return what a word `key=value` says, as nested dictionaries."""
-    key, _, text = word.partition("=")
-    if not key or "=" not in word:
-        raise UserError(f"command line: {word!r} is not of the form key=value")
-    parts = key.split(".")
-    if not all(part.strip() for part in parts):
-        raise UserError(f"{COMMAND_LINE}{shortened(repr(word))} has an empty part before = or between dots")
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"command line: {word!r} is not UTF-8; expected text, so rename what it names") from None
-    value = _read_value(text, key, schema, f"{COMMAND_LINE}{shortened(repr(word))}")
-    for part in reversed(parts):
-        value = {part: value}
-    return cast(dict[str, Values], value)
-
-
-def _read_value(text: str, key: str, schema: type, origin: str) -> Values:
-    is_text = _kinds(schema).get(key, "").startswith("str")
-    if is_text and "#" in text and text[0] not in QUOTES_AND_LISTS:
-        # For YAML a comment begins there.
-        return text
-    if not text and key in _may_be_empty(schema):
-        return ""
-    return values_of(text, origin)
-
-
-def _merge(base: Any, addition: Any, origin: str, origins: dict[str, str]) -> Any:
-    kinds = _kinds(cast(type, OmegaConf.get_type(base)))
-    values = _typed(addition, kinds, origin)
-    try:
-        merged = OmegaConf.merge(base, _created(values, origin))
-    except ConfigKeyError as error:
-        raise UserError(f"{origin}: {_unknown_key(base, error)}") from error
-    except (OmegaConfBaseException, TypeError) as error:
-        key = str(getattr(error, "full_key", None) or "value")
-        expected = f"expected {kinds[key]}: " if key in kinds else ""
-        raise UserError(f"{_place(origin, key)}: {expected}{_first_line(error)}") from error
-    origins.update({key: origin for key in kinds if _is_given(key.split("."), values)})
-    return merged
-
-
-def _place(origin: str, key: str) -> str:
-    """Return where a value was given: the origin and the key, which a word of the command line says itself."""
-    return origin if origin.startswith(f"{COMMAND_LINE}{key}=") else f"{origin}: {key}"
-
-
-def _is_given(parts: list[str], values: Any) -> bool:
-    for part in parts:
-        if not isinstance(values, dict) or part not in values:
-            return False
-        values = values[part]
-    return True
-
-
-def _typed(values: Any, kinds: Mapping[str, str], origin: str, prefix: str = "") -> dict[str, Any]:
-    """Return values of the types that settings want, those of unknown settings as they are.
-
-    Raises:
-        UserError: a value of another type, a single value for a group of settings, or a group for a single one.
-    """
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{plain(name)}"
-        inner = next((known for known in kinds if known.startswith(f"{key}.")), None)
-        if inner is not None and not isinstance(value, dict):
-            raise UserError(f"{_place(origin, key)}: a group of settings, not one; expected such as {inner}=…")
-        for place, problem in () if inner is not None else problems_of_type(value, kinds.get(key, "")):
-            raise UserError(f"{_place(origin, f'{key}{place}')}: {problem}")
-        found[plain(name)] = (
-            typed(value, kinds.get(key, "")) if inner is None else _typed(value, kinds, origin, f"{key}.")
-        )
-    return found
-
-
-def _finished(merged: Any, origin: str, origins: Mapping[str, str]) -> Any:
-    kinds = _kinds(cast(type, OmegaConf.get_type(merged)))
-    try:
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise UserError(f"{origin}: no value for {', '.join(missing)}; give it in the file or as {missing[0]}=…")
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", None) or "value")
-        raise _unfit(error, kinds, _blamed(key, origin, origins)) from error
-    _refuse_out_of_bounds(config, kinds, origin, origins)
-    return config
-
-
-def _blamed(key: str, origin: str, origins: Mapping[str, str]) -> str:
-    """Return who gave a value, the file or the command line, whose word is in the message anyway."""
-    given = origins.get(key, origin)
-    return COMMAND_LINE.rstrip(": ") if given.startswith(COMMAND_LINE) else given
-
-
-def _unfit(error: Exception, kinds: Mapping[str, str], origin: str) -> UserError:
-    """Return the message for a value that only OmegaConf could find wrong: what a reference stands for."""
-    key = str(getattr(error, "full_key", None) or "value")
-    if isinstance(error, InterpolationResolutionError) and not isinstance(error, ValidationError):
-        return UserError(f"{origin}: {key}: its reference cannot be resolved: {_unresolved(str(error))}")
-    # OmegaConf's words would be about types of its own.
-    expected = f"expected {kinds[key]}, which it does not give" if key in kinds else _first_line(error)
-    return UserError(f"{origin}: {key}: its reference: {expected}")
-
-
-def _unresolved(text: str) -> str:
-    """Say in words of people what OmegaConf says of a reference."""
-    for pattern, words in UNRESOLVED.items():
-        if (found := re.search(pattern, text)) is not None:
-            return words.format(shortened("".join(found.groups())))
-    return EXPECTED_REFERENCE
-
-
-@cache
-def _kinds(schema: type) -> dict[str, str]:
-    return {key: kind for key, kind, _, _ in describe(schema)}
-
-
-@cache
-def _may_be_empty(schema: type) -> frozenset[str]:
-    return frozenset(key for key, _, default, _ in describe(schema) if default == EMPTY)
-
-
-def _unknown_key(base: DictConfig, error: ConfigKeyError) -> str:
-    full_key = str(error.full_key)
-    group, _, last = full_key.rpartition(".")
-    siblings = [item.name for item in fields(error.object_type)] if is_dataclass(error.object_type) else []
-    nearest = [f"{group}.{name}".lstrip(".") for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
-    known = [key for key in _known_keys(base) if not full_key.startswith(f"{key}.")]
-    if full_key in known:
-        return f"unknown setting {full_key!r}; in a file it is written without dots, below {full_key.split('.')[0]!r}"
-    nearest = nearest or difflib.get_close_matches(full_key, known, n=1, cutoff=0.4)
-    nearest = nearest or difflib.get_close_matches(last, known, n=1, cutoff=0.3) or known[:1]
-    return f"unknown setting {shortened(full_key)!r}; the nearest known one is {nearest[0]!r}"
-
-
-def _known_keys(node: Any, prefix: str = "") -> Iterator[str]:
-    for key in node:
-        full_key = f"{prefix}{key}"
-        yield full_key
-        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
-            yield from _known_keys(node[key], f"{full_key}.")
-
-
-def _settings(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            yield from _settings(value, f"{prefix}{item.name}.")
-        else:
-            yield f"{prefix}{item.name}", value, dict(item.metadata)
-
-
-def _type_name(kind: Any) -> str:
-    names = [getattr(part, "__name__", str(part)) if not get_args(part) else str(part) for part in get_args(kind)]
-    if get_args(kind) and type(None) in get_args(kind):
-        return " or ".join("null" if name == "NoneType" else name for name in names)
-    return str(kind) if get_args(kind) else str(kind.__name__)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    key, equals, text = word.partition("=")
+    place = f"{COMMAND_LINE}: {shortened(word)}"
+    if not key or not equals:
+        raise UserError(f"{place} is not of the form key=value")
+    if not all(part.strip() for part in key.split(".")):
+        raise UserError(f"{place} has an empty part before = or between dots")
+    if any("\ud800" <= character <= "\udfff" for character in word):
+        raise UserError(f"{place} is not UTF-8; expected text, so rename what it names")
+    setting = settings_of(schema).get(key)
+    is_text = setting is not None and type_name(setting.kind).startswith("str")
+    # For YAML a comment begins there.
+    has_hash = "#" in text and text[0] not in "'\"[{"
+    is_allowed_nothing = text == "" and setting is not None and setting.default == ""
+    return _nested(key, text if (is_text and has_hash) or is_allowed_nothing else values_of(text, place))

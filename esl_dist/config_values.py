@@ -1,187 +1,288 @@
-"""Whether one value can be what a setting wants: its type, its bounds, and how both are said to people."""
+"""Values from outside → the types that a dataclass's fields declare, held to their bounds; and both in words.
 
+One conversion serves a number, a list and a mapping of dataclasses, whether YAML or JSON gave it.
+"""
+
+import difflib
 import math
+import operator
 import re
-import unicodedata
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import GrammarParseError
 
-from esl_dist.errors import beginning
-from esl_dist.yaml_text import Spelled, Values, plain
+from esl_dist.environment import TRUTH
+from esl_dist.errors import UserError
+from esl_dist.files import problem_of_text, shortened
+from esl_dist.yaml_text import Unquoted, Values
 
 LONGEST_TEXT = 4096
-"""Characters; Linux takes no longer path."""
-
-SHOWN_CHARACTERS = 100
+"""Bytes; Linux takes no longer path."""
 
 MOST_BITS = 1023
 """Of a whole number that a float can stand for."""
 
-WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-f_]+|0b[01_]+)", re.IGNORECASE)
-"""How YAML and people read the same whole number: not 010, which YAML takes for 8, nor 1:30, which it takes for 90."""
-QUOTED_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]{0,300})")
-QUOTED_NUMBER = re.compile(r"[-+]?(((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|nan|inf)", re.IGNORECASE)
-TRUTH = ("true", "false", "yes", "no", "on", "off", "y", "n", "0", "1")
+LEADING_ZERO = re.compile("[-+]?0[0-9]")
+"""How a number begins that YAML, as others read it, takes for one in base 8."""
 
-EXPECTED = {
-    "int": "int, such as 20",
-    "float": "float, such as 0.5 or 1e-4",
-    "bool": "bool: true or false",
-    "list[int]": "list[int], such as [640,480]",
-    "list[float]": "list[float], such as [0.5,0.5]",
-    "list[str]": "list[str], such as ['a', 'b']",
-    "list[typing.Any]": "a list, such as [0, 1]",
-    "dict[str, typing.Any]": "a mapping, `name: …` on a line each",
-}
-"""How a type is said to people; others go by their names."""
-ANY_MAPPING = "dict[str, typing.Any]"
+COMMAND_LINE = "command line"
+EXPECTED_REFERENCE = "expected such as ${steps} or ${oc.env:VARIABLE}"
 
 
-def problems_of_type(value: Values, kind: str) -> Iterator[tuple[str, str]]:
-    """Yield, for each value of a wrong type, its place ('' or '[1]' in a list) and what is wrong.
+class Bound(NamedTuple):
+    """What the values of a type are held to, as in `Annotated[int, at_least(1)]`.
 
-    Args:
-        value: as read, with its spelling.
-        kind: the setting's type as `config_files.describe` gives it, such as `list[int] or null`.
+    Attributes:
+        words: what is expected.
+        holds: whether a value, or one of a list, is that.
+        is_of_list: whether it is asked of a list as a whole.
     """
-    single, _, optional = kind.partition(" or ")
-    if is_reference(value) or (value is None and optional):
-        return
-    if kind and value == MISSING:
-        yield "", f"{MISSING} stands for no value; give one, or leave the setting out"
-    elif single.startswith("list["):
-        if isinstance(value, list):
-            for number, member in enumerate(value):
-                yield from ((f"[{number}]", problem) for _, problem in problems_of_type(member, single[5:-1]))
+
+    words: str
+    holds: Callable[[Any], bool]
+    is_of_list: bool = False
+
+
+FOLDER = Bound("", lambda _: True)
+"""Marks a path that can be no file's."""
+
+
+COMPARISONS = {"at_least": operator.ge, "more_than": operator.gt, "less_than": operator.lt, "at_most": operator.le}
+
+
+def limits(**by_comparison: float) -> Bound:
+    """Return the bound of numbers that are `at_least`, `more_than`, `less_than`, `at_most` some others."""
+    # Numbers so that they can be read, and be given like that.
+    words = [
+        f"{name.replace('_', ' ')} {limit:{'_' if isinstance(limit, int) else 'g'}}"
+        for name, limit in by_comparison.items()
+    ]
+    compared = [(COMPARISONS[name], limit) for name, limit in by_comparison.items()]
+    return Bound(", ".join(words), lambda value: all(holds(value, limit) for holds, limit in compared))
+
+
+def one_of(*choices: str) -> Bound:
+    """Return the bound of texts that are chosen from a few."""
+    return Bound(f"one of {', '.join(choices)}", lambda value: value in choices)
+
+
+def two_values(words: str = "2 values") -> Bound:
+    """Return the bound of pairs."""
+    return Bound(words, lambda values: len(values) == 2, is_of_list=True)
+
+
+EXPECTED: dict[Any, str] = {
+    int: "int, such as 20",
+    float: "float, such as 0.5 or 1e-4",
+    bool: "bool: true or false",
+    list[int]: "list[int], such as [640,480]",
+    list[float]: "list[float], such as [0.5,0.5]",
+    list[str]: "list[str], such as ['a', 'b']",
+    list[Any]: "a list, such as [0, 1]",
+    dict[str, Any]: "a mapping, `name: …` on a line each",
+}
+"""How a type is said to people. Others go by their names; a dataclass may say it in a class variable `EXPECTED`."""
+
+
+class Setting(NamedTuple):
+    """A field of a configuration: the dataclass and its name there, its type, bounds and default."""
+
+    owner: type
+    name: str
+    kind: Any
+    bounds: tuple[Bound, ...]
+    default: Any
+
+
+def settings_of(schema: type) -> dict[str, Setting]:
+    """Return every setting by its dotted key, in the order of definition."""
+    return dict(_settings(schema()))
+
+
+def _settings(config: Any) -> Iterator[tuple[str, Setting]]:
+    owner = type(config)
+    kinds, annotated = get_type_hints(owner), get_type_hints(owner, include_extras=True)
+    for name, default in ((item.name, getattr(config, item.name)) for item in fields(config)):
+        if is_dataclass(default):
+            yield from ((f"{name}.{key}", setting) for key, setting in _settings(default))
         else:
-            yield "", f"expected {EXPECTED.get(single, single)}{optional and ' or null'}, got {_as_written(value)}"
-    elif single.startswith("dict["):
-        if not isinstance(value, dict):
-            yield "", f"expected {EXPECTED[ANY_MAPPING]}, got {_as_written(value)}"
-    elif single in _FITS and (isinstance(value, dict | list) or not _FITS[single](value)):
-        yield "", f"expected {EXPECTED.get(single, single)}{optional and ' or null'}, got {_as_written(value)}"
+            parts = (annotated[name], *get_args(annotated[name]))
+            bounds = next((part.__metadata__ for part in parts if hasattr(part, "__metadata__")), ())
+            yield name, Setting(owner, name, kinds[name], bounds, default)
 
 
-def is_reference(value: Values) -> bool:
-    """Say whether a value names another setting or a variable, so that its type is known only later."""
-    return isinstance(value, str) and "${" in value
+def fill(config: Any, values: Mapping[Any, Values], origin: str, outer: str = "") -> Iterator[str]:
+    """Put values in the place of a configuration's defaults, and yield the dotted keys of the settings they are of.
+
+    Args:
+        config: a dataclass; what it has as fields are groups of settings.
+        values: names → values; those of a group are a mapping.
+        origin: who gave them; a message begins with it.
+        outer: what stands before the keys in a message, such as `optimizer.`.
+
+    Raises:
+        UserError: an unknown setting, a value of another type, or a single one for a group of settings.
+    """
+    kinds = get_type_hints(type(config))
+    for name, value in values.items():
+        key = f"{outer}{name}"
+        if name not in kinds:
+            raise UserError(f"{origin}: {_unknown(name, type(config), outer)}")
+        if not is_dataclass(kinds[name]):
+            setattr(config, name, converted(value, kinds[name], origin, key))
+            yield name
+        elif isinstance(value, dict):
+            yield from (f"{name}.{inner}" for inner in fill(getattr(config, name), value, origin, f"{key}."))
+        else:
+            example = f"{key}.{next(iter(settings_of(kinds[name])))}=…"
+            raise UserError(f"{place(origin, key)}: a group of settings, not one; expected such as {example}")
 
 
-def typed(value: Values, kind: str) -> Any:
-    """Return a value that fits `kind`; a text is what was written: 0001 stays 0001."""
-    if isinstance(value, list):
-        return [typed(member, kind.partition(" or ")[0][5:-1]) for member in value]
-    return value.text if isinstance(value, Spelled) and kind.startswith("str") else plain(value)
+def _unknown(name: str, schema: type, outer: str) -> str:
+    keys = list(settings_of(schema))
+    groups = {".".join(parts[:depth]) for parts in (key.split(".") for key in keys) for depth in range(1, len(parts))}
+    known = [*sorted(groups), *keys]
+    if name in known:
+        return f"unknown setting {name!r}; in a file it is written without dots, below {name.split('.')[0]!r}"
+    beside = [key for key in known if "." not in key]
+    near = difflib.get_close_matches(name, beside, 1, 0.5) or difflib.get_close_matches(name, known, 1, 0.3) or keys
+    return f"unknown setting {shortened(f'{outer}{name}')}; the nearest known one is {f'{outer}{near[0]}'!r}"
 
 
-def _as_written(value: Values) -> str:
-    if isinstance(value, Spelled):
-        return shortened(value.text)
-    return "nothing (null)" if value is None else shown(plain(value))
+def place(origin: str, key: str) -> str:
+    """Return where a value was given: who gave it and the key, which a word of the command line says itself."""
+    return origin if origin.startswith(f"{COMMAND_LINE}: {key}=") else f"{origin}: {key}"
 
 
-def _is_whole(value: Values) -> bool:
-    number = plain(value)
-    if isinstance(number, str):
-        return QUOTED_WHOLE.fullmatch(number) is not None
-    if type(number) is not int or number.bit_length() > MOST_BITS:
+def converted(value: Values, kind: Any, origin: str, key: str) -> Any:
+    """Return a value as a field of type `kind` holds it; a text is what was written: 0001 stays 0001.
+
+    Args:
+        value: as YAML (`yaml_text.values_of`) or JSON gives it; with a reference in it, it is returned as it is.
+        kind: int, float, bool, str, Any, a dataclass, a list or mapping of them, or any of these `| None`.
+        origin: who gave it, and `key` where; a message begins with them.
+
+    Raises:
+        UserError: a value of another type, or a reference that is none.
+    """
+    single, members = _without_none(kind), get_args(_without_none(kind))
+    if (value is None and single is not kind) or has_reference(value, origin):
+        return natural(value)
+    if value == MISSING:
+        raise UserError(f"{place(origin, key)}: {MISSING} stands for no value; give one, or leave the setting out")
+    if get_origin(single) is list and isinstance(value, list):
+        return [converted(member, members[0], origin, f"{key}[{number}]") for number, member in enumerate(value)]
+    if get_origin(single) is dict and isinstance(value, dict):
+        return {name: converted(inner, members[1], origin, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(single, type) and is_dataclass(single) and isinstance(value, dict):
+        config = single()
+        list(fill(config, value, origin, f"{key}."))
+        return config
+    try:
+        return _READERS[single](value)
+    except (KeyError, ValueError):
+        given = "nothing (null)" if value is None else shortened(natural(value))
+        raise UserError(f"{place(origin, key)}: expected {_expected(kind)}, got {given}") from None
+
+
+def has_reference(value: Values, origin: str) -> bool:
+    """Say whether a value, or one in it, names another setting or a variable, so that it is known only later.
+
+    Raises:
+        UserError: it begins a reference that has no end; the message begins with `origin`.
+    """
+    if isinstance(value, dict | list):
+        return any(has_reference(inner, origin) for inner in (value.values() if isinstance(value, dict) else value))
+    if not isinstance(value, str) or "${" not in value:
         return False
-    return not isinstance(value, Spelled) or WHOLE.fullmatch(value.text) is not None
+    try:
+        OmegaConf.create([str(value)])
+    except GrammarParseError as error:
+        raise UserError(f"{origin}: cannot be read: ${{ begins a reference, {EXPECTED_REFERENCE}") from error
+    return True
 
 
-def _is_number(value: Values) -> bool:
-    number = plain(value)
-    if isinstance(number, str):
-        return QUOTED_NUMBER.fullmatch(number) is not None
-    return isinstance(number, float) or _is_whole(value)
+def _without_none(kind: Any) -> Any:
+    parts = get_args(kind)
+    return next(part for part in parts if part is not NoneType) if NoneType in parts else kind
 
 
-_FITS: dict[str, Callable[[Values], bool]] = {
-    "int": _is_whole,
-    "float": _is_number,
-    "bool": lambda value: str(plain(value)).lower() in TRUTH,
-    "str": lambda value: value is not None,
+def type_name(kind: Any) -> str:
+    """Return a type as people read it, such as `list[int] or null`."""
+    single = _without_none(kind)
+    return f"{single if get_args(single) else single.__name__}{'' if single is kind else ' or null'}"
+
+
+def _expected(kind: Any) -> str:
+    single = _without_none(kind)
+    words = EXPECTED.get(single) or getattr(single, "EXPECTED", None)
+    return type_name(kind) if words is None else f"{words}{'' if single is kind else ' or null'}"
+
+
+def _whole(value: Values) -> int:
+    # As Python writes it, which everybody reads the same: not 010 or 1:30, which YAML takes for 8 and 90.
+    number = int(str(value), 0)
+    if number.bit_length() > MOST_BITS:
+        raise ValueError(value)
+    return number
+
+
+def _number(value: Values) -> float:
+    with suppress(ValueError):
+        return float(_whole(value))
+    if not isinstance(value, str | float) or LEADING_ZERO.match(str(value)):
+        raise ValueError(value)
+    # YAML writes .inf and .nan.
+    return float(re.sub(r"\.(?=inf|nan)", "", str(value).lower()))
+
+
+def _text(value: Values) -> str:
+    if value is None or isinstance(value, list | dict):
+        raise ValueError(value)
+    return str(value)
+
+
+def natural(value: Values) -> Any:
+    """Return a value with its whole numbers, which are text in YAML, as numbers."""
+    if isinstance(value, dict):
+        return {str(name): natural(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [natural(inner) for inner in value]
+    if isinstance(value, Unquoted):
+        with suppress(ValueError):
+            return _whole(value)
+    return str(value) if isinstance(value, str) else value
+
+
+_READERS: dict[Any, Callable[[Values], Any]] = {
+    int: _whole,
+    float: _number,
+    bool: lambda value: TRUTH[str(value).lower()],
+    str: _text,
+    Any: natural,
 }
 
 
-def problem_of_bounds(value: Any, bounds: dict[str, Any]) -> str | None:
-    """Say what is wrong with a value of the right type; None if nothing is.
-
-    Args:
-        value: of the setting, or of a list's member.
-        bounds: as given to `config.setting`.
-    """
-    if isinstance(value, list):
-        problems = (problem_of_bounds(member, bounds) for member in value)
-        return next((problem for problem in problems if problem), None) or _problem_of_list(value, bounds)
-    if value is None or value == MISSING:
-        return None
-    if "choices" in bounds and value not in bounds["choices"]:
-        return f"expected one of {', '.join(bounds['choices'])}"
-    if isinstance(value, str):
-        return _problem_of_text(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "expected a finite number"
-    if "minimum" in bounds and value < bounds["minimum"]:
-        return f"expected at least {_number(bounds['minimum'])}"
-    if "above" in bounds and value <= bounds["above"]:
-        return f"expected more than {_number(bounds['above'])}"
-    if "below" in bounds and value >= bounds["below"]:
-        return f"expected less than {_number(bounds['below'])}"
-    if "maximum" in bounds and value > bounds["maximum"]:
-        return f"expected at most {_number(bounds['maximum'])}"
+def problem_of_bounds(value: Any, bounds: Sequence[Bound]) -> str | None:
+    """Say what is wrong with a value of the right type, or with one of its list; None: nothing."""
+    members = [] if value is None else value if isinstance(value, list) else [value]
+    for member in members:
+        if isinstance(member, str) and (problem := problem_of_text(member, LONGEST_TEXT)) is not None:
+            return problem
+        if isinstance(member, float) and not math.isfinite(member):
+            return "expected a finite number"
+    for words, holds, is_of_list in bounds:
+        if not all(map(holds, [members] if is_of_list and value is not None else members)):
+            return f"expected {words}"
     return None
 
 
-def _problem_of_list(values: list[Any], bounds: dict[str, Any]) -> str | None:
-    if len(values) != bounds.get("length", len(values)):
-        return "expected [width, height]" if "product" in bounds else f"expected {bounds['length']} values"
-    if "product" in bounds and math.prod(values) > bounds["product"]:
-        return f"expected at most {_number(bounds['product'])} pixels"
-    return None
-
-
-def _problem_of_text(text: str) -> str | None:
-    if len(text) > LONGEST_TEXT:
-        return f"it has {len(text)} characters; expected at most {LONGEST_TEXT}"
-    categories = {unicodedata.category(character) for character in text}
-    if "Cc" in categories:
-        return "it holds control characters; expected a text that can be printed"
-    return "it is not UTF-8; rename what it names" if "Cs" in categories else None
-
-
-def described_bounds(bounds: dict[str, Any]) -> str:
+def described_bounds(bounds: Sequence[Bound]) -> str:
     """Return the bounds as a sentence for the reference; empty where there are none."""
-    if "choices" in bounds:
-        return f"One of {', '.join(bounds['choices'])}."
-    words = {"minimum": "at least", "above": "more than", "below": "less than", "maximum": "at most"}
-    parts = [f"{word} {_grouped(bounds[key])}" for key, word in words.items() if key in bounds]
-    if "product" in bounds:
-        parts.append(f"{_grouped(bounds['product'])} pixels together")
-    sentence = ", ".join(parts)
-    return f"{sentence[:1].upper()}{sentence[1:]}." if parts else ""
-
-
-def shown(value: Any) -> str:
-    """Return a value as Python writes it, shortened for a message."""
-    try:
-        return shortened(repr(value))
-    except ValueError:
-        # Python writes no number of more than 4300 digits.
-        return "a number of very many digits"
-
-
-def shortened(text: str) -> str:
-    """Return the beginning of a text that is long, for a message."""
-    return beginning(text, SHOWN_CHARACTERS)
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
-
-
-def _grouped(value: float) -> str:
-    """Write a number so that it can be read, and be given like that."""
-    return f"{value:_}" if isinstance(value, int) else _number(value)
+    sentence = ", ".join(bound.words for bound in bounds if bound.words)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""

@@ -9,20 +9,19 @@ import io
 import json
 import math
 import os
-import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from esl_dist.errors import UserError
+from esl_dist.errors import UserError, beginning
 
 PARTIAL_SUFFIX = ".partial"
 
-SHOWN_CHARACTERS = 80
+SHOWN_CHARACTERS = 100
 """How much of an impossible name a message shows."""
 
 
@@ -79,7 +78,8 @@ LONGEST_NAME = 255
 LONGEST_PATH = 4095
 """Bytes of a path; Linux takes no more."""
 
-CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f]")
+UNSEEN = ("Cf", "Zl", "Zp")
+"""Unicode's categories of separators, and of characters that change the direction or are invisible."""
 
 JOINERS = "\u200c\u200d"
 """Format characters that words of some languages are written with."""
@@ -91,8 +91,7 @@ def refuse_as_name(name: str, what: str) -> None:
     Raises:
         UserError: it is empty, too long, not Unicode, holds control characters, or leads to another folder.
     """
-    if (problem := _problem_of_name(name)) is not None:
-        raise UserError(f"{what} {shortened(name)} is impossible: {problem}")
+    _refuse(name, what, _problem_of_name(name))
 
 
 def refuse_as_key(key: str, what: str) -> None:
@@ -103,58 +102,68 @@ def refuse_as_key(key: str, what: str) -> None:
     """
     for part in key.split("/"):
         if (problem := _problem_of_name(part)) is not None:
-            raise UserError(f"{what} {shortened(key)} is impossible: its part {shortened(part)}: {problem}")
-    if (size := len(key.encode())) > LONGEST_PATH:
-        raise UserError(f"{what} {shortened(key)} is impossible: it has {size} bytes; expected at most {LONGEST_PATH}")
+            _refuse(key, what, f"its part {shortened(part)}: {problem}")
+    _refuse(key, what, problem_of_text(key, LONGEST_PATH))
 
 
 def refuse_as_label(label: str, what: str) -> None:
     """Make sure that what something is called, such as a class, can be printed; it is part of no path.
 
     Raises:
-        UserError: it is empty, too long, not Unicode, or holds control characters, line separators or characters that
-            turn the direction or are invisible.
+        UserError: it is empty, too long, not Unicode, or holds control characters or others that cannot be seen.
     """
-    problem = "expected a name that is not empty" if label == "" else _problem_of_label(label)
-    # What can be printed needs no second look: an index has many keys.
-    if problem is None and not label.isprintable() and any(map(_is_unprintable, label)):
-        problem = "it holds separators or format characters; expected a name that can be printed"
+    _refuse(label, what, problem_of_text(label, LONGEST_NAME, forbidden=UNSEEN))
+
+
+def _refuse(text: str, what: str, problem: str | None) -> None:
     if problem is not None:
-        raise UserError(f"{what} {shortened(label)} is impossible: {problem}")
+        raise UserError(f"{what} {shortened(text)} is impossible: {problem}")
 
 
 def _problem_of_name(name: str) -> str | None:
     if name in ("", ".", "..") or "/" in name:
         return "expected a name without '/' that is not empty, '.' or '..'"
-    return _problem_of_label(name)
+    return problem_of_text(name, LONGEST_NAME)
 
 
-def _is_unprintable(character: str) -> bool:
-    return unicodedata.category(character) in ("Zl", "Zp", "Cf") and character not in JOINERS
+def problem_of_text(text: str, most: int, forbidden: Collection[str] = ()) -> str | None:
+    """Say why a text is none that this program works with; None: it is one.
 
-
-def _problem_of_label(label: str) -> str | None:
+    Args:
+        text: the text.
+        most: bytes in UTF-8.
+        forbidden: Unicode's categories of characters that may not be in it, beside control characters.
+    """
     try:
-        size = len(label.encode())
+        size = len(text.encode())
     except UnicodeEncodeError:
         return "it is not UTF-8; rename it"
-    if size > LONGEST_NAME:
-        return f"it has {size} bytes; expected at most {LONGEST_NAME}"
-    if CONTROL_CHARACTERS.search(label):
-        return "it holds control characters; expected a name that can be printed"
-    return None
+    if size == 0 or size > most:
+        return f"it has {size} bytes; expected at most {most}" if size else "expected one that is not empty"
+    # What can be printed needs no second look: an index has many keys.
+    categories = set() if text.isprintable() else {unicodedata.category(one) for one in text if one not in JOINERS}
+    if "Cc" in categories:
+        return "it holds control characters; expected what can be printed"
+    unseen = not categories.isdisjoint(forbidden)
+    return "it holds characters that cannot be seen; expected what can be printed" if unseen else None
 
 
 def shortened(value: object) -> str:
     """Return a value from outside as a message shows it: on one line, and cut."""
     if isinstance(value, str):
-        return repr(value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}…")
+        return repr(beginning(value, SHOWN_CHARACTERS))
     try:
-        text = repr(value)
+        return beginning(repr(value), SHOWN_CHARACTERS)
     except Exception:
         # Of a whole number with thousands of digits, say.
         return f"a {type(value).__name__} that cannot be shown"
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
+
+
+def as_given(value: object) -> str:
+    """Return what the user gave as a message repeats it: a text that can be printed as it was written, and cut."""
+    if isinstance(value, str) and value.isprintable():
+        return beginning(value, SHOWN_CHARACTERS)
+    return shortened(value)
 
 
 def make_folder(folder: Path) -> None:
@@ -179,6 +188,7 @@ def fsync_folder(folder: Path) -> None:
     Raises:
         OSError: the disk is full or fails.
     """
+    global _told_of_folders
     try:
         with _failure_naming(folder):
             descriptor = os.open(folder, os.O_RDONLY)
@@ -189,19 +199,11 @@ def fsync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in CANNOT_FLUSH:
             raise
-        _tell_of_folders(folder, error.strerror)
-
-
-def _tell_of_folders(folder: Path, reason: str | None) -> None:
-    global _told_of_folders
-    # Of several ranks on the first, which writes wherever another does.
-    if not _told_of_folders and os.environ.get("RANK", "0") == "0":
-        print(
-            f"warning: {folder}: this file system cannot flush folders ({reason}); a power cut may take new files",
-            file=sys.stderr,
-            flush=True,
-        )
-    _told_of_folders = True
+        # Of several ranks by the first, which writes wherever another does.
+        if not _told_of_folders and os.environ.get("RANK", "0") == "0":
+            what = f"this file system cannot flush folders ({error.strerror}); a power cut may take new files"
+            print(f"warning: {folder}: {what}", file=sys.stderr, flush=True)
+        _told_of_folders = True
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
@@ -243,7 +245,8 @@ def parsed_json(text: str) -> Any:
         )
     except RecursionError:
         raise ValueError("too deep") from None
-    _refuse_deep(content)
+    if isinstance(content, dict | list):
+        _refuse_deep(content, DEEPEST_JSON)
     if "\\u" in text:
         # Half a surrogate pair, which could be neither printed nor written.
         json.dumps(content, ensure_ascii=False).encode()
@@ -265,15 +268,13 @@ def _finite_number(text: str) -> float:
     return value
 
 
-def _refuse_deep(content: Any) -> None:
-    level = [content] if isinstance(content, dict | list) else []
-    for _ in range(DEEPEST_JSON):
-        values = (value for group in level for value in (group.values() if type(group) is dict else group))
+def _refuse_deep(content: Any, levels: int) -> None:
+    if levels == 0:
+        raise ValueError(f"more than {DEEPEST_JSON} lists and mappings inside each other")
+    for value in content.values() if type(content) is dict else content:
         # Most are numbers and text, of which an index has millions: no call for each.
-        level = [value for value in values if type(value) is dict or type(value) is list]
-        if not level:
-            return
-    raise ValueError(f"more than {DEEPEST_JSON} lists and mappings inside each other")
+        if type(value) is dict or type(value) is list:
+            _refuse_deep(value, levels - 1)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -7,7 +7,7 @@ import errno
 import math
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -16,55 +16,31 @@ import psutil
 from esl_dist.errors import UserError
 
 OWN_GROUPS = Path("/proc/self/cgroup")
-VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-VERSION_2 = ("memory.max", "memory.current", "")
-"""A control group's files of its limit and its use, and what stands before the names in its memory.stat."""
-FILE_PAGES = ("active_file", "inactive_file")
+GROUPS = Path("/sys/fs/cgroup")
+
+MEMORY = {
+    True: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    False: ("memory.max", "memory.current", ""),
+}
+"""Of version 1 of control groups, or of 2: the files of limit and use, and what stands before names in memory.stat."""
 
 
 def free_memory() -> float:
     """Return how many bytes this process can still take."""
-    own_groups = OWN_GROUPS.read_text() if OWN_GROUPS.exists() else ""
-    return min(psutil.virtual_memory().available, left_by_limits(own_groups, Path("/sys/fs/cgroup")))
+    return min(psutil.virtual_memory().available, left_by_limits(_own_groups(), GROUPS))
 
 
 def usable_processors() -> int:
     """Return how many processors this process may use, at least 1: those of its affinity and its control groups."""
-    own_groups = OWN_GROUPS.read_text() if OWN_GROUPS.exists() else ""
-    share = processors_by_limits(own_groups, Path("/sys/fs/cgroup"))
-    return max(1, math.floor(min(len(os.sched_getaffinity(0)), share)))
+    return max(1, math.floor(min(len(os.sched_getaffinity(0)), processors_by_limits(_own_groups(), GROUPS))))
+
+
+def _own_groups() -> str:
+    return OWN_GROUPS.read_text() if OWN_GROUPS.exists() else ""
 
 
 def processors_by_limits(own_groups: str, root: Path) -> float:
-    """Return the processors that are left by the limits of a process's control groups and of all groups above them.
-
-    Args:
-        own_groups: what /proc/self/cgroup says, of version 1, 2 or both.
-        root: where the groups are mounted.
-
-    Returns:
-        infinity where there is no limit; a limit of half a processor gives 0.5.
-    """
-    return min(
-        (_processor_quota(group, is_version_1) for group, is_version_1 in _groups(own_groups, root, "cpu")),
-        default=math.inf,
-    )
-
-
-def _processor_quota(group: Path, is_version_1: bool) -> float:
-    try:
-        if is_version_1:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-            return int(quota) / int(period) if int(quota) > 0 else math.inf
-        quota, period = (group / "cpu.max").read_text().split()
-        return float(quota.replace("max", "inf")) / int(period)
-    except (OSError, ValueError):
-        # As with memory: the root has no limit, and not all groups are to be seen.
-        return math.inf
-
-
-def left_by_limits(own_groups: str, root: Path) -> float:
-    """Return the bytes that are left by the limits of a process's control groups and of all groups above them.
+    """Return the processors that are left by the limits of a process's control groups; half a one is 0.5.
 
     Args:
         own_groups: what /proc/self/cgroup says, of version 1, 2 or both.
@@ -73,34 +49,48 @@ def left_by_limits(own_groups: str, root: Path) -> float:
     Returns:
         infinity where there is no limit.
     """
-    return min(
-        (
-            _left_by_limit(group, *(VERSION_1 if is_version_1 else VERSION_2))
-            for group, is_version_1 in _groups(own_groups, root, "memory")
-        ),
-        default=math.inf,
-    )
+
+    def quota(group: Path, is_version_1: bool) -> float:
+        if is_version_1:
+            most, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        else:
+            most, period = (group / "cpu.max").read_text().split()
+        return math.inf if most in ("-1", "max") else int(most) / int(period)
+
+    return _smallest(quota, own_groups, root, "cpu")
 
 
-def _groups(own_groups: str, root: Path, controller: str) -> Iterator[tuple[Path, bool]]:
-    """Yield the folders of the groups that may limit what `controller` counts, and whether they are of version 1."""
-    for line in own_groups.splitlines():
-        _, controllers, group = line.split(":", 2)
+def left_by_limits(own_groups: str, root: Path) -> float:
+    """Return the bytes that are left by the limits of a process's control groups; as `processors_by_limits`.
+
+    Pages of files count as free, for they are dropped when memory is short.
+    """
+
+    def left(group: Path, is_version_1: bool) -> float:
+        limit, used, prefix = MEMORY[is_version_1]
+        most = float((group / limit).read_text().replace("max", "inf"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        pages = int(counts[f"{prefix}active_file"]) + int(counts[f"{prefix}inactive_file"])
+        return most - int((group / used).read_text()) + pages
+
+    return _smallest(left, own_groups, root, "memory")
+
+
+def _smallest(of: Callable[[Path, bool], float], own_groups: str, root: Path, controller: str) -> float:
+    """Return the smallest value of the groups that may limit what `controller` counts, and of all groups above them.
+
+    Args:
+        of: a group's folder, and whether it is of version 1 → its value.
+    """
+    smallest = math.inf
+    for _, controllers, group in (line.split(":", 2) for line in own_groups.splitlines()):
         if controllers == "" or controller in controllers.split(","):
             mount = root / controller if controllers else root
             for one in (PurePosixPath(group), *PurePosixPath(group).parents):
-                yield mount / one.relative_to("/"), bool(controllers)
-
-
-def _left_by_limit(group: Path, limit: str, used: str, prefix: str) -> float:
-    """Return what a group's limit leaves; pages of files count as free, for they are dropped when memory is short."""
-    try:
-        most = float((group / limit).read_text().replace("max", "inf"))
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return most - int((group / used).read_text()) + sum(int(counts[prefix + name]) for name in FILE_PAGES)
-    except (OSError, KeyError, ValueError):
-        # The root has no limit, and from within a container the groups above it are not to be seen.
-        return math.inf
+                # The root has no limit, and from within a container the groups above it are not to be seen.
+                with suppress(OSError, KeyError, ValueError):
+                    smallest = min(smallest, of(mount / one.relative_to("/"), bool(controllers)))
+    return smallest
 
 
 def allow_open_files(further: int, purpose: str) -> None:

@@ -21,37 +21,34 @@ def make_streams_robust() -> None:
         except OSError:
             # Closed by who started the program: the next file to be opened would get its number, and the prints.
             os.open(os.devnull, os.O_RDWR)
-    if sys.stdout is None or sys.stdout is sys.__stdout__:
-        sys.stdout = _opened(1, "standard output", sys.stdout)
-    if sys.stderr is None or sys.stderr is sys.__stderr__:
-        sys.stderr = _opened(2, "standard error", sys.stderr)
-    for stream in (sys.stdout, sys.stderr):
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None or stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, stream := _opened(descriptor, stream))
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
-def _opened(descriptor: int, name: str, before: Any) -> io.TextIOWrapper:
-    encoding = "utf-8" if before is None else before.encoding
-    line_buffering = descriptor == 2 or os.isatty(descriptor)
+def _opened(descriptor: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
     if before is not None:
         before.flush()
-    return io.TextIOWrapper(io.BufferedWriter(_Descriptor(descriptor, name)), encoding, line_buffering=line_buffering)
+    raw = io.BufferedWriter(_Descriptor(descriptor, "wb", closefd=False))
+    encoding = "utf-8" if before is None else before.encoding
+    return io.TextIOWrapper(raw, encoding, line_buffering=descriptor == 2 or os.isatty(descriptor))
 
 
 class _Descriptor(io.FileIO):
     """A stream's descriptor, which stays open; what nobody reads any more, or no disk takes, is thrown away."""
 
-    def __init__(self, descriptor: int, name: str) -> None:
-        super().__init__(descriptor, "wb", closefd=False)
-        self._name, self._is_lost = name, False
+    _is_lost = False
 
     def write(self, content: Any) -> int:
-        if self._is_lost:
-            return memoryview(content).nbytes
         try:
-            return super().write(content) or 0
+            if not self._is_lost:
+                return super().write(content) or 0
         except OSError as error:
             self._is_lost = True
-            if isinstance(error, BrokenPipeError):
-                return memoryview(content).nbytes
-            raise OSError(error.errno, error.strerror, self._name) from error
+            if not isinstance(error, BrokenPipeError):
+                name = "standard error" if self.fileno() == 2 else "standard output"
+                raise OSError(error.errno, error.strerror, name) from error
+        return memoryview(content).nbytes

@@ -132,7 +132,7 @@ def test_a_bad_launcher_does_not_hide_another_mistake(
         (("--jpg_quality",), "'--jpg_quality' is not of the form key=value; write jpg_quality=…"),
         (("--hlep",), "unrecognized arguments: --hlep; --help is near, and --help lists all settings"),
         (("-n",), "unrecognized arguments: -n; --help lists all settings"),
-        (("--config",), "argument --config: expected one argument; --help lists what may be given"),
+        (("--config",), "--config: expected a file behind it; --help lists what may be given"),
         (("--config", "a", "--config", "b"), "--config is given 2 times; expected one file"),
     ],
 )

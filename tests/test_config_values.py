@@ -1,47 +1,57 @@
 """What a setting takes: one answer for each number as people write it, and an upper bound for each."""
 
+import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train
+from esl_dist.config import MOST_PIXELS, Demo, Evaluate, Prepare, PseudoLabel, Train
 from esl_dist.config_files import describe, load_config
-from esl_dist.config_values import described_bounds, problem_of_bounds, problems_of_type, typed
+from esl_dist.config_values import (
+    Bound,
+    converted,
+    described_bounds,
+    limits,
+    problem_of_bounds,
+    settings_of,
+    two_values,
+)
 from esl_dist.errors import UserError
 from esl_dist.yaml_text import values_of
+
+
+def read(text: str, kind: Any) -> Any:
+    return converted(values_of(text, "here:"), kind, "here", "key")
+
 
 SCHEMAS = (Train, PseudoLabel, Evaluate, Prepare, Demo)
 
 
-def numbers(schema: type, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield key and bounds of every setting that is a number or a list of numbers."""
-    hints = get_type_hints(schema)
-    for item in fields(schema):
-        if is_dataclass(hints[item.name]):
-            yield from numbers(hints[item.name], f"{prefix}{item.name}.")
-        elif "int" in (kind := str(hints[item.name])) or "float" in kind:
-            yield f"{prefix}{item.name}", dict(item.metadata)
+def numbers(schema: type) -> Iterator[tuple[str, str]]:
+    """Yield key and words of the bounds of every setting that is a number or a list of numbers."""
+    for key, setting in settings_of(schema).items():
+        if "int" in (kind := str(setting.kind)) or "float" in kind:
+            yield key, described_bounds(setting.bounds)
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_every_number_has_bounds_and_the_reference_says_them(schema: type) -> None:
     meanings = {key: meaning for key, _, _, meaning in describe(schema)}
     for key, bounds in numbers(schema):
-        assert {"maximum", "below"} & bounds.keys(), f"{key} has no upper bound"
-        assert {"minimum", "above"} & bounds.keys(), f"{key} has no lower bound"
-        assert described_bounds(bounds) in meanings[key]
+        assert re.search("at most|less than", bounds), f"{key} has no upper bound"
+        assert re.search("at least|more than", bounds.lower()), f"{key} has no lower bound"
+        assert bounds in meanings[key]
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)
 @pytest.mark.parametrize("text", ["1" + "0" * 33, "-1e300", ".nan", "true"])
 def test_no_number_takes_what_is_far_out_of_bounds_or_none(schema: type, text: str) -> None:
     required = [f"{key}=x" for key, _, default, _ in describe(schema) if default == "required"]
-    for key, bounds in numbers(schema):
-        word = f"{key}=[{text},{text}]" if "length" in bounds or key == "ensemble_weights" else f"{key}={text}"
+    for key, _ in numbers(schema):
+        word = f"{key}=[{text},{text}]" if "list" in str(settings_of(schema)[key].kind) else f"{key}={text}"
         with pytest.raises(UserError, match=rf"^command line: .*{key}.*expected"):
             load_config(schema, None, [*required, word])
 
@@ -51,45 +61,51 @@ def test_no_number_takes_what_is_far_out_of_bounds_or_none(schema: type, text: s
     [("20", 20), ("1_000", 1000), ("0x10", 16), ("'20'", 20), ("-3", -3), ("+3", 3), ("0", 0)],
 )
 def test_whole_numbers_are_taken_where_yaml_and_people_read_the_same(text: str, number: int) -> None:
-    value = values_of(text, "here:")
-    assert list(problems_of_type(value, "int")) == []
-    assert int(typed(value, "int")) == number
+    assert read(text, int) == number
 
 
 @pytest.mark.parametrize("text", ["010", "08", "1:30", "1e3", "20.0", "true", "yes", "nan", "~", "[1]", "{a: 1}", "''"])
 def test_other_spellings_of_a_whole_number_are_refused_by_name(text: str) -> None:
-    ((place, problem),) = problems_of_type(values_of(text, "here:"), "int")
-    assert place == ""
-    assert problem.startswith("expected int, such as 20, got ")
+    with pytest.raises(UserError, match=r"^here: key: expected int, such as 20, got "):
+        read(text, int)
+
+
+def test_a_number_of_many_digits_is_refused_and_cut() -> None:
+    with pytest.raises(UserError, match=r"^here: key: expected int, such as 20, got '9{100}…'$"):
+        read("9" * 5000, int)
+
+
+def test_where_anything_may_be_meant_whole_numbers_are_numbers_and_all_else_is_text() -> None:
+    text = "{a: [1, 0x10, '1', 010, 1.5, no, x, ~], b: {1: 2}}"
+    assert read(text, Any) == {"a": [1, 16, "1", "010", "1.5", "no", "x", None], "b": {"1": 2}}
 
 
 @settings(max_examples=50)
 @given(st.floats(allow_nan=False, allow_infinity=False), st.integers(-(10**40), 10**40))
 def test_numbers_as_python_writes_them_are_numbers(number: float, whole: int) -> None:
-    assert list(problems_of_type(values_of(repr(number), "here:"), "float")) == []
-    assert list(problems_of_type(values_of(repr(whole), "here:"), "float")) == []
-    assert typed(values_of(repr(number), "here:"), "float") == number
+    assert read(repr(number), float) == number
+    assert read(repr(whole), float) == float(whole)
 
 
 @pytest.mark.parametrize("text", ["0001", "no", "1e3", "on", "0x10"])
 def test_a_text_in_a_list_stays_as_it_was_written_too(text: str) -> None:
-    assert typed(values_of(f"[{text}]", "here:"), "list[str]") == [text]
+    assert read(f"[{text}]", list[str]) == [text]
 
 
 @pytest.mark.parametrize(
     ("value", "bounds", "problem"),
     [
-        ([4, 2], {"length": 2, "product": 8}, None),
-        ([4, 3], {"length": 2, "product": 8}, "expected at most 8 pixels"),
-        ([4], {"length": 2, "product": 8}, r"expected [width, height]"),
-        ([0.5, 2.0], {"maximum": 1}, "expected at most 1"),
-        (10**7, {"maximum": 10**6}, "expected at most 1000000"),
-        ("a\0b", {}, "it holds control characters; expected a text that can be printed"),
-        ("\ud800", {}, "it is not UTF-8; rename what it names"),
-        ("x" * 5000, {}, "it has 5000 characters; expected at most 4096"),
-        (["a", "b\n"], {}, "it holds control characters; expected a text that can be printed"),
-        (None, {"minimum": 1}, None),
+        ([4, 2], [two_values("[width, height]"), limits(at_least=1)], None),
+        ([2**15, 2**14], [two_values(), MOST_PIXELS], "expected at most 268_435_456 pixels together"),
+        ([4], [two_values("[width, height]"), MOST_PIXELS], "expected [width, height]"),
+        ([0.5, 2.0], [limits(at_most=1)], "expected at most 1"),
+        (10**7, [limits(at_most=10**6)], "expected at most 1_000_000"),
+        ("a\0b", [], "it holds control characters; expected what can be printed"),
+        ("\ud800", [], "it is not UTF-8; rename it"),
+        ("x" * 5000, [], "it has 5000 bytes; expected at most 4096"),
+        (["a", "b\n"], [], "it holds control characters; expected what can be printed"),
+        (None, [two_values(), limits(at_least=1)], None),
     ],
 )
-def test_the_first_bound_that_does_not_hold_is_said(value: object, bounds: dict[str, Any], problem: str | None) -> None:
+def test_the_first_bound_that_does_not_hold_is_said(value: object, bounds: list[Bound], problem: str | None) -> None:
     assert problem_of_bounds(value, bounds) == problem

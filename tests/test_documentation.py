@@ -58,9 +58,9 @@ def test_published_recipes_have_the_published_settings(recipe: Path) -> None:
     assert loaded.class_set == f"cityscapes{classes}"
     for name in (source, target):
         layout = read_yaml(PROJECT / f"configs/datasets/{name.lower()}.yaml")
-        assert layout.root == f"data/{name}"
-        assert len(layout.class_sets[loaded.class_set]) == classes
-        assert splits[name] in layout.splits
+        assert layout["root"] == f"data/{name}"
+        assert len(layout["class_sets"][loaded.class_set]) == classes
+        assert splits[name] in layout["splits"]
     esl = recipe.stem == "advent_esl"
     assert loaded.pseudo_labels == (f"experiments/pseudo_labels/{recipe.parent.name}" if esl else None)
     assert loaded.method.name == ("advent" if esl else recipe.stem)

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esl_dist.errors import UserError
-from esl_dist.yaml_text import MOST_VALUES, Spelled, plain, values_of
+from esl_dist.yaml_text import MOST_VALUES, values_of
 
 
 def read(text: str) -> object:
-    return plain(values_of(text, "here:"))
+    return values_of(text, "here:")
 
 
 @pytest.mark.parametrize(
@@ -19,24 +19,24 @@ def read(text: str) -> object:
     [
         ("", None),
         ("# nothing", None),
-        ("a: {b: [1, 2.5, true, x, ~]}", {"a": {"b": [1, 2.5, True, "x", None]}}),
-        ("a: 1e3", {"a": 1000.0}),
+        ("a: {b: [x, 'y', ~, null]}", {"a": {"b": ["x", "y", None, None]}}),
         ("a: 2020-01-01", {"a": "2020-01-01"}),
-        ("a: &x [4, 2]\nb: *x", {"a": [4, 2], "b": [4, 2]}),
-        ("a: &x {c: 1, d: 2}\nb: {<<: *x, d: 3}", {"a": {"c": 1, "d": 2}, "b": {"c": 1, "d": 3}}),
-        ("a: &x {c: 1}\nb: &y {d: 2}\ne: {<<: [*x, *y]}", {"a": {"c": 1}, "b": {"d": 2}, "e": {"c": 1, "d": 2}}),
-        ("{a: &x {<<: {d: 1}, d: 2}}", {"a": {"d": 2}}),
+        ("a: &x [4, 2]\nb: *x", {"a": ["4", "2"], "b": ["4", "2"]}),
+        ("a: &x {c: 1, d: 2}\nb: {<<: *x, d: 3}", {"a": {"c": "1", "d": "2"}, "b": {"c": "1", "d": "3"}}),
+        (
+            "a: &x {c: 1}\nb: &y {d: 2}\ne: {<<: [*x, *y]}",
+            {"a": {"c": "1"}, "b": {"d": "2"}, "e": {"c": "1", "d": "2"}},
+        ),
+        ("{a: &x {<<: {d: 1}, d: 2}}", {"a": {"d": "2"}}),
     ],
 )
 def test_what_settings_are_made_of_is_read(text: str, value: object) -> None:
     assert read(text) == value
 
 
-@pytest.mark.parametrize("text", ["0001", "no", "1_0", "0x10", "1e3", ".5", "12:30"])
-def test_numbers_and_truth_values_keep_how_they_were_written(text: str) -> None:
-    value = values_of(text, "here:")
-    assert isinstance(value, Spelled)
-    assert value.text == text
+@pytest.mark.parametrize("text", ["0001", "no", "1_0", "0x10", "1e3", ".5", "12:30", "1", "true", ".inf"])
+def test_numbers_and_truth_values_are_text_as_they_were_written(text: str) -> None:
+    assert read(text) == read(f"'{text}'") == text
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,8 @@ def test_numbers_and_truth_values_keep_how_they_were_written(text: str) -> None:
         ("a: !mine x", "line 1: a value with the tag '!mine'; expected none"),
         ("a: !!binary aGk=", "line 1: a value with the tag"),
         ("a: !!set {b}", "line 1: a value with the tag"),
-        ("a: !!int abc", "line 1: 'abc' is no int"),
-        ("a: !!bool ''", "line 1: '' is no bool"),
-        (f"a: {'9' * 5000}", "line 1: '9{40}…' has too many digits"),
+        ("a: !!int 3", "line 1: a value with the tag"),
+        ("a: {~: 1}", r"line 1: a key is nothing \(null\)"),
         ("[1]: 2", "found unhashable key"),
         ("a: " + "[" * 5000, "lists or groups are nested too deeply"),
         ("a: \x00", "unacceptable character #x0000"),

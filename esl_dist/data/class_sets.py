@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from esl_dist.checked import read_content
 from esl_dist.config_files import read_yaml
 from esl_dist.data.descriptions import Description, leads_out
@@ -119,7 +117,7 @@ def read_class_sets(place: Path) -> dict[str, ClassSet]:
     if place.is_dir():
         class_sets = read_index(place).class_sets
     else:
-        content: Any = OmegaConf.to_container(read_yaml(place))
+        content = read_yaml(place)
         described = content.get("class_sets", {})
         if not isinstance(described, dict):
             raise UserError(f"{place}: class_sets: expected name → list of classes, got {described!r}")

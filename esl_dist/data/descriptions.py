@@ -1,20 +1,18 @@
 """A data set's YAML description (configs/datasets/*.yaml): what it may say, and what its patterns take."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING
 
-from esl_dist.config import setting
-from esl_dist.config_files import describe, load_config, read_yaml
-from esl_dist.config_values import problems_of_type
+from esl_dist.config_files import load_config
+from esl_dist.config_values import one_of
 from esl_dist.data.images import CHANNELS
-from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.patterns import ANY_PICTURE, FilePattern, NamePattern
 from esl_dist.errors import UserError
-from esl_dist.files import refuse_as_key, refuse_as_name, shortened
+from esl_dist.files import refuse_as_key, refuse_as_name
 
 OF_THE_DESCRIPTION = "{label}"
 """Stands for the description's own pattern of labels."""
@@ -24,56 +22,51 @@ OF_THE_DESCRIPTION = "{label}"
 class Split:
     """Which samples a split has."""
 
-    names: list[str] = setting(
-        list, "Patterns of sample names, as in a shell: `*`, `?`, `[abc]`; `**` for sub-folders of any depth."
-    )
-    list: str | None = setting(None, "File with one sample a line, relative to the description.")
-    label: str | None = setting(
-        OF_THE_DESCRIPTION, "Pattern of the split's labels; null: it has none; `{label}`: that of the description."
-    )
+    EXPECTED: ClassVar = "{names: ['*']} or {list: names.txt}"
+
+    names: list[str] = field(default_factory=list)
+    """Patterns of sample names, as in a shell: `*`, `?`, `[abc]`; `**` for sub-folders of any depth."""
+    list: str | None = None
+    """File with one sample a line, relative to the description."""
+    label: str | None = OF_THE_DESCRIPTION
+    """Pattern of the split's labels; null: it has none; `{label}`: that of the description."""
 
 
 @dataclass
 class Description:
     """A data set: where its files are, which splits it has, and what its labels mean."""
 
-    name: str = setting("???", "Name of the data set.")
-    root: str = setting("???", "Its folder, relative to the working directory; shards/prepare.py takes another.")
-    image: str = setting("???", "Pattern of pictures, relative to the root.")
-    label: str | None = setting(None, "Pattern of labels, relative to the root; null: the pictures have none.")
-    splits: dict[str, Split] = setting("???", "Splits: name → names or list, and label.")
-    class_sets: dict[str, Any] = setting(
-        dict, "Name → classes with name, color [r, g, b], raw ids; none without labels."
-    )
-    ignore_ids: list[Any] = setting(list, "Raw ids that belong to no class.")
-    id_names: str | None = setting(
-        None,
-        "JSON file below the root whose `labels` name the raw ids (`readable`), in their order; class_sets and "
-        "ignore_ids then hold names in lower case. null: they hold ids.",
-    )
-    label_channel: str | None = setting(
-        None, "Channel of colour labels that holds the raw id; null: labels of one channel.", choices=tuple(CHANNELS)
-    )
-    label_colors: bool = setting(
-        False, "Whether labels are painted in the classes' colours; a colour stands for the first raw id of its class."
-    )
-    ignore_colors: list[Any] = setting(
-        list,
-        "Colours [r, g, b] of painted labels that belong to no class; they stand for the smallest of ignore_ids, "
-        f"or for {IGNORE_INDEX} if there is none.",
-    )
-    exif_orientation: str | None = setting(
-        None,
-        "What is done with pictures whose EXIF tag says that they are to be turned: `apply` turns them, `ignore` packs "
-        "them as they are stored; null: they are refused.",
-        choices=("apply", "ignore"),
-    )
-    keep_aspect_ratio: bool = setting(
-        False, "Whether pictures are resized to fit and padded (right and bottom) where a size is asked for."
-    )
-    skip_other_sizes: bool = setting(
-        False, "Whether pictures whose label has another size are left out, with a warning, instead of refused."
-    )
+    name: str = MISSING
+    """Name of the data set."""
+    root: str = MISSING
+    """Its folder, relative to the working directory; shards/prepare.py takes another."""
+    image: str = MISSING
+    """Pattern of pictures, relative to the root."""
+    label: str | None = None
+    """Pattern of labels, relative to the root; null: the pictures have none."""
+    splits: dict[str, Split] = MISSING
+    """Splits: name → names or list, and label."""
+    class_sets: dict[str, Any] = field(default_factory=dict)
+    """Name → classes with name, color [r, g, b], raw ids; none without labels."""
+    ignore_ids: list[Any] = field(default_factory=list)
+    """Raw ids that belong to no class."""
+    id_names: str | None = None
+    """JSON file below the root whose `labels` name the raw ids (`readable`), in their order; class_sets and ignore_ids
+    then hold names in lower case. null: they hold ids."""
+    label_channel: Annotated[str, one_of(*CHANNELS)] | None = None
+    """Channel of colour labels that holds the raw id; null: labels of one channel."""
+    label_colors: bool = False
+    """Whether labels are painted in the classes' colours; a colour stands for the first raw id of its class."""
+    ignore_colors: list[Any] = field(default_factory=list)
+    """Colours [r, g, b] of painted labels that belong to no class; they stand for the smallest of ignore_ids, or for
+    `labels.IGNORE_INDEX` if there is none."""
+    exif_orientation: Annotated[str, one_of("apply", "ignore")] | None = None
+    """What is done with pictures whose EXIF tag says that they are to be turned: `apply` turns them, `ignore` packs
+    them as they are stored; null: they are refused."""
+    keep_aspect_ratio: bool = False
+    """Whether pictures are resized to fit and padded (right and bottom) where a size is asked for."""
+    skip_other_sizes: bool = False
+    """Whether pictures whose label has another size are left out, with a warning, instead of refused."""
 
 
 def read_description(file: Path, split: str) -> Description:
@@ -82,7 +75,6 @@ def read_description(file: Path, split: str) -> Description:
     Raises:
         UserError: a mistake in the description, or an unknown split.
     """
-    _refuse_splits_of_other_types(OmegaConf.to_container(read_yaml(file), resolve=False), file)
     description = load_config(Description, file)
     if split not in description.splits:
         known = ", ".join(description.splits)
@@ -101,21 +93,6 @@ def read_description(file: Path, split: str) -> Description:
     if description.ignore_colors and not description.label_colors:
         raise UserError(f"{file}: ignore_colors: expected with label_colors: true only")
     return description
-
-
-def _refuse_splits_of_other_types(content: Any, origin: Path) -> None:
-    """Name what is wrong within `splits` as settings are named: OmegaConf, which reads them, has words of its own."""
-    splits = content.get("splits")
-    for name, split in splits.items() if isinstance(splits, dict) else ():
-        if not isinstance(name, str):
-            raise UserError(f"{origin}: splits.{name}: the name is no text; write it in quotation marks")
-        if not isinstance(split, dict):
-            raise UserError(
-                f"{origin}: splits.{name}: expected {{names: ['*']}} or {{list: names.txt}}, got {shortened(split)}"
-            )
-        for key, kind, *_ in describe(Split):
-            for place, problem in problems_of_type(split[key], kind) if key in split else ():
-                raise UserError(f"{origin}: splits.{name}.{key}{place}: {problem}")
 
 
 def label_patterns(description: Description) -> set[str]:

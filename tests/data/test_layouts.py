@@ -203,7 +203,7 @@ MISTAKES = [
     ({"splits": {SPLIT: {"names": ["*"], "label": 3}}}, "pattern '3' of label"),
     ({"splits": {SPLIT: {}}}, "a split needs either names or list"),
     ({"splits": {SPLIT: {"names": ["*"], "list": "some.txt"}}}, "a split needs either names or list"),
-    ({"splits": {1: {"names": ["*"]}}}, r"splits\.1"),
+    ({"splits": {1: {"names": ["*"]}}}, r"no split .train.; it names 1"),
 ]
 
 

@@ -92,12 +92,12 @@ def test_shards_of_an_earlier_version_get_a_warning(
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("size=[1000000,1000000]", "size=.* is impossible: expected at most 32768"),
-        ("label_size=[32769,1]", "label_size=.* is impossible: expected at most 32768"),
+        ("size=[1000000,1000000]", "size=.* is impossible: expected at least 1, at most 32_768"),
+        ("label_size=[32769,1]", "label_size=.* is impossible: expected at least 1, at most 32_768"),
         ("size=[2000,1000] largest_megapixels=1", r"size=\[2000, 1000\] has 2 megapixels; .*largest_megapixels=1"),
-        ("processes=100000", "processes=100000 is impossible: expected at most 1024"),
+        ("processes=100000", "processes=100000 is impossible: expected at least 1, at most 1_024"),
         ("shard_megabytes=10000000", "shard_megabytes=10000000 is impossible"),
-        ("largest_megapixels=2000", "largest_megapixels=2000 is impossible: expected at most 1073"),
+        ("largest_megapixels=2000", "largest_megapixels=2000 is impossible: expected at least 1, at most 1_073"),
     ],
 )
 def test_sizes_and_numbers_have_limits(tmp_path: Path, pack: Callable[..., None], word: str, message: str) -> None:

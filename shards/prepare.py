@@ -30,19 +30,19 @@ def main(config: Prepare) -> None:
     """Pack the split, or verify that it is packed already."""
     begin = time.monotonic()
     _refuse_too_large(config)
-    layout = read_layout(Path(config.dataset), config.split, None if config.root is None else Path(config.root))
+    root = None if config.root is None else Path(config.root)
+    layout = read_layout(Path(config.dataset), config.split, root, config.largest_megapixels * 10**6)
     encoding = Encoding(
         as_size(config.size),
         as_size(config.label_size),
         config.image_format,
         config.jpg_quality,
-        config.largest_megapixels * 10**6,
+        config.shard_megabytes * 10**6,
     )
     processes = config.processes or usable_processors()
     # On standard error, with the bars: standard output is for what was made.
     print(_beginning(config, layout, processes), file=sys.stderr, flush=True)
-    output, shard_bytes = Path(config.output), config.shard_megabytes * 10**6
-    packed = pack(layout, output, encoding, shard_bytes, processes, progress, anew=config.repack)
+    packed = pack(layout, Path(config.output), encoding, processes, progress, anew=config.repack)
     _warn(packed, config.output)
     print(_end(packed, config.output, time.monotonic() - begin))
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from esl_dist.data.images import as_size
 from esl_dist.data.layouts import read_layout
 from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.toytown import write_toytown
@@ -35,8 +34,8 @@ def small_town(
     write_toytown(folder / "pictures", seed=1, counts=counts, width=width, height=height)
     for split in counts:
         layout = read_layout(TOYTOWN, split, folder / "pictures")
-        encoding = Encoding(as_size(None), None, "keep", 95)
-        pack(layout, folder / "shards" / split, encoding, shard_bytes, 1, lambda items, total, title: items)
+        encoding = Encoding(None, None, "keep", 95, shard_bytes)
+        pack(layout, folder / "shards" / split, encoding, 1, lambda items, total, title: items)
     return folder / "shards"
 
 

@@ -1,11 +1,108 @@
-"""Class sets by the place that names them: a folder of shards, or a data set's description."""
+"""What the ids and colours of labels mean: class sets as a description or a folder of shards names them."""
 
+import difflib
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from esl_dist.checked import read_content
 from esl_dist.config_files import read_yaml
-from esl_dist.data.labels import ClassSet, class_names, class_set_from
+from esl_dist.data.descriptions import Description, leads_out
+from esl_dist.data.labels import (
+    IGNORE_INDEX,
+    RAW_IDS,
+    ClassSet,
+    Color,
+    class_names,
+    class_set_from,
+    color_from,
+    color_table,
+)
 from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
+
+Labels = tuple[dict[str, ClassSet], frozenset[int], dict[Color, int] | None]
+"""What a split's labels mean: class sets by name, the raw ids that belong to no class, and the raw id that each colour
+of painted labels stands for (None: labels hold ids)."""
+NO_LABELS: Labels = ({}, frozenset(), None)
+
+
+def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
+    """Return what labels mean.
+
+    Args:
+        description: a description with labels.
+        folder: the data set's folder, where the names of raw ids are, if they have names.
+        origin: the description's file.
+
+    Raises:
+        UserError: classes, ids or colours that cannot be meant.
+    """
+    ids = partial(_raw_ids, names=_id_names(description, folder, origin), origin=origin)
+    class_sets = _class_sets(description.class_sets, origin, None if description.id_names is None else ids)
+    ignored = frozenset(ids(list(description.ignore_ids)))
+    if not description.label_colors:
+        return class_sets, ignored, None
+    colors = color_table(class_sets, str(origin))
+    if not description.ignore_colors:
+        return class_sets, ignored, colors
+    place = f"{origin}: ignore_colors"
+    if any(type(value) is int for value in description.ignore_colors):
+        raise UserError(f"{place}: expected a list of colors, such as [[0, 0, 0]], got {description.ignore_colors}")
+    ignored_colors = [color_from(values, f"{place}:") for values in description.ignore_colors]
+    for color in ignored_colors:
+        if color in colors:
+            raise UserError(f"{place}: {list(color)} is the color of a class; take it out of one")
+    ignored = ignored or frozenset({IGNORE_INDEX})
+    raw_id = min(ignored)
+    if any(raw_id in item.ids for classes in class_sets.values() for item in classes):
+        raise UserError(f"{place}: raw id {raw_id}, which they would get, is a class's; list another in ignore_ids")
+    return class_sets, ignored, colors | dict.fromkeys(ignored_colors, raw_id)
+
+
+def _id_names(description: Description, folder: Path, origin: Path) -> list[str] | None:
+    """Return the names of the raw ids, in lower case and in the order of the ids, where the data set lists them."""
+    if description.id_names is None:
+        return None
+    if leads_out(description.id_names):
+        raise UserError(f"{origin}: {description.id_names!r} leads out of the data set's folder (id_names)")
+    remedy = "expected a list `labels` whose entries have a name `readable`"
+    labels = read_content(folder / description.id_names, remedy).at("labels")
+    return [label.at("readable").text().lower() for label in labels.entries()]
+
+
+def _raw_ids(values: Any, names: list[str] | None, origin: Path) -> list[int]:
+    """Return what a description lists as raw ids as numbers: they are names if the data set names its ids."""
+    if not isinstance(values, list):
+        raise UserError(f"{origin}: expected a list of the data set's names of labels, got {values!r}")
+    for value in values:
+        if names is None and (type(value) is not int or not 0 <= value < RAW_IDS):
+            raise UserError(f"{origin}: ignore_ids: {value!r} is not a raw id, a whole number below {RAW_IDS}")
+        if names is not None and value not in names:
+            near = ", ".join(difflib.get_close_matches(str(value), names, 3))
+            hint = f"near ones are {near}" if near else f"it has {len(names)} others"
+            raise UserError(f"{origin}: the data set has no label {value!r}; {hint}")
+    return values if names is None else [names.index(value) for value in values]
+
+
+def _class_sets(described: Mapping[Any, Any], origin: Path, ids: Callable[[Any], Any] | None) -> dict[str, ClassSet]:
+    """Read class sets; `ids` turns what a class lists under `ids` into numbers, None: they are numbers."""
+
+    def plain(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        # In YAML `name: 1` needs no quotes.
+        name = {"name": str(entry["name"])} if type(entry.get("name")) in (int, float) else {}
+        return {**entry, **name, **({"ids": ids(entry["ids"])} if ids is not None and "ids" in entry else {})}
+
+    return {
+        str(name): class_set_from(
+            [plain(entry) for entry in entries] if isinstance(entries, list) else entries,
+            f"{origin}: class set {name}",
+        )
+        for name, entries in described.items()
+    }
 
 
 def read_class_sets(place: Path) -> dict[str, ClassSet]:
@@ -17,28 +114,17 @@ def read_class_sets(place: Path) -> dict[str, ClassSet]:
     Raises:
         UserError: it is neither, or names no class set.
     """
-    class_sets = read_index(place).class_sets if place.is_dir() else _described_class_sets(place)
+    if place.is_dir():
+        class_sets = read_index(place).class_sets
+    else:
+        content = read_yaml(place)
+        described = content.get("class_sets", {})
+        if not isinstance(described, dict):
+            raise UserError(f"{place}: class_sets: expected name → list of classes, got {described!r}")
+        class_sets = _class_sets(described, place, None if content.get("id_names") is None else lambda _: [])
     if not class_sets:
         raise UserError(f"{place}: names no class set; expected labelled shards, or a description with class_sets")
     return class_sets
-
-
-def _described_class_sets(file: Path) -> dict[str, ClassSet]:
-    content = read_yaml(file)
-    entries_by_name = content.get("class_sets", {})
-    if not isinstance(entries_by_name, dict):
-        raise UserError(f"{file}: class_sets: expected name → list of classes, got {entries_by_name!r}")
-    named = content.get("id_names") is not None
-    return {
-        str(name): class_set_from(_without_ids(entries) if named else entries, f"{file}: {name}")
-        for name, entries in entries_by_name.items()
-    }
-
-
-def _without_ids(entries: object) -> object:
-    if not isinstance(entries, list):
-        return entries
-    return [{**entry, "ids": []} if isinstance(entry, dict) else entry for entry in entries]
 
 
 def same_classes(name: str, classes: ClassSet, class_sets: dict[str, ClassSet]) -> ClassSet | None:

@@ -1,20 +1,18 @@
-"""A data set's YAML description (configs/datasets/*.yaml): what it may say, and what its patterns and ids mean."""
+"""A data set's YAML description (configs/datasets/*.yaml): what it may say, and what its patterns take."""
 
-import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 from omegaconf import MISSING
 
 from esl_dist.config_files import load_config
 from esl_dist.config_values import one_of
 from esl_dist.data.images import CHANNELS
-from esl_dist.data.labels import IGNORE_INDEX, RAW_IDS, ClassSet, Color, class_set_from, color_from, color_table
 from esl_dist.data.patterns import ANY_PICTURE, FilePattern, NamePattern
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, refuse_as_key, refuse_as_name
+from esl_dist.files import refuse_as_key, refuse_as_name
 
 OF_THE_DESCRIPTION = "{label}"
 """Stands for the description's own pattern of labels."""
@@ -83,8 +81,12 @@ def read_description(file: Path, split: str) -> Description:
         raise UserError(f"{file}: no split {split!r}; it names {known}")
     refuse_as_name(description.name, f"{file}: name")
     refuse_as_name(split, f"{file}: split")
-    any_labels = any(label_of(description, name) is not None for name in description.splits)
-    if (description.label is not None or any_labels) != bool(description.class_sets):
+    for one in description.splits.values():
+        one.label = description.label if one.label == OF_THE_DESCRIPTION else one.label
+    chosen = description.splits[split]
+    if (chosen.list is None) == (not chosen.names):
+        raise UserError(f"{file}: a split needs either names or list (splits.{split})")
+    if bool(label_patterns(description)) != bool(description.class_sets):
         raise UserError(f"{file}: expected label and class_sets, or neither where pictures have no labels")
     if description.label_colors and description.label_channel is not None:
         raise UserError(f"{file}: label_colors and label_channel contradict each other; keep the one that holds")
@@ -93,179 +95,57 @@ def read_description(file: Path, split: str) -> Description:
     return description
 
 
-def label_of(description: Description, split: str) -> str | None:
-    """Return the text of a split's pattern of labels; None: it has no labels."""
-    own = description.splits[split].label
-    return description.label if own == OF_THE_DESCRIPTION else own
+def label_patterns(description: Description) -> set[str]:
+    """Return the texts of all patterns of labels, those of other splits too."""
+    texts = (description.label, *(split.label for split in description.splits.values()))
+    return {text for text in texts if text is not None}
 
 
-def file_pattern(text: str, split: str, key: str, origin: Path) -> FilePattern:
-    """Read a pattern of files for a split.
-
-    Args:
-        text: the pattern as the description has it.
-        split: the split's name.
-        key: where it stands, `image` or `label`.
-        origin: the description's file.
+def file_patterns(description: Description, split: str, origin: Path) -> list[FilePattern]:
+    """Read a split's pattern of pictures and, where it has labels, that of labels.
 
     Raises:
         UserError: a path that is not below the root, or that holds `{name}` not once, or other signs that stand for
-            something.
+            something; the message begins with `origin`, the description's file.
     """
-    place = f"{origin}: pattern {text!r} of {key}"
-    filled = text.replace("{split}", split)
-    if filled.count("{name}") != 1 or PurePosixPath(filled).is_absolute() or ".." in PurePosixPath(filled).parts:
+    texts = {"image": description.image, "label": description.splits[split].label}
+    return [
+        _file_pattern(text.replace("{split}", split), f"{origin}: pattern {text!r} of {key}")
+        for key, text in texts.items()
+        if text is not None
+    ]
+
+
+def _file_pattern(text: str, place: str) -> FilePattern:
+    if text.count("{name}") != 1 or leads_out(text):
         raise UserError(f"{place}: expected a path below the root with {{name}} once")
-    plain = filled.replace("{name}", "")
+    plain = text.replace("{name}", "")
     if (sign := re.search(r"[*?]|{\w*}", plain.removesuffix(ANY_PICTURE))) is not None:
         raise UserError(
-            f"{place}: {sign[0]} stands for nothing here; expected {{name}}, {{split}} and, at the end, .*; "
+            f"{place}: {sign[0]} has no meaning here; expected {{name}}, {{split}} and, at the end, .*; "
             f"folders that differ are part of a name (names: ['*/*'])"
         )
-    pattern = FilePattern.cut(filled)
+    pattern = FilePattern.cut(text)
     refuse_as_key(pattern.file_of("name"), f"{place}:")
     return pattern
 
 
+def leads_out(path: str) -> bool:
+    """Say whether a path is none below the folder that it is meant to be relative to."""
+    return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
+
+
 def name_patterns(description: Description, split: str, origin: Path) -> list[NamePattern]:
-    """Read the patterns of a split's names.
+    """Read the patterns of a split's names; none where it has a list.
 
     Raises:
         UserError: one is empty, absolute or leads out of the root.
     """
-    key = f"splits.{split}.names"
-    texts = description.splits[split].names
-    for text in texts:
-        _refuse_outside(text, key, origin)
-    patterns = [NamePattern.cut(text) for text in texts]
+    patterns = []
+    for text in description.splits[split].names:
+        if leads_out(text):
+            raise UserError(f"{origin}: {text!r} leads out of the data set's folder (splits.{split}.names)")
+        patterns.append(NamePattern.cut(text))
     if not all(pattern.parts for pattern in patterns):
-        raise UserError(f"{origin}: {key}: an empty pattern; expected such as '*'")
+        raise UserError(f"{origin}: splits.{split}.names: an empty pattern; expected such as '*'")
     return patterns
-
-
-class Elsewhere(NamedTuple):
-    """What other parts of a description take: the labels of all splits, and other splits' names in the same folder."""
-
-    labels: list[FilePattern]
-    names: list[NamePattern]
-
-
-def patterns_elsewhere(description: Description, split: str) -> Elsewhere:
-    """Return what a split's pattern of pictures may meet that is no picture of the split."""
-    texts = [description.label, *(label_of(description, name) for name in description.splits)]
-    filled = {text.replace("{split}", split) for text in texts if text is not None}
-    labels = [FilePattern.cut(text) for text in filled if text.count("{name}") == 1]
-    others = description.splits.values() if "{split}" not in description.image else []
-    return Elsewhere(labels, [NamePattern.cut(text) for other in others for text in other.names])
-
-
-class Labels(NamedTuple):
-    """What a split's labels mean; see the attributes of `layouts.Layout`."""
-
-    class_sets: dict[str, ClassSet]
-    ignore_ids: frozenset[int]
-    raw_ids_of_colors: dict[Color, int]
-
-
-NO_LABELS = Labels({}, frozenset(), {})
-
-
-def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
-    """Return what labels mean.
-
-    Args:
-        description: a description with labels.
-        folder: the data set's folder, where the names of raw ids are, if they have names.
-        origin: the description's file.
-
-    Raises:
-        UserError: classes, ids or colours that cannot be meant.
-    """
-    ids = _RawIds(origin, _id_names(description, folder, origin))
-    class_sets = {
-        name: class_set_from(_with_text_names(ids.of_classes(entries)), f"{origin}: class set {name}")
-        for name, entries in description.class_sets.items()
-    }
-    ignored = frozenset(ids.of(list(description.ignore_ids)))
-    if not description.label_colors:
-        return Labels(class_sets, ignored, {})
-    table = color_table(class_sets, str(origin))
-    if not description.ignore_colors:
-        return Labels(class_sets, ignored, table)
-    ignored = ignored or frozenset({IGNORE_INDEX})
-    place = f"{origin}: ignore_colors"
-    if any(type(value) is int for value in description.ignore_colors):
-        raise UserError(f"{place}: expected a list of colors, such as [[0, 0, 0]], got {description.ignore_colors}")
-    colors = [color_from(values, f"{place}:") for values in description.ignore_colors]
-    for color in colors:
-        if color in table:
-            raise UserError(f"{place}: {list(color)} is the color of a class; take it out of one")
-    table |= dict.fromkeys(colors, min(ignored))
-    of_classes = {raw_id for classes in class_sets.values() for item in classes for raw_id in item.ids}
-    if min(ignored) in of_classes:
-        raise UserError(
-            f"{place}: raw id {min(ignored)}, which they would get, is a class's; list another in ignore_ids"
-        )
-    return Labels(class_sets, ignored, table)
-
-
-def _with_text_names(entries: Any) -> Any:
-    """Return entries of classes in which a number as a class's name is text: in YAML `name: 1` needs no quotes."""
-    if not isinstance(entries, list):
-        return entries
-    return [
-        {**entry, "name": str(entry["name"])}
-        if isinstance(entry, dict) and type(entry.get("name")) in (int, float)
-        else entry
-        for entry in entries
-    ]
-
-
-def _refuse_outside(path: str, key: str, origin: Path) -> None:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise UserError(f"{origin}: {path!r} leads out of the data set's folder ({key})")
-
-
-def _id_names(description: Description, folder: Path, origin: Path) -> list[str] | None:
-    """Return the names of the raw ids, in lower case and in the order of the ids, where the data set lists them."""
-    if description.id_names is None:
-        return None
-    _refuse_outside(description.id_names, "id_names", origin)
-    file = folder / description.id_names
-    content = read_json(file)
-    try:
-        return [str(label["readable"]).lower() for label in content["labels"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: expected a list `labels` whose entries have a name `readable`") from error
-
-
-@dataclass(frozen=True)
-class _RawIds:
-    """Turns what a description lists as raw ids into numbers: they may be names, if the data set names its ids."""
-
-    origin: Path
-    names: list[str] | None
-
-    def of(self, values: Any) -> list[int]:
-        if not isinstance(values, list):
-            raise UserError(f"{self.origin}: expected a list of the data set's names of labels, got {values!r}")
-        return [self._number(value) for value in values]
-
-    def of_classes(self, entries: Any) -> Any:
-        if self.names is None or not isinstance(entries, list):
-            return entries
-        return [
-            {**entry, "ids": self.of(entry["ids"])} if isinstance(entry, dict) and "ids" in entry else entry
-            for entry in entries
-        ]
-
-    def _number(self, value: Any) -> int:
-        if self.names is not None:
-            if value not in self.names:
-                near = difflib.get_close_matches(str(value), self.names, 3)
-                hint = f"; near ones are {', '.join(near)}" if near else f"; it has {len(self.names)} others"
-                raise UserError(f"{self.origin}: the data set has no label {value!r}{hint}")
-            return self.names.index(value)
-        if type(value) is not int or not 0 <= value < RAW_IDS:
-            raise UserError(f"{self.origin}: ignore_ids: {value!r} is not a raw id, a whole number below {RAW_IDS}")
-        return value

@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from esl_dist.data.shard_index import ShardEntry, ShardIndex, write_index
-from esl_dist.data.shards import shard_name
+from esl_dist.data.shard_index import ShardIndex, write_index
+from esl_dist.data.shards import ShardReader, broken_shards, shard_name
 from esl_dist.errors import UserError
 from esl_dist.files import fsync_folder, make_folder, whole_file
 
@@ -73,16 +73,10 @@ def _lock(folder: Path) -> int | None:
             raise _without_lock(path, error) from error
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(descriptor)
-            raise UserError(
-                f"{folder}: another packing is at work in this folder; wait for its end or stop it, or choose another "
-                "output"
-            ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 os.close(descriptor)
-                raise _without_lock(path, error) from error
+                raise _without_lock(path, error) from None
             print(
                 f"warning: {path}: this file system knows no locks ({error.strerror}); make sure that no other packing "
                 "works in this folder",
@@ -96,9 +90,14 @@ def _lock(folder: Path) -> int | None:
 
 
 def _without_lock(path: Path, error: OSError) -> UserError:
+    if isinstance(error, BlockingIOError | PermissionError):
+        return UserError(
+            f"{path.parent}: another packing is at work in this folder; wait for its end or stop it, or choose another "
+            "output"
+        )
     return UserError(
-        f"{path}: cannot be made or locked, which keeps a second packing out ({error.strerror}); remove what is in its "
-        "place or free what is short, then start again"
+        f"{path}: cannot be created or locked, which keeps a second packing out ({error.strerror}); remove what is in "
+        "its place or free some space, then start again"
     )
 
 
@@ -107,41 +106,31 @@ def finished(folder: Path, index: ShardIndex) -> ShardIndex:
 
     Nothing is touched where a replacement is not there with its size: the old shards may be the only ones.
     """
-    names = [shard.name for shard in index.shards]
-    replaced = bool(names) and names == [replacement_name(position) for position in range(len(names))]
-    return settle(folder, index) if replaced and all(_is_there(folder, shard) for shard in index.shards) else index
+    can_settle = names_replacements(index) and not any(broken_shards(ShardReader(folder, index)))
+    return settle(folder, index) if can_settle else index
 
 
-def _is_there(folder: Path, shard: ShardEntry) -> bool:
-    path = folder / shard.name
-    return path.is_file() and path.stat().st_size == shard.size
+def names_replacements(index: ShardIndex) -> bool:
+    """Say whether an index names shards that have not taken the place of the old ones yet."""
+    return bool(index.shards) and all(shard.name.startswith(REPLACEMENT) for shard in index.shards)
 
 
 def settle(folder: Path, index: ShardIndex) -> ShardIndex:
-    """Give replacements, which the folder's `index` names already, the usual names; returns the index with these.
+    """Give the shards that the folder's `index` names the usual names, and remove what it does not name.
 
-    Every step may be the last before a kill: the same call then does the rest.
+    Every step may be the last before a kill: the same call then does the rest. Returns the index with these names.
     """
-    final = tuple(replace(shard, name=shard_name(position)) for position, shard in enumerate(index.shards))
-    _remove(folder, SHARDS)
-    for old, new in zip(index.shards, final, strict=True):
-        _link(folder / old.name, folder / new.name)
-    fsync_folder(folder)
-    settled = replace(index, shards=final)
-    write_index(folder, settled)
-    remove_surplus(folder, settled)
-    return settled
-
-
-def remove_unfinished(folder: Path, index: ShardIndex) -> None:
-    """Remove what only an unfinished packing leaves; shards by their usual names stay."""
-    _remove(folder, UNFINISHED, index)
-
-
-def remove_surplus(folder: Path, index: ShardIndex) -> None:
-    """Remove shards of other packings that the index does not name, and what unfinished ones left."""
-    _remove(folder, SHARDS, index)
-    remove_unfinished(folder, index)
+    usual = tuple(replace(shard, name=shard_name(position)) for position, shard in enumerate(index.shards))
+    if names_replacements(index):
+        remove_leftovers(folder, index, SHARDS)
+        for old, new in zip(index.shards, usual, strict=True):
+            _link(folder / old.name, folder / new.name)
+        fsync_folder(folder)
+        index = replace(index, shards=usual)
+        write_index(folder, index)
+    remove_leftovers(folder, index, SHARDS)
+    remove_leftovers(folder, index)
+    return index
 
 
 def _link(existing: Path, new: Path) -> None:
@@ -153,9 +142,9 @@ def _link(existing: Path, new: Path) -> None:
             shutil.copyfileobj(source, file)
 
 
-def _remove(folder: Path, names: re.Pattern[str], index: ShardIndex | None = None) -> None:
-    """Remove the files whose whole name fits, but those that `index` names: what others put here is theirs."""
-    kept = set() if index is None else {shard.name for shard in index.shards}
+def remove_leftovers(folder: Path, index: ShardIndex, names: re.Pattern[str] = UNFINISHED) -> None:
+    """Remove what a packing that did not end left, but what `index` names; what others put here has other names."""
+    kept = {shard.name for shard in index.shards}
     for path in list(folder.iterdir()):
         if names.fullmatch(path.name) and path.name not in kept and path.is_file():
             try:

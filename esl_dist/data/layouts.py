@@ -6,31 +6,32 @@ sets. In the patterns `{split}` stands for the split's name and `{name}` for a s
 that no pattern takes are easily thought to be packed.
 """
 
+import itertools
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from esl_dist.data.descriptions import (
-    NO_LABELS,
-    Description,
-    Split,
-    file_pattern,
-    label_of,
-    name_patterns,
-    patterns_elsewhere,
-    read_description,
-    read_labels,
-)
-from esl_dist.data.labels import ClassSet, Color
-from esl_dist.data.passed_over import other_pictures, passed_over, why_nothing
-from esl_dist.data.patterns import FilePattern, NamePattern, takes
-from esl_dist.data.source_files import FILE, Entry, Scan, files_by_name, first_few, refuse_unreadable, scan
-from esl_dist.data.split_lists import ListReading, beginnings, read_list
+from esl_dist.data.class_sets import NO_LABELS, read_labels
+from esl_dist.data.descriptions import Description, file_patterns, label_patterns, name_patterns, read_description
+from esl_dist.data.images import LARGEST_PIXELS
+from esl_dist.data.labels import ClassSet
+from esl_dist.data.patterns import EXTENSIONS, FilePattern, NamePattern, is_picture
+from esl_dist.data.source_files import FILE, FOLDER, SHOWN, UNREADABLE, Entry, files_by_name, first_few, scan
+from esl_dist.data.sources import Reading
+from esl_dist.data.split_lists import read_list
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_key
+
+RESOURCE_FORK = "._"
+"""Beginning of the files in which macOS keeps what other systems' disks cannot; they are named like pictures."""
+
+
+def key_of(name: str) -> str:
+    """Return a sample's key in the shards: its name, with underscores for dots, where WebDataset would cut it."""
+    return name.replace(".", "_")
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,16 @@ class Pair:
 
     name: str
     image: Path
-    label: Path | None
+    label: Path | None = None
 
-    def files(self) -> list[Path]:
-        """Return the files there should be."""
-        return [self.image] if self.label is None else [self.image, self.label]
+    @property
+    def key(self) -> str:
+        """Its key in the shards."""
+        return key_of(self.name)
+
+    def files(self) -> dict[str, Path]:
+        """Return the files there should be, by `image` and `label`."""
+        return {"image": self.image} | ({} if self.label is None else {"label": self.label})
 
 
 @dataclass(frozen=True)
@@ -56,12 +62,9 @@ class Layout:
         pairs: sorted by name.
         class_sets: name → classes; none where the split has no labels.
         ignore_ids: the raw ids that belong to no class.
-        label_channel: the channel of colour labels that holds the raw id; None: labels of one channel.
+        reading: how the files are to be read.
         keep_aspect_ratio: whether pictures are fitted and padded, not stretched.
         skip_other_sizes: whether a pair whose sizes differ is left out, not refused.
-        label_colors: whether labels are painted in the colours of `raw_ids_of_colors`.
-        exif_orientation: `apply` or `ignore`, for pictures whose EXIF tag asks to turn them; None: they are refused.
-        raw_ids_of_colors: the raw id that each colour of painted labels stands for; empty where they are not painted.
     """
 
     dataset: str
@@ -69,169 +72,192 @@ class Layout:
     pairs: tuple[Pair, ...]
     class_sets: dict[str, ClassSet]
     ignore_ids: frozenset[int]
-    label_channel: str | None = None
+    reading: Reading = Reading()
     keep_aspect_ratio: bool = False
     skip_other_sizes: bool = False
-    label_colors: bool = False
-    exif_orientation: str | None = None
-    raw_ids_of_colors: dict[Color, int] = field(default_factory=dict)
 
     def known_ids(self) -> frozenset[int]:
         """Return the raw ids that the description accounts for."""
         return self.ignore_ids.union(*(item.ids for classes in self.class_sets.values() for item in classes))
 
 
-class _Sources(NamedTuple):
-    """A split's patterns of files, what lies in their folders, and the files of each pattern by name."""
+class _Side(NamedTuple):
+    """The pictures or the labels: their pattern, what lies below its folder, and the files it takes, by sample."""
 
-    root: Path
-    image: FilePattern
-    label: FilePattern | None
-    scans: dict[str, Scan]
-    files: dict[FilePattern, dict[str, list[Entry]]]
-
-    def patterns(self) -> list[FilePattern]:
-        return [self.image] if self.label is None else [self.image, self.label]
+    pattern: FilePattern
+    entries: list[Entry]
+    files: dict[str, list[Entry]]
 
 
-def read_layout(description_file: Path, split: str, root: Path | None = None) -> Layout:
+def read_layout(
+    description_file: Path, split: str, root: Path | None = None, largest_pixels: int = LARGEST_PIXELS
+) -> Layout:
     """Find the pairs of a split; pictures that its patterns pass over are told by a warning.
 
     Args:
         description_file: the data set's YAML description.
         split: a split it names.
         root: the data set's folder, if not the one it names.
+        largest_pixels: most pixels of a picture or a label.
 
     Raises:
         UserError: a mistake in the description or a list, an unknown split, a missing folder or one that may not be
-            listed, a split without pictures, a name that is not UTF-8, two files of one sample, or pictures without
-            labels or labels without pictures (the first few are named).
+            listed, a split without pictures, a name that is not UTF-8, two names that give one key, two files of
+            one sample, or pictures without labels or labels without pictures (the first few are named).
     """
     description = read_description(description_file, split)
     folder = Path(description.root) if root is None else root
-    _refuse_no_folder(folder, description.name)
-    sources = _sources(description, split, folder, description_file)
-    labels = read_labels(description, folder, description_file) if sources.label is not None else NO_LABELS
-    chosen = description.splits[split]
-    if (chosen.list is None) == (not chosen.names):
-        raise UserError(f"{description_file}: a split needs either names or list (splits.{split})")
-    if chosen.list is not None:
-        places = _listed(description_file, chosen.list, sources)
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: no such folder (the data set {description.name}); looked for {folder.absolute()}, for root is "
+            "relative to the working directory (a split's list to the description); give its place as root=…"
+        )
+    patterns = file_patterns(description, split, description_file)
+    names = name_patterns(description, split, description_file)
+    sides = _sides(folder, patterns, max((pattern.depth() for pattern in names), default=math.inf))
+    labels = read_labels(description, folder, description_file) if len(sides) > 1 else NO_LABELS
+    class_sets, ignore_ids, colors = labels
+    if (list_file := description.splits[split].list) is not None:
+        places = _listed(description_file, description_file.parent / list_file, folder, sides)
     else:
-        places = _matching(description, split, sources, description_file)
+        places = _matching(description, split, folder, sides, names)
     return Layout(
         dataset=description.name,
         split=split,
-        pairs=_pairs(sources, places),
-        class_sets=labels.class_sets,
-        ignore_ids=labels.ignore_ids,
-        label_channel=description.label_channel,
+        pairs=_pairs(folder, sides, places),
+        class_sets=class_sets,
+        ignore_ids=ignore_ids,
+        reading=Reading(description.label_channel, colors, description.exif_orientation, largest_pixels),
         keep_aspect_ratio=description.keep_aspect_ratio,
         skip_other_sizes=description.skip_other_sizes,
-        label_colors=description.label_colors,
-        exif_orientation=description.exif_orientation,
-        raw_ids_of_colors=labels.raw_ids_of_colors,
     )
 
 
-def _refuse_no_folder(folder: Path, dataset: str) -> None:
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder}: no such folder (the data set {dataset}); looked for {folder.absolute()}, for root is relative "
-            f"to the working directory (a split's list to the description); give its place as root=…"
-        )
+def _sides(root: Path, patterns: Sequence[FilePattern], depth: float) -> list[_Side]:
+    inside = max(pattern.after.count("/") for pattern in patterns)
+    entries = {folder: scan(root, folder, depth + inside) for folder in {pattern.folder for pattern in patterns}}
+    return [_Side(one, entries[one.folder], files_by_name(entries[one.folder], one)) for one in patterns]
 
 
-def _sources(description: Description, split: str, root: Path, origin: Path) -> _Sources:
-    image = file_pattern(description.image, split, "image", origin)
-    text = label_of(description, split)
-    label = None if text is None else file_pattern(text, split, "label", origin)
-    patterns = [image] if label is None else [image, label]
-    depth = _depth(description.splits[split]) + max(pattern.after.count("/") for pattern in patterns)
-    scans = {folder: scan(root, folder, depth) for folder in {pattern.folder for pattern in patterns}}
-    files = {pattern: files_by_name(scans[pattern.folder].entries, pattern) for pattern in patterns}
-    return _Sources(root, image, label, scans, files)
+def _refuse_unlisted(sides: Sequence[_Side], depth: float) -> None:
+    """Refuse folders that could not be listed where samples may lie, whose names hold `depth` folders at most."""
+    deepest = depth + max(side.pattern.after.count("/") for side in sides)
+    entries = itertools.chain(*(side.entries for side in sides))
+    paths = {entry.path for entry in entries if entry.kind == UNREADABLE and entry.inner.count("/") <= deepest}
+    if paths:
+        few = first_few(sorted(paths))
+        raise UserError(f"folders of the data set cannot be listed: {few}; allow it (chmod) or move them")
 
 
-def _depth(split: Split) -> float:
-    """Return how many sub-folders deep a split's samples may lie."""
-    patterns = [NamePattern.cut(text) for text in split.names]
-    return max((pattern.depth() for pattern in patterns), default=math.inf) if split.list is None else math.inf
-
-
-def _listed(origin: Path, list_file: str, sources: _Sources) -> dict[str, str]:
-    """Return the names of a list, each with its line as messages name it."""
-    file = origin.parent / list_file
-    known = set().union(*sources.files.values())
+def _listed(origin: Path, list_file: Path, root: Path, sides: Sequence[_Side]) -> dict[str, str]:
+    """Return the sorted names of a list, each with its line as messages name it."""
+    known = set().union(*(side.files for side in sides))
     try:
-        lines = read_list(file, ListReading(beginnings(sources.root), sources.image, sources.label, known))
+        lines = read_list(list_file, root, [side.pattern for side in sides], known)
     except (OSError, ValueError) as error:
-        raise UserError(f"{origin}: the split's list {file} cannot be read ({error})") from error
-    _refuse_unlisted_folders(sources, max(name.count("/") for name in lines))
-    return {name: f"line {line} of {file}" for name, line in sorted(lines.items())}
+        raise UserError(f"{origin}: the split's list {list_file} cannot be read ({error})") from error
+    _refuse_unlisted(sides, max(name.count("/") for name in lines))
+    return {name: f"line {line} of {list_file}" for name, line in sorted(lines.items())}
 
 
-def _matching(description: Description, split: str, sources: _Sources, origin: Path) -> dict[str, str]:
+def _matching(
+    description: Description, split: str, root: Path, sides: Sequence[_Side], patterns: Sequence[NamePattern]
+) -> dict[str, str]:
     """Return the names that the split's patterns take, also of labels without pictures: they are to be reported."""
-    patterns = name_patterns(description, split, origin)
-    _refuse_unlisted_folders(sources, max(pattern.depth() for pattern in patterns))
-    names = {name for files in sources.patterns() for name in sources.files[files] if takes(patterns, files, name)}
-    entries = sources.scans[sources.image.folder].entries
-    others = passed_over(entries, sources.image, patterns, patterns_elsewhere(description, split))
+    _refuse_unlisted(sides, max(pattern.depth() for pattern in patterns))
+    names = {name for side in sides for name in side.files if _takes(patterns, side.pattern, name)}
+    image = sides[0].pattern
+    what = f"{root}: split {split} of {description.name}"
+    others = list(_passed_over(description, split, sides[0], patterns))
     if not names:
-        raise UserError(
-            f"{sources.root}: split {split} of {description.name} has no pictures ({sources.image})"
-            + "".join(f"; {text}" for text in [*why_nothing(sources.root, sources.image, patterns), *others])
-        )
+        causes = []
+        if not (root / image.folder).is_dir():
+            causes.append(f"there is no folder {root / image.folder}")
+        if image.extension and any(str(pattern).lower().endswith(EXTENSIONS) for pattern in patterns):
+            causes.append("names are written without the extension")
+        raise UserError("; ".join([f"{what} has no pictures ({image})", *causes, *others]))
     for text in others:
-        print(f"warning: {sources.root}: split {split} of {description.name}: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {what}: {text}", file=sys.stderr, flush=True)
     return dict.fromkeys(sorted(names), "")
 
 
-def _refuse_unlisted_folders(sources: _Sources, depth: float) -> None:
-    inside = max(pattern.after.count("/") for pattern in sources.patterns())
-    refuse_unreadable(sources.scans.values(), depth + inside)
+def _takes(patterns: Sequence[NamePattern], files: FilePattern, name: str, hidden_too: bool = False) -> bool:
+    return any(pattern.takes(name, files.before != "", hidden_too) for pattern in patterns)
 
 
-def _pairs(sources: _Sources, places: Mapping[str, str]) -> tuple[Pair, ...]:
-    """Return the pairs of names.
+def _passed_over(description: Description, split: str, images: _Side, patterns: Sequence[NamePattern]) -> Iterator[str]:
+    """Yield a line each on pictures in sub-folders, with another extension, and hidden ones, with what to write."""
+    filled = {text.replace("{split}", split) for text in label_patterns(description)}
+    labels = [FilePattern.cut(text) for text in filled if text.count("{name}") == 1]
+    others = description.splits.values() if "{split}" not in description.image else []
+    elsewhere = [NamePattern.cut(text) for other in others for text in other.names]
+    deeper = [pattern.deeper() for pattern in patterns]
+    image = images.pattern
+    below, hidden, other_extension = [], [], dict[str, str]()
+    for entry in sorted(images.entries):
+        if entry.kind == FOLDER or not _is_picture(image.folder + entry.inner, labels):
+            continue
+        name, other = image.name_in(entry.inner), image.name_in(entry.inner, other_extension=True)
+        if other is not None and other not in images.files and _takes(patterns, image, other):
+            other_extension[other] = entry.inner
+        if name is None or _takes(patterns, image, name):
+            continue
+        if _takes(deeper, image, name):
+            if not _takes(elsewhere, image, name):
+                below.append(entry.inner)
+        elif _takes(deeper, image, name, hidden_too=True):
+            hidden.append(entry.inner)
+    write = ", ".join(repr(str(pattern)) for pattern in deeper)
+    for paths, text in (
+        (below, f"in sub-folders are passed over; names: [{write}] takes them too"),
+        (
+            list(other_extension.values()),
+            f"differ from the pattern {image} in nothing but their extension and are passed over; .* takes any",
+        ),
+        (hidden, "are hidden and passed over; a pattern of names that begins with a dot takes them"),
+    ):
+        if paths:
+            yield f"{len(paths)} pictures {text}: {first_few(paths)}"
 
-    Args:
-        sources: what there is.
-        places: sorted names, each with its place in a list as a message names it.
-    """
+
+def _is_picture(path: str, labels: Sequence[FilePattern]) -> bool:
+    """Say whether a file is named like a picture, is no label and no fork of another file."""
+    is_fork = path.rpartition("/")[2].startswith(RESOURCE_FORK)
+    return (
+        is_picture(path)
+        and not is_fork
+        and not any(path.startswith(label.folder) and label.name_in(path[len(label.folder) :]) for label in labels)
+    )
+
+
+def _pairs(root: Path, sides: Sequence[_Side], places: Mapping[str, str]) -> tuple[Pair, ...]:
+    """Return the pairs of sorted names, which have their places in a list as a message names them."""
+    names: dict[str, str] = {}
     for name in places:
-        refuse_as_key(name, f"{sources.root / sources.image.folder}: sample")
-    chosen = {
-        pattern: {name: sources.files[pattern].get(name, []) for name in places} for pattern in sources.patterns()
-    }
-    for entries in (entries for files in chosen.values() for entries in files.values() if len(entries) > 1):
-        raise UserError(f"two files of one sample: {', '.join(sorted(one.path for one in entries))}; remove one")
-    _refuse_missing(sources, chosen, places)
-    found = [entries[0] for files in chosen.values() for entries in files.values()]
-    if broken := [f"{entry.path}: {entry.kind}" for entry in found if entry.kind != FILE]:
-        raise UserError(f"{len(broken)} of the split's files are none: {first_few(broken)}; remove or replace them")
-    files = {
-        pattern: [Path(entries[0].path) for entries in of_pattern.values()] for pattern, of_pattern in chosen.items()
-    }
-    labels = [None] * len(places) if sources.label is None else files[sources.label]
-    return tuple(Pair(*each) for each in zip(places, files[sources.image], labels, strict=True))
+        refuse_as_key(name, f"{root / sides[0].pattern.folder}: sample")
+        if (other := names.setdefault(key_of(name), name)) != name:
+            raise UserError(f"samples {other!r} and {name!r} would both have the key {key_of(name)!r}; rename one")
+    found = {name: [side.files.get(name, []) for side in sides] for name in places}
+    for entries in itertools.chain(*found.values()):
+        if len(entries) > 1:
+            raise UserError(f"two files of one sample: {', '.join(sorted(one.path for one in entries))}; remove one")
+    missing = [(name, side) for name in places for side, entries in zip(sides, found[name], strict=True) if not entries]
+    if missing:
+        raise _without_files(root, missing, places)
+    broken = [f"{one.path}: {one.kind}" for [one] in itertools.chain(*found.values()) if one.kind != FILE]
+    if broken:
+        raise UserError(f"{len(broken)} of the split's files are no files: {first_few(broken)}; remove or replace them")
+    return tuple(Pair(name, *(Path(entry.path) for [entry] in of_sample)) for name, of_sample in found.items())
 
 
-def _refuse_missing(
-    sources: _Sources, chosen: Mapping[FilePattern, Mapping[str, list[Entry]]], places: Mapping[str, str]
-) -> None:
-    missing = [(name, pattern) for name in places for pattern in chosen if not chosen[pattern][name]]
-    if not missing:
-        return
-    others = {pattern: other_pictures(sources.scans[pattern.folder].entries, pattern) for pattern in chosen}
-    shown = [
-        f"{sources.root / pattern.first_file_of(name)}"
-        + (f" (there is {others[pattern][name]})" if name in others[pattern] else "")
-        for name, pattern in missing
-    ]
+def _without_files(root: Path, missing: Sequence[tuple[str, _Side]], places: Mapping[str, str]) -> UserError:
+    shown = []
+    # As many as are shown, and one more: each takes a look at all entries.
+    for name, side in missing[: SHOWN + 1]:
+        others = [entry.inner for entry in side.entries if side.pattern.name_in(entry.inner, True) == name]
+        shown.append(f"{root / side.pattern.file_of(name)}" + (f" (there is {others[-1]})" if others else ""))
     lines = first_few(list(dict.fromkeys(places[name] for name, _ in missing if places[name])))
-    raise UserError(
+    return UserError(
         f"{len(missing)} files of the split do not exist: {first_few(shown)}; a sample is a picture and its label"
         + (f"; see {lines}" if lines else "")
     )

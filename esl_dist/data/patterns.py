@@ -34,11 +34,7 @@ def is_picture(path: str) -> bool:
 class FilePattern:
     """A pattern of files, cut where a sample's name stands: folder + before + name + after + extension.
 
-    Attributes:
-        folder: the part up to the last `/` before the name, with that `/`; "" is the root.
-        before: what stands between the folder and the name.
-        after: what follows the name; may hold folders.
-        extension: such as `.png`; `.*` is any picture's, "" none.
+    `folder` ends with `/` or is "", the root; `after` may hold folders; the extension `.*` is any picture's, "" none.
     """
 
     folder: str
@@ -62,25 +58,17 @@ class FilePattern:
         """Return the path of a sample's file below the root."""
         return f"{self.folder}{self.before}{name}{self.after}{self.extension}"
 
-    def first_file_of(self, name: str) -> str:
-        """Return that path with the first of the extensions that it may have."""
-        return self.file_of(name) if self.extension != ANY_PICTURE else self.file_of(name)[:-2] + EXTENSIONS[0]
+    def name_in(self, path: str, other_extension: bool = False) -> str | None:
+        """Return the name in the path (NFC) of a file below `folder`; None: the pattern does not take that file.
 
-    def name_in(self, path: str) -> str | None:
-        """Return the name in the path (NFC) of a file below `folder`; None: the pattern does not take that file."""
+        With `other_extension` it is the pictures that are looked for whose extension alone is not the pattern's.
+        """
         extension = posixpath.splitext(path)[1].lower() if self.extension else ""
         taken = extension in EXTENSIONS if self.extension == ANY_PICTURE else extension == self.extension.lower()
-        return self._name_before(path, extension) if taken else None
-
-    def name_in_other_picture(self, path: str) -> str | None:
-        """Return the name in a picture's path (NFC) that differs from the pattern in nothing but its extension."""
-        extension = posixpath.splitext(path)[1].lower() if self.extension else ""
-        other = extension in EXTENSIONS and self.name_in(path) is None
-        return self._name_before(path, extension) if other else None
-
-    def _name_before(self, path: str, extension: str) -> str | None:
+        if other_extension:
+            taken = not taken and extension in EXTENSIONS
         start, end = len(self.before), len(path) - len(extension) - len(self.after)
-        fits = start < end and path.startswith(self.before) and path[end:].startswith(self.after)
+        fits = taken and start < end and path.startswith(self.before) and path[end:].startswith(self.after)
         return path[start:end] if fits else None
 
 
@@ -135,8 +123,3 @@ def _taken(patterns: Sequence[str], parts: Sequence[tuple[str, bool]]) -> bool:
         return _taken(patterns[1:], parts) or (not hides and _taken(patterns, parts[1:]))
     shown = not hides or pattern.startswith(".")
     return shown and fnmatchcase(part, pattern) and _taken(patterns[1:], parts[1:])
-
-
-def takes(names: Sequence[NamePattern], files: FilePattern, name: str, hidden_too: bool = False) -> bool:
-    """Say whether one of a split's patterns of names takes a name in a file of `files`."""
-    return any(pattern.takes(name, files.before != "", hidden_too) for pattern in names)

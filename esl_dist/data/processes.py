@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 
-from esl_dist.data.changes import READING_THREADS
 from esl_dist.data.sources import size_in_header
 from esl_dist.errors import UserError
 from esl_dist.machine import free_memory
@@ -29,27 +28,26 @@ from esl_dist.machine import free_memory
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+READING_THREADS = 16
+"""Files that are read at once where little is done with them: a slow disk is waited for, not a processor."""
+WAITING_RESULTS = 16
+"""Results a packing process may be ahead of the writer."""
 PROCESS_BYTES = 200 * 10**6
 BYTES_A_PIXEL = 24
 """What a packing process takes at most: without a picture, and for each pixel of one."""
 
 
-def in_order(
-    executor: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
-) -> Iterator[Result]:
-    """Yield the results in the order of `items`; unlike `Executor.map`, at most `ahead` wait for a slow reader."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(executor.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield, in order, the results of a function that reads files; an end before the last one drops what waits."""
+    with ThreadPoolExecutor(READING_THREADS) as executor:
+        yield from executor.map(function, items)
 
 
 @contextmanager
-def worker_processes(number: int) -> Iterator[Executor]:
+def worker_processes(number: int) -> Iterator[Callable[..., Iterator[Any]]]:
     """Start processes, and end them with the block; an exception in the block kills them in the middle of their work.
+
+    Yields a function as `map`: it gives the results in order, and few of them wait for a slow reader.
 
     Raises:
         UserError: they cannot be started, or one of them died.
@@ -61,16 +59,29 @@ def worker_processes(number: int) -> Iterator[Executor]:
         processes = executor._processes
         try:
             _start(executor, number)
-            yield executor
+            yield partial(in_order, executor, WAITING_RESULTS * number)
         except BrokenProcessPool:
             # The executor ends the others itself.
             executor.shutdown()
-            raise UserError(_cause_of_death(processes.values(), number)) from None
+            raise UserError(_cause_of_death({one.exitcode or 0 for one in processes.values()}, number)) from None
         except BaseException:
             for process in processes.values():
                 process.kill()
             executor.shutdown(cancel_futures=True)
             raise
+
+
+def in_order(
+    executor: Executor, ahead: int, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Yield the results in the order of `items`; unlike `Executor.map`, at most `ahead` are begun before their turn."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(executor.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def affordable(number: int, pictures: Iterable[Path], largest_pixels: int) -> int:
@@ -81,12 +92,7 @@ def affordable(number: int, pictures: Iterable[Path], largest_pixels: int) -> in
         pictures: what each of them may have to decode; the largest counts.
         largest_pixels: beyond which none is decoded.
     """
-    executor = ThreadPoolExecutor(READING_THREADS)
-    try:
-        sizes = list(executor.map(size_in_header, pictures))
-    finally:
-        executor.shutdown(cancel_futures=True)
-    pixels = min(max(width * height for width, height in sizes), largest_pixels)
+    pixels = min(max(width * height for width, height in in_threads(size_in_header, pictures)), largest_pixels)
     needed, free = PROCESS_BYTES + BYTES_A_PIXEL * pixels, free_memory()
     allowed = max(1, min(number, int(free / needed)))
     if allowed < number or needed > free:
@@ -112,9 +118,9 @@ def _start(executor: Executor, number: int) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _cause_of_death(processes: Iterable[BaseProcess], number: int) -> str:
+def _cause_of_death(codes: set[int], number: int) -> str:
     # The executor ends those that are left with SIGTERM.
-    codes = {process.exitcode or 0 for process in processes} - {0, -signal.SIGTERM, -signal.SIGKILL}
+    codes -= {0, -signal.SIGTERM, -signal.SIGKILL}
     if not codes:
         return (
             f"a packing process was killed, perhaps for want of memory: take fewer processes, by processes=… "

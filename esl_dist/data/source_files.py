@@ -11,28 +11,27 @@ from esl_dist.errors import UserError
 
 FILE = ""
 FOLDER = "a folder"
+UNREADABLE = "a folder that cannot be listed"
 NOWHERE = "a link that leads nowhere"
 SPECIAL = "neither a file nor a folder"
+SHOWN = 5
+"""Of how many texts a message shows."""
 MOST_WAYS = 1000
 """Paths through links to one folder; between eight folders that hold links to each other there are 13,700 each."""
 
 
 class Entry(NamedTuple):
-    """What a folder holds: `inner`, the path below the folder that was scanned, in NFC; `path` on disk; its `kind`."""
+    """What a folder holds: `inner`, the path below the folder that was scanned, in NFC; `path` on disk; its `kind`.
+
+    A folder that cannot be listed has a second entry, with a `/` at the end of `inner` and the reason in `path`.
+    """
 
     inner: str
     path: str
     kind: str
 
 
-class Scan(NamedTuple):
-    """All that lies below a folder, and the folders (paths as of `Entry.inner`, with their paths) not to be listed."""
-
-    entries: list[Entry]
-    unreadable: list[tuple[str, str]]
-
-
-def scan(root: Path, folder: str, depth: float) -> Scan:
+def scan(root: Path, folder: str, depth: float) -> list[Entry]:
     """List a folder below `root` and all its sub-folders, through links too; a link back to a folder above ends there.
 
     Links that lie deeper than samples are not followed: what lies there is listed only to tell what is passed over.
@@ -45,9 +44,9 @@ def scan(root: Path, folder: str, depth: float) -> Scan:
     Raises:
         UserError: links between folders lead to one of them in more than `MOST_WAYS` ways.
     """
-    found = Scan([], [])
+    found: list[Entry] = []
     ways = Counter[tuple[int, int]]()
-    waiting = [(path, "", frozenset[tuple[int, int]]()) for path in _folders(root, folder)]
+    waiting = [(path, "", frozenset[tuple[int, int]]()) for path in _in_any_form(os.fspath(root), folder)]
     while waiting:
         path, inner, above = waiting.pop()
         try:
@@ -61,34 +60,32 @@ def scan(root: Path, folder: str, depth: float) -> Scan:
                     f"{path}: links between folders lead there in more than {MOST_WAYS} ways; remove such links"
                 )
             with os.scandir(path) as listing:
-                entries = [Entry(inner + composed(one.name), one.path, _kind(one)) for one in listing]
+                inside = [Entry(inner + composed(one.name), one.path, _kind(one)) for one in listing]
         except OSError as error:
-            found.unreadable.append((inner, f"{path} ({error.strerror})"))
-            continue
-        found.entries.extend(entries)
+            inside = [Entry(inner, f"{path} ({error.strerror})", UNREADABLE)]
+        found += inside
         waiting += [
             (one.path, f"{one.inner}/", above | {identity})
-            for one in entries
+            for one in inside
             if one.kind == FOLDER and (one.inner.count("/") < depth or not os.path.islink(one.path))
         ]
     return found
 
 
-def _folders(root: Path, folder: str) -> list[str]:
-    found = [os.fspath(root)]
+def _in_any_form(root: str, folder: str) -> list[str]:
+    found = [root]
     for part in folder.split("/")[:-1]:
-        names = {part}.union(*(_same_names(path, part) for path in found)) if not part.isascii() else {part}
-        found = [
-            joined for path in found for name in sorted(names) if os.path.isdir(joined := os.path.join(path, name))
-        ]
+        paths = [os.path.join(path, name) for path in found for name in _same_names(path, part)]
+        found = [path for path in paths if os.path.isdir(path)]
     return found
 
 
 def _same_names(folder: str, name: str) -> list[str]:
     try:
-        return [one for one in os.listdir(folder) if composed(one) == composed(name)]
+        names = [] if name.isascii() else os.listdir(folder)
     except OSError:
-        return []  # It may be entered all the same, if the name is the one on disk.
+        names = []  # It may be entered all the same, if the name is the one on disk.
+    return sorted({name, *(one for one in names if composed(one) == composed(name))})
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -110,26 +107,12 @@ def files_by_name(entries: Iterable[Entry], pattern: FilePattern) -> dict[str, l
     found: dict[str, list[Entry]] = {}
     for entry in entries:
         name = pattern.name_in(entry.inner)
-        if name is not None and (entry.kind != FOLDER or pattern.extension or is_picture(entry.inner)):
+        may_be_file = entry.kind not in (FOLDER, UNREADABLE) or pattern.extension or is_picture(entry.inner)
+        if name is not None and may_be_file:
             found.setdefault(name, []).append(entry)
     return found
 
 
-def refuse_unreadable(scans: Iterable[Scan], depth: float) -> None:
-    """Make sure that every folder where samples are looked for could be listed.
-
-    Args:
-        scans: what was found.
-        depth: how many sub-folders deep samples are looked for.
-
-    Raises:
-        UserError: some could not; the first few are named.
-    """
-    paths = sorted({path for one in scans for inner, path in one.unreadable if inner.count("/") <= depth})
-    if paths:
-        raise UserError(f"folders of the data set cannot be listed: {first_few(paths)}; allow it (chmod) or move them")
-
-
-def first_few(texts: list[str]) -> str:
+def first_few(texts: list[str], number: int = SHOWN) -> str:
     """Return the first few of a list as a message names them."""
-    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
+    return ", ".join(texts[:number]) + (", …" if len(texts) > number else "")

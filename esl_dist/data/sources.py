@@ -5,8 +5,7 @@ not, and lossy formats change ids. The check before packing and the packing itse
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -17,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from esl_dist.data.images import Label, Size, decode, decode_label, open_picture
+from esl_dist.data.images import LARGEST_PIXELS, Label, Size, decode, decode_label, open_picture
+from esl_dist.data.labels import Color
 
-Color = tuple[int, int, int]
 Pixels = TypeVar("Pixels", NDArray[np.uint8], Label)
 
 KEPT = {"PNG": "png", "JPEG": "jpg", "MPO": "jpg"}
@@ -30,7 +29,6 @@ LOSSY_TIFF = ("jpeg", "tiff_jpeg", "webp", "tiff_sgilog", "tiff_sgilog24", "tiff
 """Pillow's names of the compressions of TIFF that may change ids."""
 WHOLE_BYTES = {8, 16, 32}
 """Bits of a TIFF's values that decoders leave as they are; 32 are refused by their type."""
-BMP_BITS = (8, 24, 32)
 PNM_HEADER = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+(\d+)){3}\s")
 """Kind, then width, height and highest value, which is the group."""
 COLOR_MODES = ("1", "L", "P", "RGB", "LA", "RGBA")
@@ -44,7 +42,8 @@ LONGEST_SIDE = 2**20
 """Pixels; OpenCV decodes no longer one."""
 LONGEST_SIDES = {"PNG": 1_000_000}
 """Formats whose own reader in OpenCV has another limit."""
-ROWS_AT_ONCE = 256
+BLUE_GREEN_RED = np.array([1, 2**8, 2**16], np.int32)
+"""What makes one number of a colour."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,16 @@ class Reading:
     """How source files are read.
 
     Attributes:
-        label_channel: as in `Layout`.
+        label_channel: the channel of colour labels that holds the raw id; None: labels of one channel.
         colors: (red, green, blue) → raw id, for labels painted in the classes' colours; None: labels hold ids.
-        exif_orientation: as in `Layout`.
+        exif_orientation: `apply` or `ignore`, for files whose EXIF tag asks to turn them; None: they are refused.
         largest_pixels: most pixels of a picture or a label.
     """
 
-    label_channel: str | None
-    colors: Mapping[Color, int] | None
-    exif_orientation: str | None
-    largest_pixels: int
+    label_channel: str | None = None
+    colors: Mapping[Color, int] | None = None
+    exif_orientation: str | None = None
+    largest_pixels: int = LARGEST_PIXELS
 
 
 class Picture(NamedTuple):
@@ -77,10 +76,9 @@ def read_picture(content: bytes, reading: Reading) -> Picture:
     Raises:
         ValueError: it is no whole picture of 8 bits a channel in grey or colour, or leaves open what it shows.
     """
-    image, orientation = _loaded(content, reading.largest_pixels)
-    stored = _colors(content, image)
-    pixels = _oriented(stored, orientation, image.format, reading.exif_orientation)
-    return Picture(pixels, KEPT.get(image.format or "") if pixels is stored else None)
+    image, orientation = _loaded(content, reading)
+    pixels = turned(_colors(content, image), orientation)
+    return Picture(pixels, KEPT.get(image.format or "") if orientation == UPRIGHT else None)
 
 
 def read_label(content: bytes, reading: Reading) -> Label:
@@ -89,17 +87,12 @@ def read_label(content: bytes, reading: Reading) -> Label:
     Raises:
         ValueError: it is no whole picture, one whose format may change ids, or has other channels than described.
     """
-    image, orientation = _loaded(content, reading.largest_pixels)
+    image, orientation = _loaded(content, reading)
     _refuse_changed_ids(image)
     if reading.colors is not None:
-        label: Label = _ids_of_colors(_colors(content, image), reading.colors)
-        return _oriented(label, orientation, image.format, reading.exif_orientation)
+        return turned(_ids_of_colors(_colors(content, image), reading.colors), orientation)
     _refuse_stretched_ids(content, image)
-    if reading.label_channel is not None:
-        label = _channel(content, image, reading.label_channel)
-    else:
-        label = _ids(content, image)
-    return _oriented(label, orientation, image.format, reading.exif_orientation)
+    return turned(_ids(content, image, reading.label_channel), orientation)
 
 
 def size_in_header(path: Path) -> Size:
@@ -112,32 +105,20 @@ def size_in_header(path: Path) -> Size:
         return (0, 0)
 
 
-def _loaded(content: bytes, largest_pixels: int) -> tuple[Image.Image, int]:
-    """Return the whole picture and its orientation from 1 to 8."""
+def _loaded(content: bytes, reading: Reading) -> tuple[Image.Image, int]:
+    """Return the whole picture, and the orientation from 1 to 8 by which its decoded pixels are to be turned."""
     if not content:
         raise ValueError("an empty file (0 bytes)")
-    with _whatever_pillow_raises():
-        image = open_picture(BytesIO(content))
-    if image.width * image.height > largest_pixels:
-        raise ValueError(
-            f"{image.width}×{image.height} pixels, more than {largest_pixels / 1e6:g} megapixels; raise "
-            "largest_megapixels if this picture is no mistake"
-        )
-    with _whatever_pillow_raises():
-        # Before it is loaded, for then Pillow turns a TIFF and drops its tag.
-        orientation = _orientation(image)
-        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-        # OpenCV fills a file that ends too early with grey; Pillow notices.
-        image.load()
-    if frames > 1:
-        raise ValueError(f"{frames} frames or pages ({image.format}); expected a single picture: save the one you mean")
-    return image, orientation
-
-
-@contextmanager
-def _whatever_pillow_raises() -> Iterator[None]:
+    tag, frames = UPRIGHT, 1
     try:
-        yield
+        image = open_picture(BytesIO(content))
+        is_too_large = image.width * image.height > reading.largest_pixels
+        if not is_too_large:
+            # Before it is loaded, for then Pillow turns a TIFF and drops its tag.
+            tag = _orientation(image)
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            # OpenCV fills a file that ends too early with grey; Pillow notices.
+            image.load()
     except UnidentifiedImageError:
         raise ValueError("not a picture in a format that can be read; expected png or jpg") from None
     except MemoryError:
@@ -145,6 +126,26 @@ def _whatever_pillow_raises() -> Iterator[None]:
     except Exception as error:
         # Its readers raise whatever a damaged file makes them run into: OSError, SyntaxError, struct.error, KeyError, …
         raise ValueError(f"not a whole picture ({error})") from error
+    if is_too_large:
+        raise ValueError(
+            f"{image.width}×{image.height} pixels, more than {reading.largest_pixels / 1e6:g} megapixels; raise "
+            "largest_megapixels if this picture is no mistake"
+        )
+    if frames > 1:
+        raise ValueError(f"{frames} frames or pages ({image.format}); expected a single picture: save the one you mean")
+    if tag == UPRIGHT:
+        return image, UPRIGHT
+    if reading.exif_orientation is None:
+        raise ValueError(
+            f"carries EXIF orientation {tag}, by which viewers turn or mirror it; write in the description "
+            "`exif_orientation: apply` where labels fit what viewers show, `exif_orientation: ignore` where they fit "
+            "the stored pixels"
+        )
+    # Pillow and OpenCV both turn a TIFF by themselves, and nothing else.
+    is_turned, is_to_be = image.format == "TIFF", reading.exif_orientation == "apply"
+    if is_turned == is_to_be:
+        return image, UPRIGHT
+    return image, INVERSE.get(tag, tag) if is_turned else tag
 
 
 def _orientation(image: Image.Image) -> int:
@@ -158,23 +159,10 @@ def _orientation(image: Image.Image) -> int:
     return tag if tag in range(UPRIGHT, 9) else UPRIGHT
 
 
-def _oriented(pixels: Pixels, orientation: int, kind: str | None, asked: str | None) -> Pixels:
-    """Turn decoded pixels as `asked`; Pillow and OpenCV both turn a TIFF by themselves, and nothing else."""
-    if orientation == UPRIGHT:
-        return pixels
-    if asked is None:
-        raise ValueError(
-            f"carries EXIF orientation {orientation}, by which viewers turn or mirror it; write in the description "
-            "`exif_orientation: apply` where labels fit what viewers show, `exif_orientation: ignore` where they fit "
-            "the stored pixels"
-        )
-    if (kind == "TIFF") == (asked == "apply"):
-        return pixels
-    return turned(pixels, INVERSE.get(orientation, orientation) if kind == "TIFF" else orientation)
-
-
 def turned(pixels: Pixels, orientation: int) -> Pixels:
     """Turn and mirror an array of shape (height, width, …) as the EXIF orientation from 1 to 8 says."""
+    if orientation == UPRIGHT:
+        return pixels
     transposed = pixels.swapaxes(0, 1) if orientation >= 5 else pixels
     rows = -1 if orientation in (3, 4, 7, 8) else 1
     columns = -1 if orientation in (2, 3, 6, 7) else 1
@@ -183,7 +171,10 @@ def turned(pixels: Pixels, orientation: int) -> Pixels:
 
 def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
     """Return the pixels as BGR if Pillow and OpenCV see the same ones, opaque and with 8 bits a channel."""
-    _refuse_mode(image.mode, COLOR_MODES)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(_too_deep("16" if image.mode.startswith("I;16") else "more than 8"))
+    if image.mode not in COLOR_MODES:
+        raise ValueError(f"its colours are {image.mode}; convert it to RGB of 8 bits a channel")
     try:
         pixels = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     except ValueError:
@@ -194,6 +185,10 @@ def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
     if not _same_pixels(image, pixels):
         raise ValueError(f"Pillow and OpenCV see different pixels in this {image.format}; save it as png of 8 bits")
     return pixels  # type: ignore[return-value]
+
+
+def _too_deep(bits: str) -> str:
+    return f"{bits} bits a channel; convert it to 8 bits: only you know which values are black and white"
 
 
 def _unreadable(image: Image.Image) -> str:
@@ -213,25 +208,13 @@ def _same_pixels(image: Image.Image, pixels: NDArray[np.generic]) -> bool:
     return all(np.array_equal(np.asarray(rgb.getchannel(place)), pixels[:, :, 2 - place]) for place in range(3))
 
 
-def _refuse_mode(mode: str, expected: tuple[str, ...]) -> None:
-    if mode in expected:
-        return
-    if mode.startswith(("I", "F")):
-        raise ValueError(_too_deep("16" if mode.startswith("I;16") else "more than 8"))
-    raise ValueError(f"its colours are {mode}; convert it to RGB of 8 bits a channel")
-
-
-def _too_deep(bits: str) -> str:
-    return f"{bits} bits a channel; convert it to 8 bits: which values are black and white is for you to say"
-
-
 def _refuse_transparency(image: Image.Image) -> None:
     if not image.has_transparency_data:
         return
     seen_through = sum(image.convert("RGBA").getchannel("A").histogram()[:255])
     if seen_through:
         raise ValueError(
-            f"{seen_through} of its pixels are transparent, and what shows there is not said; save it without an alpha "
+            f"{seen_through} of its pixels are transparent, and their colour is not defined; save it without an alpha "
             "channel"
         )
 
@@ -246,85 +229,67 @@ def _refuse_changed_ids(image: Image.Image) -> None:
         )
     if image.format == "TIFF" and image.mode in GREY_MODES:
         tags = image.tag_v2  # type: ignore[attr-defined]
-        if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0 or (
-            image.mode != "1" and not set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))) <= WHOLE_BYTES
-        ):
+        inverted = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        bits = {8} if image.mode == "1" else set(tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,)))
+        if inverted or not bits <= WHOLE_BYTES:
             raise ValueError("a TIFF whose values are inverted or have other than 8 or 16 bits; save the label as png")
 
 
 def _refuse_stretched_ids(content: bytes, image: Image.Image) -> None:
     """Refuse kinds of PGM, PPM and BMP whose ids both decoders may stretch alike."""
-    if image.format == "PPM" and _highest_value(content) not in (255, 65535):
-        raise ValueError("its highest value is neither 255 nor 65535, so ids are stretched; save the label as png")
-    if image.format == "BMP" and image.mode in ("L", "RGB", "RGBA") and (bits := _bits_of_bmp(content)) not in BMP_BITS:
-        raise ValueError(f"a BMP of {bits} bits a pixel, whose ids are stretched; save the label as png")
+    if image.format == "PPM":
+        # A PBM says no highest value, nor may an unusual header.
+        header = PNM_HEADER.match(content)
+        if header is None or int(header[1]) not in (255, 65535):
+            raise ValueError("its highest value is neither 255 nor 65535, so ids are stretched; save the label as png")
+    if image.format == "BMP" and image.mode in ("L", "RGB", "RGBA"):
+        has_short_header = int.from_bytes(content[14:18], "little") == 12
+        bits = int.from_bytes(content[24:26] if has_short_header else content[28:30], "little")
+        if bits not in (8, 24, 32):
+            raise ValueError(f"a BMP of {bits} bits a pixel, whose ids are stretched; save the label as png")
 
 
-def _highest_value(content: bytes) -> int | None:
-    """Return what the header of a PGM or PPM says is the highest value; None: it is a PBM, or the header is unusual."""
-    header = PNM_HEADER.match(content)
-    return None if header is None else int(header[1])
-
-
-def _bits_of_bmp(content: bytes) -> int:
-    short_header = int.from_bytes(content[14:18], "little") == 12
-    return int.from_bytes(content[24:26] if short_header else content[28:30], "little")
-
-
-def _ids(content: bytes, image: Image.Image) -> Label:
-    if image.mode in ("RGB", "RGBA"):
+def _ids(content: bytes, image: Image.Image, channel: str | None) -> Label:
+    mode = image.mode
+    if mode not in (*GREY_MODES, "P", "RGB", "RGBA"):
+        raise ValueError(f"a label whose colours are {mode}; expected one channel of ids, or RGB")
+    if channel is None and mode in ("RGB", "RGBA"):
         raise ValueError(
-            f"a label in colour ({image.mode}); expected one channel of ids. Say in the description where they are: "
+            f"a label in colour ({mode}); expected one channel of ids. Say in the description where they are: "
             "`label_colors: true` where it is painted in the classes' colours, `label_channel: red` where the ids are "
             "in a channel"
         )
-    _refuse_label_mode(image.mode)
-    if image.mode == "LA":
-        _refuse_transparency(image)
-        label = decode(content, cv2.IMREAD_UNCHANGED)
-        return np.ascontiguousarray(label[:, :, 0]) if label.ndim == 3 else label  # type: ignore[return-value]
-    return decode_label(content)
-
-
-def _channel(content: bytes, image: Image.Image, channel: str) -> Label:
-    if image.mode in GREY_MODES:
+    if channel is not None and mode in GREY_MODES:
         raise ValueError(
             f"a label with one channel, but `label_channel: {channel}` in the description; expected a colour picture"
         )
-    _refuse_label_mode(image.mode)
-    _refuse_transparency(image)
+    if channel is not None or mode == "LA":
+        _refuse_transparency(image)
+    if mode == "LA":
+        label = decode(content, cv2.IMREAD_UNCHANGED)
+        return np.ascontiguousarray(label[:, :, 0]) if label.ndim == 3 else label  # type: ignore[return-value]
     return decode_label(content, channel)
-
-
-def _refuse_label_mode(mode: str) -> None:
-    if mode not in (*GREY_MODES, "P", "RGB", "RGBA"):
-        raise ValueError(f"a label whose colours are {mode}; expected one channel of ids, or RGB")
 
 
 def _ids_of_colors(pixels: NDArray[np.uint8], ids: Mapping[Color, int]) -> Label:
     """Turn colours, BGR (height, width, 3), to raw ids."""
     known = np.array(sorted((red << 16 | green << 8 | blue, one) for (red, green, blue), one in ids.items()))
-    kind = np.uint8 if known[:, 1].max() < 2**8 else np.uint16
-    label: Label = np.empty(pixels.shape[:2], kind)
+    label: Label = np.empty(pixels.shape[:2], np.uint8 if known[:, 1].max() < 2**8 else np.uint16)
     strange = []
-    # In blocks of rows, for it takes ten times the memory of the pixels it works on.
-    for start in range(0, len(pixels), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        blue, green, red = np.moveaxis(pixels[rows].astype(np.int32), 2, 0)
-        codes = red << 16 | green << 8 | blue
+    # Row by row, for it takes ten times the memory of the pixels it works on.
+    for row, ids_of_row in zip(pixels, label, strict=True):
+        codes = row.astype(np.int32) @ BLUE_GREEN_RED
         places = np.searchsorted(known[:, 0], codes).clip(max=len(known) - 1)
         strange.append(codes[known[places, 0] != codes])
-        label[rows] = known[places, 1]
-    if any(codes.size for codes in strange):
-        raise ValueError(_strange_colors(np.concatenate(strange)))
+        ids_of_row[:] = known[places, 1]
+    colors, counts = np.unique(np.concatenate(strange), return_counts=True)
+    if len(colors):
+        most = np.argsort(-counts, kind="stable")[:SHOWN_COLORS]
+        shown = ", ".join(
+            f"[{colors[i] >> 16}, {colors[i] >> 8 & 255}, {colors[i] & 255}] ({counts[i]} pixels)" for i in most
+        )
+        more = f" and {len(colors) - len(most)} more" if len(colors) > len(most) else ""
+        raise ValueError(
+            f"colours of no class: {shown}{more}; `label_colors: true` expects the classes' colours exactly"
+        )
     return label
-
-
-def _strange_colors(codes: NDArray[np.int32]) -> str:
-    colors, counts = np.unique(codes, return_counts=True)
-    most = np.argsort(-counts, kind="stable")[:SHOWN_COLORS]
-    shown = ", ".join(
-        f"[{colors[one] >> 16}, {colors[one] >> 8 & 255}, {colors[one] & 255}] ({counts[one]} pixels)" for one in most
-    )
-    more = f" and {len(colors) - len(most)} more" if len(colors) > len(most) else ""
-    return f"colours of no class: {shown}{more}; `label_colors: true` expects the classes' colours exactly"

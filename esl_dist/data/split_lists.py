@@ -11,7 +11,6 @@ import stat
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from esl_dist.data.patterns import FilePattern, composed, is_picture
 from esl_dist.errors import UserError
@@ -20,30 +19,14 @@ from esl_dist.files import refuse_as_key, shortened
 SEPARATORS = (r"\t+", r"\s*[,;]\s*", r"\s+")
 
 
-@dataclass(frozen=True)
-class ListReading:
-    """What the lines of a list are held against.
-
-    Attributes:
-        roots: the data set's folder, as a line may begin with it (`beginnings`).
-        image: the pattern of pictures.
-        label: that of labels; None: a second column is not looked at.
-        known: the names of the samples that are there, in NFC.
-    """
-
-    roots: Sequence[str]
-    image: FilePattern
-    label: FilePattern | None
-    known: Container[str]
-
-
-def beginnings(root: Path) -> list[str]:
-    """Return a folder as an absolute path below it begins: as it is written, and without links."""
-    return [f"{composed(one.as_posix())}/" for one in (root.absolute(), root.resolve())]
-
-
-def read_list(file: Path, reading: ListReading) -> dict[str, int]:
+def read_list(file: Path, root: Path, patterns: Sequence[FilePattern], known: Container[str]) -> dict[str, int]:
     """Return the names (NFC) of a list and the number of each one's line; a name may be of a sample that is not there.
+
+    Args:
+        file: the list.
+        root: the data set's folder, with which a line may begin.
+        patterns: that of pictures and, where the split has labels, that of labels; a second column is held against it.
+        known: the names of the samples that are there, in NFC.
 
     Raises:
         ValueError: the file is no text in UTF-8.
@@ -51,10 +34,11 @@ def read_list(file: Path, reading: ListReading) -> dict[str, int]:
             of the first; file and line are named.
         OSError: the file cannot be read.
     """
+    roots = [f"{composed(one.as_posix())}/" for one in (root.absolute(), root.resolve())]
     found: dict[str, int] = {}
     for number, content in enumerate(_contents(file), 1):
-        line = _Line(composed(content.strip()), f"{file}: line {number}")
-        name = _name(line, reading) if line.text else None
+        line = _Line(composed(content.strip()), f"{file}: line {number}", roots, patterns, known)
+        name = line.name() if line.text else None
         if name is None:
             continue
         refuse_as_key(name, f"{line.place}: sample")
@@ -64,11 +48,6 @@ def read_list(file: Path, reading: ListReading) -> dict[str, int]:
     if not found:
         raise UserError(f"{file}: names no sample; expected one a line")
     return found
-
-
-class _Line(NamedTuple):
-    text: str
-    place: str
 
 
 def _contents(file: Path) -> list[str]:
@@ -87,77 +66,77 @@ def _contents(file: Path) -> list[str]:
     return re.split(r"\r\n|\n|\r", text)
 
 
-def _name(line: _Line, reading: ListReading) -> str | None:
-    """Return the name that a line means; None: it is a comment."""
-    for columns in _columns(line.text):
-        names = _meanings(columns[0], reading.image, reading.roots)
-        name = next((name for name in names if name in reading.known), None)
-        if name is not None:
-            if len(columns) > 1:
-                _refuse_other_label(columns, name, reading, line)
-            return name
-    return None if line.text.startswith("#") else _absent_name(line, reading)
+@dataclass(frozen=True)
+class _Line:
+    """A line of a list (NFC), its place for messages, and what it is held against: see `read_list`."""
 
+    text: str
+    place: str
+    roots: Sequence[str]
+    patterns: Sequence[FilePattern]
+    known: Container[str]
 
-def _columns(text: str) -> Iterator[list[str]]:
-    """Yield what the columns of a line may be: the whole line first, for a name may hold blanks and commas."""
-    yield [text]
-    without_comment = text if text.startswith("#") else re.split(r"\s#", text)[0].rstrip()
-    for separator in SEPARATORS:
-        columns = [column.strip().strip("\"'") for column in re.split(separator, without_comment)]
-        if columns[0] not in ("", text):
-            yield [column for column in columns if column]
+    def name(self) -> str | None:
+        """Return the name that the line means; None: it is a comment."""
+        columns = [self.text]
+        for columns in self._columns():
+            name = next((name for name in self._meanings(columns[0], self.patterns[0]) if name in self.known), None)
+            if name is not None:
+                if len(columns) > 1:
+                    self._refuse_other_label(columns, name)
+                return name
+        return None if self.text.startswith("#") else self._absent_name(columns)
 
+    def _columns(self) -> Iterator[list[str]]:
+        """Yield what the columns may be: the whole line first, for a name may hold blanks and commas."""
+        yield [self.text]
+        without_comment = self.text if self.text.startswith("#") else re.split(r"\s#", self.text)[0].rstrip()
+        for separator in SEPARATORS:
+            columns = [column.strip().strip("\"'") for column in re.split(separator, without_comment)]
+            if columns[0] not in ("", self.text):
+                yield [column for column in columns if column]
 
-def _meanings(text: str, pattern: FilePattern, roots: Sequence[str]) -> list[str]:
-    """Return the names that a word of a list may stand for: as it is first, then without what the pattern adds."""
-    path = text.replace("\\", "/")  # as Windows writes it
-    path = _normal(_below(path, roots) if path.startswith("/") else path)
-    folders = pattern.folder.split("/")
-    starts = ["/".join(folders[i:]) + pattern.before for i in range(len(folders))]
-    names = [_normal(text)] if not text.startswith("/") else []
-    for inner in [path, *(path[len(start) :] for start in starts if start and path.startswith(start))]:
-        name = pattern.name_in(pattern.before + inner)
-        names += [inner] if name is None else [inner, name]
-    return list(dict.fromkeys(names))
+    def _meanings(self, text: str, pattern: FilePattern) -> list[str]:
+        """Return the names that a word may stand for: as it is first, then without what the pattern adds."""
+        path = text.replace("\\", "/")  # as Windows writes it
+        if path.startswith("/"):
+            path = next((path[len(root) :] for root in self.roots if path.startswith(root)), path.lstrip("/"))
+        path = _normal(path)
+        folders = pattern.folder.split("/")
+        starts = ["/".join(folders[i:]) + pattern.before for i in range(len(folders))]
+        names = [_normal(text)] if not text.startswith("/") else []
+        for inner in [path, *(path[len(start) :] for start in starts if start and path.startswith(start))]:
+            name = pattern.name_in(pattern.before + inner)
+            names += [inner] if name is None else [inner, name]
+        return list(dict.fromkeys(names))
+
+    def _refuse_other_label(self, columns: Sequence[str], name: str) -> None:
+        """Refuse a second column that belongs to another sample, or a name with blanks that was cut into columns."""
+        text = columns[1]
+        for label in self.patterns[1:]:
+            if name not in self._meanings(text, label):
+                raise UserError(
+                    f"{self.place}: {shortened(self.text)}: the second column is not the label of sample {name!r}; the "
+                    f"description's pattern gives {label.file_of(name)}"
+                )
+            return
+        # Where no pattern says how, labels are named after their samples.
+        named_after = re.search(rf"(?<![^\W_]){re.escape(name.rpartition('/')[2])}(?![^\W_])", text)
+        if is_picture(text) and not is_picture(columns[0]) and not named_after:
+            raise UserError(
+                f"{self.place}: {shortened(self.text)}: no sample has that name, and {text!r} does not look like a "
+                f"label of sample {name!r}; correct or remove the line"
+            )
+
+    def _absent_name(self, columns: Sequence[str]) -> str:
+        """Return the name that the line means whose sample is not there; a path elsewhere is refused."""
+        word = next((word for word in (columns[0], self.text) if is_picture(word)), self.text)
+        names = self._meanings(word, self.patterns[0])
+        if ".." in word.replace("\\", "/").split("/") or (word.startswith("/") and len(names) == 1):
+            raise UserError(f"{self.place}: {shortened(self.text)} leads out of the data set's folder")
+        return names[-1]
 
 
 def _normal(path: str) -> str:
     """Return a path so that `a//b` and `./a/b` are `a/b`; `..` stays."""
     return "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-def _below(path: str, roots: Sequence[str]) -> str:
-    """Return a path without a beginning that is the data set's folder, or without its first `/`."""
-    return next((path[len(root) :] for root in roots if path.startswith(root)), path.lstrip("/"))
-
-
-def _refuse_other_label(columns: Sequence[str], name: str, reading: ListReading, line: _Line) -> None:
-    """Refuse a second column that belongs to another sample, or a name with blanks that was cut into columns."""
-    text = columns[1]
-    if reading.label is not None:
-        if name not in _meanings(text, reading.label, reading.roots):
-            raise UserError(
-                f"{line.place}: {shortened(line.text)}: the second column is not the label of sample {name!r}; the "
-                f"description's pattern gives {reading.label.file_of(name)}"
-            )
-    elif is_picture(text) and not is_picture(columns[0]) and not _is_named_after(text, name):
-        raise UserError(
-            f"{line.place}: {shortened(line.text)}: no sample has that name, and {text!r} does not look like a label "
-            f"of sample {name!r}; correct or remove the line"
-        )
-
-
-def _is_named_after(file: str, name: str) -> bool:
-    """Say whether a file is named after a sample, as labels are, where no pattern says how."""
-    return re.search(rf"(?<![^\W_]){re.escape(name.rpartition('/')[2])}(?![^\W_])", file) is not None
-
-
-def _absent_name(line: _Line, reading: ListReading) -> str:
-    """Return the name that a line means whose sample is not there; a path elsewhere is refused."""
-    *_, columns = _columns(line.text)
-    word = next((word for word in (columns[0], line.text) if is_picture(word)), line.text)
-    names = _meanings(word, reading.image, reading.roots)
-    if ".." in word.replace("\\", "/").split("/") or (word.startswith("/") and len(names) == 1):
-        raise UserError(f"{line.place}: {shortened(line.text)} leads out of the data set's folder")
-    return names[-1]

@@ -82,4 +82,4 @@ def test_an_edited_description_works_or_says_what_is_wrong(folder: Path, place: 
         assert str(file) in said or str(folder) in said or place == ("root",)
     else:
         assert layout.pairs
-        assert all(path.is_file() for pair in layout.pairs for path in pair.files())
+        assert all(path.is_file() for pair in layout.pairs for path in pair.files().values())

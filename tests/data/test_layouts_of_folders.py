@@ -110,7 +110,7 @@ def test_unicode_forms_of_a_name_are_one_name(tmp_path: Path, image: str, label:
         split = {"list": "l.txt"}
     (pair,) = layout(tmp_path, splits={SPLIT: split}).pairs
     assert pair.name == unicodedata.normalize("NFC", f"ü/{NAME}")
-    assert all(path.is_file() for path in pair.files())
+    assert all(path.is_file() for path in pair.files().values())
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -213,7 +213,9 @@ def test_what_is_named_like_a_picture_and_is_none_is_refused(tmp_path: Path, kin
     for what, make in makers.items():
         path.rmdir() if path.is_dir() else path.unlink()
         make()
-        with pytest.raises(UserError, match=rf"^1 of the split's files are none: .*{kind}/b\.png: {what.strip()}; "):
+        with pytest.raises(
+            UserError, match=rf"^1 of the split's files are no files: .*{kind}/b\.png: {what.strip()}; "
+        ):
             layout(tmp_path, splits={SPLIT: split})
 
 

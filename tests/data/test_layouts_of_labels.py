@@ -56,16 +56,16 @@ def test_classes_of_no_label_and_labels_of_no_class_are_refused_whatever_the_spl
 
 def test_colors_of_painted_labels_stand_for_the_first_id_of_their_class(tmp_path: Path) -> None:
     found = layout(tmp_path, label_colors=True)
-    assert (found.label_colors, found.raw_ids_of_colors) == (True, COLORS)
+    assert found.reading.colors == COLORS
     plain = layout(tmp_path)
-    assert (plain.label_colors, plain.raw_ids_of_colors) == (False, {})
+    assert plain.reading.colors is None
 
 
 @pytest.mark.parametrize(("ignore_ids", "raw_id"), [([9, 3], 3), ([], 255)])
 def test_ignored_colors_stand_for_an_ignored_id(tmp_path: Path, ignore_ids: list[int], raw_id: int) -> None:
     colors = [[0, 0, 0], [255, 255, 255], [0, 0, 0]]
     found = layout(tmp_path, label_colors=True, ignore_colors=colors, ignore_ids=ignore_ids)
-    assert found.raw_ids_of_colors == COLORS | {(0, 0, 0): raw_id, (255, 255, 255): raw_id}
+    assert found.reading.colors == COLORS | {(0, 0, 0): raw_id, (255, 255, 255): raw_id}
     assert raw_id in found.known_ids()
 
 
@@ -108,12 +108,12 @@ def test_a_number_may_be_the_name_of_a_class(tmp_path: Path) -> None:
 def test_class_sets_may_share_colors_that_agree(tmp_path: Path) -> None:
     coarse = [entry("ground", [128, 64, 128], 7, 23), entry("built", [1, 2, 3], 11, 12)]
     found = layout(tmp_path, label_colors=True, class_sets={"fine": CLASS_ENTRIES, "coarse": coarse})
-    assert found.raw_ids_of_colors == COLORS | {(1, 2, 3): 11}
+    assert found.reading.colors == COLORS | {(1, 2, 3): 11}
 
 
 @pytest.mark.parametrize("value", [None, "apply", "ignore"])
 def test_what_is_done_with_turned_pictures_is_in_the_layout(tmp_path: Path, value: str | None) -> None:
-    assert layout(tmp_path, exif_orientation=value).exif_orientation == value
+    assert layout(tmp_path, exif_orientation=value).reading.exif_orientation == value
 
 
 @pytest.mark.parametrize("value", [True, "turn", 3])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from esl_dist.data.layouts import read_layout
 from esl_dist.data.patterns import FilePattern
-from esl_dist.data.split_lists import ListReading, beginnings, read_list
+from esl_dist.data.split_lists import read_list
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, write_description
 
@@ -23,7 +23,7 @@ NAMES = ("0", "2007_000032", "ulm/ulm_1", "with blank", "a,b", "é", "#1", "x.y"
 def read(folder: Path, content: str | bytes, label: FilePattern | None = LABEL, known: tuple[str, ...] = NAMES) -> list:
     file = folder / "l.txt"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(read_list(file, ListReading(beginnings(folder / "root"), IMAGE, label, known)))
+    return list(read_list(file, folder / "root", [IMAGE] if label is None else [IMAGE, label], known))
 
 
 def layout(folder: Path, content: str, *samples: str) -> list[str]:

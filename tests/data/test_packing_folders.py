@@ -13,7 +13,7 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards, verify
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, drawn_shards, no_progress, write_pictures
-from tests.data.packs import ThisProcess, contents
+from tests.data.packs import contents
 
 OTHERS = ("download.tar.partial", "shard-mine.tar", "repacked-mine.tar", "shard-7.tar", "notes.txt")
 SHARD = 20480
@@ -21,7 +21,7 @@ SHARD = 20480
 
 @pytest.fixture(autouse=True)
 def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(ThisProcess()))
+    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(map))
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def packed(layout: Layout, folder: Path, anew: bool = False, image_format: str = "keep") -> Packed:
-    return pack(layout, folder, Encoding(None, None, image_format, 95), SHARD, 1, no_progress, anew)
+    return pack(layout, folder, Encoding(None, None, image_format, 95, SHARD), 1, no_progress, anew)
 
 
 def put(folder: Path, *names: str) -> None:
@@ -77,7 +77,7 @@ def interrupted(layout: Layout, out: Path) -> None:
         raise InterruptedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folders, "_remove", kill)
+        patch.setattr(folders, "remove_leftovers", kill)
         with pytest.raises(InterruptedError):
             packed(layout, out, anew=True)
     assert "repacked-000000.tar" in (out / INDEX_NAME).read_text()
@@ -120,6 +120,8 @@ def test_a_lock_that_cannot_be_made_is_told_unless_the_folder_may_only_be_read(l
     put(tmp_path / "link")
     (tmp_path / "link/.lock").symlink_to(tmp_path / "absent/lock")
     for name in ("folder", "link"):
-        with pytest.raises(UserError, match=rf"{name}/\.lock: cannot be made or locked, which keeps a second packing"):
+        with pytest.raises(
+            UserError, match=rf"{name}/\.lock: cannot be created or locked, which keeps a second packing"
+        ):
             packed(layout, tmp_path / name)
         assert not (tmp_path / name / INDEX_NAME).exists()

@@ -17,7 +17,6 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.errors import UserError
 from shards import prepare
 from tests.builders import SPLIT, write_description, write_pictures
-from tests.data.packs import ThisProcess
 from tests.programs import command, environment, signal_when
 
 
@@ -28,7 +27,7 @@ def words(tmp_path: Path, *further: str) -> list[str]:
 
 @pytest.fixture
 def pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(ThisProcess()))
+    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(map))
     write_pictures(tmp_path, ["a", "b"])
     return lambda *further: prepare.main(load_config(Prepare, None, words(tmp_path, *further)))
 

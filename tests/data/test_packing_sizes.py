@@ -17,7 +17,6 @@ from esl_dist.data.shard_index import ShardIndex, read_index
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, no_progress, write_description, write_pictures
-from tests.data.packs import ThisProcess
 from tests.programs import run
 
 AS_THEY_ARE = Encoding(size=None, label_size=None, image_format="keep", jpg_quality=95)
@@ -26,11 +25,11 @@ NAMES = ["a", "b", "c", "d"]
 
 @pytest.fixture(autouse=True)
 def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(ThisProcess()))
+    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(map))
 
 
 def packed(layout: Layout, folder: Path, encoding: Encoding = AS_THEY_ARE) -> ShardIndex:
-    return pack(layout, folder, encoding, 20480, 1, no_progress).index
+    return pack(layout, folder, encoding, 1, no_progress).index
 
 
 def with_other_sizes(folder: Path, *names: str, **description: Any) -> Layout:

@@ -24,7 +24,7 @@ def packed(folder: Path) -> ShardReader:
         label.unlink()
     description = write_description(folder / "pictures", label=None, class_sets={}, ignore_ids=[])
     layout = read_layout(description, SPLIT)
-    pack(layout, folder / "shards", Encoding(None, None, "keep", 95), 10**8, 1, no_progress)
+    pack(layout, folder / "shards", Encoding(None, None, "keep", 95), 1, no_progress)
     return open_shards(folder / "shards")
 
 

@@ -62,14 +62,14 @@ def test_a_name_put_into_a_pattern_is_found_in_the_path(
     capitals = "".join(data.draw(st.sampled_from([sign.lower(), sign.upper()])) for sign in kind)
     path = f"{start}{name}{end}{capitals}".removeprefix(pattern.folder)
     assert pattern.name_in(path) == name
-    assert pattern.name_in_other_picture(path) is None
+    assert pattern.name_in(path, other_extension=True) is None
 
 
 @pytest.mark.parametrize("path", ["a.jpg", "a.JPG", "a.tif", "a.webp"])
 def test_a_picture_of_another_extension_is_told_from_other_files(path: str) -> None:
     pattern = FilePattern.cut("images/{name}.png")
     assert pattern.name_in(path) is None
-    assert pattern.name_in_other_picture(path) == "a"
+    assert pattern.name_in(path, other_extension=True) == "a"
     assert FilePattern.cut("images/{name}.*").name_in(path) == "a"
 
 
@@ -77,4 +77,4 @@ def test_a_picture_of_another_extension_is_told_from_other_files(path: str) -> N
 def test_other_files_are_none_of_the_pattern(path: str) -> None:
     for text in ("{name}.png", "{name}.*"):
         pattern = FilePattern.cut(text)
-        assert (pattern.name_in(path), pattern.name_in_other_picture(path)) == (None, None)
+        assert (pattern.name_in(path), pattern.name_in(path, other_extension=True)) == (None, None)

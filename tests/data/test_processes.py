@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,6 @@ from esl_dist.data import processes
 from esl_dist.data.processes import affordable, in_order, worker_processes
 from esl_dist.errors import UserError
 from tests.builders import draw, encoded
-from tests.data.packs import ThisProcess
 from tests.programs import PROJECT
 
 
@@ -45,14 +45,15 @@ def test_results_come_in_order_and_few_are_ahead() -> None:
             begun += 1
             yield number
 
-    for position, result in enumerate(in_order(ThisProcess(), negative, numbers(), ahead=3)):
-        assert result == -position
-        assert begun <= position + 3
+    with ThreadPoolExecutor(1) as executor:
+        for position, result in enumerate(in_order(executor, 3, negative, numbers())):
+            assert result == -position
+            assert begun <= position + 3
 
 
 def test_processes_give_their_results_and_end() -> None:
-    with worker_processes(2) as workers:
-        assert list(in_order(workers, negative, range(50), 4)) == [-number for number in range(50)]
+    with worker_processes(2) as run:
+        assert list(run(negative, range(50))) == [-number for number in range(50)]
     assert multiprocessing.active_children() == []
 
 
@@ -65,8 +66,8 @@ def test_processes_give_their_results_and_end() -> None:
     ],
 )
 def test_a_dead_process_is_a_message(number: int, message: str) -> None:
-    with pytest.raises(UserError, match=f"a packing process {message}"), worker_processes(2) as workers:
-        list(in_order(workers, end_by, [number] * 9, 4))
+    with pytest.raises(UserError, match=f"a packing process {message}"), worker_processes(2) as run:
+        list(run(end_by, [number] * 9))
     assert multiprocessing.active_children() == []
 
 
@@ -75,8 +76,8 @@ def test_an_exception_ends_processes_in_the_middle_of_their_work() -> None:
         yield from numbers
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), worker_processes(2) as workers:
-        list(in_order(workers, sleep_long, stopped(iter(range(3))), 4))
+    with pytest.raises(KeyboardInterrupt), worker_processes(2) as run:
+        list(run(sleep_long, stopped(iter(range(3)))))
     assert multiprocessing.active_children() == []
 
 
@@ -94,8 +95,9 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     program = tmp_path / "start.py"
     program.write_text(
         "import os, sys, time\nfrom esl_dist.data.processes import worker_processes\n"
-        "if __name__ == '__main__':\n    with worker_processes(1) as workers:\n"
-        "        print(workers.submit(os.getpid).result(), flush=True)\n        time.sleep(600)\n"
+        "def own_id(_):\n    return os.getpid()\n"
+        "if __name__ == '__main__':\n    with worker_processes(1) as run:\n"
+        "        print(*run(own_id, [0]), flush=True)\n        time.sleep(600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     with subprocess.Popen(

@@ -23,7 +23,7 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards, verify
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, drawn_shards, encoded, no_progress, write_pictures
-from tests.data.packs import ThisProcess, contents
+from tests.data.packs import as_read, contents
 
 NAMES = [f"street_{number}" for number in range(5)]
 AS_THEY_ARE = Encoding(None, None, "keep", 95)
@@ -32,7 +32,7 @@ SHARD = 20480
 
 @pytest.fixture(autouse=True)
 def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(ThisProcess()))
+    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(map))
 
 
 @pytest.fixture
@@ -41,11 +41,11 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def packed(layout: Layout, folder: Path, encoding: Encoding = AS_THEY_ARE, size: int = SHARD) -> Packed:
-    return pack(layout, folder, encoding, size, 1, no_progress)
+    return pack(layout, folder, replace(encoding, shard_bytes=size), 1, no_progress)
 
 
 def repacked(layout: Layout, folder: Path, encoding: Encoding = AS_THEY_ARE, size: int = SHARD) -> Packed:
-    return pack(layout, folder, encoding, size, 1, no_progress, anew=True)
+    return pack(layout, folder, replace(encoding, shard_bytes=size), 1, no_progress, anew=True)
 
 
 def correct_label(layout: Layout, number: int = 1) -> None:
@@ -111,14 +111,14 @@ def add_and_remove(layout: Layout) -> Layout:
         (lambda layout: replace(layout, dataset="city", split="val"), r'dataset: "village" → "city"; split: "train" →'),
         (lambda layout: replace(layout, class_sets={}), r"classes of village3\. repack"),
         (lambda layout: replace(layout, ignore_ids=frozenset([3, 200])), r"ignore_ids: \[.*\] → \[3, 200\]\."),
-        (lambda layout: replace(layout, exif_orientation="ignore"), r'exif_orientation: null → "ignore"\.'),
+        (lambda layout: as_read(layout, exif_orientation="ignore"), r'exif_orientation: null → "ignore"\.'),
         (
-            lambda layout: replace(layout, raw_ids_of_colors={(n, 0, 0): 7 for n in range(9)}),
-            "raw_ids_of_colors differ",
+            lambda layout: as_read(layout, colors={(n, 0, 0): 7 for n in range(9)}),
+            r"raw_ids_of_colors: null → \[\[0, 0, 0, 7\]",
         ),
         (lambda layout: replace(layout, keep_aspect_ratio=True), r"keep_aspect_ratio: null → true"),
         (
-            lambda layout: replace(change_picture(layout), label_channel="red"),
+            lambda layout: as_read(change_picture(layout), label_channel="red"),
             r"pictures changed .*; label_channel: null",
         ),
     ],
@@ -152,7 +152,7 @@ def test_settings_that_change_no_byte_are_no_change(layout: Layout, tmp_path: Pa
     assert not packed(layout, tmp_path / "out", Encoding(None, None, "keep", 50)).anew
     unlabelled = replace(layout, pairs=tuple(replace(pair, label=None) for pair in layout.pairs), class_sets={})
     packed(unlabelled, tmp_path / "unlabelled")
-    other = replace(unlabelled, label_channel="red", skip_other_sizes=True, ignore_ids=frozenset([9]))
+    other = as_read(replace(unlabelled, skip_other_sizes=True, ignore_ids=frozenset([9])), label_channel="red")
     assert not packed(other, tmp_path / "unlabelled", Encoding(None, (8, 6), "keep", 95)).anew
     packed(layout, tmp_path / "jpg", Encoding(None, None, "jpg", 95))
     with pytest.raises(UserError, match=r"settings: jpg_quality: 95 → 50\. repack"):
@@ -374,7 +374,7 @@ def test_a_file_that_changes_while_it_is_packed_is_named(layout: Layout, tmp_pat
             yield item
 
     with pytest.raises(UserError, match=r"images/street_0\.png: changed between its check and its packing"):
-        pack(layout, tmp_path / "out", AS_THEY_ARE, SHARD, 1, progress)
+        pack(layout, tmp_path / "out", AS_THEY_ARE, 1, progress)
     assert not (tmp_path / "out").exists()
 
 

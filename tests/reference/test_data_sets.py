@@ -37,7 +37,7 @@ def expected_arrays(name: str) -> list[dict[str, NDArray]]:
 
 
 def packed(folder: Path, name: str, size: Size | None) -> ShardReader:
-    pack(layout_of(name), folder, Encoding(size, None, "keep", 95), 10**8, 1, no_progress)
+    pack(layout_of(name), folder, Encoding(size, None, "keep", 95), 1, no_progress)
     return open_shards(folder)
 
 

@@ -220,7 +220,7 @@ def type_name(kind: Any) -> str:
 
 def _expected(kind: Any) -> str:
     single = _without_none(kind)
-    words = EXPECTED.get(single) or getattr(single, "EXPECTED", None)
+    words = EXPECTED.get(dict[str, Any] if get_origin(single) is dict else single) or getattr(single, "EXPECTED", None)
     return type_name(kind) if words is None else f"{words}{'' if single is kind else ' or null'}"
 
 

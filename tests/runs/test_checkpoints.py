@@ -196,7 +196,7 @@ def test_a_checkpoint_of_version_2_is_read_which_had_an_empty_file_where_there_w
     folder = save_checkpoint(tmp_path, runs.checkpoint(1, state, config, CLASSES), KEEP_ALL)
     save_file({}, folder / "discriminators.safetensors")
     reseal(folder)
-    with pytest.raises(UserError, match="files: expected the files segmentation.safetensors, training.pt, got"):
+    with pytest.raises(UserError, match=r"files: expected the files segmentation.safetensors, training.pt, got"):
         load_checkpoint(folder)
     reseal(folder, lambda manifest: {**manifest, "format_version": 2})
     assert load_checkpoint(folder).networks.keys() == {"segmentation"}

@@ -33,7 +33,7 @@ from esl_dist.runs.checkpoints import (
 )
 from esl_dist.runs.snapshots import best_step, read_scores
 from esl_dist.training.log import TrainingLog
-from esl_dist.training.optimisation import PlainUpdating
+from esl_dist.training.optimisation import Updating
 from esl_dist.training.setup import build_state
 from tests.builders import class_set, drawn_shards
 from tests.edits import VALUES, as_json, edited, with_edited_bytes
@@ -160,7 +160,7 @@ def use_checkpoint(folder: Path) -> None:
     state = build_state(config, METHODS[config.method.name], checkpoint.classes, torch.device("cpu"), False)
     for name, network in state.networks.items():
         network.load_state_dict(checkpoint.networks[name])
-    updating = PlainUpdating(state.networks, state.optimizers, None)
+    updating = Updating(state.networks, state.optimizers, None)
     updating.load(checkpoint.training)
     if checkpoint.training["scaler"]:
         GradScaler("cpu").load_state_dict(checkpoint.training["scaler"])

@@ -101,8 +101,7 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             save_now = is_last or agreed.stop or done % config.checkpoints.every == 0
             if log_now or save_now:
                 means = log.mean_losses()
-                of_losses = {f"the loss {name}": torch.tensor(mean) for name, mean in means.items()}
-                _refuse_not_finite(of_losses, done, training)
+                _refuse_not_finite({f"the loss {name}": mean for name, mean in means.items()}, done, training)
             if log_now:
                 log.write(done, means, rates, corrupt.totals())
             if config.pictures_every and done % config.pictures_every == 0:
@@ -146,8 +145,8 @@ def _step(training: Training, own: Sequence[MicroBatch], agreed: Agreement, done
     return losses, updated
 
 
-def _refuse_not_finite(values: Mapping[str, Tensor], step: int, training: Training) -> None:
-    broken = [name for name, value in values.items() if not value.isfinite().all()]
+def _refuse_not_finite(values: Mapping[str, Tensor | float], step: int, training: Training) -> None:
+    broken = [name for name, value in values.items() if not torch.as_tensor(value).isfinite().all()]
     if broken:
         config = training.config
         other_precision = "" if training.ranks.scaler is None else "go on with mixed precision bf16, or "

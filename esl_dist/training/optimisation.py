@@ -1,6 +1,6 @@
 """How losses become gradients, and gradients new weights: on all networks that are trained, or on none."""
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,34 +40,8 @@ def schedule_note(options: settings.Optimizer, steps: int) -> str:
     )
 
 
-class Updating(Protocol):
-    """How the losses of a step become new weights."""
-
-    def begin_step(self) -> None:
-        """Come before the passes of a step."""
-
-    def backward(self, loss: Tensor, network: str) -> None:
-        """Add the gradients of a loss for the network of that name."""
-
-    def update(self, place: str) -> bool:
-        """Use the gradients of all networks and forget them; say whether the networks were updated.
-
-        Args:
-            place: named in messages.
-
-        Raises:
-            UserError: on every rank, if gradients are no finite numbers, and no lower loss scale can help.
-        """
-
-    def states(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: `optimizers`, as plain ones have them, and `scaler`; called on every rank."""
-
-    def load(self, states: dict[str, Any]) -> None:
-        """Go on from such states."""
-
-
-class PlainUpdating:
-    """Plain optimisers, each rank holding all of their states.
+class Updating:
+    """How the losses of a step become new weights: plain optimisers, each rank holding all of their states.
 
     With a loss scaler, gradients that are not finite make every optimiser skip, on every rank (their sum is not finite
     anywhere), and the scale is lowered. The overflow has spoiled the batch-norm statistics by then: they go back.
@@ -79,16 +53,26 @@ class PlainUpdating:
         self._statistics: list[Tensor] = []
 
     def begin_step(self) -> None:
-        """Copy what an overflow would spoil."""
+        """Come before the passes of a step: copy what an overflow would spoil."""
         if self._scaler is not None:
             self._statistics = copied_statistics(self._networks)
 
     def backward(self, loss: Tensor, network: str) -> None:
-        """Add the gradients of a loss."""
+        """Add the gradients of a loss for the network of that name."""
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
     def update(self, place: str) -> bool:
-        """Sum the gradients over the ranks, step every optimiser, forget the gradients."""
+        """Sum the gradients over the ranks, step every optimiser, forget the gradients.
+
+        Args:
+            place: named in messages.
+
+        Returns:
+            Whether the networks were updated.
+
+        Raises:
+            UserError: on every rank, if gradients are no finite numbers, and no lower loss scale can help.
+        """
         groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
         parameters = [parameter for group in groups for parameter in group["params"]]
         sum_gradients(parameters)
@@ -115,7 +99,7 @@ class PlainUpdating:
         return finite
 
     def states(self) -> dict[str, Any]:
-        """Return the states of the optimisers, by name, and of the loss scaler."""
+        """Return what a checkpoint keeps: `optimizers`, as plain ones have them, and `scaler`; called on every rank."""
         return {
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
             "scaler": {} if self._scaler is None else self._scaler.state_dict(),

@@ -36,7 +36,7 @@ from esl_dist.runs.checkpoints import (
 from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.runs.provenance import provenance_of_file
 from esl_dist.training.data import TrainingData, open_training_data, run_name
-from esl_dist.training.optimisation import PlainUpdating, Updating
+from esl_dist.training.optimisation import Updating
 from esl_dist.training.sizes import refuse_impossible_sizes
 from esl_dist.training.zero import DividedUpdating
 
@@ -144,7 +144,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
 
 def _updating(state: State, ranks: Ranks) -> Updating:
     if ranks.zero_stage is None:
-        return PlainUpdating(state.networks, state.optimizers, ranks.scaler)
+        return Updating(state.networks, state.optimizers, ranks.scaler)
     if ranks.precision == "fp16":
         raise UserError(
             "mixed precision fp16 is not supported with DeepSpeed: each of its engines would scale losses and skip "

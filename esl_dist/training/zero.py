@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from esl_dist.errors import UserError
 from esl_dist.ranks.collectives import world_size
+from esl_dist.training.optimisation import Updating
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Divided:
     groups: list[list[nn.Parameter]]
 
 
-class DividedUpdating:
+class DividedUpdating(Updating):
     """Optimisers that DeepSpeed has divided over the ranks; their states are told as plain ones."""
 
     def __init__(self, networks: nn.ModuleDict, optimizers: dict[str, Optimizer], stage: int) -> None:
@@ -45,10 +46,8 @@ class DividedUpdating:
             optimizers: plain ones, without state; they stay the place to set learning rates.
             stage: 1 or 2.
         """
+        super().__init__(networks, optimizers, scaler=None)
         self._divided = {name: _divide(networks[name], optimizer, stage) for name, optimizer in optimizers.items()}
-
-    def begin_step(self) -> None:
-        """Do nothing: no step is skipped."""
 
     def backward(self, loss: Tensor, network: str) -> None:
         """Add the gradients of a loss, which DeepSpeed divides by the number of ranks."""

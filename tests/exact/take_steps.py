@@ -19,7 +19,7 @@ from esl_dist.data.sampling import rank_batches
 from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
 from esl_dist.ranks.session import joined_ranks
 from esl_dist.training.agreement import local_valid_pixels
-from esl_dist.training.optimisation import PlainUpdating
+from esl_dist.training.optimisation import Updating
 from esl_dist.training.step import add_gradients
 from tests.training.test_step import IMAGES, PLAIN, build, domain_batch
 
@@ -49,7 +49,7 @@ with joined_ranks(1):
     if mode == "evaluation":
         networks["segmentation"].eval()
     optimizers = METHODS[method].optimizers(networks, options)
-    updating = PlainUpdating(networks, optimizers, None)
+    updating = Updating(networks, optimizers, None)
     precision: Precision = replace(PLAIN, backward=updating.backward)
     for step in range(STEPS):
         set_rates(optimizers, step, options)

@@ -22,7 +22,7 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
 from esl_dist.training.agreement import local_valid_pixels
-from esl_dist.training.optimisation import PlainUpdating
+from esl_dist.training.optimisation import Updating
 from esl_dist.training.step import add_gradients
 from tests.reference.arrays import arrays, filled
 
@@ -132,7 +132,7 @@ def _train(networks: Networks, name: str, steps: int) -> dict[str, NDArray[np.fl
     method = METHODS[run.method]
     weights = settings.Method(name=run.method)
     optimizers = method.optimizers(networks, OPTIONS)
-    updating = PlainUpdating(networks, optimizers, None)
+    updating = Updating(networks, optimizers, None)
     history: list[Losses] = []
     for step in range(steps):
         set_rates(optimizers, step, OPTIONS)

@@ -12,7 +12,7 @@ from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.optimisers import polynomial_rate, set_rates
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.training.optimisation import PlainUpdating, schedule_note
+from esl_dist.training.optimisation import Updating, schedule_note
 
 OPTIONS = settings.Optimizer(learning_rate=0.1, schedule_steps=100)
 
@@ -23,11 +23,11 @@ def networks(method: str = "advent") -> nn.ModuleDict:
     return build_networks(METHODS[method], network, 3, settings.Method(discriminator_channels=2))
 
 
-def plain(built: nn.ModuleDict, scaler: GradScaler | None = None) -> PlainUpdating:
+def plain(built: nn.ModuleDict, scaler: GradScaler | None = None) -> Updating:
     """Return the updating of networks whose rates are those of the first step."""
     optimizers = METHODS["advent" if "discriminators" in built else "minent"].optimizers(built, OPTIONS)
     set_rates(optimizers, 0, OPTIONS)
-    return PlainUpdating(built, optimizers, scaler)
+    return Updating(built, optimizers, scaler)
 
 
 def test_the_rate_falls_from_the_base_to_zero_by_the_published_formula() -> None:

@@ -161,8 +161,13 @@ def same_aspect_ratio(size: Size, other: Size) -> bool:
 
 
 def padded(image: Array, size: Size, value: int) -> Array:
-    """Put an array of shape (height, width, …) at the top left of one of `size`, filled up with `value`."""
+    """Put an array of shape (height, width, …) at the top left of one of `size`, filled up with `value`.
+
+    The same array if it has that size.
+    """
     width, height = size
+    if image.shape[:2] == (height, width):
+        return image
     result = np.full((height, width, *image.shape[2:]), value, image.dtype)
     result[: image.shape[0], : image.shape[1]] = image
     return result  # type: ignore[return-value]

@@ -122,7 +122,7 @@ def _transfer(move: Callable[[int, list[memoryview], int], int], memory: int, te
     """Write tensors to a file one after the other (os.pwritev), or read it into them (os.preadv)."""
     offset = 0
     for tensor in tensors:
-        rest = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        rest = tensor.reshape(-1).view(torch.uint8).numpy().data
         # A single call moves 2 GiB at most.
         while rest:
             moved = move(memory, [rest], offset)

@@ -60,13 +60,6 @@ class Workers:
     setting: str = "workers"
 
 
-@dataclass(frozen=True)
-class _Process:
-    identifier: int
-    pipe: Connection
-    memories: list[int]
-
-
 def read_ahead(
     read: Callable[[int], Sample],
     positions: Iterator[list[int]],
@@ -97,21 +90,19 @@ def read_ahead(
     processes: list[_Process] = []
     try:
         for _ in range(workers.number):
-            processes.append(_start(read, workers, shards))
-        # By the time that a memory's next turn comes, its batch has been received.
-        memories = cycle([(process, number) for number in range(READ_AHEAD) for process in processes])
-        asked = (_ask(*memory, wanted) for memory, wanted in zip(memories, positions, strict=False))
-        waiting = deque(islice(asked, READ_AHEAD * workers.number))
-        while waiting:
-            process, memory, wanted = waiting.popleft()
-            layout = _answer_of(process, wanted, workers, shards)
-            batch = {name: torch.empty(shape, dtype=kind, pin_memory=pin_memory) for name, shape, kind in layout}
-            _transfer(os.preadv, memory, batch.values())
-            waiting.extend(islice(asked, 1))
+            processes.append(_Process(read, workers, shards))
+        for process, wanted in zip(processes * READ_AHEAD, positions, strict=False):
+            process.ask(wanted)
+        for process in cycle(processes):
+            if not process.asked:
+                return
+            batch = process.receive(pin_memory)
+            for wanted in islice(positions, 1):
+                process.ask(wanted)
             yield batch
     finally:
         for process in processes:
-            _end(process)
+            process.end()
 
 
 def _stacked(samples: Sequence[Sample]) -> Fields:
@@ -129,126 +120,122 @@ def _transfer(move: Callable[[int, list[memoryview], int], int], memory: int, te
             rest, offset = rest[moved:], offset + moved
 
 
-def _start(read: Callable[[int], Sample], workers: Workers, shards: ShardReader) -> _Process:
-    parent = os.getpid()
-    try:
-        memories = [os.memfd_create("samples") for _ in range(READ_AHEAD)]
-        pipe, its_pipe = Pipe()
-        identifier = os.fork()
-    except OSError as error:
-        # fork's "try again" means a limit on processes.
-        reason = shortage(error) or f"{error.strerror}, perhaps a limit on processes (ulimit -u) or on memory"
-        raise UserError(
-            f"a process that reads {shards.folder} cannot be started: {reason}; or take {_fewer(workers)}"
-        ) from error
-    if identifier == 0:
-        # Never back into the program, whatever happens.
+class _Process:
+    """A process that reads: what the program asks it for, and the loop that answers."""
+
+    def __init__(self, read: Callable[[int], Sample], workers: Workers, shards: ShardReader) -> None:
+        self.read, self.shards, self.timeout_minutes = read, shards, workers.timeout_minutes
+        self.who = f"a process that reads {shards.folder}"
+        self.fewer = f"fewer than {workers.setting}={workers.number}, or a smaller batch"
+        self.asked: deque[tuple[int, list[int]]] = deque()
+        self.parent = os.getpid()
         try:
-            _serve(its_pipe, parent, lambda memory, wanted: _answer(read, memories[memory], wanted, workers, shards))
-            os._exit(0)
-        except Exception:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(1)
-    # The process's own is then the last, and its end closes it.
-    its_pipe.close()
-    return _Process(identifier, pipe, memories)
+            # By the time that a memory's next turn comes, its batch has been received.
+            self.memories = deque(os.memfd_create("samples") for _ in range(READ_AHEAD))
+            self.pipe, its_pipe = Pipe()
+            self.identifier = os.fork()
+        except OSError as error:
+            # fork's "try again" means a limit on processes.
+            reason = shortage(error) or f"{error.strerror}, perhaps a limit on processes (ulimit -u) or on memory"
+            raise UserError(f"{self.who} cannot be started: {reason}; or take {self.fewer}") from error
+        if self.identifier == 0:
+            # Never back into the program, whatever happens.
+            try:
+                self.serve(its_pipe)
+                os._exit(0)
+            except Exception:
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:
+                os._exit(1)
+        # The process's own is then the only one, and its end closes it.
+        its_pipe.close()
 
+    def serve(self, pipe: Connection) -> None:
+        """Answer requests, in the process, until the parent has ended; it ends this process when it needs no more."""
+        # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        cv2.setNumThreads(0)
+        with suppress(EOFError, ConnectionError):
+            # Other processes may hold the parent's end of the pipe after it.
+            while os.getppid() == self.parent:
+                if pipe.poll(LOOK_SECONDS):
+                    pipe.send(self.answer(*pipe.recv()))
 
-def _serve(pipe: Connection, parent: int, answer: Callable[[int, list[int]], Layout | Exception]) -> None:
-    """Answer requests until the parent has ended; it ends this process when it needs no more."""
-    # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    with suppress(EOFError, ConnectionError):
-        # Its end of the pipe may outlive it, in other processes.
-        while os.getppid() == parent:
-            if pipe.poll(LOOK_SECONDS):
-                pipe.send(answer(*pipe.recv()))
+    def answer(self, memory: int, wanted: list[int]) -> Layout | Exception:
+        """Put a batch into memory; returns how it lies there, or what went wrong."""
+        try:
+            batch = _stacked([self.read(position) for position in wanted])
+            _transfer(os.pwritev, memory, batch.values())
+            return [(name, tensor.shape, tensor.dtype) for name, tensor in batch.items()]
+        except UserError as error:
+            return error
+        except Exception as error:
+            if memory_words(error) is not None:
+                return UserError(f"{self.who} found no memory: take {self.fewer}")
+            if (reason := shortage(error)) is not None:
+                return UserError(f"{self.who} cannot go on: {reason}")
+            return RuntimeError(f"in a process that reads:\n{traceback.format_exc()}")
 
+    def ask(self, wanted: list[int]) -> None:
+        """Ask for a batch; a process that has ended is noticed when its batch is waited for."""
+        self.asked.append((self.memories[0], wanted))
+        self.memories.rotate(-1)
+        with suppress(ConnectionError):
+            self.pipe.send(self.asked[-1])
 
-def _answer(
-    read: Callable[[int], Sample], memory: int, wanted: list[int], workers: Workers, shards: ShardReader
-) -> Layout | Exception:
-    """Put a batch into memory; returns how it lies there, or what went wrong."""
-    who = f"a process that reads {shards.folder}"
-    try:
-        batch = _stacked([read(position) for position in wanted])
-        _transfer(os.pwritev, memory, batch.values())
-        return [(name, tensor.shape, tensor.dtype) for name, tensor in batch.items()]
-    except UserError as error:
-        return error
-    except Exception as error:
-        if memory_words(error) is not None:
-            return UserError(f"{who} found no memory: take {_fewer(workers)}")
-        if (reason := shortage(error)) is not None:
-            return UserError(f"{who} cannot go on: {reason}")
-        return RuntimeError(f"in a process that reads:\n{traceback.format_exc()}")
+    def receive(self, pin_memory: bool) -> Fields:
+        """Return the batch that was asked for first."""
+        memory, wanted = self.asked.popleft()
+        place = f"{self.shards.where(wanted[0])}{' or another of its batch' if len(wanted) > 1 else ''}"
+        waited = 0.0
+        # In small steps: time in which the whole job was suspended does not count.
+        while not self.pipe.poll(LOOK_SECONDS):
+            waited += LOOK_SECONDS
+            if waited >= 60 * self.timeout_minutes:
+                raise UserError(
+                    f"{self.who} has sent nothing for {self.timeout_minutes:g} minutes, at {place}: it is stopped, or "
+                    "the disk does not answer; look for the cause in this machine, or raise timeout_minutes"
+                )
+        try:
+            answer: Layout | Exception = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            raise UserError(f"{self.who} {self.cause_of_end(place)}") from None
+        if isinstance(answer, Exception):
+            raise answer
+        batch = {name: torch.empty(shape, dtype=kind, pin_memory=pin_memory) for name, shape, kind in answer}
+        _transfer(os.preadv, memory, batch.values())
+        return batch
 
-
-def _ask(process: _Process, memory: int, wanted: list[int]) -> tuple[_Process, int, list[int]]:
-    # A process that has ended is noticed when its batch is waited for.
-    with suppress(ConnectionError):
-        process.pipe.send((memory, wanted))
-    return process, process.memories[memory], wanted
-
-
-def _answer_of(process: _Process, wanted: list[int], workers: Workers, shards: ShardReader) -> Layout:
-    who = f"a process that reads {shards.folder}"
-    place = f"{shards.where(wanted[0])}{' or another of its batch' if len(wanted) > 1 else ''}"
-    waited = 0.0
-    # In small steps: time in which the whole job was suspended does not count.
-    while not process.pipe.poll(LOOK_SECONDS):
-        waited += LOOK_SECONDS
-        if waited >= 60 * workers.timeout_minutes:
-            raise UserError(
-                f"{who} has sent nothing for {workers.timeout_minutes:g} minutes, at {place}: it is stopped, or the "
-                "disk does not answer; look for the cause in this machine, or raise timeout_minutes"
+    def cause_of_end(self, place: str) -> str:
+        try:
+            # It stays there until `end`, so that its identifier is not given to another.
+            end = os.waitid(os.P_PID, self.identifier, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            # Where the program was started with SIGCHLD ignored, nobody hears how a process ended.
+            end = None
+        if end is None or end.si_code == os.CLD_EXITED:
+            code = "unknown" if end is None else end.si_status
+            return f"ended (exit code {code}) at {place}; look for the cause above"
+        number = signal.Signals(end.si_status)
+        if number == signal.SIGKILL:
+            return f"was killed, perhaps for want of memory: take {self.fewer}"
+        if number in CRASHES:
+            return (
+                f"crashed ({number.name}) at {place}; a file may be damaged in a way that its decoder does not bear: "
+                "leave it out and pack again"
             )
-    try:
-        answer: Layout | Exception = process.pipe.recv()
-    except (EOFError, ConnectionError):
-        raise UserError(f"{who} {_cause_of_end(process, place, workers)}") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+        return f"was ended by a signal from outside ({number.name}); start again"
 
-
-def _cause_of_end(process: _Process, place: str, workers: Workers) -> str:
-    try:
-        # It stays there until `_end`, so that its identifier is not given to another.
-        end = os.waitid(os.P_PID, process.identifier, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:
-        # Where the program was started with SIGCHLD ignored, nobody hears how a process ended.
-        end = None
-    if end is None or end.si_code == os.CLD_EXITED:
-        code = "unknown" if end is None else end.si_status
-        return f"ended (exit code {code}) at {place}; look for the cause above"
-    number = signal.Signals(end.si_status)
-    if number == signal.SIGKILL:
-        return f"was killed, perhaps for want of memory: take {_fewer(workers)}"
-    if number in CRASHES:
-        return (
-            f"crashed ({number.name}) at {place}; a file may be damaged in a way that its decoder does not bear: leave "
-            "it out and pack again"
-        )
-    return f"was ended by a signal from outside ({number.name}); start again"
-
-
-def _fewer(workers: Workers) -> str:
-    return f"fewer than {workers.setting}={workers.number}, or a smaller batch"
-
-
-def _end(process: _Process) -> None:
-    """End a process at once, for it has nothing to put away; one that hangs in a disk's driver is left to its end."""
-    with suppress(ProcessLookupError, ChildProcessError):
-        os.kill(process.identifier, signal.SIGKILL)
-        deadline = time.monotonic() + LOOK_SECONDS
-        while os.waitpid(process.identifier, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS / 1000)
-    process.pipe.close()
-    for memory in process.memories:
-        os.close(memory)
+    def end(self) -> None:
+        """End it at once, for it has nothing to put away; one that hangs in a disk's driver is left to its end."""
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.identifier, signal.SIGKILL)
+            deadline = time.monotonic() + LOOK_SECONDS
+            while os.waitpid(self.identifier, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+                time.sleep(LOOK_SECONDS / 1000)
+        self.pipe.close()
+        for memory in self.memories:
+            os.close(memory)

@@ -108,7 +108,8 @@ class ShardReader:
 
     def __post_init__(self) -> None:
         """Number the samples."""
-        self._places = [(self.folder / shard.name, sample) for shard in self.index.shards for sample in shard.samples]
+        shards = [(self.folder / shard.name, shard.samples) for shard in self.index.shards]
+        self._places = [(path, sample) for path, samples in shards for sample in samples]
         self._opened = lru_cache(OPEN_SHARDS)(_opened)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -220,18 +221,15 @@ def broken_shards(reader: ShardReader) -> Iterator[BrokenShard]:
         size = path.stat().st_size if path.is_file() else None
         if size == shard.size:
             continue
-        lost = [sample.key for sample in shard.samples if size is None or _end_of(sample) > size]
+        lost = [
+            sample.key
+            for sample in shard.samples
+            if size is None or any(offset + count > size for offset, count, _ in sample.members.values())
+        ]
         found = "is missing" if size is None else f"has {size} bytes"
         first = f", {lost[0]!r} first" if lost else ""
-        yield BrokenShard(
-            f"{path}: {found}, the index says {shard.size}; {len(lost)} of its {len(shard.samples)} samples are lost"
-            f"{first}",
-            len(lost),
-        )
-
-
-def _end_of(sample: SampleEntry) -> int:
-    return max(offset + count for offset, count, _ in sample.members.values())
+        damage = f"{path}: {found}, the index says {shard.size}; "
+        yield BrokenShard(f"{damage}{len(lost)} of its {len(shard.samples)} samples are lost{first}", len(lost))
 
 
 def verify(reader: ShardReader) -> None:

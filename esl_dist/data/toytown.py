@@ -87,10 +87,8 @@ def write_toytown(
 
     Args:
         root: folder of the data set, made if need be.
-        seed: number of the data set, from 0.
+        seed, width, height: as `draw_scene` takes them.
         counts: number of scenes by `<domain>_<split>`, for instance "source_train" or "target_val".
-        width: of the pictures in pixels, at least 64.
-        height: of the pictures in pixels, at least 32.
         progress: wraps the iterable of scenes, for instance to show a bar.
 
     Raises:
@@ -314,8 +312,12 @@ class _Street:
         legs = [[(-0.13, 0.9), (0.13, 0.9), (foot + 0.1, 0.0), (foot - 0.1, 0.0)] for foot in feet]
         arms = [[(s * 0.24, 1.4), (s * 0.38, 0.85), (s * 0.26, 0.82), (s * 0.18, 1.3)] for s in (-1, 1)]
         body = [(-0.24, hem), (0.24, hem), (0.27, 1.36), (0.12, 1.46), (-0.12, 1.46), (-0.27, 1.36)]
-        parts = [(leg, trousers) for leg in legs] + [(arm, shaded(coat, 0.85)) for arm in arms]
-        parts += [(body, coat), (CIRCLE * [0.13, 0.17] + [0.0, 1.62], skin)]
+        parts: list[tuple[ArrayLike, RGB]] = [
+            *((leg, trousers) for leg in legs),
+            *((arm, shaded(coat, 0.85)) for arm in arms),
+            (body, coat),
+            (CIRCLE * [0.13, 0.17] + [0.0, 1.62], skin),
+        ]
         drawn = [Face(_upright(x, z, np.array(outline) * size), PERSON, colour) for outline, colour in parts]
         return [self.shadow(x, z, 0.25, 0.5, 1.7), *drawn]
 

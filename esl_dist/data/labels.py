@@ -65,7 +65,7 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
             raise UserError(f"{place}: expected name, color [r, g, b] and ids, got {shortened(entry)}")
         name = entry["name"]
         if not isinstance(name, str):
-            raise UserError(f"{place}: name {shortened(name)} is no text; write it in quotation marks")
+            raise UserError(f"{place}: name {shortened(name)} is not text; write it in quotation marks")
         refuse_as_label(name, f"{place}: name")
         color = color_from(entry["color"], f"{origin}: class {name}: color")
         for raw_id in entry["ids"]:

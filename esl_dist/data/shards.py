@@ -152,7 +152,7 @@ class ShardReader:
         except OSError as error:
             raise UserError(
                 f"{self.where(position)}: cannot be read ({shortage(error) or error.strerror}); the shard may "
-                "be whole: look for the cause in this machine, then start again"
+                "be intact: look for the cause on this machine, then start again"
             ) from error
         if zlib.crc32(content) != checksum:
             raise CorruptSampleError(
@@ -196,7 +196,7 @@ def open_shards(folder: str | Path, whole: bool = True) -> ShardReader:
         raise UserError(f"{path}: no such folder of shards; make it with shards/prepare.py")
     reader = ShardReader(path, read_index(path))
     if len(reader) == 0:
-        raise UserError(f"{path}: its {INDEX_NAME} lists no sample; make the shards again")
+        raise UserError(f"{path}: its {INDEX_NAME} lists no samples; make the shards again")
     if whole:
         for shard in broken_shards(reader):
             raise UserError(f"{shard.damage}; pack the data set again")
@@ -251,7 +251,7 @@ def verify(reader: ShardReader) -> None:
             with tarfile.open(path) as tar:
                 found = {(member.name, member.offset_data, member.size) for member in tar if member.isfile()}
         except tarfile.TarError as error:
-            raise UserError(f"{path}: no tar that can be read ({error}); pack it again") from error
+            raise UserError(f"{path}: is not a readable tar ({error}); pack it again") from error
         if found != listed:
             raise UserError(f"{path}: its members are not those of {INDEX_NAME}; pack it again")
 

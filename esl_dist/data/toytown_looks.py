@@ -13,6 +13,7 @@ All colours are RGB in 0..255 until `photograph` hands the picture over in OpenC
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ ROUGHNESS[:9] = 1.0, 0.9, 0.8, 0.2, 0.1, 1.3, 0.12, 0.3, 0.2
 RGB = tuple[int, ...]
 Image = NDArray[np.uint8]
 Points = NDArray[np.float64]
+Pixels = NDArray[np.int32]
 
 # The paints of each material, one of which a thing has: those of the source, and those of the target.
 PALETTES = {
@@ -129,40 +131,10 @@ class Face(NamedTuple):
     colour: RGB
 
 
-@dataclass(frozen=True)
-class Camera:
-    """A pinhole camera looking along the street; lengths in pixels but `mount` in metres and `roll` in radians."""
-
-    width: int
-    height: int
-    focal: float
-    centre: float
-    horizon: float
-    mount: float
-    roll: float
-
-    def project(self, points: Points) -> NDArray[np.int32]:
-        """Map points in metres (n x 3, in front of the camera) to the nearest pixels (n x 2, column and row)."""
-        x, y, z = points.T
-        across = self.centre + self.focal * x / z - 0.5 * self.width
-        down = self.horizon + self.focal * (self.mount - y) / z - 0.5 * self.height
-        cos, sin = math.cos(self.roll), math.sin(self.roll)
-        columns = cos * across - sin * down + 0.5 * self.width
-        rows = sin * across + cos * down + 0.5 * self.height
-        return _to_pixels(np.stack([columns, rows], axis=1))
-
-    def ground_depth(self) -> Image:
-        """Distance of the ground in whole metres, height x width, 255 for that and more and above the horizon."""
-        across = np.arange(self.width)[None, :] - 0.5 * self.width
-        down = np.arange(self.height)[:, None] - 0.5 * self.height
-        level = math.cos(self.roll) * down - math.sin(self.roll) * across + 0.5 * self.height
-        return np.minimum(self.focal * self.mount / np.maximum(level - self.horizon, 1e-3), 255.0).astype(np.uint8)
-
-
 def photograph(
     faces: list[Face], look: Look, width: int, height: int, layout: np.random.Generator, film: np.random.Generator
 ) -> tuple[Image, Image]:
-    """Take a picture of a street and label it.
+    """Take a picture of a street, of `width` x `height` pixels, and label it.
 
     Args:
         faces: the street, in the order in which to paint it.
@@ -175,14 +147,20 @@ def photograph(
     Returns:
         The picture, BGR, height x width x 3, and its label values, height x width.
     """
-    optics = (look.focal, look.horizon, look.mount, look.roll)
-    focal, horizon, mount, roll = (mean + spread * layout.uniform(-1.0, 1.0) for mean, spread in optics)
-    centre = width * (0.5 + 0.07 * layout.uniform(-1.0, 1.0))
-    camera = Camera(width, height, focal * height, centre, horizon * height, mount, math.radians(roll))
+    project, depth = _mounted_camera(look, width, height, layout)
     picture = _sky(look, width, height, film)
     labels = np.full((height, width), SKY, np.uint8)
-    depth = camera.ground_depth()
-    _paint(faces, camera, look.shadow, picture, labels, depth)
+    pixels = project(np.concatenate([face.corners for face in faces]))
+    ends = np.cumsum([len(face.corners) for face in faces])
+    for face, polygon in zip(faces, np.split(pixels, ends[:-1]), strict=True):
+        if face.label is None:
+            shadow = cv2.fillPoly(np.zeros_like(labels), [polygon], 1).astype(bool)
+            picture[shadow] = (picture[shadow] * (1.0 - look.shadow)).astype(np.uint8)
+            continue
+        cv2.fillPoly(picture, [polygon], face.colour)
+        cv2.fillPoly(labels, [polygon], face.label)
+        if face.corners[:, 1].max() > 0.0:  # the ground has its depth already, finer than one value for each face
+            cv2.fillPoly(depth, [polygon], int(min(face.corners[:, 2].mean(), 255.0)))
     if layout.random() < BONNET_CHANCE:
         radius = np.array([0.55 * width, layout.uniform(0.03, 0.08) * height])
         outline = _to_pixels(CIRCLE * radius + [0.5 * width, height])
@@ -191,19 +169,31 @@ def photograph(
     return _develop(picture, labels, depth, look, film), labels
 
 
-def _paint(faces: list[Face], camera: Camera, shadow: float, picture: Image, labels: Image, depth: Image) -> None:
-    """Fill the faces in the order given into picture (RGB), labels and depth, in place."""
-    pixels = camera.project(np.concatenate([face.corners for face in faces]))
-    ends = np.cumsum([len(face.corners) for face in faces])
-    for face, polygon in zip(faces, np.split(pixels, ends[:-1]), strict=True):
-        if face.label is None:
-            shaded_pixels = cv2.fillPoly(np.zeros_like(labels), [polygon], 1).astype(bool)
-            picture[shaded_pixels] = (picture[shaded_pixels] * (1.0 - shadow)).astype(np.uint8)
-            continue
-        cv2.fillPoly(picture, [polygon], face.colour)
-        cv2.fillPoly(labels, [polygon], face.label)
-        if face.corners[:, 1].max() > 0.0:  # the ground has its depth already, finer than one value for each face
-            cv2.fillPoly(depth, [polygon], int(min(face.corners[:, 2].mean(), 255.0)))
+def _mounted_camera(
+    look: Look, width: int, height: int, rng: np.random.Generator
+) -> tuple[Callable[[Points], Pixels], Image]:
+    """Mount a pinhole camera that looks along the street.
+
+    Returns:
+        The map from points in metres (n x 3, in front of the camera) to the nearest pixels (n x 2, column and row), and
+        the distance of the ground in whole metres, height x width, 255 for that and more and above the horizon.
+    """
+    optics = (look.focal, look.horizon, look.mount, look.roll)
+    focal, horizon, mount, roll = (mean + spread * rng.uniform(-1.0, 1.0) for mean, spread in optics)
+    centre = width * (0.5 + 0.07 * rng.uniform(-1.0, 1.0))
+    focal, horizon = focal * height, horizon * height
+    cos, sin = math.cos(math.radians(roll)), math.sin(math.radians(roll))
+
+    def project(points: Points) -> Pixels:
+        x, y, z = points.T
+        across = centre + focal * x / z - 0.5 * width
+        down = horizon + focal * (mount - y) / z - 0.5 * height
+        columns, rows = cos * across - sin * down + 0.5 * width, sin * across + cos * down + 0.5 * height
+        return _to_pixels(np.stack([columns, rows], axis=1))
+
+    across, down = np.arange(width)[None, :] - 0.5 * width, np.arange(height)[:, None] - 0.5 * height
+    below_horizon = cos * down - sin * across + 0.5 * height - horizon
+    return project, np.minimum(focal * mount / np.maximum(below_horizon, 1e-3), 255.0).astype(np.uint8)
 
 
 def _value_noise(rng: np.random.Generator, height: int, width: int, rows: int, columns: int) -> NDArray[np.float32]:
@@ -254,5 +244,5 @@ def _to_bytes(values: NDArray[np.float32] | NDArray[np.float64]) -> Image:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def _to_pixels(points: Points) -> NDArray[np.int32]:
+def _to_pixels(points: Points) -> Pixels:
     return np.rint(points).astype(np.int32)

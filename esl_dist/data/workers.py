@@ -137,7 +137,7 @@ class _Process:
         except OSError as error:
             # fork's "try again" means a limit on processes.
             reason = shortage(error) or f"{error.strerror}, perhaps a limit on processes (ulimit -u) or on memory"
-            raise UserError(f"{self.who} cannot be started: {reason}; or take {self.fewer}") from error
+            raise UserError(f"{self.who} cannot be started: {reason}; or use {self.fewer}") from error
         if self.identifier == 0:
             # Never back into the program, whatever happens.
             try:
@@ -174,7 +174,7 @@ class _Process:
             return error
         except Exception as error:
             if memory_words(error) is not None:
-                return UserError(f"{self.who} found no memory: take {self.fewer}")
+                return UserError(f"{self.who} ran out of memory: use {self.fewer}")
             if (reason := shortage(error)) is not None:
                 return UserError(f"{self.who} cannot go on: {reason}")
             return RuntimeError(f"in a process that reads:\n{traceback.format_exc()}")
@@ -197,7 +197,7 @@ class _Process:
             if waited >= 60 * self.timeout_minutes:
                 raise UserError(
                     f"{self.who} has sent nothing for {self.timeout_minutes:g} minutes, at {place}: it is stopped, or "
-                    "the disk does not answer; look for the cause in this machine, or raise timeout_minutes"
+                    "the disk does not answer; look for the cause on this machine, or raise timeout_minutes"
                 )
         try:
             answer: Layout | Exception = self.pipe.recv()
@@ -221,11 +221,11 @@ class _Process:
             return f"ended (exit code {code}) at {place}; look for the cause above"
         number = signal.Signals(end.si_status)
         if number == signal.SIGKILL:
-            return f"was killed, perhaps for want of memory: take {self.fewer}"
+            return f"was killed, perhaps because memory ran out: use {self.fewer}"
         if number in CRASHES:
             return (
-                f"crashed ({number.name}) at {place}; a file may be damaged in a way that its decoder does not bear: "
-                "leave it out and pack again"
+                f"crashed ({number.name}) at {place}; a damaged file may have crashed its decoder: leave it out and pack "
+                "again"
             )
         return f"was ended by a signal from outside ({number.name}); start again"
 

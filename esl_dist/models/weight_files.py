@@ -91,7 +91,7 @@ def _is_safetensors(path: Path) -> bool:
     if first.startswith((b"PK", b"\x80")):
         return False
     if first.lstrip().startswith((b"{", b"[")):
-        raise UserError(f"{path}: is JSON, no file of weights; choose the .safetensors or .pth that it belongs to")
+        raise UserError(f"{path}: is JSON, not a file of weights; choose the .safetensors or .pth that it belongs to")
     return path.suffix.lower() == ".safetensors"
 
 

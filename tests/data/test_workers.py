@@ -108,8 +108,8 @@ def test_reading_takes_as_many_files_as_it_said_and_gives_them_back(shards: Shar
     assert len(kept) == 53
 
 
-KILLED = "was killed, perhaps for want of memory: take fewer than loader.workers={}, or a smaller batch"
-CRASHED = "crashed ({}) at {}/shard-000000.tar, sample 'scene_002'; a file may be damaged in a way that"
+KILLED = "was killed, perhaps because memory ran out: use fewer than loader.workers={}, or a smaller batch"
+CRASHED = "crashed ({}) at {}/shard-000000.tar, sample 'scene_002'; a damaged file may have crashed its decoder:"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -152,7 +152,7 @@ def test_a_library_that_ends_the_process_is_not_taken_for_a_want_of_memory(shard
     ],
 )
 def test_a_want_of_memory_is_told_as_one(shards: ShardReader, error: Exception) -> None:
-    with pytest.raises(UserError, match=rf"reads {shards.folder} found no memory: take fewer than loader.workers=2"):
+    with pytest.raises(UserError, match=rf"reads {shards.folder} ran out of memory: use fewer than loader.workers=2"):
         read_all(bad_at(2, failing(error)), shards)
 
 

@@ -224,8 +224,8 @@ class _Process:
             return f"was killed, perhaps because memory ran out: use {self.fewer}"
         if number in CRASHES:
             return (
-                f"crashed ({number.name}) at {place}; a damaged file may have crashed its decoder: leave it out and pack "
-                "again"
+                f"crashed ({number.name}) at {place}; a damaged file may have crashed its decoder: leave it out and "
+                "pack again"
             )
         return f"was ended by a signal from outside ({number.name}); start again"
 

@@ -155,10 +155,10 @@ class _Street:
         solid = sorted(things, key=lambda thing: -min(float(face.corners[:, 2].min()) for face in thing))
         return [*faces, *shadows, *(face for thing in solid for face in thing if face.label is not None)]
 
-    def paint(self, material: str) -> RGB:
+    def fixed_colour(self, material: str) -> RGB:
         return self.look.palette[material][0]
 
-    def colour(self, material: str) -> RGB:
+    def random_colour(self, material: str) -> RGB:
         choices = self.look.palette[material]
         return shaded(choices[self.rng.integers(len(choices))], 1.0 + 0.06 * self.rng.uniform(-1.0, 1.0))
 
@@ -180,13 +180,13 @@ class _Street:
 
     def ground(self) -> Iterator[Face]:
         rng, far, (left, right) = self.rng, 3.0 * FAR, self.kerbs.values()
-        yield Face(_floor(-far, far, NEAR, far), VEGETATION, self.colour("grass"))
-        paving = self.colour("pavement")
+        yield Face(_floor(-far, far, NEAR, far), VEGETATION, self.random_colour("grass"))
+        paving = self.random_colour("pavement")
         for side, kerb in self.kerbs.items():
             yield Face(_floor(kerb, kerb + side * self.pavement, NEAR, far), SIDEWALK, paving)
-            yield Face(_floor(kerb, kerb + side * 0.25, NEAR, far), SIDEWALK, self.paint("kerb"))
-        yield Face(_floor(left, right, NEAR, far), ROAD, self.colour("road"))
-        middle, marking = 0.5 * (left + right), self.paint("marking")
+            yield Face(_floor(kerb, kerb + side * 0.25, NEAR, far), SIDEWALK, self.fixed_colour("kerb"))
+        yield Face(_floor(left, right, NEAR, far), ROAD, self.random_colour("road"))
+        middle, marking = 0.5 * (left + right), self.fixed_colour("marking")
         if rng.random() < 0.75:
             for z in np.arange(NEAR + rng.uniform(0.0, 6.0), 70.0, 6.0):
                 yield Face(_floor(middle - 0.08, middle + 0.08, z, z + 3.0), ROAD, marking)
@@ -200,10 +200,10 @@ class _Street:
         rng = self.rng
         for x in np.arange(-150.0, 150.0, 12.0):
             if rng.random() < 0.45:
-                wall = self.colour("facade")
+                wall = self.random_colour("facade")
                 yield Face(_box(x, FAR, 0.0, rng.uniform(4.0, 13.0), rng.uniform(5.0, 9.0)), BUILDING, wall)
             else:
-                yield Face(_disc(x, 1.5, FAR, rng.uniform(4.0, 8.0)), VEGETATION, self.colour("leaf"))
+                yield Face(_disc(x, 1.5, FAR, rng.uniform(4.0, 8.0)), VEGETATION, self.random_colour("leaf"))
 
     def buildings(self, side: int) -> list[Face]:
         """The houses on one side, with bushes in some of the gaps."""
@@ -226,7 +226,7 @@ class _Street:
         """A house along the street in bays of four metres: gable wall, roof, then the facade with its windows."""
         storeys = int(self.rng.choice([1, 2, 2, 3, 4]))
         top = 3.0 * storeys + 0.8
-        wall, roof = (shaded(self.colour(material), light) for material in ("facade", "roof"))
+        wall, roof = (shaded(self.random_colour(material), light) for material in ("facade", "roof"))
         back, ridge, end = line + side * 9.0, line + side * 4.5, z + 4.0 * bays
         yield Face(_box(0.5 * (line + back), z, 0.0, top, 4.5), BUILDING, shaded(wall, 0.82))
         if self.rng.random() < 0.6:
@@ -246,7 +246,7 @@ class _Street:
 
     def crown(self, x: float, z: float, y: float, radius: float) -> list[Face]:
         """A cloud of leaves around the height y: dark discs below and behind, bright ones above and in front."""
-        leaf = self.colour("leaf")
+        leaf = self.random_colour("leaf")
         offsets = self.rng.uniform(-0.75, 0.75, size=(8, 2)) * radius
         return [
             Face(
@@ -261,7 +261,7 @@ class _Street:
             x = self.kerbs[side] + side * (self.pavement + 0.5 * self.verge - 0.3)
             z = self.distance(x, 70.0)
             stem = self.rng.uniform(1.8, 2.8)
-            trunk = Face(_box(x, z, 0.0, stem + 0.8, 0.16), VEGETATION, self.colour("trunk"))
+            trunk = Face(_box(x, z, 0.0, stem + 0.8, 0.16), VEGETATION, self.random_colour("trunk"))
             yield [self.shadow(x, z, 0.9, 1.2, 3.0), trunk, *self.crown(x, z, stem, self.rng.uniform(1.1, 1.9))]
 
     def furniture(self) -> Iterator[list[Face]]:
@@ -274,13 +274,13 @@ class _Street:
         x = self.kerbs[side] + side * 0.5
         z = self.distance(x, 45.0)
         top = self.rng.uniform(5.0, 7.0)
-        metal = self.colour("pole")
+        metal = self.random_colour("pole")
         arm = x - side * 0.7
         return [
             self.shadow(x, z, 0.12, 0.6, top),
             Face(_box(x, z, 0.0, top, 0.12), POLE, metal),
             Face(_box(arm, z, top - 0.16, top, 0.7), POLE, metal),
-            Face(_box(arm - side * 0.5, z, top - 0.34, top - 0.16, 0.3), POLE, self.paint("lamp")),
+            Face(_box(arm - side * 0.5, z, top - 0.34, top - 0.16, 0.3), POLE, self.fixed_colour("lamp")),
         ]
 
     def traffic_sign(self, side: int) -> list[Face]:
@@ -293,9 +293,9 @@ class _Street:
         plate = np.column_stack([np.cos(turn), np.sin(turn)]) * (1.25 if corners < 14 else 1.0)
         return [
             self.shadow(x, z, 0.08, 0.5, centre),
-            Face(_box(x, z, 0.0, centre, 0.07), POLE, self.colour("pole")),
-            Face(_upright(x, z, plate * radius + [0.0, centre]), SIGN, self.colour("sign")),
-            Face(_upright(x, z, plate * radius * 0.5 + [0.0, centre]), SIGN, self.paint("sign mark")),
+            Face(_box(x, z, 0.0, centre, 0.07), POLE, self.random_colour("pole")),
+            Face(_upright(x, z, plate * radius + [0.0, centre]), SIGN, self.random_colour("sign")),
+            Face(_upright(x, z, plate * radius * 0.5 + [0.0, centre]), SIGN, self.fixed_colour("sign mark")),
         ]
 
     def people(self) -> Iterator[list[Face]]:
@@ -306,7 +306,7 @@ class _Street:
 
     def person(self, x: float, z: float) -> list[Face]:
         size, step = self.rng.uniform(0.88, 1.08), self.rng.uniform(0.0, 0.32)
-        coat, trousers, skin = (self.colour(material) for material in ("coat", "trousers", "skin"))
+        coat, trousers, skin = (self.random_colour(material) for material in ("coat", "trousers", "skin"))
         hem = self.rng.uniform(0.7, 0.95)
         feet = [side * step + side * 0.06 for side in (-1, 1)]
         legs = [[(-0.13, 0.9), (0.13, 0.9), (foot + 0.1, 0.0), (foot - 0.1, 0.0)] for foot in feet]
@@ -336,7 +336,7 @@ class _Street:
         """A car seen from its end: the flank that faces the camera, then the near end, then its lights and wheels."""
         half, length = 0.88, self.rng.uniform(3.8, 4.6)
         belt, roof = 0.92, self.rng.choice([1.42, 1.5, 1.75])
-        paint, glass, tyre = self.colour("paint"), self.paint("glass"), self.paint("tyre")
+        paint, glass, tyre = self.random_colour("paint"), self.fixed_colour("glass"), self.fixed_colour("tyre")
         light = self.look.palette["light"][self.rng.integers(2)]
         flank = x - math.copysign(half, x)
         pillars = np.array([0.1, 0.5, 0.65 * length, 0.8 * length])
@@ -354,7 +354,7 @@ class _Street:
             (_box(x, z, belt, roof, half, 0.82 * half), shaded(paint, 0.95)),
             (_box(x, z, belt + 0.04, roof - 0.1, 0.8 * half, 0.7 * half), glass),
             (_box(x, z, 0.25, belt, half), paint),
-            (_box(x, z, 0.42, 0.58, 0.26), self.paint("sign mark")),
+            (_box(x, z, 0.42, 0.58, 0.26), self.fixed_colour("sign mark")),
             *((corners, light) for corners in lamps),
         ]
         shadow = self.shadow(x, z - 0.3, half + 0.15, length + 0.5, 0.6)

@@ -149,7 +149,7 @@ class Samples:
                 if not self.replace_corrupt:
                     raise
                 if number == 0:
-                    print(f"warning: {error}; the next whole sample stands for it", file=sys.stderr, flush=True)
+                    print(f"warning: {error}; the next whole sample takes its place", file=sys.stderr, flush=True)
         raise UserError(f"{self.images.folder}: every sample is corrupt; pack the data set again")
 
     def _whole(self, position: int) -> dict[str, Tensor]:

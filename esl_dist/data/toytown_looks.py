@@ -134,13 +134,12 @@ class Face(NamedTuple):
 def photograph(
     faces: list[Face], look: Look, width: int, height: int, layout: np.random.Generator, film: np.random.Generator
 ) -> tuple[Image, Image]:
-    """Take a picture of a street, of `width` x `height` pixels, and label it.
+    """Take a picture of a street and label it.
 
     Args:
         faces: the street, in the order in which to paint it.
         look: the domain's appearance and camera.
-        width: of the picture in pixels.
-        height: of the picture in pixels.
+        width, height: of the picture in pixels.
         layout: source of how the camera is mounted.
         film: source of the sky, the texture of the surfaces, the colour cast and the noise.
 

@@ -84,9 +84,9 @@ def read_ahead(
             batch = _stacked([read(position) for position in wanted])
             yield {name: tensor.pin_memory() for name, tensor in batch.items()} if pin_memory else batch
         return
-    allow_open_files(
-        FILES_A_PROCESS * workers.number, f"to read {shards.folder} with {workers.setting}={workers.number}"
-    )
+    purpose = f"to read {shards.folder} with {workers.setting}={workers.number}"
+    # One more for a moment, the process's own end of its pipe.
+    allow_open_files(FILES_A_PROCESS * workers.number + 1, purpose)
     processes: list[_Process] = []
     try:
         for _ in range(workers.number):

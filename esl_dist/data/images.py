@@ -94,7 +94,7 @@ def decode_label(content: bytes, channel: str | None = None) -> Label:
         raise
     except Exception as error:
         # Pillow's readers raise whatever a damaged file makes them run into.
-        raise ValueError(f"no picture that can be read ({error})") from error
+        raise ValueError(f"not a readable picture ({error})") from error
     label = decode(content, cv2.IMREAD_UNCHANGED)
     if label.ndim != 2 or label.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a label with shape {label.shape} and type {label.dtype}; expected one channel of ids")
@@ -114,9 +114,9 @@ def decode(content: bytes, flags: int) -> NDArray[np.uint8] | NDArray[np.uint16]
     except cv2.error as error:
         if error.code == cv2.Error.StsNoMem:
             raise MemoryError(str(error)) from error
-        raise ValueError(f"no picture that can be read ({error})") from error
+        raise ValueError(f"not a readable picture ({error})") from error
     if image is None:
-        raise ValueError("no picture that can be read")
+        raise ValueError("not a readable picture")
     return image  # type: ignore[return-value]
 
 
@@ -161,8 +161,13 @@ def same_aspect_ratio(size: Size, other: Size) -> bool:
 
 
 def padded(image: Array, size: Size, value: int) -> Array:
-    """Put an array of shape (height, width, …) at the top left of one of `size`, filled up with `value`."""
+    """Put an array of shape (height, width, …) at the top left of one of `size`, filled up with `value`.
+
+    The same array if it has that size.
+    """
     width, height = size
+    if image.shape[:2] == (height, width):
+        return image
     result = np.full((height, width, *image.shape[2:]), value, image.dtype)
     result[: image.shape[0], : image.shape[1]] = image
     return result  # type: ignore[return-value]

@@ -18,25 +18,8 @@ IGNORE_INDEX = 255
 """Train id of a pixel that no loss and no score counts."""
 
 CITYSCAPES_19 = (
-    "road",
-    "sidewalk",
-    "building",
-    "wall",
-    "fence",
-    "pole",
-    "traffic light",
-    "traffic sign",
-    "vegetation",
-    "terrain",
-    "sky",
-    "person",
-    "rider",
-    "car",
-    "truck",
-    "bus",
-    "train",
-    "motorcycle",
-    "bicycle",
+    *("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation"),
+    *("terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"),
 )
 CITYSCAPES_16 = tuple(name for name in CITYSCAPES_19 if name not in ("terrain", "truck", "train"))
 CITYSCAPES_13 = tuple(name for name in CITYSCAPES_16 if name not in ("wall", "fence", "pole"))
@@ -44,7 +27,6 @@ CITYSCAPES_13 = tuple(name for name in CITYSCAPES_16 if name not in ("wall", "fe
 
 RAW_IDS = 2**16
 """Raw ids have at most 16 bits."""
-
 
 Color = tuple[int, int, int]
 """Red, green, blue; 0 to 255."""
@@ -75,31 +57,35 @@ def class_set_from(entries: Any, origin: str) -> ClassSet:
         raise UserError(f"{origin}: expected a list of classes, got {shortened(entries)}")
     if not 1 <= len(entries) <= IGNORE_INDEX:
         raise UserError(f"{origin}: {len(entries)} classes; expected 1 to {IGNORE_INDEX}")
-    classes: list[SemanticClass] = []
+    classes: dict[str, SemanticClass] = {}
     owner: dict[int, str] = {}
     for position, entry in enumerate(entries):
-        try:
-            name, parts, ids = entry["name"], _whole_numbers(entry["color"]), _whole_numbers(entry["ids"])
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise UserError(
-                f"{origin}: class {position}: expected name, color [r, g, b] and ids, got {shortened(entry)}"
-            ) from error
+        place = f"{origin}: class {position}"
+        if not _is_class(entry):
+            raise UserError(f"{place}: expected name, color [r, g, b] and ids, got {shortened(entry)}")
+        name = entry["name"]
         if not isinstance(name, str):
-            raise UserError(
-                f"{origin}: class {position}: name {shortened(name)} is no text; write it in quotation marks"
-            )
-        refuse_as_label(name, f"{origin}: class {position}: name")
-        color = color_from(list(parts), f"{origin}: class {name}: color")
-        for raw_id in ids:
+            raise UserError(f"{place}: name {shortened(name)} is not text; write it in quotation marks")
+        refuse_as_label(name, f"{place}: name")
+        color = color_from(entry["color"], f"{origin}: class {name}: color")
+        for raw_id in entry["ids"]:
             if not 0 <= raw_id < RAW_IDS:
                 raise UserError(f"{origin}: class {name}: raw id {raw_id} is not in [0, {RAW_IDS - 1}]")
             if raw_id in owner:
                 raise UserError(f"{origin}: raw id {raw_id} belongs to class {owner[raw_id]} and to class {name}")
             owner[raw_id] = name
-        if name in class_names(tuple(classes)):
+        if name in classes:
             raise UserError(f"{origin}: two classes have the name {name}")
-        classes.append(SemanticClass(name, color, ids))
-    return tuple(classes)
+        classes[name] = SemanticClass(name, color, tuple(entry["ids"]))
+    return tuple(classes.values())
+
+
+def _is_class(entry: Any) -> bool:
+    return isinstance(entry, dict) and "name" in entry and all(_are_whole(entry.get(key)) for key in ("color", "ids"))
+
+
+def _are_whole(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int for value in values)
 
 
 def color_from(values: Any, origin: str) -> Color:
@@ -108,16 +94,9 @@ def color_from(values: Any, origin: str) -> Color:
     Raises:
         UserError: it is not three whole numbers from 0 to 255; the message starts with `origin`.
     """
-    whole = isinstance(values, list) and all(type(value) is int and 0 <= value <= 255 for value in values)
-    if not whole or len(values) != 3:
+    if not _are_whole(values) or len(values) != 3 or not all(0 <= value <= 255 for value in values):
         raise UserError(f"{origin} {values} is not [r, g, b] with values from 0 to 255")
     return values[0], values[1], values[2]
-
-
-def _whole_numbers(values: Any) -> tuple[int, ...]:
-    if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise TypeError(f"{values} is not a list of whole numbers")
-    return tuple(values)
 
 
 def color_table(class_sets: Mapping[str, ClassSet], origin: str) -> dict[Color, int]:

@@ -4,11 +4,12 @@ A network's input is the published one: BGR minus the mean colour of ImageNet, f
 """
 
 import sys
-from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
-from typing import TypedDict
+from typing import TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,11 +31,13 @@ from esl_dist.data.images import (
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names, train_id_table
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import ShardReader, choose_classes
-from esl_dist.data.workers import Fields, Workers, read_ahead, stacked
+from esl_dist.data.workers import Workers, read_ahead
 from esl_dist.errors import CorruptSampleError, UserError
 
 MEAN_COLOR = (104.00698793, 116.66876762, 122.67891434)
 """Blue, green, red; grey levels from 0 to 255, those of AdvEnt's published program."""
+
+Pixels = TypeVar("Pixels")
 
 
 class Batch(TypedDict):
@@ -70,6 +73,11 @@ class LabelSource:
     shards: ShardReader
     classes: ClassSet
 
+    @cached_property
+    def table(self) -> NDArray[np.uint8]:
+        """The train id of every raw id (`labels.train_id_table`)."""
+        return train_id_table(self.classes)
+
 
 def label_source(shards: ShardReader, class_set: str, classes: ClassSet) -> LabelSource:
     """Return the labels of `shards` for a network of `classes`.
@@ -96,13 +104,14 @@ def refuse_mixed_sizes(shards: ShardReader, size: Size | None, key: str) -> None
         raise UserError(f"{shards.folder}: its pictures have different sizes; give one as {key}=[width,height]")
 
 
+@dataclass(eq=False)
 class Samples:
     """The samples of a folder of shards, by position.
 
     Where the data set keeps aspect ratios, pictures of a given size are padded with black before the mean is taken, and
     labels with `IGNORE_INDEX`: labels at their own size to the aspect ratio of their picture.
 
-    Args:
+    Attributes:
         images: the shards with the pictures.
         size: width and height at which pictures are given; None: as packed.
         labels: where labels come from; None: samples without labels.
@@ -110,20 +119,16 @@ class Samples:
         replace_corrupt: whether a corrupt sample is replaced by the next whole one, so that batches keep their size.
     """
 
-    def __init__(
-        self,
-        images: ShardReader,
-        size: Size | None,
-        labels: LabelSource | None = None,
-        label_size: Size | None = None,
-        replace_corrupt: bool = False,
-    ) -> None:
+    images: ShardReader
+    size: Size | None
+    labels: LabelSource | None = None
+    label_size: Size | None = None
+    replace_corrupt: bool = False
+
+    def __post_init__(self) -> None:
         """Check that labels line up with the pictures."""
-        self.images, self.size, self.labels, self.label_size = images, size, labels, label_size
-        self.replace_corrupt = replace_corrupt
-        self.table = None if labels is None else train_id_table(labels.classes)
-        if labels is not None and labels.shards is not images:
-            _refuse_misaligned(images, labels.shards)
+        if self.labels is not None and self.labels.shards is not self.images:
+            _refuse_misaligned(self.images, self.labels.shards)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -136,35 +141,26 @@ class Samples:
             CorruptSampleError: the sample is corrupt; the message names shard and key.
             UserError: it cannot be read for another reason or, with `replace_corrupt`, all samples are corrupt.
         """
-        try:
-            return {**self._whole(position), "replaced": torch.tensor(False)}
-        except CorruptSampleError as error:
-            if not self.replace_corrupt:
-                raise
-            print(f"warning: {error}; the next whole sample stands for it", file=sys.stderr, flush=True)
-        for following in range(position + 1, position + len(self)):
-            with suppress(CorruptSampleError):
-                return {**self._whole(following % len(self)), "replaced": torch.tensor(True)}
+        for number in range(len(self)):
+            try:
+                sample = self._whole((position + number) % len(self))
+                return {**sample, "replaced": torch.tensor(number > 0)}
+            except CorruptSampleError as error:
+                if not self.replace_corrupt:
+                    raise
+                if number == 0:
+                    print(f"warning: {error}; the next whole sample takes its place", file=sys.stderr, flush=True)
         raise UserError(f"{self.images.folder}: every sample is corrupt; pack the data set again")
 
     def _whole(self, position: int) -> dict[str, Tensor]:
         # Both are read before one is decoded: where a whole shard is lost, many samples are tried for each of its own.
         packed_label = None if self.labels is None else self.labels.shards.read(position, "label")
-        packed_image = self.images.read(position, "image")
-        try:
-            _refuse_other_size(packed_image, self.images.index.image_size)
-            image = decode_image(packed_image)
-        except ValueError as error:
-            raise CorruptSampleError(
-                f"{self.images.where(position)}: its image is damaged: {error}; pack it again"
-            ) from error
+        image = _decoded(self.images, position, "image", self.images.read(position, "image"), decode_image)
         own_size = (image.shape[1], image.shape[0])
-        if self.size is not None and self.images.index.keep_aspect_ratio:
-            image = padded(resize_image(image, fitted_size(own_size, self.size)), self.size, 0)
-        elif self.size is not None:
-            image = resize_image(image, self.size)
+        frame = self.size or own_size
+        size = fitted_size(own_size, frame) if self.images.index.keep_aspect_ratio else frame
         sample = {
-            "images": network_input(image),
+            "images": network_input(padded(resize_image(image, size), frame, 0)),
             "positions": torch.tensor(position),
             "own_sizes": torch.tensor(own_size),
         }
@@ -185,28 +181,27 @@ class Samples:
     def _label_and_size(self, position: int, packed: bytes) -> tuple[NDArray[np.uint8], Size]:
         """Return a sample's label, and its width and height without padding."""
         assert self.labels is not None
-        assert self.table is not None
         shards = self.labels.shards
-        try:
-            _refuse_other_size(packed, shards.index.label_size)
-            raw = decode_label(packed)
-        except ValueError as error:
-            raise CorruptSampleError(
-                f"{shards.where(position)}: its label is damaged: {error}; pack it again"
-            ) from error
+        raw = _decoded(shards, position, "label", packed, decode_label)
         own_size = (raw.shape[1], raw.shape[0])
         if not shards.index.keep_aspect_ratio:
-            size = self.label_size or own_size
-            return self.table[resize_label(raw, size)], size
-        if self.label_size is not None:
-            size = fitted_size(own_size, self.label_size)
-            return padded(self.table[resize_label(raw, size)], self.label_size, IGNORE_INDEX), size
-        frame = own_size if self.size is None else framed_size(own_size, self.size)
-        return padded(self.table[raw], frame, IGNORE_INDEX), own_size
+            size = frame = self.label_size or own_size
+        else:
+            frame = self.label_size or framed_size(own_size, self.size or own_size)
+            size = fitted_size(own_size, frame)
+        return padded(self.labels.table[resize_label(raw, size)], frame, IGNORE_INDEX), size
 
     def without_labels(self) -> "Samples":
         """Return the same pictures, to be read without their labels."""
         return Samples(self.images, self.size)
+
+
+def _decoded(shards: ShardReader, position: int, kind: str, packed: bytes, decode: Callable[[bytes], Pixels]) -> Pixels:
+    try:
+        _refuse_other_size(packed, shards.index.image_size if kind == "image" else shards.index.label_size)
+        return decode(packed)
+    except ValueError as error:
+        raise CorruptSampleError(f"{shards.where(position)}: its {kind} is damaged: {error}; pack it again") from error
 
 
 def _refuse_other_size(packed: bytes, size: Size | None) -> None:
@@ -247,28 +242,12 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: Workers, 
         samples: what is read.
         positions: those of each batch.
         workers: the processes that read.
-        pin_memory: whether pictures and labels lie where a GPU can fetch them while it computes.
+        pin_memory: whether batches lie where a GPU can fetch them while it computes.
 
     Raises:
         UserError: a sample cannot be read, or a process that reads ended or was silent for too long.
     """
     # Closed with this generator, not when garbage is collected: then the processes end at once.
-    with closing(_fields(samples, positions, workers)) as read:
-        for batch in read:
-            if pin_memory:
-                batch |= {name: batch[name].pin_memory() for name in ("images", "labels") if name in batch}
-            yield Batch(
-                images=batch["images"],
-                labels=batch.get("labels"),
-                positions=batch["positions"],
-                own_sizes=batch["own_sizes"],
-                label_sizes=batch.get("label_sizes"),
-                replaced=batch["replaced"],
-            )
-
-
-def _fields(samples: Samples, positions: Iterator[list[int]], workers: Workers) -> Generator[Fields]:
-    if workers.number:
-        yield from read_ahead(samples.__getitem__, positions, workers, samples.images)
-    else:
-        yield from (stacked([samples[position] for position in wanted]) for wanted in positions)
+    with closing(read_ahead(samples.__getitem__, positions, workers, samples.images, pin_memory)) as read:
+        for tensors in read:
+            yield cast(Batch, {"labels": None, "label_sizes": None, **tensors})

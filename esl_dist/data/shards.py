@@ -14,19 +14,13 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from esl_dist.data.labels import ClassSet, class_set_to
-from esl_dist.data.shard_index import (
-    INDEX_NAME,
-    SampleEntry,
-    ShardEntry,
-    ShardIndex,
-    read_index,
-    shard_to,
-)
+from esl_dist.data.shard_index import INDEX_NAME, SampleEntry, ShardEntry, ShardIndex, read_index, shard_to
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import refuse_as_key, refuse_as_name, sha256_of_file, whole_file
 from esl_dist.machine import shortage
@@ -34,7 +28,6 @@ from esl_dist.machine import shortage
 OPEN_SHARDS = 16
 """Files that a reader keeps open. Samples come from a few shards at a time; a process may often open no more than 1,024
 files, and a large data set has more shards."""
-
 
 Members = Mapping[str, bytes]
 """A sample's files: extension (`image.png`, `label.png`, …) → bytes."""
@@ -86,9 +79,19 @@ def _whole_blocks(size: int) -> int:
     return -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
-def _opened(path: Path) -> int:
+@dataclass
+class _OpenFile:
+    """A file that is closed with the last reference to it."""
+
+    descriptor: int
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+def _opened(path: Path) -> _OpenFile:
     # A pipe in its place, opened otherwise, would be waited for.
-    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    return _OpenFile(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
 
 
 @dataclass
@@ -102,27 +105,20 @@ class ShardReader:
 
     folder: Path
     index: ShardIndex
-    _places: list[tuple[int, SampleEntry]] = field(init=False, repr=False)
-    _descriptors: dict[int, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         """Number the samples."""
-        self._places = [
-            (position, sample) for position, shard in enumerate(self.index.shards) for sample in shard.samples
-        ]
+        shards = [(self.folder / shard.name, shard.samples) for shard in self.index.shards]
+        self._places = [(path, sample) for path, samples in shards for sample in samples]
+        self._opened = lru_cache(OPEN_SHARDS)(_opened)
 
-    def __del__(self) -> None:
-        """Close the open files."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave open files behind when a copy goes to another process."""
+        return ShardReader, (self.folder, self.index)
 
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self._places)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind when a copy goes to another process."""
-        return {**self.__dict__, "_descriptors": {}}
 
     def key(self, position: int) -> str:
         """Return the key of the sample at `position`, counted over all shards from 0."""
@@ -134,8 +130,8 @@ class ShardReader:
 
     def where(self, position: int) -> str:
         """Name a sample in messages: folder, shard and key."""
-        shard, sample = self._places[position]
-        return f"{self.folder / self.index.shards[shard].name}, sample {sample.key!r}"
+        path, sample = self._places[position]
+        return f"{path}, sample {sample.key!r}"
 
     def read(self, position: int, kind: str) -> bytes:
         """Return the bytes of a sample's member whose extension is `kind` or starts with `kind` and a dot.
@@ -144,44 +140,35 @@ class ShardReader:
             CorruptSampleError: its bytes are not those that were packed, or its shard is not there.
             UserError: the sample has no such member, or the shard cannot be read though it may be whole.
         """
-        shard, sample = self._places[position]
-        for extension, (offset, count, checksum) in sample.members.items():
-            if extension == kind or extension.startswith(f"{kind}."):
-                try:
-                    content = os.pread(self._descriptor(shard), count, offset)
-                except FileNotFoundError as error:
-                    raise CorruptSampleError(f"{self.where(position)}: the shard is missing; pack it again") from error
-                except OSError as error:
-                    raise UserError(
-                        f"{self.where(position)}: cannot be read ({shortage(error) or error.strerror}); the shard may "
-                        "be whole: look for the cause in this machine, then start again"
-                    ) from error
-                if zlib.crc32(content) != checksum:
-                    raise CorruptSampleError(
-                        f"{self.where(position)}: the bytes of {extension} are not the packed ones; pack it again"
-                    )
-                return content
-        raise UserError(f"{self.where(position)}: no {kind}; it has {', '.join(sample.members)}")
+        path, sample = self._places[position]
+        extension = next((name for name in sample.members if name == kind or name.startswith(f"{kind}.")), None)
+        if extension is None:
+            raise UserError(f"{self.where(position)}: no {kind}; it has {', '.join(sample.members)}")
+        offset, count, checksum = sample.members[extension]
+        try:
+            content = os.pread(self._open(path).descriptor, count, offset)
+        except FileNotFoundError as error:
+            raise CorruptSampleError(f"{self.where(position)}: the shard is missing; pack it again") from error
+        except OSError as error:
+            raise UserError(
+                f"{self.where(position)}: cannot be read ({shortage(error) or error.strerror}); the shard may "
+                "be intact: look for the cause on this machine, then start again"
+            ) from error
+        if zlib.crc32(content) != checksum:
+            raise CorruptSampleError(
+                f"{self.where(position)}: the bytes of {extension} are not the packed ones; pack it again"
+            )
+        return content
 
-    def _descriptor(self, shard: int) -> int:
-        descriptor = self._descriptors.pop(shard, None)
-        if descriptor is None:
-            path = self.folder / self.index.shards[shard].name
-            if len(self._descriptors) == OPEN_SHARDS:
-                self._close_oldest()
-            try:
-                descriptor = _opened(path)
-            except OSError as error:
-                if error.errno != errno.EMFILE or not self._descriptors:
-                    raise
-                self._close_oldest()
-                descriptor = _opened(path)
-        # Put last: the first is the one that was used longest ago.
-        self._descriptors[shard] = descriptor
-        return descriptor
-
-    def _close_oldest(self) -> None:
-        os.close(self._descriptors.pop(next(iter(self._descriptors))))
+    def _open(self, path: Path) -> _OpenFile:
+        try:
+            return self._opened(path)
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+            # Those that are kept are perhaps more than may be open.
+            self._opened.cache_clear()
+            return self._opened(path)
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over all entries and class sets: equal means the same samples, in the same order."""
@@ -209,20 +196,18 @@ def open_shards(folder: str | Path, whole: bool = True) -> ShardReader:
         raise UserError(f"{path}: no such folder of shards; make it with shards/prepare.py")
     reader = ShardReader(path, read_index(path))
     if len(reader) == 0:
-        raise UserError(f"{path}: its {INDEX_NAME} lists no sample; make the shards again")
+        raise UserError(f"{path}: its {INDEX_NAME} lists no samples; make the shards again")
     if whole:
         for shard in broken_shards(reader):
             raise UserError(f"{shard.damage}; pack the data set again")
     return reader
 
 
-@dataclass(frozen=True)
-class BrokenShard:
+class BrokenShard(NamedTuple):
     """A shard that is missing or has another size than its index says.
 
-    Attributes:
-        damage: what was found where, and which samples it costs.
-        lost: how many samples lie, wholly or in part, in what is missing.
+    `damage` says what was found where, and which samples it costs; `lost`, how many lie, wholly or in part, in what is
+    missing.
     """
 
     damage: str
@@ -234,16 +219,17 @@ def broken_shards(reader: ShardReader) -> Iterator[BrokenShard]:
     for shard in reader.index.shards:
         path = reader.folder / shard.name
         size = path.stat().st_size if path.is_file() else None
-        if size != shard.size:
-            lost = [
-                sample.key
-                for sample in shard.samples
-                if size is None or any(offset + count > size for offset, count, _ in sample.members.values())
-            ]
-            found = "is missing" if size is None else f"has {size} bytes"
-            first = f", {lost[0]!r} first" if lost else ""
-            damage = f"{path}: {found}, the index says {shard.size}; "
-            yield BrokenShard(f"{damage}{len(lost)} of its {len(shard.samples)} samples are lost{first}", len(lost))
+        if size == shard.size:
+            continue
+        lost = [
+            sample.key
+            for sample in shard.samples
+            if size is None or any(offset + count > size for offset, count, _ in sample.members.values())
+        ]
+        found = "is missing" if size is None else f"has {size} bytes"
+        first = f", {lost[0]!r} first" if lost else ""
+        damage = f"{path}: {found}, the index says {shard.size}; "
+        yield BrokenShard(f"{damage}{len(lost)} of its {len(shard.samples)} samples are lost{first}", len(lost))
 
 
 def verify(reader: ShardReader) -> None:
@@ -265,7 +251,7 @@ def verify(reader: ShardReader) -> None:
             with tarfile.open(path) as tar:
                 found = {(member.name, member.offset_data, member.size) for member in tar if member.isfile()}
         except tarfile.TarError as error:
-            raise UserError(f"{path}: no tar that can be read ({error}); pack it again") from error
+            raise UserError(f"{path}: is not a readable tar ({error}); pack it again") from error
         if found != listed:
             raise UserError(f"{path}: its members are not those of {INDEX_NAME}; pack it again")
 

@@ -3,25 +3,20 @@
 torch's DataLoader is not used for it. It sends batches from a thread that, where it cannot, prints a traceback and
 drops one that is then waited for without end; and it depends on named sockets, whose paths TMPDIR can make too long, on
 /dev/shm, which has 64 MB in a container, and on an open file for each tensor. Here a process answers every request
-itself, with a batch or with what went wrong. Batches lie in memory without a name, on no file system. The end of a
-process closes its sockets, so it is noticed at once, and its exit status says what it was.
+itself, with a batch or with what went wrong. Its batches lie in files in memory that have no name and are opened before
+it starts. Its end closes its pipe, so it is noticed at once, and its exit status says what it was.
 """
 
-import errno
-import mmap
 import os
-import pickle
 import signal
-import socket
 import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
-from math import prod
 from multiprocessing.connection import Connection, Pipe
 
 import cv2
@@ -33,30 +28,21 @@ from esl_dist.errors import UserError, memory_words
 from esl_dist.machine import allow_open_files, shortage
 
 READ_AHEAD = 2
-"""Batches that each process is asked for before the first of them is used."""
+"""Batches that each process is asked for before the first of them is used; each has a file in memory."""
 
 LOOK_SECONDS = 1.0
 """How often a process that waits looks whether that makes sense any more."""
 
-FILES_A_PROCESS = 2
-"""That the program keeps open for each process that reads: one end of its requests, one of its replies."""
-
-ALIGNMENT = 64
-"""Bytes; where a tensor may begin in shared memory."""
-
-SMALL_BYTES = 2**16
-"""Tensors of so many bytes are copied out of shared memory: else they would keep that of their pictures."""
-
-REPLY_BYTES = 2**16
-LONGEST_TEXT = 2**14
+FILES_A_PROCESS = 1 + READ_AHEAD
+"""That the program keeps open for each process that reads: one end of its pipe, and the memory of its batches."""
 
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
 """Signals of a process that went wrong by itself."""
 
 Sample = Mapping[str, Tensor]
 Fields = dict[str, Tensor]
-Places = list[tuple[str, torch.dtype, tuple[int, ...], int]]
-"""Name, type, shape and offset in bytes of the tensors in shared memory."""
+Layout = list[tuple[str, torch.Size, torch.dtype]]
+"""Names, shapes and types of the tensors in a file in memory, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -74,239 +60,182 @@ class Workers:
     setting: str = "workers"
 
 
-@dataclass(frozen=True)
-class _Process:
-    identifier: int
-    requests: Connection
-    replies: socket.socket
-
-
-def stacked(samples: Sequence[Sample]) -> Fields:
-    """Return the tensors of samples as those of one batch."""
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-
-
 def read_ahead(
-    read: Callable[[int], Sample], positions: Iterator[list[int]], workers: Workers, shards: ShardReader
+    read: Callable[[int], Sample],
+    positions: Iterator[list[int]],
+    workers: Workers,
+    shards: ShardReader,
+    pin_memory: bool = False,
 ) -> Generator[Fields]:
     """Yield the batches named by `positions`, in this order.
 
     Args:
         read: returns the sample at a position.
         positions: those of the samples of each batch.
-        workers: at least one.
+        workers: the processes that read.
         shards: what is read, for messages.
+        pin_memory: whether batches lie where a GPU can fetch them while it computes.
 
     Raises:
         UserError: what `read` raises; or a process cannot be started, ended, or was silent for too long.
     """
-    allow_open_files(
-        FILES_A_PROCESS * workers.number, f"to read {shards.folder} with {workers.setting}={workers.number}"
-    )
+    if workers.number == 0:
+        for wanted in positions:
+            batch = _stacked([read(position) for position in wanted])
+            yield {name: tensor.pin_memory() for name, tensor in batch.items()} if pin_memory else batch
+        return
+    purpose = f"to read {shards.folder} with {workers.setting}={workers.number}"
+    # One more for a moment, the process's own end of its pipe.
+    allow_open_files(FILES_A_PROCESS * workers.number + 1, purpose)
     processes: list[_Process] = []
     try:
         for _ in range(workers.number):
-            processes.append(_start(read, workers, shards))
-        turns = zip(cycle(processes), positions)
-        asked = deque(_ask(*turn) for turn in islice(turns, READ_AHEAD * workers.number))
-        while asked:
-            process, wanted = asked.popleft()
-            batch = _receive(process, wanted, workers, shards)
-            asked.extend(_ask(*turn) for turn in islice(turns, 1))
+            processes.append(_Process(read, workers, shards))
+        for process, wanted in zip(processes * READ_AHEAD, positions, strict=False):
+            process.ask(wanted)
+        for process in cycle(processes):
+            if not process.asked:
+                return
+            batch = process.receive(pin_memory)
+            for wanted in islice(positions, 1):
+                process.ask(wanted)
             yield batch
     finally:
         for process in processes:
-            _end(process)
+            process.end()
 
 
-def _start(read: Callable[[int], Sample], workers: Workers, shards: ShardReader) -> _Process:
-    parent = os.getpid()
-    try:
-        requested, requests = Pipe(duplex=False)
-        replies, answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        identifier = os.fork()
-    except OSError as error:
-        # fork's "try again" means a limit on processes.
-        reason = shortage(error) or f"{error.strerror}, perhaps a limit on processes (ulimit -u) or on memory"
-        raise UserError(
-            f"a process that reads {shards.folder} cannot be started: {reason}; or take {_fewer(workers)}"
-        ) from error
-    if identifier == 0:
-        # Never back into the program, whatever happens.
+def _stacked(samples: Sequence[Sample]) -> Fields:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _transfer(move: Callable[[int, list[memoryview], int], int], memory: int, tensors: Iterable[Tensor]) -> None:
+    """Write tensors to a file one after the other (os.pwritev), or read it into them (os.preadv)."""
+    offset = 0
+    for tensor in tensors:
+        rest = tensor.reshape(-1).view(torch.uint8).numpy().data
+        # A single call moves 2 GiB at most.
+        while rest:
+            moved = move(memory, [rest], offset)
+            rest, offset = rest[moved:], offset + moved
+
+
+class _Process:
+    """A process that reads: what the program asks it for, and the loop that answers."""
+
+    def __init__(self, read: Callable[[int], Sample], workers: Workers, shards: ShardReader) -> None:
+        self.read, self.shards, self.timeout_minutes = read, shards, workers.timeout_minutes
+        self.who = f"a process that reads {shards.folder}"
+        self.fewer = f"fewer than {workers.setting}={workers.number}, or a smaller batch"
+        self.asked: deque[tuple[int, list[int]]] = deque()
+        self.parent = os.getpid()
         try:
-            requests.close()
-            replies.close()
-            _serve(requested, answers, parent, lambda wanted: _reply(read, wanted, workers, shards))
-            os._exit(0)
-        except Exception:
-            traceback.print_exc()
-            sys.stderr.flush()
-        finally:
-            os._exit(1)
-    requested.close()
-    answers.close()
-    return _Process(identifier, requests, replies)
+            # By the time that a memory's next turn comes, its batch has been received.
+            self.memories = deque(os.memfd_create("samples") for _ in range(READ_AHEAD))
+            self.pipe, its_pipe = Pipe()
+            self.identifier = os.fork()
+        except OSError as error:
+            # fork's "try again" means a limit on processes.
+            reason = shortage(error) or f"{error.strerror}, perhaps a limit on processes (ulimit -u) or on memory"
+            raise UserError(f"{self.who} cannot be started: {reason}; or use {self.fewer}") from error
+        if self.identifier == 0:
+            # Never back into the program, whatever happens.
+            try:
+                self.serve(its_pipe)
+                os._exit(0)
+            except Exception:
+                traceback.print_exc()
+                sys.stderr.flush()
+            finally:
+                os._exit(1)
+        # The process's own is then the only one, and its end closes it.
+        its_pipe.close()
 
+    def serve(self, pipe: Connection) -> None:
+        """Answer requests, in the process, until the parent has ended; it ends this process when it needs no more."""
+        # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        cv2.setNumThreads(0)
+        with suppress(EOFError, ConnectionError):
+            # Other processes may hold the parent's end of the pipe after it.
+            while os.getppid() == self.parent:
+                if pipe.poll(LOOK_SECONDS):
+                    pipe.send(self.answer(*pipe.recv()))
 
-def _serve(
-    requested: Connection,
-    answers: socket.socket,
-    parent: int,
-    reply: Callable[[list[int]], tuple[Places | Exception, int | None]],
-) -> None:
-    """Answer requests until the parent has ended; it ends this process when it needs no more."""
-    # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-    with suppress(EOFError, ConnectionError):
-        while os.getppid() == parent:
-            if requested.poll(LOOK_SECONDS):
-                _send(answers, *reply(requested.recv()))
-
-
-def _send(answers: socket.socket, answer: Places | Exception, memory: int | None) -> None:
-    try:
-        socket.send_fds(answers, [pickle.dumps(answer)], [] if memory is None else [memory])
-    except ConnectionError:
-        raise
-    except OSError as error:
-        # More descriptors are on their way, in all processes of this user, than one may open.
-        answers.send(pickle.dumps(error))
-    finally:
-        if memory is not None:
-            os.close(memory)
-
-
-def _reply(
-    read: Callable[[int], Sample], wanted: list[int], workers: Workers, shards: ShardReader
-) -> tuple[Places | Exception, int | None]:
-    """Return where the tensors of a batch lie, and the descriptor of the memory; or what went wrong."""
-    try:
-        return _shared([read(position) for position in wanted])
-    except UserError as error:
-        return UserError(str(error)[:LONGEST_TEXT]), None
-    except Exception as error:
-        if memory_words(error) is not None:
-            return UserError(f"a process that reads {shards.folder} found no memory: take {_fewer(workers)}"), None
-        if (reason := shortage(error)) is not None:
-            return UserError(f"a process that reads {shards.folder} cannot go on: {reason}"), None
-        return RuntimeError(f"in a process that reads:\n{traceback.format_exc()[-LONGEST_TEXT:]}"), None
-
-
-def _shared(samples: Sequence[Sample]) -> tuple[Places, int]:
-    """Put the batch of some samples into new memory; returns where its tensors lie, and a descriptor of the memory."""
-    places: Places = []
-    end = 0
-    for name, first in samples[0].items():
-        places.append((name, first.dtype, (len(samples), *first.shape), end))
-        end += -(-len(samples) * first.nbytes // ALIGNMENT) * ALIGNMENT
-    memory = os.memfd_create("samples")
-    try:
-        os.ftruncate(memory, end)
-        for name, tensor in _tensors(mmap.mmap(memory, end), places).items():
-            torch.stack([sample[name] for sample in samples], out=tensor)
-    except BaseException:
-        os.close(memory)
-        raise
-    return places, memory
-
-
-def _tensors(memory: mmap.mmap, places: Places) -> Fields:
-    """Return tensors in shared memory, which they keep."""
-    return {
-        name: torch.frombuffer(memory, dtype=dtype, count=prod(shape), offset=offset).view(shape)
-        for name, dtype, shape, offset in places
-    }
-
-
-def _ask(process: _Process, wanted: list[int]) -> tuple[_Process, list[int]]:
-    # A process that has ended is noticed when its batch is waited for.
-    with suppress(ConnectionError):
-        process.requests.send(wanted)
-    return process, wanted
-
-
-def _receive(process: _Process, wanted: list[int], workers: Workers, shards: ShardReader) -> Fields:
-    # In small steps: time in which the whole job was suspended does not count.
-    process.replies.settimeout(LOOK_SECONDS)
-    waited = 0.0
-    while True:
+    def answer(self, memory: int, wanted: list[int]) -> Layout | Exception:
+        """Put a batch into memory; returns how it lies there, or what went wrong."""
         try:
-            content, received, flags, _ = socket.recv_fds(process.replies, REPLY_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-            break
-        except ConnectionError:
-            raise _ended(process, wanted, workers, shards) from None
-        except TimeoutError:
+            batch = _stacked([self.read(position) for position in wanted])
+            _transfer(os.pwritev, memory, batch.values())
+            return [(name, tensor.shape, tensor.dtype) for name, tensor in batch.items()]
+        except UserError as error:
+            return error
+        except Exception as error:
+            if memory_words(error) is not None:
+                return UserError(f"{self.who} ran out of memory: use {self.fewer}")
+            if (reason := shortage(error)) is not None:
+                return UserError(f"{self.who} cannot go on: {reason}")
+            return RuntimeError(f"in a process that reads:\n{traceback.format_exc()}")
+
+    def ask(self, wanted: list[int]) -> None:
+        """Ask for a batch; a process that has ended is noticed when its batch is waited for."""
+        self.asked.append((self.memories[0], wanted))
+        self.memories.rotate(-1)
+        with suppress(ConnectionError):
+            self.pipe.send(self.asked[-1])
+
+    def receive(self, pin_memory: bool) -> Fields:
+        """Return the batch that was asked for first."""
+        memory, wanted = self.asked.popleft()
+        place = f"{self.shards.where(wanted[0])}{' or another of its batch' if len(wanted) > 1 else ''}"
+        waited = 0.0
+        # In small steps: time in which the whole job was suspended does not count.
+        while not self.pipe.poll(LOOK_SECONDS):
             waited += LOOK_SECONDS
-            if waited >= 60 * workers.timeout_minutes:
+            if waited >= 60 * self.timeout_minutes:
                 raise UserError(
-                    f"a process that reads {shards.folder} has sent nothing for {workers.timeout_minutes:g} minutes, "
-                    f"at {_named(wanted, shards)}: it is stopped, or the disk does not answer; look for the cause in "
-                    "this machine, or raise timeout_minutes"
-                ) from None
-    if not content:
-        raise _ended(process, wanted, workers, shards)
-    answer: Places | Exception = pickle.loads(content)
-    try:
+                    f"{self.who} has sent nothing for {self.timeout_minutes:g} minutes, at {place}: it is stopped, or "
+                    "the disk does not answer; look for the cause on this machine, or raise timeout_minutes"
+                )
+        try:
+            answer: Layout | Exception = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            raise UserError(f"{self.who} {self.cause_of_end(place)}") from None
         if isinstance(answer, Exception):
             raise answer
-        if flags & socket.MSG_CTRUNC or not received:
-            # The kernel drops what it cannot open here.
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        shared = _tensors(mmap.mmap(received[0], 0), answer)
-        return {name: one.clone() if one.nbytes <= SMALL_BYTES else one for name, one in shared.items()}
-    except OSError as error:
-        reason = "there is no memory" if memory_words(error) is not None else shortage(error)
-        if reason is None:
-            raise
-        raise UserError(
-            f"a batch of {shards.folder} cannot be received: {reason}; or take {_fewer(workers)}"
-        ) from error
-    finally:
-        for memory in received:
+        batch = {name: torch.empty(shape, dtype=kind, pin_memory=pin_memory) for name, shape, kind in answer}
+        _transfer(os.preadv, memory, batch.values())
+        return batch
+
+    def cause_of_end(self, place: str) -> str:
+        try:
+            # It stays there until `end`, so that its identifier is not given to another.
+            end = os.waitid(os.P_PID, self.identifier, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError:
+            # Where the program was started with SIGCHLD ignored, nobody hears how a process ended.
+            end = None
+        if end is None or end.si_code == os.CLD_EXITED:
+            code = "unknown" if end is None else end.si_status
+            return f"ended (exit code {code}) at {place}; look for the cause above"
+        number = signal.Signals(end.si_status)
+        if number == signal.SIGKILL:
+            return f"was killed, perhaps because memory ran out: use {self.fewer}"
+        if number in CRASHES:
+            return (
+                f"crashed ({number.name}) at {place}; a damaged file may have crashed its decoder: leave it out and "
+                "pack again"
+            )
+        return f"was ended by a signal from outside ({number.name}); start again"
+
+    def end(self) -> None:
+        """End it at once, for it has nothing to put away; one that hangs in a disk's driver is left to its end."""
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self.identifier, signal.SIGKILL)
+            deadline = time.monotonic() + LOOK_SECONDS
+            while os.waitpid(self.identifier, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+                time.sleep(LOOK_SECONDS / 1000)
+        self.pipe.close()
+        for memory in self.memories:
             os.close(memory)
-
-
-def _ended(process: _Process, wanted: list[int], workers: Workers, shards: ShardReader) -> UserError:
-    """Return what to say of a process that has ended without an answer."""
-    who = f"a process that reads {shards.folder}"
-    try:
-        # It stays there until `_end`, so that its identifier is not given to another.
-        end = os.waitid(os.P_PID, process.identifier, os.WEXITED | os.WNOWAIT)
-    except ChildProcessError:
-        # Where the program was started with SIGCHLD ignored, nobody hears how a process ended.
-        end = None
-    if end is None or end.si_code == os.CLD_EXITED:
-        code = "unknown" if end is None else end.si_status
-        return UserError(f"{who} ended (exit code {code}) at {_named(wanted, shards)}; look for the cause above")
-    number = signal.Signals(end.si_status)
-    if number == signal.SIGKILL:
-        return UserError(f"{who} was killed, perhaps for want of memory: take {_fewer(workers)}")
-    if number in CRASHES:
-        return UserError(
-            f"{who} crashed ({number.name}) at {_named(wanted, shards)}; a file may be damaged in a way that its "
-            "decoder does not bear: leave it out and pack again"
-        )
-    return UserError(f"{who} was ended by a signal from outside ({number.name}); start again")
-
-
-def _named(wanted: list[int], shards: ShardReader) -> str:
-    more = " or another of its batch" if len(wanted) > 1 else ""
-    return f"{shards.where(wanted[0])}{more}"
-
-
-def _fewer(workers: Workers) -> str:
-    return f"fewer than {workers.setting}={workers.number}, or a smaller batch"
-
-
-def _end(process: _Process) -> None:
-    """End a process at once, for it has nothing to put away; one that hangs in a disk's driver is left to its end."""
-    with suppress(ProcessLookupError, ChildProcessError):
-        os.kill(process.identifier, signal.SIGKILL)
-        deadline = time.monotonic() + LOOK_SECONDS
-        while os.waitpid(process.identifier, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
-            time.sleep(LOOK_SECONDS / 1000)
-    process.requests.close()
-    process.replies.close()

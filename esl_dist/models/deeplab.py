@@ -59,24 +59,16 @@ class ResidualBlock(nn.Module):
     """x ↦ relu(residual(x) + shortcut(x)): a bottleneck of three convolutions, or a basic block of two."""
 
     def __init__(
-        self,
-        inputs: int,
-        channels: int,
-        stride: int,
-        dilation: int,
-        projected: bool,
-        bottleneck: bool,
-        per_domain: bool,
+        self, inputs: int, channels: int, bottleneck: bool, stride: int, dilation: int, per_domain: bool
     ) -> None:
-        """Build a block from `inputs` to `channels` (bottleneck: 4 · `channels`); `projected`: shortcut convolution."""
+        """Build a block from `inputs` to `channels` (bottleneck: 4 · `channels`)."""
         super().__init__()
         outputs = 4 * channels if bottleneck else channels
         if bottleneck:
             self.conv1 = nn.Conv2d(inputs, channels, 1, stride, bias=False)
-            self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
         else:
             self.conv1 = nn.Conv2d(inputs, channels, 3, stride, dilation, dilation, bias=False)
-            self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
         self.bn1 = DomainBatchNorm2d(channels, per_domain)
         self.bn2 = DomainBatchNorm2d(channels, per_domain)
         if bottleneck:
@@ -84,7 +76,7 @@ class ResidualBlock(nn.Module):
             self.bn3 = DomainBatchNorm2d(outputs, per_domain)
         self.bottleneck = bottleneck
         self.downsample = None
-        if projected:
+        if inputs != outputs:
             self.downsample = nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), DomainBatchNorm2d(outputs, per_domain)
             )
@@ -127,29 +119,17 @@ class DeepLab(nn.Module):
         """Build the network with random weights (see `esl_dist.models.weights.initialise`)."""
         super().__init__()
         shape = ARCHITECTURES[architecture]
-        widths = [shape.channels * 2**stage for stage in range(4)]
         self.conv1 = nn.Conv2d(3, shape.channels, 7, 2, 3, bias=False)
         self.bn1 = DomainBatchNorm2d(shape.channels, per_domain)
         stages = []
         inputs = shape.channels
-        for blocks, channels, stride, dilation in zip(shape.blocks, widths, (1, 2, 1, 1), (1, 1, 2, 4), strict=True):
-            outputs = 4 * channels if shape.bottleneck else channels
-            stage = nn.Sequential()
+        for stage, (blocks, stride, dilation) in enumerate(zip(shape.blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
+            channels = shape.channels * 2**stage
+            stages.append(nn.Sequential())
             for block in range(blocks):
-                first = block == 0
-                stage.append(
-                    ResidualBlock(
-                        inputs if first else outputs,
-                        channels,
-                        stride if first else 1,
-                        dilation,
-                        first and inputs != outputs,
-                        shape.bottleneck,
-                        per_domain,
-                    )
-                )
-            stages.append(stage)
-            inputs = outputs
+                own_stride = stride if block == 0 else 1
+                stages[-1].append(ResidualBlock(inputs, channels, shape.bottleneck, own_stride, dilation, per_domain))
+                inputs = 4 * channels if shape.bottleneck else channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.layer5 = Classifier(inputs // 2, classes) if auxiliary_head else None
         self.layer6 = Classifier(inputs, classes)

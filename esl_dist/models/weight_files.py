@@ -91,7 +91,7 @@ def _is_safetensors(path: Path) -> bool:
     if first.startswith((b"PK", b"\x80")):
         return False
     if first.lstrip().startswith((b"{", b"[")):
-        raise UserError(f"{path}: is JSON, no file of weights; choose the .safetensors or .pth that it belongs to")
+        raise UserError(f"{path}: is JSON, not a file of weights; choose the .safetensors or .pth that it belongs to")
     return path.suffix.lower() == ".safetensors"
 
 
@@ -106,37 +106,28 @@ def _read_torch(path: Path) -> WeightsFile:
     with warnings.catch_warnings(), open(path, "rb") as file:
         # Of tensors of such kinds, which are refused by name.
         warnings.simplefilter("ignore", UserWarning)
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return _unwrapped(torch.load(file, map_location="cpu", weights_only=True), path)
+
+
+def _unwrapped(content: Any, path: Path) -> WeightsFile:
+    """Take a state dict out of what other programs wrap around it."""
     wrappers: list[str] = []
     while not _is_state_dict(content):
-        wrapper = _wrapper_in(content) if len(wrappers) < DEEPEST else None
-        if wrapper is None:
-            below = f"; below {shortened('.'.join(wrappers))} there" if wrappers else "; there"
+        entries = content if isinstance(content, dict) else {}
+        found = [name for name, value in entries.items() if _is_state_dict(value)]
+        # Below other names there may be the states of an optimiser, which look like state dicts.
+        known = [name for name in WRAPPERS if (name in found if found else isinstance(entries.get(name), dict))]
+        inner = known or (found if len(found) == 1 else [])
+        if not inner or len(wrappers) == DEEPEST:
+            place = f"below {shortened('.'.join(wrappers))} there" if wrappers else "there"
+            kind = f"a mapping of {shortened(list(entries))}" if content is entries else f"a {type(content).__name__}"
             raise UserError(
-                f"{path}: expected a state dict, names → tensors, or one of them below {' or '.join(WRAPPERS)}{below} "
-                f"is {_described(content)}"
+                f"{path}: expected a state dict, names → tensors, or one of them below {' or '.join(WRAPPERS)}; "
+                f"{place} is {f'more than one: {shortened(found)}' if found else kind}"
             )
-        wrappers.append(str(wrapper))
-        content = content[wrapper]
+        wrappers.append(str(inner[0]))
+        content = content[inner[0]]
     return WeightsFile(dict(content), wrapper=".".join(wrappers) or None)
-
-
-def _wrapper_in(content: Any) -> Any:
-    """Return the name below which a state dict lies, or may lie deeper; None: there is no such name, or several."""
-    if not isinstance(content, dict):
-        return None
-    found = [name for name, value in content.items() if _is_state_dict(value)]
-    known = [name for name in WRAPPERS if name in found] or (found if len(found) == 1 else [])
-    # Not below any name: the states of an optimiser look like state dicts.
-    deeper = [] if found else [name for name in WRAPPERS if isinstance(content.get(name), dict)]
-    return next(iter([*known, *deeper]), None)
-
-
-def _described(content: Any) -> str:
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    found = [name for name, value in content.items() if _is_state_dict(value)]
-    return f"more than one: {shortened(found)}" if found else f"a mapping of {shortened(list(content))}"
 
 
 def _is_state_dict(content: Any) -> bool:
@@ -157,7 +148,7 @@ def refuse_tensors(state: Mapping[str, Tensor], origin: str) -> None:
             The message starts with `origin` and names the tensor.
     """
     for name, tensor in state.items():
-        if (problem := _problem_of_counter(tensor) if name.endswith(COUNTER) else _problem(name, tensor)) is not None:
+        if (problem := _problem(name, tensor)) is not None:
             raise UserError(f"{origin}: tensor {shortened(name)} {problem}; no network can be filled with it")
 
 
@@ -183,19 +174,16 @@ def _overlaps(tensor: Tensor) -> bool:
     return False
 
 
-def _problem_of_counter(tensor: Tensor) -> str | None:
-    if (problem := problem_of_storage(tensor)) is not None:
-        return problem
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() != 1:
-        return f"of type {_type(tensor)} and shape {list(tensor.shape)} is not one whole number"
-    return "is below 0" if bool((tensor < 0).any()) else None
-
-
 def _problem(name: str, tensor: Tensor) -> str | None:
     if (problem := problem_of_storage(tensor)) is not None:
         return problem
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if name.endswith(COUNTER):
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() != 1:
+            return f"of type {kind} and shape {list(tensor.shape)} is not one whole number"
+        return "is below 0" if bool((tensor < 0).any()) else None
     if tensor.dtype not in FLOATS:
-        return f"is of type {_type(tensor)}, not one of {', '.join(map(str, FLOATS)).replace('torch.', '')}"
+        return f"is of type {kind}, not one of {', '.join(map(str, FLOATS)).replace('torch.', '')}"
     if tensor.ndim == 0 or tensor.numel() == 0:
         return f"has shape {list(tensor.shape)}, so it is no weight"
     # In the type of networks: a larger number of 64 bits is infinite there.
@@ -203,10 +191,6 @@ def _problem(name: str, tensor: Tensor) -> str | None:
     if not values.isfinite().all():
         return "holds numbers that are not finite"
     return "holds a variance below 0" if name.endswith(VARIANCES) and bool((values < 0).any()) else None
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def digest_of_weights(state: Mapping[str, Tensor]) -> str:

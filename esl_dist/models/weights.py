@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from esl_dist.errors import UserError
-from esl_dist.models.deeplab import ARCHITECTURES, Classifier, DeepLab
+from esl_dist.models.deeplab import ARCHITECTURES, DeepLab
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
@@ -15,6 +15,8 @@ CLASSIFIER_STD = 0.01
 FIRST_CONVOLUTION = "conv1.weight"
 HEADS = ("layer5.", "layer6.")
 """How the names of classifiers begin."""
+
+SOURCE_STATISTICS = (".source_mean", ".source_var")
 
 PLAIN_PREFIXES = ("module", "model", "net", "network", "_orig_mod")
 """Leading parts of names that programs add to a whole network's: DataParallel, Lightning, torch.compile."""
@@ -29,16 +31,14 @@ def initialise(network: DeepLab) -> None:
 
     Convolutions before a ReLU get He et al.'s normal weights (arXiv 1502.01852), classifiers the published ones.
     """
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    for classifier in network.modules():
-        if isinstance(classifier, Classifier):
-            for convolution in classifier.conv2d_list:
-                assert isinstance(convolution, nn.Conv2d)
-                assert convolution.bias is not None
-                nn.init.normal_(convolution.weight, std=CLASSIFIER_STD)
-                nn.init.zeros_(convolution.bias)
+    convolutions = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    for _, convolution in convolutions:
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    for name, convolution in convolutions:
+        if name.startswith(HEADS):
+            assert convolution.bias is not None
+            nn.init.normal_(convolution.weight, std=CLASSIFIER_STD)
+            nn.init.zeros_(convolution.bias)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def load_weights(
     """
     own = network.state_dict()
     weights, dropped = published_names(weights)
-    weights = _with_source_statistics(weights, own)
+    # A file may have one set of statistics where the network keeps one a domain.
+    shared = {name: name.replace(".source_", ".running_") for name in own if name.endswith(SOURCE_STATISTICS)}
+    weights = {name: weights[other] for name, other in shared.items() if other in weights} | weights
     left_out = [name for name in weights if without_heads and name.startswith(HEADS)]
     fitting = {name: tensor for name, tensor in weights.items() if name in own and name not in left_out}
     if not fitting:
@@ -110,12 +112,9 @@ def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     """
     while (prefix := _shared_prefix(weights)) in PLAIN_PREFIXES:
         weights = {name.removeprefix(f"{prefix}."): tensor for name, tensor in weights.items()}
-    if prefix is None:
-        return _for_published_input(weights), []
-    renamed = {name: name.removeprefix(f"{prefix}.") for name in weights}
-    dropped = [name for name in weights if renamed[name].startswith(HEADS)]
-    kept = {renamed[name]: tensor for name, tensor in weights.items() if name not in dropped}
-    return _for_published_input(kept), dropped
+    published = {name: name if prefix is None else name.removeprefix(f"{prefix}.") for name in weights}
+    dropped = [name for name in weights if prefix is not None and published[name].startswith(HEADS)]
+    return _for_published_input({published[name]: weights[name] for name in weights if name not in dropped}), dropped
 
 
 def _shared_prefix(weights: Mapping[str, Tensor]) -> str | None:
@@ -133,18 +132,6 @@ def _for_published_input(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**weights, FIRST_CONVOLUTION: first.flip(1)}
 
 
-def _with_source_statistics(weights: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the source's statistics of a network that has them the values of a file that has one set of them."""
-    pairs = (("running_mean", "source_mean"), ("running_var", "source_var"))
-    more = {
-        name.removesuffix(shared) + per_domain: tensor
-        for shared, per_domain in pairs
-        for name, tensor in weights.items()
-        if name.endswith(shared)
-    }
-    return {name: tensor for name, tensor in more.items() if name in own} | weights
-
-
 def describe_weights(weights: Mapping[str, Tensor], origin: str) -> tuple[str, int, bool]:
     """Return architecture, number of classes, and whether there is an auxiliary head, of a trained network's weights.
 
@@ -156,18 +143,18 @@ def describe_weights(weights: Mapping[str, Tensor], origin: str) -> tuple[str, i
     if classifier is None:
         raise UserError(f"{origin}: no trained segmentation network, for it has no classifier layer6")
     auxiliary_head = any(name.startswith("layer5.") for name in published)
-    shapes = {name: tensor.shape for name, tensor in published.items() if not name.endswith("num_batches_tracked")}
     for architecture in ARCHITECTURES:
         with torch.device("meta"):
-            own = DeepLab(architecture, len(classifier), auxiliary_head, per_domain=False).state_dict()
-        if shapes == {name: tensor.shape for name, tensor in own.items() if not name.endswith("num_batches_tracked")}:
+            network = DeepLab(architecture, len(classifier), auxiliary_head, per_domain=False)
+        if _shapes(published) == _shapes(network.state_dict()):
             return architecture, len(classifier), auxiliary_head
     raise UserError(f"{origin}: its tensors are those of none of the networks {', '.join(ARCHITECTURES)}")
 
 
-_SOURCE_STATISTICS = ("source_mean", "source_var")
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
 
 
 def published_state(network: DeepLab) -> dict[str, Tensor]:
     """Return the network's state under the published names; per-domain statistics are reduced to the target's."""
-    return {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(_SOURCE_STATISTICS)}
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(SOURCE_STATISTICS)}

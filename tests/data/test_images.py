@@ -149,7 +149,7 @@ def test_damage_anywhere_gives_a_value_error_or_a_picture(
 @pytest.mark.parametrize("image", [IDS, IDS_16], ids=["8 bits", "16 bits"])
 def test_a_label_that_ends_too_early_is_refused(image: np.ndarray, share: float) -> None:
     content = encoded(np.tile(image, (4, 4)))
-    with pytest.raises(ValueError, match="no picture that can be read"):
+    with pytest.raises(ValueError, match="not a readable picture"):
         decode_label(content[: int(share * len(content))])
 
 

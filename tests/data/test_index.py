@@ -248,4 +248,4 @@ def test_an_index_without_a_sample_is_refused(tmp_path: Path) -> None:
     for whole in (True, False):
         with pytest.raises(UserError) as error:
             open_shards(tmp_path, whole)
-        assert str(error.value) == f"{tmp_path}: its index.json lists no sample; make the shards again"
+        assert str(error.value) == f"{tmp_path}: its index.json lists no samples; make the shards again"

@@ -131,8 +131,9 @@ def test_a_copy_in_another_process_opens_its_own_files(tmp_path: Path) -> None:
     reader = drawn_shards(tmp_path, 2)
     expected = reader.read(1, "image")
     copy = pickle.loads(pickle.dumps(reader))
-    assert copy._descriptors == {}
+    assert copy == reader
     assert copy.read(1, "image") == expected
+    assert copy._opened.cache_info().currsize == 1, "the shard that it has read, and none of the other's"
 
 
 def test_the_fingerprint_knows_samples_and_order_but_not_the_place(tmp_path: Path) -> None:

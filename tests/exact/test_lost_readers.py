@@ -12,7 +12,7 @@ from tests.exact.trainings import newest_step, run_in, start_training
 
 pytestmark = pytest.mark.exact
 
-CAUSE = "was killed, perhaps for want of memory: take fewer than loader.workers=1, or a smaller batch"
+CAUSE = "was killed, perhaps because memory ran out: use fewer than loader.workers=1, or a smaller batch"
 SECONDS = 20
 """Far less than the 30 that the processes once took to end, and than timeout_minutes."""
 

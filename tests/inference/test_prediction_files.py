@@ -52,7 +52,7 @@ def test_a_class_without_raw_ids_is_named() -> None:
 def test_a_key_that_leads_out_of_its_folder_names_no_picture(tmp_path: Path, key: str) -> None:
     [(_, members)] = drawn_samples(1)
     shards = write_shards(tmp_path, [("a/scene", members), ("b", members)])
-    shards._places[1] = (0, replace(shards._places[1][1], key=key))
+    shards._places[1] = (shards._places[1][0], replace(shards._places[1][1], key=key))
     assert picture_name(shards, 0) == "a/scene.png"
     with pytest.raises(UserError, match=rf"shard-000000\.tar, sample '{key}': its key leads out of a folder"):
         picture_name(shards, 1)

@@ -293,7 +293,7 @@ def test_a_header_of_safetensors_whose_length_begins_as_a_pickle_does_is_one(tmp
 @pytest.mark.parametrize("name", ["scores.json", "weights.pth", "weights.safetensors"])
 def test_json_is_told_as_such(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{\n "format": "scores"}')
-    with pytest.raises(UserError, match=f"{name}: is JSON, no file of weights"):
+    with pytest.raises(UserError, match=f"{name}: is JSON, not a file of weights"):
         read_weights(tmp_path / name)
 
 

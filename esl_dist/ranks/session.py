@@ -23,12 +23,7 @@ from esl_dist.environment import MOST_RANKS, flag, whole_number
 from esl_dist.errors import LostRankError, UserError
 from esl_dist.ranks.collectives import mark_waits_in, require_same_on_ranks, world_size
 from esl_dist.ranks.heartbeat import Heartbeat
-from esl_dist.ranks.launchers import (
-    asked_precision,
-    asked_zero_stage,
-    refuse_unlaunched_ranks,
-    start_missing_processes,
-)
+from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_missing_ranks
 from esl_dist.ranks.rendezvous import Rendezvous, meet
 
 BACKEND_FACTOR = 10
@@ -70,8 +65,7 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
         LostRankError: a rank ended, or did not come where this one waited for it; the message names it.
     """
     zero_stage, precision = asked_zero_stage(), asked_precision(precision)
-    start_missing_processes()
-    refuse_unlaunched_ranks()
+    refuse_missing_ranks()
     meeting = meet(timeout_minutes)
     heartbeat = None
     if meeting is not None:

@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -32,30 +31,14 @@ ANSWER_SECONDS = 10.0
 """After the timeout, until a store that does not answer is given up."""
 
 
-@dataclass(frozen=True)
-class Rendezvous:
-    """The ranks of one attempt, and the part of the store that is theirs alone."""
-
-    rank: int
-    world_size: int
-    room: str
-    keeper: TCPStore
-    """Of rank 0 it may be the store itself: it lives as long as this object."""
-
-    def connect(self, purpose: str) -> Store:
-        """Return a connection of its own to the room's part for one purpose."""
-        try:
-            client = TCPStore(self.keeper.host, self.keeper.port, is_master=False, timeout=STORE_TIMEOUT)
-        except dist.DistError as error:
-            raise _store_lost(error) from error
-        return PrefixStore(f"{self.room}/{purpose}", client)
-
-
-def meet(timeout_minutes: float) -> Rendezvous | None:
+def meet(timeout_minutes: float) -> Store | None:
     """Return when all ranks that the launcher started have come; None if this is the only one.
 
     Args:
         timeout_minutes: how long a rank waits for the others.
+
+    Returns:
+        the part of the store that is this attempt's alone. Where rank 0 keeps the store, it goes with this object.
 
     Raises:
         UserError: the environment names no address, or it cannot be used; or too few open files are allowed.
@@ -64,21 +47,27 @@ def meet(timeout_minutes: float) -> Rendezvous | None:
     launched = launch()
     if launched.world_size == 1:
         return None
-    allow_files_of_store(launched.world_size)
-    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise UserError(
-            f"{launched.world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; "
-            "start them with torchrun or accelerate launch"
-        )
-    host, port = _address()
-    if not any(variable in os.environ for variable in RANK):
-        raise UserError(
-            f"WORLD_SIZE={launched.world_size} without RANK: which of the processes this one is cannot be known; start "
-            "them with torchrun or accelerate launch"
-        )
+    # A store that may open too few files takes no connection, and says nothing.
+    allow_open_files(FILES + FILES_A_RANK * launched.world_size, f"for {launched.world_size} ranks")
+    host, port = _address(launched.world_size)
     seconds = 60 * timeout_minutes
-    come: Future[Rendezvous] = Future()
-    threading.Thread(target=_come, args=(come, launched.rank, launched.world_size, seconds), daemon=True).start()
+    come: Future[Store] = Future()
+
+    def enter() -> None:
+        try:
+            deadline = time.monotonic() + seconds
+            store = _open_store(host, port, launched.rank, deadline)
+            come.set_result(PrefixStore(_enter(store, launched.rank, launched.world_size, deadline), store))
+        except dist.DistError as error:
+            reason = str(error).splitlines()[0]
+            come.set_exception(
+                LostRankError(f"the store of the ranks was lost at the start, and rank 0 with it ({reason})")
+            )
+        except Exception as error:
+            come.set_exception(error)
+
+    # In a thread of its own, for a store that does not answer holds up a call without end.
+    threading.Thread(target=enter, daemon=True).start()
     try:
         return come.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
     except TimeoutError as error:
@@ -88,40 +77,22 @@ def meet(timeout_minutes: float) -> Rendezvous | None:
         ) from error
 
 
-def allow_files_of_store(ranks: int) -> None:
-    """Make sure that a store for so many ranks can be kept. It may be the launcher's, whose limit is that of the ranks.
-
-    Raises:
-        UserError: too few open files are allowed: the store would take no connection, and say nothing.
-    """
-    allow_open_files(FILES + FILES_A_RANK * ranks, f"for {ranks} ranks")
-
-
-def _come(come: "Future[Rendezvous]", rank: int, world_size: int, seconds: float) -> None:
-    """Meet the others. In a thread of its own, for a store that does not answer holds up a call without end."""
-    try:
-        deadline = time.monotonic() + seconds
-        store = _open_store(rank, deadline)
-        come.set_result(Rendezvous(rank, world_size, _enter(store, rank, world_size, deadline), store))
-    except dist.DistError as error:
-        come.set_exception(_store_lost(error))
-    except Exception as error:
-        come.set_exception(error)
-
-
-def _store_lost(error: dist.DistError) -> LostRankError:
-    reason = str(error).splitlines()[0]
-    return LostRankError(f"the store of the ranks was lost at the start, and rank 0 with it ({reason})")
-
-
-def _address() -> tuple[str, int]:
+def _address(world_size: int) -> tuple[str, int]:
     port = whole_number("MASTER_PORT", 1, 2**16 - 1)
-    assert port is not None
+    if port is None or "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"{world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; start them "
+            "with torchrun or accelerate launch"
+        )
+    if not any(variable in os.environ for variable in RANK):
+        raise UserError(
+            f"WORLD_SIZE={world_size} without RANK: which of the processes this one is cannot be known; start them "
+            "with torchrun or accelerate launch"
+        )
     return os.environ["MASTER_ADDR"], port
 
 
-def _open_store(rank: int, deadline: float) -> TCPStore:
-    host, port = _address()
+def _open_store(host: str, port: int, rank: int, deadline: float) -> TCPStore:
     keeps_it = rank == 0 and not flag("TORCHELASTIC_USE_AGENT_STORE")
     if not keeps_it:
         _wait_for_keeper(host, port, deadline)
@@ -158,24 +129,22 @@ def _enter(store: Store, rank: int, world_size: int, deadline: float) -> str:
         store.set("room", f"room-{card}")
     while True:
         is_late = time.monotonic() > deadline
-        if store.check(["room"]):
-            room = store.get("room").decode()
+        room = store.get("room").decode() if store.check(["room"]) else None
+        if room is not None:
             store.set(f"{room}/{rank}", card)
             keys = [f"{room}/{number}" for number in range(world_size)]
-            cards = [store.get(key).decode() if store.check([key]) else None for key in keys]
-            absent = [number for number, seen in enumerate(cards) if seen is None]
-            if rank != 0 and not absent:
-                # The cards may be those of an earlier attempt; rank 0 closes a room as soon as it is full.
-                absent = [0]
-            if is_late or (rank == 0 and not absent):
-                store.compare_set(f"{room}/closed", "", json.dumps({"cards": cards, "absent": absent}))
+            cards = [store.get(key).decode() if store.check([key]) else "" for key in keys]
+            if is_late or (rank == 0 and all(cards)):
+                store.compare_set(f"{room}/closed", "", json.dumps({"by": rank, "cards": cards}))
             closed = json.loads(store.get(f"{room}/closed")) if store.check([f"{room}/closed"]) else None
             if closed is not None and closed["cards"][rank] == card:
-                if not closed["absent"]:
+                absent = [number for number, seen in enumerate(closed["cards"]) if not seen]
+                if not absent and closed["by"] == 0:
                     return room
                 # Rank 0 may keep the store, and the others have to read this, too.
                 time.sleep(10 * RETRY_SECONDS)
-                raise _absent(closed["absent"])
+                # Rank 0 closes a full room at once: where another did, the cards are those of an earlier attempt.
+                raise _absent(absent or [0])
         if is_late:
             raise _absent([0])
         time.sleep(RETRY_SECONDS)

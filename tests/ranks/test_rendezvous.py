@@ -10,7 +10,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from esl_dist.environment import RANK
 from esl_dist.errors import LostRankError, UserError
-from esl_dist.ranks import rendezvous as meeting
+from esl_dist.ranks import rendezvous
 from esl_dist.ranks.rendezvous import _enter, meet
 
 SOON, LONG = 0.5, 30.0
@@ -98,7 +98,7 @@ def test_a_store_that_nobody_keeps_is_named(port: int, monkeypatch: pytest.Monke
 
 
 def test_a_listener_that_does_not_answer_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "ANSWER_SECONDS", SOON)
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", SOON)
     monkeypatch.setenv("RANK", "1")
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))

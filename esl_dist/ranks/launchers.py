@@ -12,7 +12,7 @@ import sys
 import torch
 
 from esl_dist.config import PRECISIONS
-from esl_dist.environment import MOST_RANKS, choice, flag, launch, whole_number
+from esl_dist.environment import MOST_RANKS, NO, choice, flag, launch, whole_number
 from esl_dist.errors import UserError
 
 ZERO_STAGES = (1, 2)
@@ -20,20 +20,20 @@ MOST_THREADS = 2**16
 
 MORE_PASSES = ", or give accumulate to the training"
 ZERO_INSTEAD = ", or use DeepSpeed's ZeRO stage 1 or 2"
-NO = ("false", "0", "no", "off", "n", "f", "none", "")
+NOTHING = (*NO, "none", "")
 NOT_FOLLOWED = {
     "GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", ("1", "auto"), MORE_PASSES),
     "GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto", "0", "0.0"), ": no method here clips"),
-    "DYNAMO_BACKEND": ("dynamo_backend", NO, ": networks are not compiled"),
-    "USE_FSDP": ("use_fsdp", NO, ZERO_INSTEAD),
-    "USE_MEGATRON_LM": ("use_megatron_lm", NO, ZERO_INSTEAD),
-    "USE_PARALLELISM_CONFIG": ("use_parallelism_config", NO, ""),
-    "USE_SAGEMAKER": ("Accelerate's launcher for SageMaker:", NO, ", or use torchrun"),
-    "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("offload_optimizer_device", NO, ""),
-    "DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("offload_param_device", NO, ""),
-    "DEEPSPEED_ZERO3_INIT": ("zero3_init_flag", NO, ": it is for stage 3"),
-    "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": ("zero3_save_16bit_model", NO, ": it is for stage 3"),
-    "DEEPSPEED_MOE_LAYER_CLS_NAMES": ("deepspeed_moe_layer_cls_names", NO, ""),
+    "DYNAMO_BACKEND": ("dynamo_backend", NOTHING, ": networks are not compiled"),
+    "USE_FSDP": ("use_fsdp", NOTHING, ZERO_INSTEAD),
+    "USE_MEGATRON_LM": ("use_megatron_lm", NOTHING, ZERO_INSTEAD),
+    "USE_PARALLELISM_CONFIG": ("use_parallelism_config", NOTHING, ""),
+    "USE_SAGEMAKER": ("Accelerate's launcher for SageMaker:", NOTHING, ", or use torchrun"),
+    "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("offload_optimizer_device", NOTHING, ""),
+    "DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("offload_param_device", NOTHING, ""),
+    "DEEPSPEED_ZERO3_INIT": ("zero3_init_flag", NOTHING, ": it is for stage 3"),
+    "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": ("zero3_save_16bit_model", NOTHING, ": it is for stage 3"),
+    "DEEPSPEED_MOE_LAYER_CLS_NAMES": ("deepspeed_moe_layer_cls_names", NOTHING, ""),
 }
 """By the variable `ACCELERATE_…` that hands it on: the option's name, what asks for nothing, what to do instead."""
 

@@ -31,14 +31,15 @@ ANSWER_SECONDS = 10.0
 """After the timeout, until a store that does not answer is given up."""
 
 
-def meet(timeout_minutes: float) -> Store | None:
+def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
     """Return when all ranks that the launcher started have come; None if this is the only one.
 
     Args:
         timeout_minutes: how long a rank waits for the others.
 
     Returns:
-        the part of the store that is this attempt's alone. Where rank 0 keeps the store, it goes with this object.
+        two connections to the part of the store that is this attempt's alone: what waits for an answer on one does not
+        hold up the other. Where rank 0 keeps the store, it goes with the first.
 
     Raises:
         UserError: the environment names no address, or it cannot be used; or too few open files are allowed.
@@ -51,13 +52,14 @@ def meet(timeout_minutes: float) -> Store | None:
     allow_open_files(FILES + FILES_A_RANK * launched.world_size, f"for {launched.world_size} ranks")
     host, port = _address(launched.world_size)
     seconds = 60 * timeout_minutes
-    come: Future[Store] = Future()
+    come: Future[tuple[Store, Store]] = Future()
 
     def enter() -> None:
         try:
             deadline = time.monotonic() + seconds
             store = _open_store(host, port, launched.rank, deadline)
-            come.set_result(PrefixStore(_enter(store, launched.rank, launched.world_size, deadline), store))
+            own = PrefixStore(_enter(store, launched.rank, launched.world_size, deadline), store)
+            come.set_result((own, own.clone()))
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
             come.set_exception(

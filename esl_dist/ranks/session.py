@@ -14,14 +14,13 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from torch._C._distributed_c10d import Store
 from torch.amp.grad_scaler import GradScaler
-from torch.distributed.rendezvous import register_rendezvous_handler
 
 from esl_dist.environment import MOST_RANKS, Launch, flag, launch, whole_number
 from esl_dist.errors import LostRankError, UserError
-from esl_dist.ranks.collectives import mark_waits_in, require_same_on_ranks, waiting, world_size
+from esl_dist.ranks.collectives import mark_waits_in, require_same_on_ranks, waiting
 from esl_dist.ranks.heartbeat import Heartbeat
 from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_missing_ranks
 from esl_dist.ranks.rendezvous import meet
@@ -66,9 +65,10 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
     """
     zero_stage, precision = asked_zero_stage(), asked_precision(precision)
     refuse_missing_ranks()
-    launched, store, heartbeat = launch(), meet(timeout_minutes), None
-    if store is not None:
-        heartbeat = Heartbeat(store.clone(), launched.rank, launched.world_size, 60 * timeout_minutes)
+    launched, store, heartbeat = launch(), None, None
+    if (stores := meet(timeout_minutes)) is not None:
+        store, own_store = stores
+        heartbeat = Heartbeat(own_store, launched.rank, launched.world_size, 60 * timeout_minutes)
     mark_waits_in(heartbeat)
     try:
         with waiting("the start"):
@@ -112,23 +112,25 @@ def _accelerator(store: Store | None, timeout_minutes: float, zero_stage: int | 
     # Accelerate's own DeepSpeed would take over the process group, does without CPUs, and is not used.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     cpu = zero_stage is not None and not torch.cuda.is_available()
-    group = InitProcessGroupKwargs(timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes))
     if store is not None:
+        uses_gpus = torch.cuda.is_available() and not flag("ACCELERATE_USE_CPU")
         launched = launch()
-        if torch.cuda.is_available() and not flag("ACCELERATE_USE_CPU"):
+        if uses_gpus:
             _refuse_shared_gpus(store, launched)
-        group.init_method = "esl://"
-        known = store, launched.rank, launched.world_size
-        register_rendezvous_handler("esl", lambda *_, **__: iter([known]))  # type: ignore[no-untyped-call]
+        dist.init_process_group(
+            "nccl" if uses_gpus else "gloo",
+            timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes),
+            store=store,
+            rank=launched.rank,
+            world_size=launched.world_size,
+        )
     elif "WORLD_SIZE" not in os.environ:
         # A local rank of 0 alone is that of the only process, and Accelerate would wait for others.
         os.environ.pop("LOCAL_RANK", None)
     try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[group])
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
     except ValueError as error:
         raise UserError(f"cannot start: {error}") from error
-    if world_size() == 1 and store is not None:
-        raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16, or precision=…")
     return accelerator
@@ -141,7 +143,7 @@ def _refuse_shared_gpus(store: Store, launched: Launch) -> None:
         UserError: naming the ranks that would share one.
     """
     if (local_rank := whole_number("LOCAL_RANK", 0, MOST_RANKS)) is None:
-        return
+        raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
     torch.cuda.set_device(index := local_rank % torch.cuda.device_count())
     store.set(f"gpu/{launched.rank}", f"{socket.gethostname()} {torch.cuda.get_device_properties(index).uuid}")
     gpus = [store.get(f"gpu/{rank}") for rank in range(launched.world_size)]

@@ -8,7 +8,6 @@ layout crosses the network once a step, for all networks together.
 import hashlib
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch._utils import _take_tensors
 
 from esl_dist.errors import UserError
-from esl_dist.ranks.heartbeat import Heartbeat
+from esl_dist.ranks.heartbeat import PROGRESS
 
 BUCKET_BYTES = 32 * 2**20
 """Of one type and at most so large, though of one gradient at least: what crosses the network at once."""
@@ -24,25 +23,10 @@ BUCKET_BYTES = 32 * 2**20
 LONGEST_TEXT = 200
 """Bytes of a text that ranks tell each other."""
 
-_heartbeat: Heartbeat | None = None
-"""As global as the process group that torch.distributed keeps."""
-
-
-def mark_waits_in(heartbeat: Heartbeat | None) -> None:
-    """Let a heartbeat tell the other ranks from now on where this one waits and that it gets on; None: nobody."""
-    global _heartbeat
-    _heartbeat = heartbeat
-
 
 def note_progress() -> None:
     """Tell the other ranks, which may be waiting, that this one gets on."""
-    if _heartbeat is not None:
-        _heartbeat.worked()
-
-
-def waiting(place: str) -> AbstractContextManager[None]:
-    """Return a context in which this rank waits for the others, at a place that messages about it name."""
-    return nullcontext() if _heartbeat is None else _heartbeat.waiting(place)
+    PROGRESS.worked()
 
 
 def rank() -> int:
@@ -87,7 +71,7 @@ def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:
 
 def _add_up(tensor: Tensor, what: str) -> None:
     """Sum over all ranks in place, and return when it is done: only while it waits is a rank's time counted."""
-    with waiting(what):
+    with PROGRESS.waiting(what):
         dist.all_reduce(tensor)
         if dist.get_backend() == "nccl":
             torch.cuda.current_stream().synchronize()
@@ -102,7 +86,7 @@ def broadcast_flags(flags: list[bool]) -> list[bool]:
 def wait_for_all() -> None:
     """Return when every rank has come here."""
     if world_size() > 1:
-        with waiting("the end of a part of the job"):
+        with PROGRESS.waiting("the end of a part of the job"):
             dist.barrier()
 
 

@@ -44,6 +44,32 @@ LAST_WORDS = "last words"
 Note = dict[str, Any]
 
 
+class Progress:
+    """How far this process is, as its heartbeat notes it."""
+
+    def __init__(self) -> None:
+        """Begin at the start."""
+        self.begun, self.work = 0, 0
+        self.place, self.is_in_collective = "the start", False
+
+    @contextmanager
+    def waiting(self, place: str) -> Iterator[None]:
+        """Mark that this rank has come to the collective at `place` and waits for the others."""
+        self.begun, self.place, self.is_in_collective = self.begun + 1, place, True
+        try:
+            yield
+        finally:
+            self.is_in_collective = False
+
+    def worked(self) -> None:
+        """Note that this rank gets on with work of which the others see nothing."""
+        self.work += 1
+
+
+PROGRESS = Progress()
+"""Of this process: as global as the process group that torch.distributed keeps."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """A rank's newest note, and when it, and the progress in it, were last seen to change."""
@@ -61,7 +87,9 @@ class Seen:
 class Heartbeat:
     """This rank's notes, and what can be read off those of the others."""
 
-    def __init__(self, store: Store, rank: int, world_size: int, timeout_seconds: float) -> None:
+    def __init__(
+        self, store: Store, rank: int, world_size: int, timeout_seconds: float, progress: Progress = PROGRESS
+    ) -> None:
         """Begin to exchange notes, and to watch the time.
 
         Args:
@@ -69,13 +97,11 @@ class Heartbeat:
             rank: this rank.
             world_size: number of ranks.
             timeout_seconds: after which a rank that waits for one that does not get on ends the process.
+            progress: this rank's.
         """
-        self.rank = rank
+        self.rank, self.progress = rank, progress
         self._store, self._timeout_seconds = store, timeout_seconds
         self._main = threading.get_ident()
-        self._place, self._is_in_collective = "the start", False
-        self._begun, self._work = 0, 0
-
         self._clock, self._answered = 0.0, 0.0
         self._others = {other: Seen({}) for other in range(world_size) if other != rank}
         self._own_words: str | None = None
@@ -85,19 +111,6 @@ class Heartbeat:
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._exchange_notes, self._watch_time)]
         for thread in self._threads:
             thread.start()
-
-    @contextmanager
-    def waiting(self, place: str) -> Iterator[None]:
-        """Mark that this rank has come to the collective at `place` and waits for the others."""
-        self._begun, self._place, self._is_in_collective = self._begun + 1, place, True
-        try:
-            yield
-        finally:
-            self._is_in_collective = False
-
-    def worked(self) -> None:
-        """Note that this rank gets on with work of which the others see nothing."""
-        self._work += 1
 
     def end_with(self, error: BaseException | str) -> None:
         """Leave last words for the other ranks if there are none yet, and wait some seconds in which all hear them.
@@ -135,8 +148,9 @@ class Heartbeat:
     def _note(self) -> Note:
         # Batch norm and DeepSpeed begin collectives that are not marked; every group counts its own.
         groups: list[Any] = list(_world.pg_map)
-        begun = self._begun + sum(group._get_sequence_number_for_group() for group in groups)
-        return {"begun": begun, "work": self._work, "place": self._place, "line": _line(self._main)}
+        own = self.progress
+        begun = own.begun + sum(group._get_sequence_number_for_group() for group in groups)
+        return {"begun": begun, "work": own.work, "place": own.place, "line": _line(self._main)}
 
     def _exchange_notes(self) -> None:
         keys = [f"note/{rank}" for rank in self._others]
@@ -183,10 +197,10 @@ class Heartbeat:
         if self._is_leaving or waited < SILENT_SECONDS:
             return None
         if self._lost is not None:
-            return self._lost if self._is_in_collective else None
+            return self._lost if self.progress.is_in_collective else None
         seconds = self._timeout_seconds
         behind = {rank: seen for rank, seen in self._others.items() if seen.note.get("begun", 0) < begun}
-        if waited < seconds or not (self._is_in_collective or behind):
+        if waited < seconds or not (self.progress.is_in_collective or behind):
             return None
         idle = {rank: seen for rank, seen in self._others.items() if self._answered - seen.got_on > seconds}
         if lost := self._lost_rank(idle, min(seconds, ANSWER_SECONDS)):

@@ -20,8 +20,8 @@ from torch.amp.grad_scaler import GradScaler
 
 from esl_dist.environment import MOST_RANKS, Launch, flag, launch, whole_number
 from esl_dist.errors import LostRankError, UserError
-from esl_dist.ranks.collectives import mark_waits_in, require_same_on_ranks, waiting
-from esl_dist.ranks.heartbeat import Heartbeat
+from esl_dist.ranks.collectives import require_same_on_ranks
+from esl_dist.ranks.heartbeat import PROGRESS, Heartbeat
 from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_missing_ranks
 from esl_dist.ranks.rendezvous import meet
 
@@ -69,9 +69,8 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
     if (stores := meet(timeout_minutes)) is not None:
         store, own_store = stores
         heartbeat = Heartbeat(own_store, launched.rank, launched.world_size, 60 * timeout_minutes)
-    mark_waits_in(heartbeat)
     try:
-        with waiting("the start"):
+        with PROGRESS.waiting("the start"):
             accelerator = _accelerator(store, timeout_minutes, zero_stage, precision)
         agreed = f"{accelerator.mixed_precision} {accelerator.device.type} {zero_stage}"
         require_same_on_ranks(agreed, "precision, kind of device or ZeRO stage")
@@ -97,7 +96,6 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
     finally:
         if heartbeat is not None:
             heartbeat.stop()
-            mark_waits_in(None)
         if dist.is_initialized():
             # Gloo's threads abort a process that ends without this.
             dist.destroy_process_group()

@@ -134,8 +134,8 @@ def test_a_signal_to_the_launched_processes_saves_what_was_done(
 
 def nodes(launch: Launch, words: Sequence[str]) -> list[Launched]:
     """Start a torchrun with one rank on each of two machines."""
-    meeting = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}")
-    launcher = ("torch.distributed.run", "--nproc_per_node", "1", *meeting, "--nnodes")
+    rendezvous = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}")
+    launcher = ("torch.distributed.run", "--nproc_per_node", "1", *rendezvous, "--nnodes")
     return [launch(launcher, words) for _ in range(2)]
 
 

@@ -12,7 +12,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.errors import UserError
 from esl_dist.ranks import heartbeat
-from esl_dist.ranks.heartbeat import Heartbeat, _line
+from esl_dist.ranks.heartbeat import Heartbeat, Progress, _line
 
 BEAT, SILENT = 0.05, 1.0
 SOON, LONG = 1.5, 1000.0
@@ -46,7 +46,7 @@ def join(master: TCPStore) -> Iterator[Join]:
 
     def start(rank: int, ranks: int = 2, timeout_seconds: float = LONG) -> Heartbeat:
         client = TCPStore("127.0.0.1", master.port, is_master=False, timeout=timedelta(seconds=5))
-        joined.append(Heartbeat(PrefixStore("attempt", client), rank, ranks, timeout_seconds))
+        joined.append(Heartbeat(PrefixStore("attempt", client), rank, ranks, timeout_seconds, Progress()))
         return joined[-1]
 
     yield start
@@ -115,7 +115,7 @@ def test_a_store_is_not_asked_any_more_when_all_have_heard(join: Join) -> None:
 
 def test_a_rank_that_writes_no_more_is_named_with_its_last_place(join: Join) -> None:
     own, other = join(0), join(1)
-    with other.waiting("step 7"):
+    with other.progress.waiting("step 7"):
         time.sleep(5 * BEAT)
     other.stop()
     found = own.missing()
@@ -180,7 +180,7 @@ def test_a_store_that_does_not_answer_ends_a_rank_that_waits_after_the_timeout(
     monkeypatch.setattr(heartbeat, "ANSWER_SECONDS", LONG)
     own = join(1, timeout_seconds=SOON)
     own._store = frozen
-    with own.waiting("the end"):
+    with own.progress.waiting("the end"):
         wait_for(lambda: "the store of the ranks is lost (no answer)" in capsys.readouterr().err)
     own._told.set()
     wait_for(lambda: exit_codes)
@@ -191,17 +191,17 @@ def test_a_rank_that_writes_no_more_ends_those_that_wait_for_it_after_the_timeou
 ) -> None:
     own, other = join(0, timeout_seconds=SOON), join(1)
     other.stop()
-    with own.waiting("the end"):
+    with own.progress.waiting("the end"):
         wait_for(lambda: exit_codes)
     assert "does not answer any more: killed, or stopped" in capsys.readouterr().err
 
 
 def test_a_rank_that_gets_on_with_its_work_is_waited_for(join: Join, exit_codes: list[int]) -> None:
     own, other = join(0, timeout_seconds=SOON), join(1)
-    with own.waiting("the end"):
+    with own.progress.waiting("the end"):
         for _ in range(8):
             time.sleep(SOON / 2)
-            other.worked()
+            other.progress.worked()
     assert exit_codes == []
 
 
@@ -211,7 +211,7 @@ def test_a_rank_that_waits_longer_than_the_timeout_ends_and_says_for_whom(
     own, _ = join(0, timeout_seconds=SOON), join(1)
     time.sleep(2 * SOON)
     assert exit_codes == [], "a rank that computes may take its time"
-    with own.waiting("step 5"):
+    with own.progress.waiting("step 5"):
         wait_for(lambda: exit_codes)
     assert exit_codes == [EXIT_LOST_RANK]
     said = capsys.readouterr().err
@@ -225,7 +225,7 @@ def test_a_rank_ends_even_where_standard_error_cannot_be_written(
 ) -> None:
     monkeypatch.setattr(heartbeat.sys, "stderr", None)
     own, _ = join(0, timeout_seconds=SOON), join(1)
-    with own.waiting("step 5"):
+    with own.progress.waiting("step 5"):
         wait_for(lambda: exit_codes)
     monkeypatch.undo()
     assert exit_codes == [EXIT_LOST_RANK]
@@ -235,10 +235,10 @@ def test_the_one_that_hangs_is_named_while_another_gets_on(
     join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     own, busy, _ = join(0, 3, SOON), join(1, 3), join(2, 3)
-    with own.waiting("the end"):
+    with own.progress.waiting("the end"):
         while not exit_codes:
             time.sleep(SOON / 4)
-            busy.worked()
+            busy.progress.worked()
     said = capsys.readouterr().err
     assert "rank 2 (last at the start" in said
     assert "rank 1" not in said
@@ -249,9 +249,9 @@ def test_a_rank_that_waits_at_an_earlier_place_is_named(
 ) -> None:
     own, equal, behind = join(0, 3, SOON), join(1, 3), join(2, 3)
     for one in (own, equal):
-        with one.waiting("step 1"):
+        with one.progress.waiting("step 1"):
             pass
-    with own.waiting("step 2"), equal.waiting("step 2"), behind.waiting("step 1"):
+    with own.progress.waiting("step 2"), equal.progress.waiting("step 2"), behind.progress.waiting("step 1"):
         wait_for(lambda: exit_codes)
     # The equal rank hears of that end, and may end by it.
     said = capsys.readouterr().err.splitlines()[0]
@@ -264,7 +264,7 @@ def test_ranks_that_wait_for_each_other_end_after_the_timeout(
     join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     own, other = join(0, timeout_seconds=SOON), join(1)
-    with own.waiting("step 1"), other.waiting("step 1"):
+    with own.progress.waiting("step 1"), other.progress.waiting("step 1"):
         wait_for(lambda: exit_codes)
     assert "nobody gets on, and no rank can be singled out; rank 1 (last at step 1; " in capsys.readouterr().err
 
@@ -274,7 +274,7 @@ def test_a_rank_that_waits_for_one_that_ended_does_not_wait_for_the_timeout(
 ) -> None:
     """Where a backend does not notice that a connection is broken."""
     own, other = join(0), join(1)
-    with own.waiting("step 1"):
+    with own.progress.waiting("step 1"):
         other.end_with(UserError("the disk is full"))
         wait_for(lambda: exit_codes)
     assert "rank 1 ended: the disk is full" in capsys.readouterr().err
@@ -284,7 +284,7 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(
     join: Join, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own, _ = join(0, timeout_seconds=50.0), join(1)
-    with own.waiting("step 1"):
+    with own.progress.waiting("step 1"):
         time.sleep(5 * BEAT)
         plain = time.monotonic
         monkeypatch.setattr(heartbeat.time, "monotonic", lambda: plain() + 1000)

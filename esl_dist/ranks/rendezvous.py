@@ -2,8 +2,8 @@
 
 torch.distributed waits there for all of them, too, but it cannot say who is absent; and where torchrun starts the ranks
 again, it finds in the launcher's store what those of the earlier attempt left, and connects to the dead (issue 135712
-of PyTorch). The launcher's count of restarts does not tell attempts apart: each node counts its own. So rank 0 opens a
-room of its own in the store for every attempt, and it is taken when all have entered it.
+of PyTorch). The launcher's count of restarts does not tell attempts apart: each node counts its own. So rank 0 gives
+every attempt a name of its own in the store, and it holds when all have joined it.
 """
 
 import json
@@ -52,26 +52,26 @@ def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
     allow_open_files(FILES + FILES_A_RANK * launched.world_size, f"for {launched.world_size} ranks")
     host, port = _address(launched.world_size)
     seconds = 60 * timeout_minutes
-    come: Future[tuple[Store, Store]] = Future()
+    joined: Future[tuple[Store, Store]] = Future()
 
-    def enter() -> None:
+    def join() -> None:
         try:
             deadline = time.monotonic() + seconds
             store = _open_store(host, port, launched.rank, deadline)
-            own = PrefixStore(_enter(store, launched.rank, launched.world_size, deadline), store)
-            come.set_result((own, own.clone()))
+            own = PrefixStore(_join(store, launched.rank, launched.world_size, deadline), store)
+            joined.set_result((own, own.clone()))
         except dist.DistError as error:
             reason = str(error).splitlines()[0]
-            come.set_exception(
+            joined.set_exception(
                 LostRankError(f"the store of the ranks was lost at the start, and rank 0 with it ({reason})")
             )
         except Exception as error:
-            come.set_exception(error)
+            joined.set_exception(error)
 
     # In a thread of its own, for a store that does not answer holds up a call without end.
-    threading.Thread(target=enter, daemon=True).start()
+    threading.Thread(target=join, daemon=True).start()
     try:
-        return come.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
+        return joined.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
     except TimeoutError as error:
         raise LostRankError(
             f"what listens at {host}:{port} does not answer: rank 0 or the launcher is stopped, or it is no store of "
@@ -120,32 +120,32 @@ def _wait_for_keeper(host: str, port: int, deadline: float) -> None:
             time.sleep(RETRY_SECONDS)
 
 
-def _enter(store: Store, rank: int, world_size: int, deadline: float) -> str:
-    """Return the room in which all ranks of this attempt are.
+def _join(store: Store, rank: int, world_size: int, deadline: float) -> str:
+    """Return the name of the attempt that all ranks have joined.
 
-    Every rank leaves a card there. The room is closed once, with the cards that were seen: one that an earlier attempt
-    left behind was closed without the card of this rank.
+    Every rank leaves a token there. The attempt is closed once, with the tokens that were seen: one that an earlier
+    start left behind was closed without the token of this rank.
     """
-    card = uuid.uuid4().hex
+    token = uuid.uuid4().hex
     if rank == 0:
-        store.set("room", f"room-{card}")
+        store.set("attempt", token)
     while True:
         is_late = time.monotonic() > deadline
-        room = store.get("room").decode() if store.check(["room"]) else None
-        if room is not None:
-            store.set(f"{room}/{rank}", card)
-            keys = [f"{room}/{number}" for number in range(world_size)]
-            cards = [store.get(key).decode() if store.check([key]) else "" for key in keys]
-            if is_late or (rank == 0 and all(cards)):
-                store.compare_set(f"{room}/closed", "", json.dumps({"by": rank, "cards": cards}))
-            closed = json.loads(store.get(f"{room}/closed")) if store.check([f"{room}/closed"]) else None
-            if closed is not None and closed["cards"][rank] == card:
-                absent = [number for number, seen in enumerate(closed["cards"]) if not seen]
+        if store.check(["attempt"]):
+            attempt = store.get("attempt").decode()
+            store.set(f"{attempt}/{rank}", token)
+            keys = [f"{attempt}/{number}" for number in range(world_size)]
+            tokens = [store.get(key).decode() if store.check([key]) else "" for key in keys]
+            if is_late or (rank == 0 and all(tokens)):
+                store.compare_set(f"{attempt}/closed", "", json.dumps({"by": rank, "tokens": tokens}))
+            closed = json.loads(store.get(f"{attempt}/closed")) if store.check([f"{attempt}/closed"]) else None
+            if closed is not None and closed["tokens"][rank] == token:
+                absent = [number for number, seen in enumerate(closed["tokens"]) if not seen]
                 if not absent and closed["by"] == 0:
-                    return room
+                    return attempt
                 # Rank 0 may keep the store, and the others have to read this, too.
                 time.sleep(10 * RETRY_SECONDS)
-                # Rank 0 closes a full room at once: where another did, the cards are those of an earlier attempt.
+                # Rank 0 closes at once when all are there: where another did, the tokens are those of an earlier start.
                 raise _absent(absent or [0])
         if is_late:
             raise _absent([0])

@@ -220,6 +220,28 @@ def test_a_rank_that_waits_longer_than_the_timeout_ends_and_says_for_whom(
     )
 
 
+def test_a_rank_that_waits_in_a_collective_that_nobody_marked_ends_too(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in batch norm: it has begun one more than the others."""
+    own, _ = join(0, timeout_seconds=SOON), join(1)
+    own.progress.begun += 1
+    wait_for(lambda: exit_codes)
+    assert re.search(r"rank 1 \(last at the start; .*\) hangs$", capsys.readouterr().err.rstrip())
+
+
+def test_a_rank_that_works_on_when_the_others_are_done_is_let_alone(join: Join, exit_codes: list[int]) -> None:
+    own, other = join(0, timeout_seconds=SOON), join(1)
+    for one in (own, other):
+        with one.progress.waiting("the end"):
+            pass
+    other.stop()
+    time.sleep(2 * SOON)
+    own._store = gone_store()
+    time.sleep(2 * SOON)
+    assert exit_codes == []
+
+
 def test_a_rank_ends_even_where_standard_error_cannot_be_written(
     join: Join, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def test_a_mistake_on_several_processes_is_told_with_the_rank(town: Path, tmp_pa
     assert done.returncode != 0
     assert "batch_size=2 cannot be shared by 3 processes in 1 passes; expected a multiple of 3" in done.stderr
     assert "error (rank 0)" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Traceback") == 1, "torchrun's own"
 
 
 @pytest.mark.parametrize("asked", [["--num_processes", "2"], ["--num-processes=2", "--mixed_precision", "bf16"]])

@@ -33,8 +33,8 @@ SILENT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
 """After which a store that does not answer is given up."""
 
-HEARING_BEATS = 3
-"""In which the others hear the last words of a rank, before it ends."""
+HEARING_BEATS = 1.5
+"""In which the others hear the last words of a rank, before it ends; a person who pressed Ctrl-C waits for that."""
 
 LIBRARIES = ("<", sysconfig.get_path("stdlib"))
 
@@ -106,7 +106,7 @@ class Heartbeat:
         self._others = {other: Seen({}) for other in range(world_size) if other != rank}
         self._own_words: str | None = None
         self._lost: str | None = None
-        self._is_leaving = False
+        self._is_asking = False
         self._told, self._ended = threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._exchange_notes, self._watch_time)]
         for thread in self._threads:
@@ -117,10 +117,10 @@ class Heartbeat:
 
         With this process the store may go: rank 0 keeps it, or a launcher that ends when a rank of its machine has.
         """
-        self._is_leaving = True
         words = error if isinstance(error, str) else _words_of(error)
         # A path need not be Unicode, and a store takes nothing else.
         self._own_words = words.encode("utf-8", "backslashreplace").decode()
+        self._ended.set()
         if self._told.wait(ANSWER_SECONDS):
             time.sleep(HEARING_BEATS * BEAT_SECONDS)
 
@@ -132,7 +132,7 @@ class Heartbeat:
 
     def missing(self) -> str | None:
         """Say which rank is lost, now that a connection is broken; None if all answer. Takes some seconds."""
-        self._is_leaving = True
+        self._is_asking = True
         self._told.wait(SILENT_SECONDS + 3 * BEAT_SECONDS)
         return self._lost_rank(self._others, SILENT_SECONDS)
 
@@ -194,7 +194,7 @@ class Heartbeat:
 
     def _reason_to_end(self, begun: int, waited: float) -> str | None:
         """Say for whom this rank has waited too long since it began its last collective; None: it may go on."""
-        if self._is_leaving or waited < SILENT_SECONDS:
+        if self._is_asking or waited < SILENT_SECONDS:
             return None
         if self._lost is not None:
             return self._lost if self.progress.is_in_collective else None

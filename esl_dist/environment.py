@@ -13,9 +13,7 @@ from esl_dist.errors import UserError, beginning
 
 MOST_RANKS = 2**20
 SHOWN_CHARACTERS = 60
-TRUTH = dict.fromkeys(("true", "1", "yes", "on", "y", "t"), True) | dict.fromkeys(
-    ("false", "0", "no", "off", "n", "f"), False
-)
+YES, NO = ("true", "1", "yes", "on", "y", "t"), ("false", "0", "no", "off", "n", "f")
 """As Accelerate takes them."""
 
 # As Accelerate looks for them: torchrun's, then those of MPI's launchers.
@@ -45,20 +43,16 @@ def launch() -> Launch:
     local_world_size = _first(LOCAL_WORLD_SIZE, 1, MOST_RANKS)
     # Some launchers say -1 where there is none.
     _first(LOCAL_RANK, -1, (local_world_size or MOST_RANKS) - 1)
-    if world_size is None:
-        _refuse_ranks()
-        return Launch(0, 1, 1)
-    return Launch(rank or 0, world_size, min(local_world_size or 1, world_size))
-
-
-def _refuse_ranks() -> None:
-    """Refuse a rank but the first where no launcher says of how many: one that trains alone, or waits for nobody."""
+    if world_size is not None:
+        return Launch(rank or 0, world_size, min(local_world_size or 1, world_size))
+    # A rank but the first would train alone, or wait for nobody.
     for variable in (*RANK, *LOCAL_RANK):
         if (number := whole_number(variable, -1, MOST_RANKS) or 0) > 0:
             raise UserError(
                 f"{variable}={number} is impossible: WORLD_SIZE, which says how many processes there are, is not set; "
                 f"start them with a launcher such as torchrun, or unset {variable}"
             )
+    return Launch(0, 1, 1)
 
 
 def whole_number(variable: str, least: int, most: int) -> int | None:
@@ -87,9 +81,9 @@ def flag(variable: str) -> bool:
         UserError: neither yes nor no.
     """
     text = os.environ.get(variable) or "false"
-    if text.lower() not in TRUTH:
+    if text.lower() not in (*YES, *NO):
         raise _impossible(variable, text, "true or false")
-    return TRUTH[text.lower()]
+    return text.lower() in YES
 
 
 def choice(variable: str, choices: Sequence[str]) -> str:

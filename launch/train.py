@@ -1,4 +1,4 @@
-"""Train: `accelerate launch launch/train.py --config FILE key=value …`, or plain `python launch/train.py`."""
+"""Train: `torchrun --nproc_per_node N launch/train.py --config FILE key=value …`, or plain `python launch/train.py`."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,6 @@ if __name__ == "__main__":
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Train
-from esl_dist.ranks.launchers import start_missing_processes
 from esl_dist.ranks.session import joined_ranks
 from esl_dist.runs.run_record import run_record
 from esl_dist.training.loop import train
@@ -23,8 +22,6 @@ from esl_dist.training.stop_request import stop_request
 
 def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
-    # Before the wish: what becomes the launcher of the ranks takes no steps, and would forget a signal that is noted.
-    start_missing_processes()
     with (
         run_record() as record,
         stop_request() as request,

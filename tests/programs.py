@@ -39,11 +39,10 @@ def small_town(
     return folder / "shards"
 
 
-ACCELERATE = ("accelerate.commands.launch", "--cpu", "--num_processes")
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node")
 
 
-def command(program: str, *words: str, processes: int = 1, launcher: Sequence[str] = ACCELERATE) -> list[str]:
+def command(program: str, *words: str, processes: int = 1, launcher: Sequence[str] = TORCHRUN) -> list[str]:
     """Return the command line of a program, behind `launcher` if there are several processes."""
     launch = ["-m", *launcher, str(processes)] if processes > 1 else []
     return [sys.executable, *launch, str(PROJECT / program), *words]
@@ -60,7 +59,7 @@ def run(
     processes: int = 1,
     folder: Path | None = None,
     threads: int = 1,
-    launcher: Sequence[str] = ACCELERATE,
+    launcher: Sequence[str] = TORCHRUN,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
     return subprocess.run(
@@ -74,7 +73,7 @@ def run(
     )
 
 
-def succeed(program: str, *words: str, processes: int = 1, launcher: Sequence[str] = ACCELERATE) -> str:
+def succeed(program: str, *words: str, processes: int = 1, launcher: Sequence[str] = TORCHRUN) -> str:
     """Run a program that must succeed; returns what it printed."""
     done = run(program, *words, processes=processes, launcher=launcher)
     assert done.returncode == 0, done.stdout + done.stderr

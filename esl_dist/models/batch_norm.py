@@ -5,12 +5,12 @@ Its scale and shift are frozen, as in the published network; its statistics are 
 - *Domains.* With running statistics shared between source and target passes (as published), evaluation uses a blend
   that fits neither. A layer may keep one set a domain; a forward pass in training feeds the set of its domain. The
   published names `running_mean` and `running_var` are then those of the target: exported weights fit the target.
-- *Ranks.* In training, mean and variance are those of the global batch. On CUDA this is torch's `SyncBatchNorm`, which
-  refuses CPU tensors; there, the same formula is written with a differentiable sum over ranks.
+- *Ranks.* In training, mean and variance are those of the global batch, on any device. Torch's `SyncBatchNorm` refuses
+  CPU tensors, and on CUDA waits for the device three times a pass, for empty inputs that never occur here.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 Domain = Literal["source", "target"]
 
 
-class DomainBatchNorm2d(nn.SyncBatchNorm):
+class DomainBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over (batch, channels, height, width) with frozen scale and shift.
 
     Args:
@@ -50,58 +50,55 @@ class DomainBatchNorm2d(nn.SyncBatchNorm):
         assert var is not None
         if not self.training:
             return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        world_size = dist.get_world_size() if self.synchronised and dist.is_initialized() else 1
-        if world_size > 1 and input.is_cuda:
-            return self._on_cuda(input, mean, var)
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
         factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        if world_size == 1:
+        if not self.synchronised or not dist.is_initialized() or dist.get_world_size() == 1:
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, factor, self.eps)
-        return self._on_cpu(input, mean, var, factor, world_size)
+        results: tuple[Tensor, ...] = _NormaliseOverRanks.apply(input, self.weight, self.bias, self.eps)
+        output, batch_mean, batch_var = results
+        mean.lerp_(batch_mean, factor)
+        var.lerp_(batch_var, factor)
+        return output
 
-    def _on_cuda(self, input: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        """Let torch's layer normalise and update, with the domain's statistics in place of its own."""
-        own = self.running_mean, self.running_var
-        self.running_mean, self.running_var = mean, var
-        try:
-            return super().forward(input)
-        finally:
-            self.running_mean, self.running_var = own
 
-    def _on_cpu(self, input: Tensor, mean: Tensor, var: Tensor, factor: float, world_size: int) -> Tensor:
-        """Normalise by the statistics of the global batch; every rank has as many values as this one.
+class _NormaliseOverRanks(torch.autograd.Function):
+    """Normalise by the statistics of the global batch; every rank has as many values n a channel as this one.
 
-        mean = Σ x / n, variance = Σ (x − mean)² / n, both sums over all ranks; running statistics take the unbiased
-        variance, n / (n − 1) times as large, as torch's do.
+    With mean and variance over all N = n · ranks values x, y = (x − mean) / √(variance + ε) · scale + shift. Besides y,
+    it returns what running statistics take: the mean, and the unbiased variance, N / (N − 1) times as large.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        values = input.to(scale.dtype)
+        own = torch.stack(torch.var_mean(values, (0, 2, 3), correction=0))
+        of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(of_ranks, own)
+        variances, means = torch.stack(of_ranks, dim=1)
+        # The variance within the ranks, and that between them.
+        mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+        ctx.count = len(of_ranks) * (values.numel() // values.shape[1])
+        ctx.save_for_backward(input, mean, torch.rsqrt(variance + eps), scale)
+        output = F.batch_norm(input, mean, variance, scale, shift, False, 0.0, eps)
+        unbiased = variance * (ctx.count / (ctx.count - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        return output, mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return dx = scale · r · (dy − Σ dy / N − z · Σ (dy · z) / N), with sums over all ranks; all else is frozen.
+
+        Here r = 1 / √(variance + ε) and z = (x − mean) · r.
         """
-        values = input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
-        count = world_size * (values.numel() // values.shape[1])
-        batch_mean = _SumOverRanks.apply(values.sum((0, 2, 3))) / count
-        centred = values - batch_mean[:, None, None]
-        batch_var = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            mean.lerp_(batch_mean.to(mean.dtype), factor)
-            var.lerp_((batch_var * (count / (count - 1))).to(var.dtype), factor)
-        scale: Tensor = torch.rsqrt(batch_var + self.eps) * self.weight
-        output: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
-        return output.to(input.dtype)
-
-
-class _SumOverRanks(torch.autograd.Function):
-    """A sum over ranks, on every rank; its gradient is the sum of the ranks' gradients."""
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, tensor: Tensor) -> Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
-        dist.all_reduce(total)
-        return total
+        input, mean, inverse_deviation, scale = ctx.saved_tensors
+        gradient = gradients[0].to(scale.dtype)
+        normalised = (input.to(scale.dtype) - mean[:, None, None]) * inverse_deviation[:, None, None]
+        sums = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))])
+        dist.all_reduce(sums)
+        shared, along = (sums / ctx.count)[:, :, None, None]
+        centred = gradient - shared - normalised * along
+        return (centred * (scale * inverse_deviation)[:, None, None]).to(input.dtype), None, None, None
 
 
 def batch_norms(network: nn.Module) -> Iterator[DomainBatchNorm2d]:

@@ -8,38 +8,25 @@ layout crosses the network once a step, for all networks together.
 import hashlib
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._utils import _take_tensors
 
 from esl_dist.errors import UserError
-from esl_dist.ranks.heartbeat import Heartbeat
+from esl_dist.ranks.heartbeat import PROGRESS
 
 BUCKET_BYTES = 32 * 2**20
+"""Of one type and at most so large, though of one gradient at least: what crosses the network at once."""
 
 LONGEST_TEXT = 200
 """Bytes of a text that ranks tell each other."""
 
-_heartbeat: Heartbeat | None = None
-"""As global as the process group that torch.distributed keeps."""
-
-
-def mark_waits_in(heartbeat: Heartbeat | None) -> None:
-    """Let a heartbeat tell the other ranks from now on where this one waits and that it gets on; None: nobody."""
-    global _heartbeat
-    _heartbeat = heartbeat
-
 
 def note_progress() -> None:
     """Tell the other ranks, which may be waiting, that this one gets on."""
-    if _heartbeat is not None:
-        _heartbeat.worked()
-
-
-def _waiting(place: str) -> AbstractContextManager[None]:
-    return nullcontext() if _heartbeat is None else _heartbeat.waiting(place)
+    PROGRESS.worked()
 
 
 def rank() -> int:
@@ -84,7 +71,7 @@ def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:
 
 def _add_up(tensor: Tensor, what: str) -> None:
     """Sum over all ranks in place, and return when it is done: only while it waits is a rank's time counted."""
-    with _waiting(what):
+    with PROGRESS.waiting(what):
         dist.all_reduce(tensor)
         if dist.get_backend() == "nccl":
             torch.cuda.current_stream().synchronize()
@@ -99,7 +86,7 @@ def broadcast_flags(flags: list[bool]) -> list[bool]:
 def wait_for_all() -> None:
     """Return when every rank has come here."""
     if world_size() > 1:
-        with _waiting("the end of a part of the job"):
+        with PROGRESS.waiting("the end of a part of the job"):
             dist.barrier()
 
 
@@ -109,11 +96,8 @@ def require_same_on_ranks(text: str, what: str) -> None:
     Raises:
         UserError: on every rank, naming the ranks whose `text` is not rank 0's.
     """
-    own = torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.int64)
-    table = torch.zeros(world_size(), len(own), dtype=torch.int64)
-    table[rank()] = own
-    table = sum_over_ranks(table)
-    others = [number for number in range(world_size()) if not torch.equal(table[number], table[0])]
+    digests = gather_texts(hashlib.sha256(text.encode()).hexdigest())
+    others = [number for number, digest in enumerate(digests) if digest != digests[0]]
     if others:
         raise UserError(f"ranks {others} were started with another {what} than rank 0; start all with the same")
 
@@ -131,24 +115,9 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    for bucket in _buckets(gradients):
+    for bucket in _take_tensors(gradients, BUCKET_BYTES):  # type: ignore[no-untyped-call]
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         _add_up(flat, "the sum of gradients")
         parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-
-
-def _buckets(gradients: list[Tensor]) -> Iterable[list[Tensor]]:
-    """Cut gradients into runs of one type and at most `BUCKET_BYTES`, though of one gradient at least."""
-    bucket: list[Tensor] = []
-    size = 0
-    for gradient in gradients:
-        added = gradient.numel() * gradient.element_size()
-        if bucket and (size + added > BUCKET_BYTES or gradient.dtype != bucket[0].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append(gradient)
-        size += added
-    if bucket:
-        yield bucket

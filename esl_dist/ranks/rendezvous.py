@@ -2,8 +2,8 @@
 
 torch.distributed waits there for all of them, too, but it cannot say who is absent; and where torchrun starts the ranks
 again, it finds in the launcher's store what those of the earlier attempt left, and connects to the dead (issue 135712
-of PyTorch). The launcher's count of restarts does not tell attempts apart: each node counts its own. So rank 0 opens a
-room of its own in the store for every attempt, and it is taken when all have entered it.
+of PyTorch). The launcher's count of restarts does not tell attempts apart: each node counts its own. So rank 0 gives
+every attempt a name of its own in the store, and it holds when all have joined it.
 """
 
 import json
@@ -13,7 +13,6 @@ import threading
 import time
 import uuid
 from concurrent.futures import Future
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -32,30 +31,15 @@ ANSWER_SECONDS = 10.0
 """After the timeout, until a store that does not answer is given up."""
 
 
-@dataclass(frozen=True)
-class Rendezvous:
-    """The ranks of one attempt, and the part of the store that is theirs alone."""
-
-    rank: int
-    world_size: int
-    room: str
-    keeper: TCPStore
-    """Of rank 0 it may be the store itself: it lives as long as this object."""
-
-    def connect(self, purpose: str) -> Store:
-        """Return a connection of its own to the room's part for one purpose."""
-        try:
-            client = TCPStore(self.keeper.host, self.keeper.port, is_master=False, timeout=STORE_TIMEOUT)
-        except dist.DistError as error:
-            raise _store_lost(error) from error
-        return PrefixStore(f"{self.room}/{purpose}", client)
-
-
-def meet(timeout_minutes: float) -> Rendezvous | None:
+def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
     """Return when all ranks that the launcher started have come; None if this is the only one.
 
     Args:
         timeout_minutes: how long a rank waits for the others.
+
+    Returns:
+        two connections to the part of the store that is this attempt's alone: what waits for an answer on one does not
+        hold up the other. Where rank 0 keeps the store, it goes with the first.
 
     Raises:
         UserError: the environment names no address, or it cannot be used; or too few open files are allowed.
@@ -64,23 +48,30 @@ def meet(timeout_minutes: float) -> Rendezvous | None:
     launched = launch()
     if launched.world_size == 1:
         return None
-    allow_files_of_store(launched.world_size)
-    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        raise UserError(
-            f"{launched.world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; "
-            "start them with torchrun or accelerate launch"
-        )
-    host, port = _address()
-    if not any(variable in os.environ for variable in RANK):
-        raise UserError(
-            f"WORLD_SIZE={launched.world_size} without RANK: which of the processes this one is cannot be known; start "
-            "them with torchrun or accelerate launch"
-        )
+    # A store that may open too few files takes no connection, and says nothing.
+    allow_open_files(FILES + FILES_A_RANK * launched.world_size, f"for {launched.world_size} ranks")
+    host, port = _address(launched.world_size)
     seconds = 60 * timeout_minutes
-    come: Future[Rendezvous] = Future()
-    threading.Thread(target=_come, args=(come, launched.rank, launched.world_size, seconds), daemon=True).start()
+    joined: Future[tuple[Store, Store]] = Future()
+
+    def join() -> None:
+        try:
+            deadline = time.monotonic() + seconds
+            store = _open_store(host, port, launched.rank, deadline)
+            own = PrefixStore(_join(store, launched.rank, launched.world_size, deadline), store)
+            joined.set_result((own, own.clone()))
+        except dist.DistError as error:
+            reason = str(error).splitlines()[0]
+            joined.set_exception(
+                LostRankError(f"the store of the ranks was lost at the start, and rank 0 with it ({reason})")
+            )
+        except Exception as error:
+            joined.set_exception(error)
+
+    # In a thread of its own, for a store that does not answer holds up a call without end.
+    threading.Thread(target=join, daemon=True).start()
     try:
-        return come.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
+        return joined.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
     except TimeoutError as error:
         raise LostRankError(
             f"what listens at {host}:{port} does not answer: rank 0 or the launcher is stopped, or it is no store of "
@@ -88,40 +79,22 @@ def meet(timeout_minutes: float) -> Rendezvous | None:
         ) from error
 
 
-def allow_files_of_store(ranks: int) -> None:
-    """Make sure that a store for so many ranks can be kept. It may be the launcher's, whose limit is that of the ranks.
-
-    Raises:
-        UserError: too few open files are allowed: the store would take no connection, and say nothing.
-    """
-    allow_open_files(FILES + FILES_A_RANK * ranks, f"for {ranks} ranks")
-
-
-def _come(come: "Future[Rendezvous]", rank: int, world_size: int, seconds: float) -> None:
-    """Meet the others. In a thread of its own, for a store that does not answer holds up a call without end."""
-    try:
-        deadline = time.monotonic() + seconds
-        store = _open_store(rank, deadline)
-        come.set_result(Rendezvous(rank, world_size, _enter(store, rank, world_size, deadline), store))
-    except dist.DistError as error:
-        come.set_exception(_store_lost(error))
-    except Exception as error:
-        come.set_exception(error)
-
-
-def _store_lost(error: dist.DistError) -> LostRankError:
-    reason = str(error).splitlines()[0]
-    return LostRankError(f"the store of the ranks was lost at the start, and rank 0 with it ({reason})")
-
-
-def _address() -> tuple[str, int]:
+def _address(world_size: int) -> tuple[str, int]:
     port = whole_number("MASTER_PORT", 1, 2**16 - 1)
-    assert port is not None
+    if port is None or "MASTER_ADDR" not in os.environ:
+        raise UserError(
+            f"{world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; start them "
+            "with torchrun or accelerate launch"
+        )
+    if not any(variable in os.environ for variable in RANK):
+        raise UserError(
+            f"WORLD_SIZE={world_size} without RANK: which of the processes this one is cannot be known; start them "
+            "with torchrun or accelerate launch"
+        )
     return os.environ["MASTER_ADDR"], port
 
 
-def _open_store(rank: int, deadline: float) -> TCPStore:
-    host, port = _address()
+def _open_store(host: str, port: int, rank: int, deadline: float) -> TCPStore:
     keeps_it = rank == 0 and not flag("TORCHELASTIC_USE_AGENT_STORE")
     if not keeps_it:
         _wait_for_keeper(host, port, deadline)
@@ -147,35 +120,33 @@ def _wait_for_keeper(host: str, port: int, deadline: float) -> None:
             time.sleep(RETRY_SECONDS)
 
 
-def _enter(store: Store, rank: int, world_size: int, deadline: float) -> str:
-    """Return the room in which all ranks of this attempt are.
+def _join(store: Store, rank: int, world_size: int, deadline: float) -> str:
+    """Return the name of the attempt that all ranks have joined.
 
-    Every rank leaves a card there. The room is closed once, with the cards that were seen: one that an earlier attempt
-    left behind was closed without the card of this rank.
+    Every rank leaves a token there. The attempt is closed once, with the tokens that were seen: one that an earlier
+    start left behind was closed without the token of this rank.
     """
-    card = uuid.uuid4().hex
+    token = uuid.uuid4().hex
     if rank == 0:
-        store.set("room", f"room-{card}")
+        store.set("attempt", token)
     while True:
         is_late = time.monotonic() > deadline
-        if store.check(["room"]):
-            room = store.get("room").decode()
-            store.set(f"{room}/{rank}", card)
-            keys = [f"{room}/{number}" for number in range(world_size)]
-            cards = [store.get(key).decode() if store.check([key]) else None for key in keys]
-            absent = [number for number, seen in enumerate(cards) if seen is None]
-            if rank != 0 and not absent:
-                # The cards may be those of an earlier attempt; rank 0 closes a room as soon as it is full.
-                absent = [0]
-            if is_late or (rank == 0 and not absent):
-                store.compare_set(f"{room}/closed", "", json.dumps({"cards": cards, "absent": absent}))
-            closed = json.loads(store.get(f"{room}/closed")) if store.check([f"{room}/closed"]) else None
-            if closed is not None and closed["cards"][rank] == card:
-                if not closed["absent"]:
-                    return room
+        if store.check(["attempt"]):
+            attempt = store.get("attempt").decode()
+            store.set(f"{attempt}/{rank}", token)
+            keys = [f"{attempt}/{number}" for number in range(world_size)]
+            tokens = [store.get(key).decode() if store.check([key]) else "" for key in keys]
+            if is_late or (rank == 0 and all(tokens)):
+                store.compare_set(f"{attempt}/closed", "", json.dumps({"by": rank, "tokens": tokens}))
+            closed = json.loads(store.get(f"{attempt}/closed")) if store.check([f"{attempt}/closed"]) else None
+            if closed is not None and closed["tokens"][rank] == token:
+                absent = [number for number, seen in enumerate(closed["tokens"]) if not seen]
+                if not absent and closed["by"] == 0:
+                    return attempt
                 # Rank 0 may keep the store, and the others have to read this, too.
                 time.sleep(10 * RETRY_SECONDS)
-                raise _absent(closed["absent"])
+                # Rank 0 closes at once when all are there: where another did, the tokens are those of an earlier start.
+                raise _absent(absent or [0])
         if is_late:
             raise _absent([0])
         time.sleep(RETRY_SECONDS)

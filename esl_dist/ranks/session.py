@@ -14,22 +14,16 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator
 from torch._C._distributed_c10d import Store
 from torch.amp.grad_scaler import GradScaler
-from torch.distributed.rendezvous import register_rendezvous_handler
 
-from esl_dist.environment import MOST_RANKS, flag, whole_number
+from esl_dist.environment import MOST_RANKS, Launch, flag, launch, whole_number
 from esl_dist.errors import LostRankError, UserError
-from esl_dist.ranks.collectives import mark_waits_in, require_same_on_ranks, world_size
-from esl_dist.ranks.heartbeat import Heartbeat
-from esl_dist.ranks.launchers import (
-    asked_precision,
-    asked_zero_stage,
-    refuse_unlaunched_ranks,
-    start_missing_processes,
-)
-from esl_dist.ranks.rendezvous import Rendezvous, meet
+from esl_dist.ranks.collectives import require_same_on_ranks
+from esl_dist.ranks.heartbeat import PROGRESS, Heartbeat
+from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_missing_ranks
+from esl_dist.ranks.rendezvous import meet
 
 BACKEND_FACTOR = 10
 """How much longer than `Heartbeat` the backend waits, for it cannot see whether another rank gets on with its work."""
@@ -70,15 +64,14 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
         LostRankError: a rank ended, or did not come where this one waited for it; the message names it.
     """
     zero_stage, precision = asked_zero_stage(), asked_precision(precision)
-    start_missing_processes()
-    refuse_unlaunched_ranks()
-    meeting = meet(timeout_minutes)
-    heartbeat = None
-    if meeting is not None:
-        heartbeat = Heartbeat(meeting.connect("presence"), meeting.rank, meeting.world_size, 60 * timeout_minutes)
-    mark_waits_in(heartbeat)
+    refuse_missing_ranks()
+    launched, store, heartbeat = launch(), None, None
+    if (stores := meet(timeout_minutes)) is not None:
+        store, own_store = stores
+        heartbeat = Heartbeat(own_store, launched.rank, launched.world_size, 60 * timeout_minutes)
     try:
-        accelerator = _accelerator(meeting, timeout_minutes, zero_stage, precision)
+        with PROGRESS.waiting("the start"):
+            accelerator = _accelerator(store, timeout_minutes, zero_stage, precision)
         agreed = f"{accelerator.mixed_precision} {accelerator.device.type} {zero_stage}"
         require_same_on_ranks(agreed, "precision, kind of device or ZeRO stage")
         yield Ranks(
@@ -103,7 +96,6 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
     finally:
         if heartbeat is not None:
             heartbeat.stop()
-            mark_waits_in(None)
         if dist.is_initialized():
             # Gloo's threads abort a process that ends without this.
             dist.destroy_process_group()
@@ -114,54 +106,51 @@ def _is_broken_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
-def _accelerator(
-    meeting: Rendezvous | None, timeout_minutes: float, zero_stage: int | None, precision: str
-) -> Accelerator:
+def _accelerator(store: Store | None, timeout_minutes: float, zero_stage: int | None, precision: str) -> Accelerator:
     # Accelerate's own DeepSpeed would take over the process group, does without CPUs, and is not used.
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "false"
     cpu = zero_stage is not None and not torch.cuda.is_available()
-    group = InitProcessGroupKwargs(timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes))
-    if meeting is not None:
-        if torch.cuda.is_available() and not flag("ACCELERATE_USE_CPU"):
-            _refuse_shared_gpus(meeting)
-        group.init_method = f"{meeting.room}://"
-        register_rendezvous_handler(meeting.room, lambda *_, **__: iter([_group(meeting)]))  # type: ignore[no-untyped-call]
-    if meeting is None and "WORLD_SIZE" not in os.environ:
+    if store is not None:
+        uses_gpus = torch.cuda.is_available() and not flag("ACCELERATE_USE_CPU")
+        launched = launch()
+        if uses_gpus:
+            _refuse_shared_gpus(store, launched)
+        dist.init_process_group(
+            "nccl" if uses_gpus else "gloo",
+            timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes),
+            store=store,
+            rank=launched.rank,
+            world_size=launched.world_size,
+        )
+    elif "WORLD_SIZE" not in os.environ:
         # A local rank of 0 alone is that of the only process, and Accelerate would wait for others.
         os.environ.pop("LOCAL_RANK", None)
     try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision=precision, kwargs_handlers=[group])
+        accelerator = Accelerator(cpu=cpu, mixed_precision=precision)
     except ValueError as error:
         raise UserError(f"cannot start: {error}") from error
-    if world_size() == 1 and meeting is not None:
-        raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16, or precision=…")
     return accelerator
 
 
-def _refuse_shared_gpus(meeting: Rendezvous) -> None:
+def _refuse_shared_gpus(store: Store, launched: Launch) -> None:
     """Make sure that each rank has a GPU of its own: Accelerate counts round, and NCCL names none.
 
     Raises:
         UserError: naming the ranks that would share one.
     """
     if (local_rank := whole_number("LOCAL_RANK", 0, MOST_RANKS)) is None:
-        return
+        raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
     torch.cuda.set_device(index := local_rank % torch.cuda.device_count())
-    store = meeting.connect("devices")
-    store.set(str(meeting.rank), f"{socket.gethostname()} {torch.cuda.get_device_properties(index).uuid}")
-    devices = [store.get(str(rank)) for rank in range(meeting.world_size)]
-    sharing = [rank for rank, device in enumerate(devices) if device == devices[meeting.rank]]
+    store.set(f"gpu/{launched.rank}", f"{socket.gethostname()} {torch.cuda.get_device_properties(index).uuid}")
+    gpus = [store.get(f"gpu/{rank}") for rank in range(launched.world_size)]
+    sharing = [rank for rank, gpu in enumerate(gpus) if gpu == gpus[launched.rank]]
     if len(sharing) > 1:
         raise UserError(
             f"ranks {sharing} would share one GPU: this machine shows them {torch.cuda.device_count()}; start as many "
             "processes as there are GPUs"
         )
-
-
-def _group(meeting: Rendezvous) -> tuple[Store, int, int]:
-    return meeting.connect("group"), meeting.rank, meeting.world_size
 
 
 def one_thread_on_cpu(device: torch.device) -> None:

@@ -6,21 +6,19 @@ import signal
 import sys
 from typing import Any
 
-from esl_dist.ranks import launchers as launching
-from esl_dist.ranks import session as distributed
+from esl_dist.ranks import session
 from esl_dist.training import setup
 
-PLACES: dict[str, tuple[list[Any], str]] = {
-    "the launcher": ([launching, distributed], "start_missing_processes"),
-    "the meeting": ([distributed], "meet"),
-    "the devices": ([distributed], "_accelerator"),
-    "the shards": ([setup], "open_training_data"),
-    "the checkpoint": ([setup], "load_newest"),
+PLACES: dict[str, tuple[Any, str]] = {
+    "the rendezvous": (session, "meet"),
+    "the devices": (session, "_accelerator"),
+    "the shards": (setup, "open_training_data"),
+    "the checkpoint": (setup, "load_newest"),
 }
 place, number = sys.argv[1], signal.Signals[sys.argv[2]]
 sys.argv = sys.argv[3:]
-owners, name = PLACES[place]
-plain = getattr(owners[0], name)
+owner, name = PLACES[place]
+plain = getattr(owner, name)
 
 
 def signalled(*arguments: Any) -> Any:
@@ -29,6 +27,5 @@ def signalled(*arguments: Any) -> Any:
 
 
 if int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
-    for owner in owners:
-        setattr(owner, name, signalled)
+    setattr(owner, name, signalled)
 runpy.run_path(sys.argv[0], run_name="__main__")

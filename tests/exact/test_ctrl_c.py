@@ -19,7 +19,7 @@ from esl_dist.runs.run_record import RUN_RECORD, read_record
 from esl_dist.training.stop_request import END_SECONDS, ONE_PRESS_SECONDS
 from tests.exact.ranks import CHANGED, PROJECT
 from tests.exact.trainings import TRAIN, assert_whole, newest_step, run_in, training_words
-from tests.programs import ACCELERATE, TORCHRUN, command, environment
+from tests.programs import command, environment
 
 pytestmark = pytest.mark.exact
 
@@ -81,13 +81,9 @@ def start(tmp_path: Path) -> Iterator[Callable[[Sequence[str]], Group]]:
 Start = Callable[[Sequence[str]], Group]
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE])
-def test_one_ctrl_c_before_a_launcher_is_one_to_its_ranks_and_saves(
-    start: Start, town: Path, tmp_path: Path, launcher: Sequence[str]
-) -> None:
-    """The launcher of Accelerate leaves at once; torchrun, which is behind it, waits for the ranks."""
+def test_one_ctrl_c_before_torchrun_is_one_to_its_ranks_and_saves(start: Start, town: Path, tmp_path: Path) -> None:
     run = run_in(tmp_path)
-    group = start(command(TRAIN, *training_words(town, run, *ENDLESS), processes=2, launcher=launcher))
+    group = start(command(TRAIN, *training_words(town, run, *ENDLESS), processes=2))
     group.wait_for("r: 2/1000 steps")
     behind = group.process.children(recursive=True)
     group.press_ctrl_c()
@@ -109,7 +105,7 @@ def test_a_second_ctrl_c_before_torchrun_ends_ranks_that_wait_for_their_disk(
     """It gives them half a minute otherwise."""
     run = run_in(tmp_path)
     words = [HANGING_SAVE, str(PROJECT / TRAIN), *training_words(town, run, *ENDLESS)]
-    group = start(command(CHANGED, *words, processes=2, launcher=TORCHRUN))
+    group = start(command(CHANGED, *words, processes=2))
     group.wait_for("r: 2/1000 steps")
     behind = group.process.children(recursive=True)
     group.press_ctrl_c()

@@ -24,7 +24,7 @@ from tests.exact.trainings import (
     train,
     training_words,
 )
-from tests.programs import ACCELERATE, TORCHRUN, command, environment
+from tests.programs import TORCHRUN, command, environment
 
 pytestmark = pytest.mark.exact
 
@@ -114,15 +114,15 @@ def test_ranks_that_torchrun_starts_again_go_on_from_the_last_checkpoint_to_the_
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted))
 
 
-@pytest.mark.parametrize(("launcher", "number"), [(TORCHRUN, signal.SIGTERM), (ACCELERATE, signal.SIGUSR1)])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_launched_processes_saves_what_was_done(
-    launch: Launch, town: Path, tmp_path: Path, launcher: Sequence[str], number: signal.Signals
+    launch: Launch, town: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """As a cluster sends it: to torchrun alone, or to every process behind the first."""
+    """SIGTERM goes to torchrun alone, as a cluster sends it; of a SIGUSR1 it would die, so that goes to the ranks."""
     run = run_in(tmp_path)
-    launched = launch(launcher, training_words(town, run, "steps=1000", "checkpoints.every=3"))
+    launched = launch(TORCHRUN, training_words(town, run, "steps=1000", "checkpoints.every=3"))
     launched.wait_until(lambda: newest_step(run) > 0)
-    targets = [launched.process] if launcher is TORCHRUN else launched.process.children(recursive=True)
+    targets = [launched.process] if number == signal.SIGTERM else launched.process.children(recursive=True)
     for process in targets:
         process.send_signal(number)
     assert launched.exit_code() != 0
@@ -134,8 +134,8 @@ def test_a_signal_to_the_launched_processes_saves_what_was_done(
 
 def nodes(launch: Launch, words: Sequence[str]) -> list[Launched]:
     """Start a torchrun with one rank on each of two machines."""
-    meeting = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}")
-    launcher = ("torch.distributed.run", "--nproc_per_node", "1", *meeting, "--nnodes")
+    rendezvous = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{free_port()}")
+    launcher = ("torch.distributed.run", "--nproc_per_node", "1", *rendezvous, "--nnodes")
     return [launch(launcher, words) for _ in range(2)]
 
 

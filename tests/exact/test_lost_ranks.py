@@ -76,12 +76,15 @@ def work_of(program: str, town: Path, teacher: Path, output: Path) -> list[str]:
     return [*shards, f"checkpoint={teacher}", "workers=0"]
 
 
-@pytest.mark.parametrize(
-    ("program", "what", "bar"), [(LABEL, "predictions", "predicting"), (SCORE, "scores", "scoring")]
-)
+BARS = {LABEL: ("predictions", "predicting"), SCORE: ("scores", "scoring")}
+"""What each program is slow with, and what it tells meanwhile."""
+
+
+@pytest.mark.parametrize("program", BARS)
 def test_the_other_rank_names_one_that_was_killed_while_they_labelled_or_scored(
-    server: RankServer, town: Path, teacher: Path, tmp_path: Path, program: str, what: str, bar: str
+    server: RankServer, town: Path, teacher: Path, tmp_path: Path, program: str
 ) -> None:
+    what, bar = BARS[program]
     words = [what, "0.3", str(PROJECT / program), *work_of(program, town, teacher, tmp_path / "labels")]
     job = server.start("tests/exact/work_slowly.py", words, 2)
     job.wait_until(lambda: f"{bar}: " in job.output())

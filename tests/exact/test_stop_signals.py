@@ -106,7 +106,7 @@ def start_signalled(
     return server.start("tests/exact/signal_at_start.py", program, ranks)
 
 
-@pytest.mark.parametrize("place", ["the meeting", "the devices", "the shards", "the checkpoint"])
+@pytest.mark.parametrize("place", ["the rendezvous", "the devices", "the shards", "the checkpoint"])
 @pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
 def test_a_signal_during_the_start_stops_all_ranks_after_the_first_step(
     server: RankServer, town: Path, tmp_path: Path, place: str, ranks: int, number: signal.Signals
@@ -116,15 +116,6 @@ def test_a_signal_during_the_start_stops_all_ranks_after_the_first_step(
     assert step_of_the_stop(start_signalled(server, town, run, ranks, place, number, f"steps={ENDLESS}"), run) == 2
     assert_whole(run, 2)
     assert "from step 2 to 3" in train(server, town, run, ranks, "steps=3")
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_before_a_process_has_become_the_launcher_of_the_ranks_is_not_forgotten(
-    server: RankServer, town: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    """It takes no steps after which it could stop."""
-    job = start_signalled(server, town, run_in(tmp_path), 1, "the launcher", number, f"steps={ENDLESS}")
-    assert job.exit_codes() == [-number], job.output()
 
 
 NOTICE = "interrupted: finishing the step and saving; press again to end at once"

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from esl_dist.errors import UserError
-from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_unlaunched_ranks
+from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_missing_ranks
 
 DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}
 
@@ -13,7 +13,7 @@ DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAG
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [name for name in os.environ if name.startswith(("ACCELERATE_", "SLURM_"))]
-    for name in [*names, "WORLD_SIZE", "RANK", "LOCAL_RANK", "OMP_NUM_THREADS"]:
+    for name in [*names, "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "OMP_NUM_THREADS"]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -73,7 +73,7 @@ def test_what_deepspeed_is_asked_for_and_does_not_get_is_refused(
         ("GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4 .*, or give accumulate to the training"),
         ("GRADIENT_CLIPPING", "1.0", "gradient_clipping 1.0 is not supported"),
         ("DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend INDUCTOR is not supported; .* not compiled"),
-        ("USE_PARALLELISM_CONFIG", "true", "parallelism_config is not supported"),
+        ("USE_PARALLELISM_CONFIG", "true", "parallelism_config true is not supported"),
         ("USE_CPU", "perhaps", "ACCELERATE_USE_CPU=perhaps is impossible: expected true or false"),
         ("USE_DEEPSPEED", "perhaps", "ACCELERATE_USE_DEEPSPEED=perhaps is impossible"),
         ("TORCH_DEVICE", "potato", "ACCELERATE_TORCH_DEVICE=potato is impossible"),
@@ -114,23 +114,46 @@ def test_threads_that_cannot_be_are_refused_where_accelerate_reads_them(
         asked(monkeypatch, WORLD_SIZE="2", RANK="0", OMP_NUM_THREADS=text)
 
 
-@pytest.mark.parametrize(("variable", "name"), [("FSDP", "FSDP"), ("MEGATRON_LM", "Megatron-LM")])
-def test_other_ways_to_divide_a_network_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str, name: str) -> None:
-    with pytest.raises(UserError, match=f"{name} is not supported"):
-        asked(monkeypatch, **{f"ACCELERATE_USE_{variable}": "true"})
+@pytest.mark.parametrize("way", ["fsdp", "megatron_lm"])
+def test_other_ways_to_divide_a_network_are_refused(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    with pytest.raises(UserError, match=f"use_{way} true is not supported; leave it out, or use DeepSpeed"):
+        asked(monkeypatch, **{f"ACCELERATE_USE_{way.upper()}": "true"})
 
 
 def test_processes_of_srun_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    refuse_unlaunched_ranks()
+    refuse_missing_ranks()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(UserError, match="srun started 4 processes that do not know of each other"):
-        refuse_unlaunched_ranks()
+        refuse_missing_ranks()
     monkeypatch.setenv("WORLD_SIZE", "4")
-    refuse_unlaunched_ranks()
+    refuse_missing_ranks()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "x")
     with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=x is impossible"):
-        refuse_unlaunched_ranks()
+        refuse_missing_ranks()
+
+
+@pytest.mark.parametrize(
+    ("precision", "words", "more"),
+    [
+        ("no", ["name=a run"], ""),
+        ("bf16", ["name=a run"], " precision=bf16"),
+        ("bf16", ["name=a run", "precision=bf16"], " precision=bf16"),
+    ],
+)
+def test_one_process_in_place_of_several_is_refused_with_the_line_to_type(
+    monkeypatch: pytest.MonkeyPatch, precision: str, words: list[str], more: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["launch/train.py", *words])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    refuse_missing_ranks()
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError) as refused:
+        refuse_missing_ranks()
+    assert str(refused.value).endswith(f"type: torchrun --nproc_per_node N launch/train.py 'name=a run'{more}")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    refuse_missing_ranks()
 
 
 @pytest.mark.parametrize(

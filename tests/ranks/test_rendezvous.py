@@ -10,74 +10,74 @@ from torch._C._distributed_c10d import TCPStore
 
 from esl_dist.environment import RANK
 from esl_dist.errors import LostRankError, UserError
-from esl_dist.ranks import rendezvous as meeting
-from esl_dist.ranks.rendezvous import _enter, meet
+from esl_dist.ranks import rendezvous
+from esl_dist.ranks.rendezvous import _join, meet
 
 SOON, LONG = 0.5, 30.0
 
-Enter = Callable[..., "Future[str]"]
+Join = Callable[..., "Future[str]"]
 
 
 @pytest.fixture
-def enter() -> Iterator[Enter]:
-    """Return a function that lets a rank enter, in the store of a launcher."""
+def join() -> Iterator[Join]:
+    """Return a function that lets a rank join, in the store of a launcher."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with ThreadPoolExecutor() as threads:
 
         def start(rank: int, ranks: int, seconds: float = LONG) -> "Future[str]":
             client = TCPStore("127.0.0.1", store.port, is_master=False)
-            return threads.submit(_enter, client, rank, ranks, time.monotonic() + seconds)
+            return threads.submit(_join, client, rank, ranks, time.monotonic() + seconds)
 
         yield start
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]])
-def test_all_ranks_meet_in_one_room_in_any_order(enter: Enter, order: list[int]) -> None:
-    rooms = {}
+def test_all_ranks_join_one_attempt_in_any_order(join: Join, order: list[int]) -> None:
+    attempts = {}
     for rank in order:
-        rooms[rank] = enter(rank, 3)
+        attempts[rank] = join(rank, 3)
         time.sleep(0.2)
-    assert len({room.result() for room in rooms.values()}) == 1
+    assert len({attempt.result() for attempt in attempts.values()}) == 1
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
 @pytest.mark.parametrize("came", [[0, 1, 2], [0, 1], [1, 2]])
-def test_the_room_of_an_earlier_attempt_is_not_taken_for_the_present_one(
-    enter: Enter, came: list[int], order: list[int]
+def test_the_name_of_an_earlier_attempt_is_not_taken_for_the_present_one(
+    join: Join, came: list[int], order: list[int]
 ) -> None:
-    for attempt in [enter(rank, 3, LONG if len(came) == 3 else SOON) for rank in came]:
+    for attempt in [join(rank, 3, LONG if len(came) == 3 else SOON) for rank in came]:
         attempt.exception()
-    rooms = {}
+    attempts = {}
     for rank in order:
-        assert not any(room.done() for room in rooms.values())
-        rooms[rank] = enter(rank, 3)
+        assert not any(attempt.done() for attempt in attempts.values())
+        attempts[rank] = join(rank, 3)
         time.sleep(0.2)
-    assert len({room.result() for room in rooms.values()}) == 1
+    assert len({attempt.result() for attempt in attempts.values()}) == 1
 
 
 @pytest.mark.parametrize(("came", "named"), [([0, 2], "rank 1"), ([0], "rank 1, rank 2"), ([1, 2], "rank 0")])
-def test_those_who_do_not_come_are_named_to_all(enter: Enter, came: list[int], named: str) -> None:
-    for attempt in [enter(rank, 3, SOON) for rank in came]:
+def test_those_who_do_not_come_are_named_to_all(join: Join, came: list[int], named: str) -> None:
+    for attempt in [join(rank, 3, SOON) for rank in came]:
         with pytest.raises(LostRankError, match=f"^{named} did not come to the start within timeout_minutes$"):
             attempt.result()
 
 
-def test_a_full_room_that_rank_0_has_not_closed_is_not_entered(enter: Enter) -> None:
-    """As an attempt leaves it that is killed before."""
-    for attempt in [enter(rank, 3, SOON) for rank in (0, 1)]:
+def test_a_full_attempt_that_rank_0_has_not_closed_is_not_joined(join: Join) -> None:
+    """As one leaves it that is killed before."""
+    for attempt in [join(rank, 3, SOON) for rank in (0, 1)]:
         attempt.exception()
-    killed = enter(0, 3, SOON)
+    killed = join(0, 3, SOON)
     killed.exception()
-    for attempt in [enter(rank, 3, SOON) for rank in (1, 2)]:
+    for attempt in [join(rank, 3, SOON) for rank in (1, 2)]:
         with pytest.raises(LostRankError, match=r"^rank 0 did not come"):
             attempt.result()
 
 
-def test_a_rank_0_that_does_not_come_again_is_named(enter: Enter) -> None:
-    for attempt in [enter(rank, 2) for rank in (0, 1)]:
+def test_a_rank_0_that_does_not_come_again_is_named(join: Join) -> None:
+    for attempt in [join(rank, 2) for rank in (0, 1)]:
         attempt.result()
     with pytest.raises(LostRankError, match=r"^rank 0 did not come"):
-        enter(1, 2, SOON).result()
+        join(1, 2, SOON).result()
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_store_that_nobody_keeps_is_named(port: int, monkeypatch: pytest.Monke
 
 
 def test_a_listener_that_does_not_answer_is_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "ANSWER_SECONDS", SOON)
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", SOON)
     monkeypatch.setenv("RANK", "1")
     with socket.socket() as stranger:
         stranger.bind(("127.0.0.1", 0))

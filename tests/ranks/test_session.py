@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from esl_dist.errors import UserError
-from esl_dist.ranks import session as distributed
+from esl_dist.ranks import collectives
 from esl_dist.ranks.collectives import broadcast_flags, require_same_on_ranks, sum_gradients, sum_over_ranks
 
 RANKS = 2
@@ -48,7 +48,7 @@ def check_gradients(rank: int) -> None:
         sent.append(tensor.numel() * tensor.element_size())
         plain(tensor)
 
-    distributed.BUCKET_BYTES = 64
+    collectives.BUCKET_BYTES = 64
     dist.all_reduce = counted
     sum_gradients([*parameters[:2], without, *parameters[2:]])
     dist.all_reduce = plain

@@ -34,8 +34,6 @@ ACCELERATE = ["accelerate.commands.launch", "--cpu"]
 @pytest.mark.parametrize(
     ("launcher", "expected"),
     [
-        ([*ACCELERATE, "--num_processes", "2"], "2 processes on cpu, precision no"),
-        ([*ACCELERATE, "--num_processes=2", "--mixed_precision", "bf16"], "2 processes on cpu, precision bf16"),
         ([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
         ([*TORCHRUN, "2"], "2 processes on cpu, precision no"),
     ],
@@ -74,9 +72,24 @@ def test_half_precision_without_a_gpu_is_refused(town: Path, tmp_path: Path) -> 
 
 
 def test_a_mistake_on_several_processes_is_told_with_the_rank(town: Path, tmp_path: Path) -> None:
-    launcher = [*ACCELERATE, "--num_processes", "3", "--quiet"]
-    done = launch(launcher, town, tmp_path)
+    done = launch([*TORCHRUN, "3"], town, tmp_path)
     assert done.returncode != 0
     assert "batch_size=2 cannot be shared by 3 processes in 1 passes; expected a multiple of 3" in done.stderr
     assert "error (rank 0)" in done.stderr
+    assert done.stderr.count("Traceback") == 1, "torchrun's own"
+
+
+@pytest.mark.parametrize("asked", [["--num_processes", "2"], ["--num-processes=2", "--mixed_precision", "bf16"]])
+def test_one_process_in_place_of_several_is_refused_with_the_line_to_type(
+    town: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    """Accelerate's launcher for CPUs starts one, however many it was asked for."""
+    done = launch([*ACCELERATE, *asked, "--quiet"], town, tmp_path)
+    assert done.returncode != 0
+    [line] = [line for line in done.stderr.splitlines() if "error" in line]
+    assert line.startswith("error: accelerate launch started one process on CPU where several were asked for; ")
+    typed = f"torchrun --nproc_per_node N {PROJECT}/launch/train.py network.architecture=tiny "
+    assert typed in line
+    assert line.endswith("precision=bf16") == ("bf16" in asked)
     assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"

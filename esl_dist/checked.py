@@ -178,7 +178,7 @@ class Content:
             OtherVersionError: the version is another.
         """
         if not isinstance(self.value, dict) or self.value.get("format") != name:
-            raise UserError(f"{self.place()}: not a file of the format {name!r}; {self.remedy}")
+            raise UserError(f"{self.place()}: expected the format {name!r}; {self.remedy}")
         found = self.at("format_version").value
         if type(found) is not int or found != version:
             raise OtherVersionError(

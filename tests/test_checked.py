@@ -154,7 +154,7 @@ def test_a_file_of_another_format_or_version_is_refused() -> None:
         Content(header, Path("f.json"), "make it again").refuse_other_format("shards", 2)
 
     refuse(format="shards", format_version=2)
-    with pytest.raises(UserError, match=r"^f\.json: not a file of the format 'shards'; make it again$"):
+    with pytest.raises(UserError, match=r"^f\.json: expected the format 'shards'; make it again$"):
         refuse(format="runs", format_version=2)
     with pytest.raises(UserError, match=r"^f\.json: no 'format_version'; make it again$"):
         refuse(format="shards")

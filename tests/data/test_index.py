@@ -42,7 +42,7 @@ def test_another_format_version_is_refused(tmp_path: Path, version: object) -> N
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}', "3", "null"])
 def test_what_is_no_index_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / INDEX_NAME).write_text(content)
-    with pytest.raises(UserError, match=r"index\.json: not a file of the format 'esl-dist shards'"):
+    with pytest.raises(UserError, match=r"index\.json: expected the format 'esl-dist shards'"):
         open_shards(tmp_path)
 
 

@@ -22,6 +22,7 @@ from esl_dist.inference.conditions import (
 )
 from esl_dist.made_with import changed_keys, told_changes
 from esl_dist.runs.load import TrainedNetwork
+from esl_dist.runs.provenance import Provenance
 from tests.builders import class_set, drawn_shards, write_shards
 from tests.training.small_runs import tiny_network
 
@@ -36,9 +37,8 @@ def shards(tmp_path: Path) -> ShardReader:
 
 @pytest.fixture
 def trained() -> TrainedNetwork:
-    return TrainedNetwork(
-        tiny_network(1), "r", 3, "village3", class_set(), 1, None, "tiny", sizes=SIZES, precision="bf16"
-    )
+    known = Provenance("r", "village3", class_set(), "tiny", True, False, 1, "bf16", SIZES, {}, {})
+    return TrainedNetwork(**vars(known), network=tiny_network(1), name="r", step=3)
 
 
 def asked(**changes: Any) -> Evaluate:

@@ -18,6 +18,7 @@ from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
 from esl_dist.inference.labelling import write_pseudo_labels
 from esl_dist.runs.load import TrainedNetwork
+from esl_dist.runs.provenance import Provenance
 from esl_dist.training.data import TrainingData, open_training_data
 from tests.builders import class_set, draw, drawn_shards, write_shards
 from tests.training.small_runs import configuration, tiny_network
@@ -50,7 +51,8 @@ def trained() -> TrainedNetwork:
     with torch.no_grad():
         means = network(network_input(draw(9, *FRAME)[0])[None])["main"].mean((0, 2, 3))
         next(network.layer6.conv2d_list.children()).bias.sub_(means)
-    return TrainedNetwork(network, "r", 3, "village3", class_set(), 1, None)
+    known = Provenance("r", "village3", class_set(), "tiny", True, False, 1, None, {}, {}, {})
+    return TrainedNetwork(**vars(known), network=network, name="r", step=3)
 
 
 def label(

@@ -161,8 +161,12 @@ class Content:
 
     def sha256(self) -> str:
         """Return a SHA-256 as 64 hexadecimal digits."""
-        if not isinstance(self.value, str) or not SHA256.fullmatch(self.value):
-            self.refuse("a SHA-256, 64 hexadecimal digits")
+        return self.matching(SHA256, "a SHA-256, 64 hexadecimal digits")
+
+    def matching(self, pattern: re.Pattern[str], expected: str) -> str:
+        """Return a text that matches a pattern as a whole."""
+        if not isinstance(self.value, str) or not pattern.fullmatch(self.value):
+            self.refuse(expected)
         return self.value
 
     def one_of(self, choices: Collection[str]) -> str:
@@ -228,6 +232,11 @@ def whole_number(minimum: int = 0, maximum: int = LARGEST_WHOLE) -> Reader:
 def one_of(*choices: str) -> Reader:
     """Read one of some texts."""
     return lambda content: content.one_of(choices)
+
+
+def matching(pattern: str, expected: str) -> Reader:
+    """Read a text that matches a pattern as a whole."""
+    return lambda content: content.matching(re.compile(pattern), expected)
 
 
 Label = Annotated[str, Content.label]

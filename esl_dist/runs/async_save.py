@@ -10,7 +10,7 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.machine import free_memory, shortage
-from esl_dist.ranks.collectives import note_progress, warn
+from esl_dist.ranks.collectives import is_main, note_progress, warn
 from esl_dist.runs.checkpoints import Checkpoint, save_checkpoint
 
 MEMORY_SHARE = 0.5
@@ -21,7 +21,7 @@ NOTE_SECONDS = 1.0
 
 
 class BackgroundSaver:
-    """Saves one checkpoint at a time in a thread.
+    """Saves one checkpoint at a time in a thread; on ranks other than the main one it saves nothing.
 
     Args:
         run: the run's folder.
@@ -41,6 +41,8 @@ class BackgroundSaver:
         Raises:
             UserError: the one before could not be written; or this one, if it was waited for.
         """
+        if not is_main():
+            return
         self.finish()
         with_copy = _bytes(checkpoint) <= MEMORY_SHARE * free_memory()
         to_write = copied(checkpoint) if with_copy else checkpoint
@@ -87,8 +89,7 @@ def copied(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint whose tensors are copies on the CPU."""
     return replace(
         checkpoint,
-        segmentation=_copied(checkpoint.segmentation),
-        discriminators=_copied(checkpoint.discriminators),
+        networks=_copied(checkpoint.networks),
         training=_copied(checkpoint.training),
     )
 
@@ -102,7 +103,7 @@ def _copied(value: Any) -> Any:
 
 
 def _bytes(checkpoint: Checkpoint) -> int:
-    parts = (checkpoint.segmentation, checkpoint.discriminators, checkpoint.training)
+    parts = (checkpoint.networks, checkpoint.training)
     return sum(tensor.numel() * tensor.element_size() for part in parts for tensor in _tensors(part))
 
 

@@ -2,7 +2,7 @@
 
     <run>/checkpoints/step-00000400/
         segmentation.safetensors     the network under its published names (with per-domain statistics: + source_*)
-        discriminators.safetensors   "<level>.<name>", if the method has discriminators
+        <network>.safetensors        each network that the method adds, such as discriminators
         training.pt                  optimisers, loss scaler, counts, precision: tensors and plain values, no code
         manifest.json                step, configuration, classes, shards' fingerprints, data sets' names, SHA-256 of
                                      each file and of the rest of itself
@@ -33,8 +33,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from esl_dist import config as settings
-from esl_dist.adaptation.methods import METHODS, Method
-from esl_dist.adaptation.optimisers import build_optimizers
+from esl_dist.adaptation.methods import METHODS, build_networks
+from esl_dist.adaptation.passes import SEGMENTATION
 from esl_dist.checked import Content, read_content
 from esl_dist.config_files import load_config, to_dictionary
 from esl_dist.data.labels import ClassSet, class_set_to
@@ -48,19 +48,18 @@ from esl_dist.files import (
     write_json,
 )
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.discriminator import build_discriminator
 from esl_dist.runs.fitting import REMEDY, refuse_other_tensors, refuse_other_training
 from esl_dist.runs.manifests import LAST_STEP, Manifest, manifest_from
 
 FORMAT = "esl-dist checkpoint"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+READ_VERSIONS = (2, FORMAT_VERSION)
+"""In version 2, methods without discriminators had an empty file of them."""
 MANIFEST = "manifest.json"
 RUN_CONFIG = "config.yaml"
 """In a run's folder: its settings, defaults, name and seed included."""
 BROKEN_SUFFIX = ".broken"
-SEGMENTATION, DISCRIMINATORS, TRAINING = "segmentation.safetensors", "discriminators.safetensors", "training.pt"
-
-FILES = (SEGMENTATION, DISCRIMINATORS, TRAINING)
+TRAINING = "training.pt"
 
 TensorState = dict[str, Tensor]
 
@@ -78,8 +77,7 @@ class Checkpoint:
         config: the run's configuration.
         classes: the class set of its labels, and its name.
         shards: fingerprints of the shards it reads: `source`, `target`, `pseudo_labels`.
-        segmentation: state of the segmentation network.
-        discriminators: state of the discriminators, empty if there are none.
+        networks: states of the networks by name: the segmentation network's, and of those that the method adds.
         training: states of optimisers and loss scaler, counts of corrupt samples, precision, journal.
         data_sets: names of the data sets of `source` and `target`; empty in checkpoints of older versions.
     """
@@ -89,10 +87,14 @@ class Checkpoint:
     class_set: str
     classes: ClassSet
     shards: dict[str, str]
-    segmentation: TensorState
-    discriminators: TensorState
+    networks: dict[str, TensorState]
     training: dict[str, Any]
     data_sets: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def segmentation(self) -> TensorState:
+        """The state of the segmentation network."""
+        return self.networks[SEGMENTATION]
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
@@ -125,8 +127,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
 
 def _write(partial: Path, checkpoint: Checkpoint) -> None:
     make_folder(partial)
-    save_file(_contiguous(checkpoint.segmentation), partial / SEGMENTATION)
-    save_file(_contiguous(checkpoint.discriminators), partial / DISCRIMINATORS)
+    for name, state in checkpoint.networks.items():
+        save_file(_contiguous(state), partial / file_of(name))
     torch.save(checkpoint.training, partial / TRAINING)
     files = {}
     for path in sorted(partial.iterdir()):
@@ -146,7 +148,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "data_sets": checkpoint.data_sets,
         "files": files,
     }
-    manifest_from(Content(manifest, partial / MANIFEST, "nothing was written"), FILES)
+    manifest_from(Content(manifest, partial / MANIFEST, "nothing was written"))
     write_json(partial / MANIFEST, {**manifest, "sha256": _digest(manifest)})
 
 
@@ -161,19 +163,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _load(folder: Path, manifest: Manifest) -> Checkpoint:
-    with _told_as_broken(folder / SEGMENTATION):
-        segmentation = load_file(folder / SEGMENTATION)
-    with _told_as_broken(folder / DISCRIMINATORS):
-        discriminators = load_file(folder / DISCRIMINATORS)
     with _told_as_broken(folder / TRAINING):
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-    with _told_as_broken(folder), torch.device("meta"):
-        network = build_network(manifest.config.network, manifest.classes)
-        critics = build_discriminators(manifest.config, METHODS[manifest.config.method.name], network, manifest.classes)
-        optimizers = build_optimizers(network, critics, manifest.config.optimizer)
     with _told_as_broken(folder):
-        refuse_other_tensors(segmentation, network.state_dict(), folder / SEGMENTATION)
-        refuse_other_tensors(discriminators, critics.state_dict(), folder / DISCRIMINATORS)
+        networks = _networks_on_meta(manifest)
+        optimizers = METHODS[manifest.config.method.name].optimizers(networks, manifest.config.optimizer)
+    states = {name: _read_state(folder / file_of(name), network) for name, network in networks.items()}
+    with _told_as_broken(folder):
         refuse_other_training(Content(training, folder / TRAINING, REMEDY), optimizers)
     return Checkpoint(
         step=manifest.step,
@@ -181,11 +177,25 @@ def _load(folder: Path, manifest: Manifest) -> Checkpoint:
         class_set=manifest.class_set,
         classes=manifest.classes,
         shards=manifest.shards,
-        segmentation=segmentation,
-        discriminators=discriminators,
+        networks=states,
         training=training,
         data_sets=manifest.data_sets,
     )
+
+
+def _networks_on_meta(manifest: Manifest) -> nn.ModuleDict:
+    """Return the run's networks, with shapes and without memory."""
+    config, classes = manifest.config, manifest.classes
+    with torch.device("meta"):
+        segmentation = build_network(config.network, classes)
+        return build_networks(METHODS[config.method.name], segmentation, len(classes), config.method)
+
+
+def _read_state(file: Path, network: nn.Module) -> TensorState:
+    with _told_as_broken(file):
+        state = load_file(file)
+        refuse_other_tensors(state, network.state_dict(), file)
+    return state
 
 
 @contextmanager
@@ -228,19 +238,30 @@ def read_manifest(folder: Path) -> Manifest:
         raise BrokenCheckpointError(f"{path}: not the bytes that were saved; {REMEDY}")
     with _told_as_broken(path):
         version = content.at("format_version").whole_number()
-    if version != FORMAT_VERSION:
+    if version not in READ_VERSIONS:
         raise UserError(
             f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use the "
             "version of the program that wrote it, or begin anew: train under another name or delete the run's folder"
         )
     with _told_as_broken(path):
-        manifest = manifest_from(content, FILES)
-    for name in FILES:
+        manifest = manifest_from(content)
+        _refuse_other_files(content.at("files"), manifest, version)
+    for name in manifest.files:
         with _told_as_broken(folder / name):
             whole = (folder / name).is_file() and sha256_of_file(folder / name) == manifest.files[name]
         if not whole:
             raise BrokenCheckpointError(f"{folder / name}: missing or not the bytes that were saved; {REMEDY}")
     return manifest
+
+
+def _refuse_other_files(files: Content, manifest: Manifest, version: int) -> None:
+    """Make sure that the files are those of the run's networks, and the training's."""
+    expected = {*map(file_of, _networks_on_meta(manifest)), TRAINING}
+    there = set(files.mapping())
+    if version == 2:
+        there -= {"discriminators.safetensors"} - expected
+    if there != expected:
+        files.refuse(f"the files {', '.join(sorted(expected))}")
 
 
 def run_config(run: Path) -> settings.Train:
@@ -353,14 +374,9 @@ def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
     return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
 
 
-def build_discriminators(
-    config: settings.Train, method: Method, segmentation: DeepLab, classes: ClassSet
-) -> nn.ModuleDict:
-    """Return a discriminator for each level of the segmentation network; none if the method has none."""
-    levels = segmentation.levels if method.discriminator_loss is not None else ()
-    return nn.ModuleDict(
-        {level: build_discriminator(len(classes), config.method.discriminator_channels) for level in levels}
-    )
+def file_of(network: str) -> str:
+    """Return the name of a network's file in a checkpoint."""
+    return f"{network}.safetensors"
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -132,8 +132,9 @@ def _refuse_other_states(content: Content, optimizer: Optimizer) -> None:
         if type(number) is not int or not 0 <= number < len(parameters):
             content.refuse(f"numbers of parameters below {len(parameters)}")
         # A parameter without a gradient yet has none.
-        if not isinstance(values, dict) or (values and values.keys() != STATE_KEYS[type(optimizer)]):
-            state.refuse(" and ".join(sorted(STATE_KEYS[type(optimizer)])))
+        keys = STATE_KEYS.get(type(optimizer))
+        if not isinstance(values, dict) or (values and keys is not None and values.keys() != keys):
+            state.refuse(" and ".join(sorted(keys or {"the state of a parameter"})))
         for key, value in values.items():
             if key == "step":
                 _refuse_other_state(state.inner(key, value), torch.zeros(()))

@@ -1,6 +1,5 @@
 """What the manifest of a checkpoint says, checked once: before it is written, and where it is read."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from esl_dist import config as settings
@@ -27,8 +26,8 @@ class Manifest:
     files: dict[str, str]
 
 
-def manifest_from(content: Content, files: Iterable[str]) -> Manifest:
-    """Return what a manifest says of the checkpoint that `files` are of; keys that are not known are passed over.
+def manifest_from(content: Content) -> Manifest:
+    """Return what a manifest says of a checkpoint; keys that are not known are passed over.
 
     Raises:
         UserError: a key is missing, or says what cannot be; the message names it.
@@ -46,7 +45,7 @@ def manifest_from(content: Content, files: Iterable[str]) -> Manifest:
         shards=_fingerprints_from(content.at("shards")),
         data_sets={} if data_sets is None else {key: data_set.name() for key, data_set in data_sets.items()},
         classes=class_set_from(classes.value, classes.place()),
-        files={name: content.at("files").at(name).at("sha256").sha256() for name in files},
+        files={name: file.at("sha256").sha256() for name, file in content.at("files").items()},
         config=from_dictionary(settings.Train, config.value, config.place()),
     )
 

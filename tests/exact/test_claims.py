@@ -99,11 +99,11 @@ def test_a_rank_that_outlives_rank_0_keeps_the_folder_for_it_still_writes(
 ANOTHER_START_FINISHES = """
 import shutil, sys
 from esl_dist.inference import labelling
-claim, finished = labelling.claim, sys.argv.pop(1)
+lock_folder, finished = labelling.lock_folder, sys.argv.pop(1)
 def late(output, setting):
     shutil.copytree(finished, output)
     lock_folder(output, setting)
-labelling.claim = late
+labelling.lock_folder = late
 """
 
 
@@ -123,12 +123,12 @@ def test_pseudo_labels_that_another_start_has_finished_just_before_the_claim_are
 
 CHECKPOINTS_GO_DURING_THE_START = """
 import shutil
-from esl_dist.training import loop as trainer
-claim = trainer.claim
+from esl_dist.training import setup
+lock_folder = setup.lock_folder
 def late(run, setting):
     shutil.rmtree(run / "checkpoints")
     lock_folder(run, setting)
-trainer.claim = late
+setup.lock_folder = late
 """
 
 

@@ -63,7 +63,7 @@ def checkpoint(step: int) -> Checkpoint:
 
 def tensors(one: Checkpoint) -> list[torch.Tensor]:
     states = [state for optimizer in one.training["optimizers"].values() for state in optimizer["state"].values()]
-    parts = [one.segmentation, one.discriminators, *states]
+    parts = [*one.networks.values(), *states]
     return [tensor for part in parts for tensor in part.values()]
 
 

@@ -29,6 +29,7 @@ from esl_dist.runs.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
     BrokenCheckpointError,
+    Manifest,
     checkpoint_folder,
     checkpoint_folders,
     file_of,
@@ -36,7 +37,6 @@ from esl_dist.runs.checkpoints import (
     run_config,
     step_of,
 )
-from esl_dist.runs.manifests import Manifest
 
 POLL_SECONDS = 2.0
 

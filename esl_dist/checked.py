@@ -15,8 +15,8 @@ format is a dataclass whose types say what may stand under its keys, and `read` 
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import UnionType
@@ -82,17 +82,20 @@ class Content:
         """Return a value that lies in this one."""
         return Content(value, self.file, self.remedy, self, key)
 
-    def mapping(self) -> dict[str, Any]:
-        """Return a mapping whose keys are text that can be printed."""
+    def pairs(self) -> Iterator[tuple["Content", "Content"]]:
+        """Yield keys and values of a mapping."""
         if not isinstance(self.value, dict):
             self.refuse("a mapping")
-        for key in self.value:
-            read_label(self.inner(None, key))
-        return self.value
+        for key, value in self.value.items():
+            yield self.inner(None, key), self.inner(key, value)
 
     def items(self) -> list[tuple[str, "Content"]]:
-        """Return keys and values of a mapping."""
-        return [(key, self.inner(key, value)) for key, value in self.mapping().items()]
+        """Return keys and values of a mapping whose keys are text that can be printed."""
+        return [(read_label(key), value) for key, value in self.pairs()]
+
+    def mapping(self) -> dict[str, Any]:
+        """Return a mapping whose keys are text that can be printed."""
+        return {key: value.value for key, value in self.items()}
 
     def entries(self) -> list["Content"]:
         """Return the values of a list."""
@@ -238,19 +241,14 @@ Sha256 = Annotated[str, read_sha256]
 Share = Annotated[float, lambda content: content.number(0, 1)]
 
 
-def stored_as(key: str) -> dict[str, str]:
-    """Return the metadata of a dataclass's field that stands in the file under a key of another name."""
-    return {"key": key}
-
-
 def read(content: Content, kind: type[T]) -> T:
     """Return a value as what a type says.
 
     Args:
         content: the value. Keys that a dataclass does not have are passed over, for later versions may write them.
         kind: `int` (from 0), `float`, `bool`, `str`, `Any`; `list[X]`, `tuple[X, ...]`, `dict[str, X]`, `X | None`;
-            a dataclass, whose fields with a default may be missing; or `Annotated[X, reader]`, which reads with a
-            function of the content, keys of a dictionary too.
+            a dataclass, whose fields with a default may be missing, and whose field with the metadata `key` stands
+            under that one; or `Annotated[X, reader]`, which reads with a function of the content, keys too.
 
     Raises:
         UserError: a key is missing, or a value is another one; the message names its place.
@@ -280,38 +278,23 @@ def _reader(kind: Any) -> Reader:
         entry = _reader(parts[0])
         return lambda content: origin(map(entry, content.entries()))
     if origin is dict:
-        return _dict_reader(*parts)
+        key, value = _reader(Label if parts[0] is str else parts[0]), _reader(parts[1])
+        return lambda content: {key(name): value(one) for name, one in content.pairs()}
     return _PLAIN[kind] if kind in _PLAIN else _record_reader(kind)
-
-
-def _dict_reader(key: Any, kind: Any) -> Reader:
-    key_reader, value_reader = _reader(Label if key is str else key), _reader(kind)
-
-    def read_dict(content: Content) -> dict[str, Any]:
-        if not isinstance(content.value, dict):
-            content.refuse("a mapping")
-        return {
-            key_reader(content.inner(None, name)): value_reader(content.inner(name, value))
-            for name, value in content.value.items()
-        }
-
-    return read_dict
 
 
 def _record_reader(kind: type) -> Reader:
     types = get_type_hints(kind, include_extras=True)
-    readers = [
-        (item.name, item.metadata.get("key", item.name), _reader(types[item.name]), _may_be_missing(item))
-        for item in fields(kind)
-    ]
+    readers = [(item, item.metadata.get("key", item.name), _reader(types[item.name])) for item in fields(kind)]
 
     def read_record(content: Content) -> Any:
         found = content.value if isinstance(content.value, dict) else {}
-        present = ((name, key, reader) for name, key, reader, optional in readers if not optional or key in found)
-        return kind(**{name: reader(content.at(key)) for name, key, reader in present})
+        return kind(
+            **{
+                item.name: reader(content.at(key))
+                for item, key, reader in readers
+                if key in found or item.default is item.default_factory is MISSING
+            }
+        )
 
     return read_record
-
-
-def _may_be_missing(item: Field[Any]) -> bool:
-    return item.default is not MISSING or item.default_factory is not MISSING

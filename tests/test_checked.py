@@ -21,7 +21,6 @@ from esl_dist.checked import (
     read_label,
     read_name,
     read_sha256,
-    stored_as,
     whole_number,
 )
 from esl_dist.errors import UserError
@@ -114,7 +113,7 @@ class Format:
     parts: tuple[Part, ...]
     by_key: dict[SampleKey, list[float]] = field(default_factory=dict)
     anything: Any = None
-    count: int = field(default=0, metadata=stored_as("number"))
+    count: int = field(default=0, metadata={"key": "number"})
 
 
 def as_format(value: Any) -> Format:

@@ -27,10 +27,10 @@ from esl_dist.inference.unfinished import JOB, SCRATCH, open_scratch
 from esl_dist.runs.checkpoints import (
     MANIFEST,
     TRAINING,
-    BrokenCheckpointError,
     load_checkpoint,
     save_checkpoint,
 )
+from esl_dist.runs.fitting import BrokenCheckpointError
 from esl_dist.runs.snapshots import best_step, read_scores
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.optimisation import PlainUpdating

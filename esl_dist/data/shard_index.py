@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from esl_dist.checked import Content, Name, SampleKey, Sha256, read, read_content, read_key, read_sha256, stored_as
+from esl_dist.checked import Content, Name, SampleKey, Sha256, read, read_content, read_key, read_sha256
 from esl_dist.data.images import LARGEST_PIXELS, Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
@@ -72,7 +72,7 @@ class ShardEntry:
     """One tar file; `size` are its bytes."""
 
     name: Name
-    size: int = field(metadata=stored_as("bytes"))
+    size: int = field(metadata={"key": "bytes"})
     sha256: Sha256
     samples: tuple[SampleEntry, ...]
 

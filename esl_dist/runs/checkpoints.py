@@ -7,7 +7,7 @@
         manifest.json                step, configuration, classes, shards' fingerprints, data sets' names, SHA-256 of
                                      each file and of the rest of itself
 
-The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
+The learning rates and the data position are pure functions of the step (`adaptation.optimisers`,
 `data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written
 under a name that no reader takes, flushed, and renamed.
 
@@ -21,8 +21,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -39,7 +37,6 @@ from esl_dist.checked import (
     Content,
     Label,
     Name,
-    OtherVersionError,
     Sha256,
     one_of,
     read,
@@ -61,7 +58,13 @@ from esl_dist.files import (
     write_json,
 )
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.runs.fitting import REMEDY, refuse_other_tensors, refuse_other_training
+from esl_dist.runs.fitting import (
+    REMEDY,
+    BrokenCheckpointError,
+    refuse_other_tensors,
+    refuse_other_training,
+    told_as_broken,
+)
 
 FORMAT = "esl-dist checkpoint"
 FORMAT_VERSION = 3
@@ -77,10 +80,6 @@ LAST_STEP = 10**12
 BEGIN_ANEW = "begin anew: train under another name or delete the run's folder"
 
 TensorState = dict[str, Tensor]
-
-
-class BrokenCheckpointError(UserError):
-    """A checkpoint that is not as it was saved, or cannot be read: the one before may be used."""
 
 
 def _settings_from(content: Content) -> settings.Train:
@@ -201,10 +200,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     states = {}
     for name, network in networks.items():
         file = folder / file_of(name)
-        with _told_as_broken(file):
+        with told_as_broken(file):
             states[name] = load_file(file)
             refuse_other_tensors(states[name], network.state_dict(), file)
-    with _told_as_broken(folder / TRAINING):
+    with told_as_broken(folder / TRAINING):
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
         optimizers = METHODS[manifest.config.method.name].optimizers(networks, manifest.config.optimizer)
         refuse_other_training(Content(training, folder / TRAINING, REMEDY), optimizers)
@@ -213,33 +212,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def _networks_on_meta(manifest: Manifest) -> nn.ModuleDict:
     """Return the run's networks, with shapes and without memory."""
-    config, classes = manifest.config, manifest.classes
+    config = manifest.config
     with torch.device("meta"):
-        segmentation = build_network(config.network, classes)
-        return build_networks(METHODS[config.method.name], segmentation, len(classes), config.method)
-
-
-@contextmanager
-def _told_as_broken(path: Path) -> Iterator[None]:
-    """Turn whatever a checkpoint that does not fit may raise into a BrokenCheckpointError.
-
-    Want of memory says nothing about the checkpoint, and stays as it is.
-    """
-    try:
-        yield
-    except (MemoryError, BrokenCheckpointError, OtherVersionError):
-        raise
-    except UserError as error:
-        raise BrokenCheckpointError(str(error)) from error
-    except OSError as error:
-        raise BrokenCheckpointError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
-    except Exception as error:  # torch's restricted unpickler, and safetensors, raise many kinds
-        if "allocate memory" in str(error):
-            raise
-        raise BrokenCheckpointError(
-            f"{path}: refused: it is damaged or holds more than tensors and plain values ({type(error).__name__}); "
-            f"{REMEDY}"
-        ) from error
+        segmentation = build_network(config.network, manifest.classes)
+        return build_networks(METHODS[config.method.name], segmentation, len(manifest.classes), config.method)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -250,24 +226,24 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: another version of the program wrote it.
     """
     file = folder / MANIFEST
-    with _told_as_broken(file):
+    with told_as_broken(file):
         content = read_content(file, REMEDY)
         # First, for damage could pretend to be another version.
-        if content.mapping().pop("sha256", None) != _digest(content.value):
+        said = content.mapping()
+        if said.pop("sha256", None) != _digest(said):
             raise UserError(f"{file}: not the bytes that were saved; {REMEDY}")
         version = Content(content.value, file, BEGIN_ANEW).version_of(FORMAT, READ_VERSIONS)
         manifest = read(content, Manifest)
         _refuse_other_files(content.at("files"), manifest, version)
     for name, saved in manifest.files.items():
         file = folder / name
-        with _told_as_broken(file):
+        with told_as_broken(file):
             if not file.is_file() or sha256_of_file(file) != saved:
                 raise UserError(f"{file}: missing or not the bytes that were saved; {REMEDY}")
     return manifest
 
 
 def _refuse_other_files(content: Content, manifest: Manifest, version: int) -> None:
-    """Make sure that the files are those of the run's networks, and the training's."""
     expected = {*map(file_of, _networks_on_meta(manifest)), TRAINING}
     # Methods without discriminators had an empty file of them.
     may_be = {file_of("discriminators")} - expected if version == 2 else set()
@@ -299,8 +275,7 @@ def step_of(folder: Path) -> int:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the run's checkpoint folders, in the order of their steps; those not finished are not among them."""
-    names = re.compile(r"step-[0-9]+")
-    found = [path for path in (run / "checkpoints").glob("step-*") if names.fullmatch(path.name)]
+    found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch("step-[0-9]+", path.name)]
     # A link may lead to a disk that is not there now. From step 10^8 on, names are longer: theirs is another order.
     return sorted(
         (path for path in found if 1 <= step_of(path) <= LAST_STEP and (path.is_dir() or path.is_symlink())),
@@ -369,15 +344,6 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
             "of weights"
         )
     return newest
-
-
-def log_folder(run: Path) -> Path | None:
-    """Return the folder of a run's TensorBoard files: <experiments>/logs/<name> for <experiments>/snapshots/<name>.
-
-    None where the run does not lie in such a place.
-    """
-    place = run.resolve()
-    return place.parent.parent / "logs" / place.name if place.parent.name == "snapshots" else None
 
 
 def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:

@@ -4,14 +4,15 @@ It is held to networks and optimisers that the run's configuration gives on torc
 memory. What passes can be loaded, and trained on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from esl_dist.checked import Content, one_of
+from esl_dist.checked import Content, OtherVersionError, one_of
 from esl_dist.config import PRECISIONS
 from esl_dist.errors import UserError
 from esl_dist.models.weight_files import FLOATS, problem_of_storage, refuse_tensors
@@ -23,6 +24,33 @@ LARGEST = torch.finfo(torch.float32).max
 STATE_KEYS: dict[type[Optimizer], set[str]] = {SGD: {"momentum_buffer"}, Adam: {"step", "exp_avg", "exp_avg_sq"}}
 COUNTS = ("epochs", "in_epoch", "totals")
 SHOWN_NAMES = 3
+
+
+class BrokenCheckpointError(UserError):
+    """A checkpoint that is not as it was saved, or cannot be read: the one before may be used."""
+
+
+@contextmanager
+def told_as_broken(path: Path) -> Iterator[None]:
+    """Turn whatever a checkpoint that does not fit may raise into a BrokenCheckpointError.
+
+    Want of memory says nothing about the checkpoint, and stays as it is.
+    """
+    try:
+        yield
+    except (MemoryError, BrokenCheckpointError, OtherVersionError):
+        raise
+    except UserError as error:
+        raise BrokenCheckpointError(str(error)) from error
+    except OSError as error:
+        raise BrokenCheckpointError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    except Exception as error:  # torch's restricted unpickler, and safetensors, raise many kinds
+        if "allocate memory" in str(error):
+            raise
+        raise BrokenCheckpointError(
+            f"{path}: refused: it is damaged or holds more than tensors and plain values ({type(error).__name__}); "
+            f"{REMEDY}"
+        ) from error
 
 
 def refuse_other_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:

@@ -18,7 +18,6 @@ from esl_dist.runs.checkpoints import (
     RUN_CONFIG,
     build_network,
     find_checkpoint,
-    log_folder,
 )
 from esl_dist.runs.provenance import Provenance, provenance_of, provenance_of_file
 
@@ -70,9 +69,16 @@ def load_trained(
         network=network.to(device).eval(),
         name=known.run,
         step=checkpoint.step,
-        logs=log_folder(folder.resolve().parent.parent) if folder.resolve().parent.name == "checkpoints" else None,
+        logs=_log_folder(folder.resolve()),
         keeps="per_domain" if known.per_domain else "shared",
     )
+
+
+def _log_folder(checkpoint: Path) -> Path | None:
+    """Return <experiments>/logs/<name> for <experiments>/snapshots/<name>/checkpoints/step-…, None for others."""
+    run = checkpoint.parent.parent
+    is_of_run = (checkpoint.parent.name, run.parent.name) == ("checkpoints", "snapshots")
+    return run.parent.parent / "logs" / run.name if is_of_run else None
 
 
 def _from_file(
@@ -84,10 +90,7 @@ def _from_file(
         print_on_main(f"{path}: takes what it holds under {file.wrapper!r}")
     shape = architecture, classes, auxiliary_head = describe_weights(file.tensors, str(path))
     network = DeepLab(*shape, per_domain=False)
-    report = load_weights(network, file.tensors, str(path))
-    missing = [tensor for tensor in report.missing if not tensor.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(f"{path}: not a whole network: it lacks {', '.join(missing[:6])}")
+    load_weights(network, file.tensors, str(path))
     known = provenance_of_file(path, file)
     # The file of every run has the same name.
     run = path.resolve().parent.name if (path.parent / RUN_CONFIG).is_file() else known.run if known else None

@@ -28,7 +28,6 @@ from esl_dist.reporting.scores import percent, scores_of
 from esl_dist.runs.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
-    BrokenCheckpointError,
     Manifest,
     checkpoint_folder,
     checkpoint_folders,
@@ -37,6 +36,7 @@ from esl_dist.runs.checkpoints import (
     run_config,
     step_of,
 )
+from esl_dist.runs.fitting import BrokenCheckpointError
 
 POLL_SECONDS = 2.0
 

@@ -16,7 +16,6 @@ from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
 from esl_dist.runs import checkpoints
 from esl_dist.runs.checkpoints import (
-    BrokenCheckpointError,
     Checkpoint,
     build_network,
     checkpoint_folder,
@@ -27,6 +26,7 @@ from esl_dist.runs.checkpoints import (
     save_checkpoint,
     set_aside_after,
 )
+from esl_dist.runs.fitting import BrokenCheckpointError
 from tests.training import small_runs as runs
 from tests.training.small_runs import after_a_step, configuration, newest_whole, reseal, rewrite_as_version
 

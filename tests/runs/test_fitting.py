@@ -18,12 +18,12 @@ from esl_dist.runs.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
     TRAINING,
-    BrokenCheckpointError,
     load_checkpoint,
     load_newest,
     run_config,
     save_checkpoint,
 )
+from esl_dist.runs.fitting import BrokenCheckpointError
 from tests.builders import CLASS_ENTRIES, class_set
 from tests.training.small_runs import KEEP_ALL, after_a_step, checkpoint, configuration, reseal, save_run
 

@@ -208,7 +208,7 @@ def test_a_snapshot_of_another_version_of_the_program_is_not_passed_over(run: Pa
     begin(run)
     write_snapshot(run, 4)
     rewrite_as_version(checkpoint_folder(run, 4), 99)
-    with pytest.raises(UserError, match="step-00000004: format version 99"):
+    with pytest.raises(UserError, match=r"step-00000004/manifest\.json: format version 99"):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
 
 

@@ -19,7 +19,7 @@ from esl_dist.checked import Content, read_content
 from esl_dist.data.labels import class_names
 from esl_dist.errors import UserError
 from esl_dist.files import shortened, write_json
-from esl_dist.made_with import changed_keys, told_changes
+from esl_dist.made_with import require_same
 from esl_dist.ranks.collectives import broadcast_flags, is_main, print_on_main, sum_over_ranks, warn
 from esl_dist.reporting.scores import percent, scores_of
 from esl_dist.runs.checkpoints import (
@@ -199,12 +199,9 @@ def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
     content = read_content(kept, REMEDY)
     made_before = content.at("made_with").mapping()
     scores = {_step(step, one): scores_from(one) for step, one in content.at("snapshots").items()}
-    changed = [key for key in changed_keys(made_before, made_with) if key in made_with]
-    if changed:
-        raise UserError(
-            f"{kept}: holds scores made with another {told_changes(changed, made_before, made_with)}; choose another "
-            "output, or delete it"
-        )
+    before = {key: value for key, value in made_before.items() if key in made_with}
+    what, remedy = f"{kept}: holds scores made with another", "choose another output, or delete it"
+    require_same(before, made_with, what, remedy)
     return scores
 
 

@@ -309,9 +309,9 @@ def test_scores_of_an_older_version_count_as_those_of_the_target_in_float32(run:
     score_snapshots(run, tmp_path / "kept.json", MADE_WITH | {"domain": "target", "precision": "no"}, 0, scorer)
     assert scorer.steps == []
     for change, told in (
-        ({"domain": "source"}, r'domain \("target" → "source"\)'),
-        ({"precision": "bf16"}, r'precision \("no" → "bf16"\)'),
-        ({"size": None}, r"size \(\[8, 6\] → null\)"),
+        ({"domain": "source"}, r'domain: "target" → "source"'),
+        ({"precision": "bf16"}, r'precision: "no" → "bf16"'),
+        ({"size": None}, r"size: \[8, 6\] → null"),
     ):
         with pytest.raises(UserError, match=rf"holds scores made with another {told}; choose another output"):
             score_snapshots(run, tmp_path / "kept.json", MADE_WITH | change, 0, scorer)

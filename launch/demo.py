@@ -26,7 +26,8 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.toytown import write_toytown
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
-from esl_dist.inference.labelling import SUMMARY, read_summary
+from esl_dist.inference.labelling.job import SUMMARY
+from esl_dist.inference.labelling.labels import read_summary
 from esl_dist.reporting.progress import progress
 from esl_dist.reporting.scores import score_table
 from esl_dist.runs.snapshots import scores_from

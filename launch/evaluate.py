@@ -5,7 +5,6 @@ predictions and no scores.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 # The package of this checkout, whichever one the environment has.
@@ -20,17 +19,14 @@ if __name__ == "__main__":
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate
 from esl_dist.errors import UserError
-from esl_dist.inference.conditions import asked_precision
 from esl_dist.inference.evaluation import evaluate
-from esl_dist.ranks.session import joined_ranks
+from esl_dist.inference.start import on_ranks
 
 
 def main(config: Evaluate) -> None:
     """Print the table of scores, write them as JSON and to TensorBoard."""
     check(config)
-    with joined_ranks(config.timeout_minutes, config.precision) as ranks:
-        precision = asked_precision(config.precision, ranks.precision)
-        evaluate(replace(config, precision=precision), ranks.device)
+    on_ranks(config, evaluate)
 
 
 def check(config: Evaluate) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from esl_dist.errors import UserError
-from esl_dist.inference.output_folders import is_writable, refuse_other_use
+from esl_dist.inference.output_places import is_writable, refuse_other_use
 
 
 def test_a_folder_that_is_not_there_is_writable_as_the_one_above_it_is(tmp_path: Path) -> None:

@@ -1,15 +1,26 @@
 """Values that were read from a file: asked for by type and range, and refused with their place in the file.
 
-Every format of this project is read through here, so that whatever does not fit is one message with file and key.
+Every format of this project is read through here, so that whatever does not fit is one message with file and key. A
+format is a dataclass whose types say what may stand under its keys, and `read` holds a file to it:
+
+    @dataclass(frozen=True)
+    class Entry:
+        key: SampleKey
+        count: Annotated[int, whole_number(1, 100)]
+        shares: dict[str, Share | None] = field(default_factory=dict)
+
+    entry = read(read_content(file, "make it again"), Entry)
 """
 
 import math
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import MISSING, Field, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Annotated, Any, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, refuse_as_key, refuse_as_label, refuse_as_name, shortened
@@ -22,6 +33,12 @@ SHOWN_ENTRIES = 4
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
+T = TypeVar("T")
+
+
+class OtherVersionError(UserError):
+    """A file of a version of the program whose format is another."""
+
 
 @dataclass(slots=True)
 class Content:
@@ -32,30 +49,36 @@ class Content:
         file: where it was read.
         remedy: what the user may do if it does not fit.
         outer: what it lies in; None for the whole file.
-        key: its place there, a name or, in a list, a number.
+        key: its place there, a name or, in a list, a number; None: it is itself a key.
     """
 
     value: Any
     file: Path
     remedy: str
     outer: "Content | None" = None
-    key: str | int = ""
+    key: str | int | None = ""
 
     def place(self) -> str:
         """Return file and dotted key: `index.json: shards[3].samples[0].key`."""
         steps: list[str] = []
         here = self
         while here.outer is not None:
-            name = here.key if isinstance(here.key, str) and here.key.isprintable() else shortened(here.key)
-            steps.append(f"[{here.key}]" if isinstance(here.key, int) else f".{name}")
+            steps.append(here._step())
             here = here.outer
-        return f"{self.file}: {''.join(reversed(steps)).lstrip('.')}" if steps else str(self.file)
+        return f"{self.file}: {''.join(reversed(steps)).lstrip('.: ')}" if steps else str(self.file)
+
+    def _step(self) -> str:
+        if self.key is None:
+            return ": key"
+        if isinstance(self.key, int):
+            return f"[{self.key}]"
+        return f".{self.key if self.key.isprintable() else shortened(self.key)}"
 
     def refuse(self, expected: str) -> NoReturn:
         """Raise the one message: where, what was expected, what there is, what to do."""
         raise UserError(f"{self.place()}: expected {expected}, got {_described(self.value)}; {self.remedy}")
 
-    def inner(self, key: str | int, value: Any) -> "Content":
+    def inner(self, key: str | int | None, value: Any) -> "Content":
         """Return a value that lies in this one."""
         return Content(value, self.file, self.remedy, self, key)
 
@@ -64,9 +87,7 @@ class Content:
         if not isinstance(self.value, dict):
             self.refuse("a mapping")
         for key in self.value:
-            if not isinstance(key, str):
-                self.refuse("a mapping with names as keys")
-            self._named(refuse_as_label, key, " key")
+            self.inner(None, key).label()
         return self.value
 
     def items(self) -> list[tuple[str, "Content"]]:
@@ -128,27 +149,53 @@ class Content:
 
     def label(self) -> str:
         """Return what something is called (`files.refuse_as_label`)."""
-        return self._named(refuse_as_label, self.text())
+        return self._named(refuse_as_label)
 
     def name(self) -> str:
         """Return a name that may be part of a path (`files.refuse_as_name`)."""
-        return self._named(refuse_as_name, self.text())
+        return self._named(refuse_as_name)
 
     def sample_key(self) -> str:
         """Return a sample's key, which may hold folders (`files.refuse_as_key`)."""
-        return self._named(refuse_as_key, self.text())
+        return self._named(refuse_as_key)
 
     def sha256(self) -> str:
         """Return a SHA-256 as 64 hexadecimal digits."""
-        if not isinstance(self.value, str) or not SHA256.fullmatch(self.value):
-            self.refuse("a SHA-256, 64 hexadecimal digits")
+        return self.matching(SHA256, "a SHA-256, 64 hexadecimal digits")
+
+    def matching(self, pattern: re.Pattern[str], expected: str) -> str:
+        """Return a text that matches a pattern as a whole."""
+        if not isinstance(self.value, str) or not pattern.fullmatch(self.value):
+            self.refuse(expected)
         return self.value
 
-    def _named(self, refuse: Callable[[str, str], None], text: str, what: str = "") -> str:
+    def one_of(self, choices: Collection[str]) -> str:
+        """Return a text that is one of `choices`."""
+        if not isinstance(self.value, str) or self.value not in choices:
+            self.refuse(f"one of {', '.join(choices)}")
+        return self.value
+
+    def refuse_other_format(self, name: str, version: int) -> None:
+        """Make sure that a file says that it is of the format `name`, in the version that this program reads.
+
+        Raises:
+            OtherVersionError: the version is another.
+        """
+        if not isinstance(self.value, dict) or self.value.get("format") != name:
+            raise UserError(f"{self.place()}: expected the format {name!r}; {self.remedy}")
+        found = self.at("format_version").value
+        if type(found) is not int or found != version:
+            raise OtherVersionError(
+                f"{self.place()}: format version {shortened(found)}, this program reads {version}; use the version of "
+                f"the program that wrote it, or {self.remedy}"
+            )
+
+    def _named(self, refuse: Callable[[str, str], None]) -> str:
+        text = self.text()
         try:
-            refuse(text, what)
+            refuse(text, "")
         except UserError as error:
-            raise UserError(f"{self.place()}{':' if what else ''}{error}; {self.remedy}") from None
+            raise UserError(f"{self.place()}{error}; {self.remedy}") from None
         return text
 
 
@@ -171,3 +218,108 @@ def read_content(file: Path, remedy: str) -> Content:
         UserError: as `files.read_json`.
     """
     return Content(read_json(file), file, remedy)
+
+
+Reader = Callable[[Content], Any]
+"""What a value has to be: returns it as that, or refuses it."""
+
+
+def whole_number(minimum: int = 0, maximum: int = LARGEST_WHOLE) -> Reader:
+    """Read a whole number in [minimum, maximum]."""
+    return lambda content: content.whole_number(minimum, maximum)
+
+
+def one_of(*choices: str) -> Reader:
+    """Read one of some texts."""
+    return lambda content: content.one_of(choices)
+
+
+def matching(pattern: str, expected: str) -> Reader:
+    """Read a text that matches a pattern as a whole."""
+    return lambda content: content.matching(re.compile(pattern), expected)
+
+
+Label = Annotated[str, Content.label]
+Name = Annotated[str, Content.name]
+SampleKey = Annotated[str, Content.sample_key]
+Sha256 = Annotated[str, Content.sha256]
+Share = Annotated[float, lambda content: content.number(0, 1)]
+
+
+def stored_as(key: str) -> dict[str, str]:
+    """Return the metadata of a dataclass's field that stands in the file under a key of another name."""
+    return {"key": key}
+
+
+def read(content: Content, kind: type[T]) -> T:
+    """Return a value as what a type says.
+
+    Args:
+        content: the value. Keys that a dataclass does not have are passed over, for later versions may write them.
+        kind: `int` (from 0), `float`, `bool`, `str`, `Any`; `list[X]`, `tuple[X, ...]`, `dict[str, X]`, `X | None`;
+            a dataclass, whose fields with a default may be missing; or `Annotated[X, reader]`, which reads with a
+            function of the content, keys of a dictionary too.
+
+    Raises:
+        UserError: a key is missing, or a value is another one; the message names its place.
+    """
+    value: T = _reader(cast(Any, kind))(content)
+    return value
+
+
+_PLAIN: dict[Any, Reader] = {
+    int: Content.whole_number,
+    float: Content.number,
+    bool: Content.truth,
+    str: Content.text,
+    Any: lambda content: content.value,
+}
+
+
+@cache
+def _reader(kind: Any) -> Reader:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return parts[1]  # type: ignore[no-any-return]
+    if origin in (Union, UnionType):
+        inner = _reader(parts[0])
+        return lambda content: None if content.value is None else inner(content)
+    if origin in (list, tuple):
+        entry = _reader(parts[0])
+        return lambda content: origin(map(entry, content.entries()))
+    if origin is dict:
+        return _dict_reader(*parts)
+    return _PLAIN[kind] if kind in _PLAIN else _record_reader(kind)
+
+
+def _dict_reader(key: Any, kind: Any) -> Reader:
+    read_key, read_value = _reader(Label if key is str else key), _reader(kind)
+
+    def read_dict(content: Content) -> dict[str, Any]:
+        if not isinstance(content.value, dict):
+            content.refuse("a mapping")
+        return {
+            read_key(content.inner(None, name)): read_value(content.inner(name, value))
+            for name, value in content.value.items()
+        }
+
+    return read_dict
+
+
+def _record_reader(kind: type) -> Reader:
+    types = get_type_hints(kind, include_extras=True)
+    readers = [
+        (item.name, item.metadata.get("key", item.name), _reader(types[item.name]), _may_be_missing(item))
+        for item in fields(kind)
+    ]
+
+    def read_record(content: Content) -> Any:
+        found = content.value if isinstance(content.value, dict) else {}
+        present = ((name, key, reader) for name, key, reader, optional in readers if not optional or key in found)
+        return kind(**{name: reader(content.at(key)) for name, key, reader in present})
+
+    return read_record
+
+
+def _may_be_missing(item: Field[Any]) -> bool:
+    return item.default is not MISSING or item.default_factory is not MISSING

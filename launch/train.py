@@ -16,7 +16,7 @@ from esl_dist.command_line import run_program
 from esl_dist.config import Train
 from esl_dist.ranks.launchers import start_missing_processes
 from esl_dist.ranks.session import joined_ranks
-from esl_dist.runs.run_record import run_record
+from esl_dist.runs.run_record import RunRecord
 from esl_dist.training.loop import train
 from esl_dist.training.stop_request import stop_request
 
@@ -26,7 +26,7 @@ def main(config: Train) -> None:
     # Before the wish: what becomes the launcher of the ranks takes no steps, and would forget a signal that is noted.
     start_missing_processes()
     with (
-        run_record() as record,
+        RunRecord() as record,
         stop_request() as request,
         joined_ranks(config.timeout_minutes, config.precision) as ranks,
     ):

@@ -21,6 +21,7 @@ from esl_dist.inference.predictor import Predictor
 from esl_dist.runs.load import TrainedNetwork
 from esl_dist.training.data import TrainingData, open_training_data
 from tests.builders import class_set, draw, drawn_shards, write_shards
+from tests.inference.trained import trained_network
 from tests.training.small_runs import configuration, tiny_network
 
 SIZES = [(80, 30), (24, 60), (64, 48), (50, 40)]
@@ -50,7 +51,7 @@ def trained() -> TrainedNetwork:
     with torch.no_grad():
         means = network(network_input(draw(9, *FRAME)[0])[None])["main"].mean((0, 2, 3))
         next(network.layer6.conv2d_list.children()).bias.sub_(means)
-    return TrainedNetwork(network, "r", 3, "village3", class_set(), 1, None)
+    return trained_network(network)
 
 
 def label(

@@ -24,8 +24,8 @@ from esl_dist.inference.labelling.pieces import (
     write_tar,
 )
 from esl_dist.inference.predictor import Predictor
-from esl_dist.runs.load import TrainedNetwork
-from tests.builders import class_set, write_shards
+from tests.builders import write_shards
+from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network
 
 MADE_WITH = {"checkpoint": "abc", "bound": 0.5, "compare_with_labels": False}
@@ -84,10 +84,11 @@ LEVELS = np.array([[0, 1], [2, 65535]], np.uint16)
 
 def job_of(folder: Path, keys: list[str]) -> LabelJob:
     """Return a job, of a target of these keys, whose unfinished folder is there and empty."""
-    trained = TrainedNetwork(tiny_network(1), "r", 3, "village3", class_set(), 1, None)
     target = write_shards(folder / "target", [(key, {"image.png": b""}) for key in keys])
     words = {"checkpoint": "r", "target": {"path": "t"}, "output": str(folder / "labels")}
-    job = label_job(from_dictionary(PseudoLabel, words, "tests"), target, Predictor(trained, size=(2, 2)))
+    job = label_job(
+        from_dictionary(PseudoLabel, words, "tests"), target, Predictor(trained_network(tiny_network(1)), size=(2, 2))
+    )
     job.unfinished.mkdir(parents=True)
     return job
 

@@ -13,8 +13,8 @@ from esl_dist.inference import predictions as module
 from esl_dist.inference.predictor import Predictor
 from esl_dist.inference.scoring import confusion_matrix
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.runs.load import TrainedNetwork
 from tests.builders import class_set, draw, write_shards
+from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network
 
 CLASSES = len(class_set())
@@ -60,7 +60,7 @@ def upsampled_logits(network: DeepLab, seed: int) -> np.ndarray:
 
 
 def member(network: DeepLab, weight: float) -> Predictor:
-    return Predictor(TrainedNetwork(network, "r", 3, "village3", class_set(), 1, None), weight=weight)
+    return Predictor(trained_network(network), weight=weight)
 
 
 def predictions_of(members: Sequence[Predictor], samples: Samples) -> tuple[list[np.ndarray], np.ndarray]:

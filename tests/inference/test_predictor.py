@@ -21,7 +21,8 @@ from esl_dist.inference.predictor import (
 )
 from esl_dist.inference.start import asked_precision
 from esl_dist.runs.load import TrainedNetwork
-from tests.builders import class_set, drawn_shards, write_shards
+from tests.builders import drawn_shards, write_shards
+from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network
 
 CPU = torch.device("cpu")
@@ -35,9 +36,7 @@ def shards(tmp_path: Path) -> ShardReader:
 
 @pytest.fixture
 def trained() -> TrainedNetwork:
-    return TrainedNetwork(
-        tiny_network(1), "r", 3, "village3", class_set(), 1, None, "tiny", sizes=SIZES, precision="bf16"
-    )
+    return trained_network(tiny_network(1), sizes=SIZES, precision="bf16")
 
 
 def asked(**changes: Any) -> Evaluate:

@@ -191,7 +191,7 @@ ONE = {"miou": 0.5, "iou": {"road": 0.5}, "weights": "a" * 64}
         ({"4": {**ONE, "weights": "abc"}}, r"snapshots\.4\.weights: expected a SHA-256"),
         ({"4": {**ONE, "miou_over": {"19": "x"}}}, r"snapshots\.4\.miou_over\.19: expected a number"),
         ({"4": {**ONE, "accuracy": True}}, r"snapshots\.4\.accuracy: expected a number"),
-        ({"04": ONE}, r"snapshots\.04: expected its scores below its step"),
+        ({"04": ONE}, r"snapshots: key: expected a step, a number, got '04'"),
         ({"4": 3}, r"snapshots\.4: expected a mapping, got 3"),
     ],
 )

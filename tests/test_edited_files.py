@@ -123,7 +123,7 @@ ENTRY = {
 }
 JSON_FILES: dict[str, tuple[Any, Callable[[Path], object]]] = {
     "piece-0.tar.json": (ENTRY, use_entry),
-    f"{UNFINISHED}/{JOB}": (MADE_WITH, lambda file: open_unfinished(file.parent.parent, MADE_WITH)),
+    f"{UNFINISHED}/{JOB}": (MADE_WITH, lambda file: open_unfinished(file.parent, MADE_WITH)),
     SUMMARY: (SUMMARY_OF_A_JOB, use_summary),
     "scores.json": (SCORES, use_scores),
 }

@@ -57,7 +57,8 @@ def output(tmp_path: Path) -> Path:
 def test_what_does_not_depend_on_the_changed_settings_stays(
     output: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], left: set[str], told: str
 ) -> None:
-    unfinished = open_unfinished(output, MADE_WITH | changes)
+    unfinished = output / UNFINISHED
+    open_unfinished(unfinished, MADE_WITH | changes)
     assert {path.name for path in unfinished.iterdir()} == left | {JOB}
     assert read_json(unfinished / JOB) == MADE_WITH | changes
     assert capsys.readouterr().out == (f"{output}: begun with {told}" if told else "")
@@ -65,15 +66,15 @@ def test_what_does_not_depend_on_the_changed_settings_stays(
 
 def test_a_folder_whose_job_is_not_known_is_made_anew(output: Path) -> None:
     (output / UNFINISHED / JOB).unlink()
-    unfinished = open_unfinished(output, MADE_WITH)
-    assert [path.name for path in unfinished.iterdir()] == [JOB]
+    open_unfinished(output / UNFINISHED, MADE_WITH)
+    assert [path.name for path in (output / UNFINISHED).iterdir()] == [JOB]
 
 
 @pytest.mark.parametrize("content", ["[]", '"abc"', '{"a\\nb": 1}', '{"bound": NaN}', "{", '{"bound": 1, "bound": 2}'])
 def test_a_folder_whose_job_is_damaged_is_named_and_left_alone(output: Path, content: str) -> None:
     (output / UNFINISHED / JOB).write_text(content)
     with pytest.raises(UserError, match=r"\.scratch/job\.json"):
-        open_unfinished(output, MADE_WITH)
+        open_unfinished(output / UNFINISHED, MADE_WITH)
     assert len(list((output / UNFINISHED).iterdir())) == 3
 
 

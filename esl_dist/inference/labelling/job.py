@@ -85,9 +85,24 @@ def write_pseudo_labels(job: LabelJob) -> dict[str, Any]:
     if not _is_finished(job):
         lock_folder(job.output, "output")
     # Asked again: another start may have finished just before the lock.
-    if _is_finished(job):
-        return _finished_summary(job)
-    open_unfinished(job.output, job.made_with)
+    if not _is_finished(job):
+        _label(job)
+    before, remedy = read_index(job.output).made_with, "choose another output or delete it"
+    require_same(before, job.made_with, f"{job.output}: holds pseudo-labels made with another", remedy)
+    summary = read_summary(job.output / SUMMARY, job.made_with["classes"])
+    wait_for_all()
+    if is_main():
+        # Another start, which finds the index, may be removing it, too.
+        shutil.rmtree(job.unfinished, ignore_errors=True)
+    return summary
+
+
+def _is_finished(job: LabelJob) -> bool:
+    return all(broadcast_flags([(job.output / INDEX_NAME).exists()]))
+
+
+def _label(job: LabelJob) -> None:
+    open_unfinished(job.unfinished, job.made_with)
     predict_pieces(job)
     wait_for_all()
     histograms = level_histograms(job)
@@ -96,25 +111,7 @@ def write_pseudo_labels(job: LabelJob) -> dict[str, Any]:
     if is_main():
         write_json(job.output / SUMMARY, summary)
         write_index(job.output, _index(job))
-        # Another start, which finds the index, may be removing it, too.
-        shutil.rmtree(job.unfinished, ignore_errors=True)
     wait_for_all()
-    return summary
-
-
-def _is_finished(job: LabelJob) -> bool:
-    return all(broadcast_flags([(job.output / INDEX_NAME).exists()]))
-
-
-def _finished_summary(job: LabelJob) -> dict[str, Any]:
-    remedy = "choose another output or delete it"
-    what = f"{job.output}: holds pseudo-labels made with another"
-    require_same(read_index(job.output).made_with, job.made_with, what, remedy)
-    summary = read_summary(job.output / SUMMARY, job.made_with["classes"])
-    wait_for_all()
-    if is_main():
-        shutil.rmtree(job.unfinished, ignore_errors=True)
-    return summary
 
 
 def _index(job: LabelJob) -> ShardIndex:

@@ -81,19 +81,12 @@ def piece_name(piece: range) -> str:
     return f"piece-{piece.start:09d}.tar"
 
 
-def open_unfinished(output: Path, made_with: Mapping[str, Any]) -> Path:
-    """Return, on every rank, the folder of what is unfinished; if settings changed, only what is the same stays there.
-
-    Args:
-        output: the folder of the pseudo-labels.
-        made_with: everything that they depend on.
-    """
-    folder = output / UNFINISHED
+def open_unfinished(folder: Path, made_with: Mapping[str, Any]) -> None:
+    """Make the folder of what is unfinished; of a job with other settings, only what they do not change stays."""
     if is_main():
         _remove_what_changes(folder, made_with)
         write_json(folder / JOB, made_with)
     wait_for_all()
-    return folder
 
 
 def _remove_what_changes(folder: Path, made_with: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate
 from esl_dist.errors import UserError
 from esl_dist.inference.evaluation import evaluate
-from esl_dist.inference.start import on_ranks
+from esl_dist.inference.predictor import on_ranks
 
 
 def main(config: Evaluate) -> None:

@@ -21,7 +21,7 @@ from esl_dist.config import PseudoLabel
 from esl_dist.errors import UserError
 from esl_dist.inference.labelling.job import label_job, write_pseudo_labels
 from esl_dist.inference.output_places import refuse_among_inputs, refuse_other_use
-from esl_dist.inference.start import on_ranks, open_inputs, print_plan
+from esl_dist.inference.predictor import on_ranks, open_inputs, print_plan
 from esl_dist.ranks.collectives import print_on_main, warn
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import kept_table

@@ -22,9 +22,8 @@ from esl_dist.inference.output_places import (
     refuse_unwritable,
 )
 from esl_dist.inference.prediction_files import PredictionFiles, values_of
-from esl_dist.inference.predictor import Predictor, with_common_size
+from esl_dist.inference.predictor import Inputs, Predictor, open_inputs, print_plan, with_common_size
 from esl_dist.inference.scoring import score_networks, write_score_curves
-from esl_dist.inference.start import Inputs, open_inputs, print_plan
 from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import percent, score_table

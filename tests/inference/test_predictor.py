@@ -12,14 +12,14 @@ from esl_dist.config_files import from_dictionary
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
 from esl_dist.inference.predictor import (
+    Inputs,
     Predictor,
+    asked_precision,
     autocast,
     differences,
     domain_of,
-    predictor_for,
     with_common_size,
 )
-from esl_dist.inference.start import asked_precision
 from esl_dist.runs.load import TrainedNetwork
 from tests.builders import drawn_shards, write_shards
 from tests.inference.trained import trained_network
@@ -41,6 +41,10 @@ def trained() -> TrainedNetwork:
 
 def asked(**changes: Any) -> Evaluate:
     return from_dictionary(Evaluate, {"data": {"path": "x"}, **changes}, "tests")
+
+
+def predictor_for(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, asked: Evaluate) -> Predictor:
+    return Inputs(shards, {}, CPU, size, asked).predictor(trained)
 
 
 def told(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, **changes: Any) -> list[str]:

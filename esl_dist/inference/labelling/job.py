@@ -67,7 +67,6 @@ def label_job(config: settings.PseudoLabel, shards: ShardReader, predictor: Pred
     return LabelJob(
         predictor=predictor,
         target=Samples(shards, size, labels, label_size or size),
-        label_size=label_size,
         frame=label_size or size or shards.index.image_size,
         trust=TRUST[config.score],
         made_with=made_with,

@@ -43,7 +43,6 @@ class LabelJob:
     Attributes:
         predictor: the network and how it predicts.
         target: the pictures at the network's size; with labels to compare the pseudo-labels with, or without.
-        label_size: width and height at which classes are predicted; None: those of the network's input.
         frame: width and height of all pseudo-labels; None where each has those of its picture.
         trust: which score decides.
         made_with: everything that the pseudo-labels depend on, as their index keeps it.
@@ -53,7 +52,6 @@ class LabelJob:
 
     predictor: Predictor
     target: Samples
-    label_size: Size | None
     frame: Size | None
     trust: Trust
     made_with: Mapping[str, Any]

@@ -36,7 +36,7 @@ def predict_pieces(job: LabelJob) -> None:
 def _prediction(job: LabelJob, batch: Batch) -> Members:
     """Predict one picture: its labels and the levels of their scores, without padding, as PNG files."""
     images = batch["images"].to(job.predictor.device)
-    width, height = job.label_size or (images.shape[3], images.shape[2])
+    width, height = job.frame or (images.shape[3], images.shape[2])
     logits = job.predictor.logits(images, job.target.images.where(int(batch["positions"][0])))
     labels, levels = label_and_score(logits, (height, width), job.trust)
     if job.target.images.index.keep_aspect_ratio:

@@ -1,6 +1,6 @@
 """An evaluation from its settings to what it leaves: scores, predictions, curves, and what is told of them.
 
-Everything is written before it is printed, for who reads may be gone by then.
+Everything is written before it is printed, because whoever reads may be gone by then.
 """
 
 import time
@@ -94,7 +94,7 @@ def _evaluate_once(config: Evaluate, inputs: Inputs, statistics: ShardReader | N
     scores = score_networks(ensemble, shards, statistics, files, Workers(config.workers, config.timeout_minutes))
     made = {"predictions": config.predictions or ""}
     if not shards.index.class_sets:
-        return {**made, "scores": "none, for the pictures have no labels"}
+        return {**made, "scores": "none: the pictures have no labels"}
     if is_main():
         origin: dict[str, Any] = {"checkpoint": paths[0], "step": ensemble[0].trained.step}
         if config.mode == "ensemble":

@@ -46,14 +46,14 @@ def refuse_in_each_other(setting: str, place: str | None, other_setting: str, ot
     if place is not None and other is not None:
         one, two = Path(place).resolve(), Path(other).resolve()
         if one.is_relative_to(two) or two.is_relative_to(one):
-            raise UserError(f"{setting}={place} and {other_setting}={other} lie in each other; choose another place")
+            raise UserError(f"{setting}={place} and {other_setting}={other} cannot lie inside each other; choose another place")
 
 
 def refuse_replacing(setting: str, file: str | None) -> None:
     """Refuse to replace anything but scores."""
     if file is not None and Path(file).exists() and not _holds_scores(Path(file)):
         raise UserError(
-            f"{setting}={file}: is there and holds no scores, so it is not replaced; choose another name or delete it"
+            f"{setting}={file}: exists and holds no scores, so it is not replaced; choose another name or delete it"
         )
 
 
@@ -77,7 +77,7 @@ def refuse_other_use(setting: str, folder: Path) -> None:
         # A kill may have left a job's shards, or half a file, without the rest.
         if name != LOCK and not name.startswith("shard-") and not name.endswith(PARTIAL_SUFFIX):
             raise UserError(
-                f"{setting}={folder}: is there and holds other files ({name!r}); choose a folder of its own"
+                f"{setting}={folder}: exists and holds other files ({name!r}); choose a folder of its own"
             )
 
 
@@ -85,7 +85,7 @@ def refuse_unwritable(setting: str, folder: str | Path | None) -> None:
     """Refuse, on the main rank, a folder into which no files can be written."""
     if folder is not None and is_main() and not is_writable(Path(folder)):
         where = Path(folder).absolute()
-        raise UserError(f"{setting}: nothing can be written into {where}; choose another place as {setting}=…")
+        raise UserError(f"{setting}: cannot write into {where}; choose another place as {setting}=…")
 
 
 def is_writable(folder: Path) -> bool:

@@ -51,7 +51,7 @@ def predictions(
         workers: the processes that read, a rank.
 
     Raises:
-        UserError: a network's scores of a sample are no finite numbers.
+        UserError: a network's scores of a sample are not finite.
     """
     own, device = own_part([[position] for position in range(len(samples))]), ensemble[0].device
     is_padded = samples.size is not None and samples.images.index.keep_aspect_ratio

@@ -88,7 +88,7 @@ class Predictor:
         if not logits.isfinite().all():
             remedy = "its weights may be damaged" if self.precision == "no" else "choose precision=no"
             raise UserError(
-                f"{where}: the network's scores are no finite numbers in precision {self.precision}; {remedy}"
+                f"{where}: the network's scores are not finite in precision {self.precision}; {remedy}"
             )
         return logits
 

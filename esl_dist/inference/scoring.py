@@ -147,6 +147,6 @@ def write_score_curves(
                 }
                 write_pictures(writer, f"prediction/{data}", pictures, step)
     except OSError as error:
-        warn(f"{logs}: curves cannot be written ({error.strerror}); the scores are not lost by that")
+        warn(f"{logs}: curves cannot be written ({error.strerror}); the scores themselves are kept")
         return None
     return logs

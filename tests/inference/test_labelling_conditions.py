@@ -161,7 +161,7 @@ def test_pseudo_labels_beside_the_target_are_written(run: Path, target: ShardRea
         (".", r"holds target\.path="),
         ("experiments/snapshots/r/checkpoints/labels", "lies in checkpoint="),
         ("experiments/snapshots/r", "is checkpoint="),
-        ("experiments", "is there and holds other files"),
+        ("experiments", "exists and holds other files"),
     ],
 )
 def test_pseudo_labels_are_not_written_among_other_files(
@@ -243,6 +243,6 @@ def test_labels_of_numbers_that_are_not_finite_are_not_written(run: Path, label:
     for name in ("conv1.weight", "layer1.0.conv1.weight"):
         state[name] *= 1e30
     save_state(run, 3, state, configuration(), class_set())
-    with pytest.raises(UserError, match="sample 'scene_0': the network's scores are no finite numbers in precision no"):
+    with pytest.raises(UserError, match="sample 'scene_0': the network's scores are not finite in precision no"):
         label(run)
     assert not (tmp_path / "labels" / INDEX_NAME).exists()

@@ -34,5 +34,5 @@ def test_a_folder_of_a_job_may_be_used_again(tmp_path: Path, names: list[str]) -
 
 def test_a_folder_of_other_files_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"^output=.*: is there and holds other files \('thesis.tex'\)"):
+    with pytest.raises(UserError, match=r"^output=.*: exists and holds other files \('thesis.tex'\)"):
         refuse_other_use("output", tmp_path)

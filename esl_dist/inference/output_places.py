@@ -41,12 +41,13 @@ def _is_part_of(place: Path, read: Path) -> bool:
     return place in (read, read / RUN_CONFIG) or place.is_relative_to(read / "checkpoints")
 
 
-def refuse_in_each_other(setting: str, place: str | None, other_setting: str, other: str | None) -> None:
-    """Refuse two results one of which would lie in the other."""
-    if place is not None and other is not None:
-        one, two = Path(place).resolve(), Path(other).resolve()
+def refuse_in_each_other(setting: str, place: str | None, other: str, other_place: str | None) -> None:
+    """Refuse two results one of which would lie inside the other."""
+    if place is not None and other_place is not None:
+        one, two = Path(place).resolve(), Path(other_place).resolve()
         if one.is_relative_to(two) or two.is_relative_to(one):
-            raise UserError(f"{setting}={place} and {other_setting}={other} cannot lie inside each other; choose another place")
+            both = f"{setting}={place} and {other}={other_place}"
+            raise UserError(f"{both} cannot lie inside each other; choose another place for one of them")
 
 
 def refuse_replacing(setting: str, file: str | None) -> None:

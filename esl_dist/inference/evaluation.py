@@ -4,6 +4,7 @@ Everything is written before it is printed, because whoever reads may be gone by
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from esl_dist.inference.output_places import (
 )
 from esl_dist.inference.prediction_files import PredictionFiles, values_of
 from esl_dist.inference.predictor import Inputs, Predictor, open_inputs, print_plan, with_common_size
-from esl_dist.inference.scoring import score_networks, write_score_curves
+from esl_dist.inference.scoring import Scoring, score_networks, write_score_curves
 from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import percent, score_table
@@ -36,10 +37,7 @@ def evaluate(config: Evaluate, device: torch.device) -> None:
     began = time.monotonic()
     inputs = open_inputs(config.data, config, device)
     _check_places(config, inputs.shards)
-    statistics = None if config.statistics_from is None else open_shards(config.statistics_from)
-    if statistics is not None:
-        require_same_on_ranks(statistics.fingerprint(), "statistics_from")
-    made = (_evaluate_snapshots if config.mode == "best" else _evaluate_once)(config, inputs, statistics)
+    made = (_evaluate_snapshots if config.mode == "best" else _evaluate_once)(config, inputs)
     print_on_main(account(f"done in {duration(time.monotonic() - began)}", made))
 
 
@@ -64,90 +62,92 @@ def _check_places(config: Evaluate, shards: ShardReader) -> None:
     refuse_in_each_other("output", config.output, "predictions", config.predictions)
 
 
-def _plan(config: Evaluate, scores: Path | None) -> dict[str, str]:
-    return {
-        **({} if config.statistics_from is None else {"statistics": config.statistics_from}),
-        "predictions": f"{config.predictions}, {config.prediction_format}" if config.predictions else "",
-        "scores": "" if scores is None else str(scores),
-    }
+def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], scores: str | None) -> Scoring:
+    """Say what is about to be scored, and open what is needed for it."""
+    first, shards, form = ensemble[0].trained, inputs.shards, config.prediction_format
+    statistics = files = None
+    plan = {"predictions": f"{config.predictions}, {form}" if config.predictions else "", "scores": scores or ""}
+    if config.statistics_from is not None:
+        plan["statistics"], statistics = config.statistics_from, open_shards(config.statistics_from)
+        require_same_on_ranks(statistics.fingerprint(), "statistics_from")
+    if config.predictions is not None:
+        values = values_of(inputs.named_classes(first) or first.classes, form)
+        files = PredictionFiles(Path(config.predictions), shards, form, values)
+    workers = Workers(config.workers, config.timeout_minutes)
+    scoring = Scoring(shards, statistics, files, Path(config.experiments), workers)
+    print_plan(f"{'scoring' if scoring.is_labelled else 'predicting'} ({config.mode})", shards, ensemble, plan)
+    return scoring
 
 
-def _prediction_files(config: Evaluate, inputs: Inputs, first: Predictor) -> PredictionFiles | None:
-    if config.predictions is None:
-        return None
-    values = values_of(inputs.named_classes(first.trained) or first.trained.classes, config.prediction_format)
-    return PredictionFiles(Path(config.predictions), inputs.shards, config.prediction_format, values)
-
-
-def _evaluate_once(config: Evaluate, inputs: Inputs, statistics: ShardReader | None) -> dict[str, str]:
+def _evaluate_once(config: Evaluate, inputs: Inputs) -> dict[str, str]:
     """Score one network or an ensemble; returns what was made."""
-    shards, output = inputs.shards, None if config.output is None else Path(config.output)
-    refuse_unwritable("output", output and output.parent)
+    refuse_unwritable("output", config.output and Path(config.output).parent)
     refuse_unwritable("predictions", config.predictions)
     paths = config.checkpoints if config.mode == "ensemble" else [str(config.checkpoint)]
     weights = config.ensemble_weights or [1.0] * len(paths)
     loaded = [replace(inputs.load(path), weight=weight) for path, weight in zip(paths, weights, strict=True)]
     ensemble = with_common_size(loaded)
-    doing = "scoring" if shards.index.class_sets else "predicting"
-    print_plan(f"{doing} ({config.mode})", shards, ensemble, _plan(config, output))
-    files = _prediction_files(config, inputs, ensemble[0])
-    scores = score_networks(ensemble, shards, statistics, files, Workers(config.workers, config.timeout_minutes))
+    scoring = _prepared(config, inputs, ensemble, config.output)
+    scores = score_networks(ensemble, scoring)
     made = {"predictions": config.predictions or ""}
-    if not shards.index.class_sets:
+    if not scoring.is_labelled:
         return {**made, "scores": "none: the pictures have no labels"}
     if is_main():
         origin: dict[str, Any] = {"checkpoint": paths[0], "step": ensemble[0].trained.step}
         if config.mode == "ensemble":
             origin = {"checkpoints": paths, "weights": weights}
-        if output is not None:
-            write_json(output, {**scores, **origin})
-        curves = write_score_curves(ensemble, scores, shards, files, Path(config.experiments))
+        if config.output is not None:
+            write_json(Path(config.output), {**scores, **origin})
+        curves = write_score_curves(ensemble, scores, scoring)
         made |= {"scores": config.output or "", "curves": "" if curves is None else f"tensorboard --logdir {curves}"}
     print_on_main(score_table({" + ".join(one.title for one in ensemble): scores}))
     return made
 
 
-def _evaluate_snapshots(config: Evaluate, inputs: Inputs, statistics: ShardReader | None) -> dict[str, str]:
+def _evaluate_snapshots(config: Evaluate, inputs: Inputs) -> dict[str, str]:
     """Score the checkpoints of a run that are not scored yet, all under the same conditions, and name the best."""
-    run, shards = Path(str(config.checkpoint)), inputs.shards
-    data = f"{shards.index.dataset}_{shards.index.split}"
-    kept = run / "scores" / f"{data}.json" if config.output is None else Path(config.output)
+    run, index = Path(str(config.checkpoint)), inputs.shards.index
+    kept = Path(config.output or run / "scores" / f"{index.dataset}_{index.split}.json")
     first = first_snapshot(run, config.wait_minutes, inputs.load)
-    print_plan("scoring (best)", shards, [first], _plan(config, kept))
-    all_files, workers = _prediction_files(config, inputs, first), Workers(config.workers, config.timeout_minutes)
-    made_with = {
-        "data": shards.fingerprint(),
-        "size": None if first.size is None else list(first.size),
-        "statistics_from": None if statistics is None else statistics.fingerprint(),
-        "domain": first.statistics if statistics is None else "target",
-        "precision": first.precision,
-    }
+    scoring = _prepared(config, inputs, [first], str(kept))
     with_curves = is_main()
 
-    def files_of(folder: Path) -> PredictionFiles | None:
-        return None if all_files is None else replace(all_files, folder=all_files.folder / folder.name)
+    def scoring_of(folder: Path) -> Scoring:
+        files = scoring.files and replace(scoring.files, folder=scoring.files.folder / folder.name)
+        return replace(scoring, files=files)
 
     def is_done(folder: Path, known: dict[str, Any]) -> bool:
-        files = files_of(folder)
+        files = scoring_of(folder).files
         return files is None or (known.get("prediction_format", "colors") == files.form and files.are_written())
 
     def score(folder: Path) -> dict[str, Any]:
         nonlocal with_curves
         refuse_unwritable("output", kept.parent)
         refuse_unwritable("predictions", config.predictions)
-        ensemble, files = [replace(first, trained=inputs.load(folder).trained)], files_of(folder)
-        scores = score_networks(ensemble, shards, statistics, files, workers)
+        ensemble = [replace(first, trained=inputs.load(folder).trained)]
+        scores = score_networks(ensemble, scoring_of(folder))
         if with_curves:
             # Where they cannot be written, one warning is enough.
-            with_curves = write_score_curves(ensemble, scores, shards, files, Path(config.experiments)) is not None
-        return scores | (
-            {} if config.prediction_format == "colors" else {"prediction_format": config.prediction_format}
-        )
+            with_curves = write_score_curves(ensemble, scores, scoring_of(folder)) is not None
+        form = config.prediction_format
+        return scores if form == "colors" else {**scores, "prediction_format": form}
 
-    scores = score_snapshots(run, kept, made_with, config.wait_minutes, score, is_done)
+    scores = score_snapshots(run, kept, _made_with(first, scoring), config.wait_minutes, score, is_done)
     best = best_step(scores)
     print_on_main(score_table({f"step {step}": one for step, one in sorted(scores.items())}))
     print_on_main(f"best: step {best}, mIoU {percent(scores[best]['miou'])}; all scores are in {kept}")
     following = f"checkpoint={checkpoint_folder(run, best)} target.path=… output=…"
     made = {"scores": str(kept), "predictions": config.predictions or ""}
     return {**made, "next": f"python launch/pseudo_label.py {following}"}
+
+
+def _made_with(predictor: Predictor, scoring: Scoring) -> dict[str, Any]:
+    """Return what scores depend on besides the weights."""
+    statistics = scoring.statistics
+    return {
+        "data": scoring.shards.fingerprint(),
+        "size": None if predictor.size is None else list(predictor.size),
+        "statistics_from": None if statistics is None else statistics.fingerprint(),
+        "domain": predictor.statistics if statistics is None else "target",
+        "precision": predictor.precision,
+    }

@@ -77,9 +77,7 @@ def refuse_other_use(setting: str, folder: Path) -> None:
     for name in sorted(one.name for one in folder.iterdir()):
         # A kill may have left a job's shards, or half a file, without the rest.
         if name != LOCK and not name.startswith("shard-") and not name.endswith(PARTIAL_SUFFIX):
-            raise UserError(
-                f"{setting}={folder}: exists and holds other files ({name!r}); choose a folder of its own"
-            )
+            raise UserError(f"{setting}={folder}: exists and holds other files ({name!r}); choose a folder of its own")
 
 
 def refuse_unwritable(setting: str, folder: str | Path | None) -> None:

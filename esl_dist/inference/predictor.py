@@ -87,9 +87,7 @@ class Predictor:
             logits: Tensor = self.trained.network(images, self.domain)["main"].float()
         if not logits.isfinite().all():
             remedy = "its weights may be damaged" if self.precision == "no" else "choose precision=no"
-            raise UserError(
-                f"{where}: the network's scores are not finite in precision {self.precision}; {remedy}"
-            )
+            raise UserError(f"{where}: the network's scores are not finite in precision {self.precision}; {remedy}")
         return logits
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,30 @@ LONGEST_NAME = 100
 """Characters of the name of an ensemble's folder in TensorBoard, which lists its networks."""
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What networks are scored on, and what is left of it besides the scores.
+
+    Attributes:
+        shards: the pictures; without labels there are predictions and no scores.
+        statistics: pictures on which batch-norm statistics are estimated anew; None: the networks' own are taken.
+        files: the predictions; None: they are not written.
+        experiments: in its logs/ are the curves of what does not lie in a run's folder.
+        workers: the processes that read, a rank.
+    """
+
+    shards: ShardReader
+    statistics: ShardReader | None
+    files: PredictionFiles | None
+    experiments: Path
+    workers: Workers
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether pictures can be scored; without labels there is no class set."""
+        return bool(self.shards.index.class_sets)
+
+
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
     """Count pixels by label (rows) and prediction (columns): int64 (classes, classes), on the CPU.
 
@@ -41,26 +65,14 @@ def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tenso
     return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()
 
 
-def score_networks(
-    ensemble: Sequence[Predictor],
-    shards: ShardReader,
-    statistics: ShardReader | None,
-    files: PredictionFiles | None,
-    workers: Workers,
-) -> dict[str, Any]:
+def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str, Any]:
     """Score an ensemble, or a single network as one; returns `scores_of` its confusion matrix over all ranks.
-
-    Args:
-        ensemble: the networks.
-        shards: the pictures; without labels there are predictions and no scores.
-        statistics: pictures on which batch-norm statistics are estimated anew; None: the networks' own are taken.
-        files: where predictions are written; None: nowhere.
-        workers: the processes that read, a rank.
 
     Raises:
         UserError: networks of different classes or at different sizes, or shards that do not fit them.
     """
-    first, names, labels = ensemble[0], class_names(ensemble[0].trained.classes), None
+    shards, first, labels = scoring.shards, ensemble[0], None
+    names = class_names(first.trained.classes)
     for other in ensemble:
         pair = f"{other.trained.name} and {first.trained.name}"
         if class_names(other.trained.classes) != names:
@@ -70,16 +82,16 @@ def score_networks(
                 f"{pair} were trained at different sizes; an ensemble sees pictures at one: give it as "
                 "data.size=[width,height], or as_packed=true for that of the shards"
             )
-    if shards.index.class_sets:
+    if scoring.is_labelled:
         labels = label_source(shards, first.trained.class_set, first.trained.classes)
-    if statistics is not None:
-        ensemble = [_with_statistics_of(one, statistics, workers) for one in ensemble]
+    if scoring.statistics is not None:
+        ensemble = [_with_statistics_of(one, scoring.statistics, scoring.workers) for one in ensemble]
     confusion = torch.zeros(len(names), len(names), dtype=torch.int64)
-    for position, prediction, label in predictions(ensemble, Samples(shards, first.size, labels), workers):
+    for position, prediction, label in predictions(ensemble, Samples(shards, first.size, labels), scoring.workers):
         if label is not None:
             confusion += confusion_matrix(label, prediction, len(names))
-        if files is not None:
-            files.write(position, prediction)
+        if scoring.files is not None:
+            scoring.files.write(position, prediction)
     # With this sum each rank also says that its predictions are written.
     return scores_of(sum_over_ranks(confusion).numpy(), names)
 
@@ -112,27 +124,14 @@ def _with_statistics_of(predictor: Predictor, shards: ShardReader, workers: Work
     return replace(predictor, domain="target")
 
 
-def write_score_curves(
-    ensemble: Sequence[Predictor],
-    scores: dict[str, Any],
-    shards: ShardReader,
-    files: PredictionFiles | None,
-    experiments: Path,
-) -> Path | None:
+def write_score_curves(ensemble: Sequence[Predictor], scores: dict[str, Any], scoring: Scoring) -> Path | None:
     """Write scores, and the first coloured predictions, to TensorBoard; on the main rank. Returns the curves' folder.
 
     Curves that cannot be written cost a warning, and None is returned: the scores are printed, and written elsewhere.
-
-    Args:
-        ensemble: one network, or several.
-        scores: theirs (`scores_of`).
-        shards: on which they were scored.
-        files: their predictions; None: there are none.
-        experiments: in its logs/ are the curves of what does not lie in a run's folder.
     """
     first, name = ensemble[0].trained, "+".join(one.trained.name for one in ensemble)[:LONGEST_NAME]
-    logs = (first.logs if len(ensemble) == 1 else None) or experiments / "logs" / name
-    step, data = first.step or 0, f"{shards.index.dataset}_{shards.index.split}"
+    logs = (first.logs if len(ensemble) == 1 else None) or scoring.experiments / "logs" / name
+    step, data, files = first.step or 0, f"{scoring.shards.index.dataset}_{scoring.shards.index.split}", scoring.files
     means = {"miou": scores["miou"], **{f"miou_{count}": value for count, value in scores["miou_over"].items()}}
     try:
         # In a folder of its own: what an interrupted training wrote is hidden when it goes on, scores are not.
@@ -141,7 +140,7 @@ def write_score_curves(
                 known = {name: value for name, value in values.items() if value is not None}
                 write_scalars(writer, f"{group}/{data}", known, step)
             if files is not None and files.form == "colors":
-                shown = [files.file(position) for position in range(min(len(shards), SHOWN_PREDICTIONS))]
+                shown = [files.file(position) for position in range(min(len(files.shards), SHOWN_PREDICTIONS))]
                 pictures = {
                     str(file.relative_to(files.folder)): decode_image(file.read_bytes())[:, :, ::-1] for file in shown
                 }

@@ -84,11 +84,7 @@ def write_pseudo_labels(job: LabelJob) -> dict[str, Any]:
     if not _is_finished(job):
         lock_folder(job.output, "output")
     # Asked again: another start may have finished just before the lock.
-    if not _is_finished(job):
-        _label(job)
-    before, remedy = read_index(job.output).made_with, "choose another output or delete it"
-    require_same(before, job.made_with, f"{job.output}: holds pseudo-labels made with another", remedy)
-    summary = read_summary(job.output / SUMMARY, job.made_with["classes"])
+    summary = _summary_of_finished(job) if _is_finished(job) else _label(job)
     wait_for_all()
     if is_main():
         # Another start, which finds the index, may be removing it, too.
@@ -100,7 +96,13 @@ def _is_finished(job: LabelJob) -> bool:
     return all(broadcast_flags([(job.output / INDEX_NAME).exists()]))
 
 
-def _label(job: LabelJob) -> None:
+def _summary_of_finished(job: LabelJob) -> dict[str, Any]:
+    before, remedy = read_index(job.output).made_with, "choose another output or delete it"
+    require_same(before, job.made_with, f"{job.output}: holds pseudo-labels made with another", remedy)
+    return read_summary(job.output / SUMMARY, job.made_with["classes"])
+
+
+def _label(job: LabelJob) -> dict[str, Any]:
     open_unfinished(job.unfinished, job.made_with)
     predict_pieces(job)
     wait_for_all()
@@ -110,7 +112,7 @@ def _label(job: LabelJob) -> None:
     if is_main():
         write_json(job.output / SUMMARY, summary)
         write_index(job.output, _index(job))
-    wait_for_all()
+    return summary
 
 
 def _index(job: LabelJob) -> ShardIndex:

@@ -63,7 +63,7 @@ def _check_places(config: Evaluate, shards: ShardReader) -> None:
 
 
 def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], scores: str | None) -> Scoring:
-    """Say what is about to be scored, and open what is needed for it."""
+    """Print what is about to be scored, and open what it takes."""
     first, shards, form = ensemble[0].trained, inputs.shards, config.prediction_format
     statistics = files = None
     plan = {"predictions": f"{config.predictions}, {form}" if config.predictions else "", "scores": scores or ""}

@@ -1,6 +1,6 @@
 """Where results may be written: not over what a program reads, nor over what is no result, and only where files can be.
 
-All of it is found out before anything is computed. Each function takes a setting and its value, where None is nothing,
+All of this is checked before anything is computed. Each function takes a setting and its value, where None is nothing,
 and raises a UserError that names the setting.
 """
 

@@ -23,7 +23,7 @@ def own_part(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def shown(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-    """Yield a rank's `total` items and tell the other ranks that it gets on; the main rank shows how far it is."""
+    """Yield this rank's `total` items and tell the other ranks of each; the main rank shows how far it is."""
     for item in progress(items, total, title) if is_main() else items:
         yield item
         note_progress()

@@ -1,7 +1,7 @@
 """Networks and the conditions under which they predict: whose pictures they see, at which size, in which precision.
 
-They are those of the training unless others are asked for; what differs is said, for it costs points without a sign.
-Every program that uses networks begins here: it joins the ranks, opens the pictures, loads and says what it will do.
+They are those of the training unless others are asked for; differences are printed, because they lower scores silently.
+Every program that uses networks starts here: it joins the ranks, opens the pictures, loads, and says what it will do.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -92,7 +92,7 @@ class Predictor:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Return the context of forward passes in a precision, as training has it."""
+    """Return the context of forward passes in a precision, the same as in training."""
     return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
 
 
@@ -222,7 +222,7 @@ def differences(predictor: Predictor, shards: ShardReader) -> Iterator[str]:
 
 
 def print_plan(title: str, shards: ShardReader, ensemble: Sequence[Predictor], more: Mapping[str, str]) -> None:
-    """Say what is about to be done, `more` of it too, and what of it is another than in training."""
+    """Print what is about to be done, with the facts in `more`, and every difference from the training."""
     first = ensemble[0].trained
     facts = {
         "pictures": f"{shards.folder}: {shards.index.dataset} {shards.index.split}, {len(shards)} samples",

@@ -40,7 +40,7 @@ def label_job(config: settings.PseudoLabel, shards: ShardReader, predictor: Pred
     """Return the job that a configuration describes.
 
     Raises:
-        UserError: there are no labels to compare with, or a label size that padded pictures do not bear.
+        UserError: there are no labels to compare with, or a label size of another aspect ratio than padded pictures.
     """
     trained, size, label_size = predictor.trained, predictor.size, as_size(config.label_size)
     labels = label_source(shards, trained.class_set, trained.classes) if config.compare_with_labels else None

@@ -48,7 +48,7 @@ def write_labels(job: LabelJob, limits: list[Threshold]) -> Tensor:
         if not is_written(job.unfinished, job.output / shard.name):
             write_tar(job.unfinished, job.output / shard.name, samples)
         elif job.target.labels is not None:
-            # Written by an earlier start, which counted it, too; only the count is made up for.
+            # An earlier start wrote and counted it; only the count has to be repeated.
             for _ in samples:
                 pass
     return sum_over_ranks(confusion)

@@ -1,6 +1,6 @@
 """A pseudo-label job in pieces of a few pictures, and what is kept of it until it is finished.
 
-A job that was killed redoes only what is unfinished; one with other settings keeps what does not depend on them.
+A killed job redoes only what is unfinished; one that goes on with other settings keeps what does not depend on them.
 """
 
 import shutil
@@ -80,7 +80,7 @@ def piece_name(piece: range) -> str:
 
 
 def open_unfinished(folder: Path, made_with: Mapping[str, Any]) -> None:
-    """Make the folder of what is unfinished; of a job with other settings, only what they do not change stays."""
+    """Make the folder of an unfinished job; if it was begun with other settings, keep only what they do not affect."""
     if is_main():
         _remove_what_changes(folder, made_with)
         write_json(folder / JOB, made_with)
@@ -97,7 +97,7 @@ def _remove_what_changes(folder: Path, made_with: Mapping[str, Any]) -> None:
         told = listed(changed.values())
         print_on_main(f"{folder.parent}: begun with another {told}; its {finished} finished pieces {fate}")
     if not stays and folder.exists():
-        # First, so that what a kill in between leaves does not look like a job's folder.
+        # First, so that after a kill in between the rest does not look like a job's folder.
         job.unlink(missing_ok=True)
         shutil.rmtree(folder)
     elif "bound" in changed:
@@ -120,7 +120,7 @@ def write_tar(folder: Path, tar: Path, samples: Iterable[tuple[str, Members]]) -
 
 
 def is_written(folder: Path, tar: Path) -> bool:
-    """Say whether a tar is there, and whole; an entry alone may be left of what somebody deleted."""
+    """Say whether a tar is there and whole; its entry may outlive a tar that somebody deleted."""
     return _entry_file(folder, tar.name).is_file() and tar.is_file()
 
 

@@ -27,10 +27,11 @@ def predict_pieces(job: LabelJob) -> None:
     )
     for piece in own:
         keys = [job.target.images.key(position) for position in piece]
-        # The keys come first, for a zip takes no prediction when they are at an end.
+        # The keys come first: when they run out, zip takes no prediction of the next piece.
         write_tar(folder, folder / piece_name(piece), zip(keys, predictions, strict=False))
-    # The end of what is read is told only to who asks for more.
-    next(predictions, None)
+    if own:
+        # Asked for one more, the progress bar sees the end.
+        next(predictions, None)
 
 
 def _prediction(job: LabelJob, batch: Batch) -> Members:

@@ -35,7 +35,7 @@ def refuse_among_inputs(setting: str, place: str | None, inputs: Iterable[tuple[
 def _is_part_of(place: Path, read: Path) -> bool:
     if (read / MANIFEST).exists() and read.parent.name == "checkpoints":
         read = read.parent.parent
-    elif read.is_file() or (not (read / RUN_CONFIG).exists() and read.exists()):
+    elif read.is_file() or (read / INDEX_NAME).exists() or (read.exists() and not (read / RUN_CONFIG).exists()):
         return place.is_relative_to(read)
     # A run, which may be yet to come.
     return place in (read, read / RUN_CONFIG) or place.is_relative_to(read / "checkpoints")

@@ -15,7 +15,7 @@ format is a dataclass whose types say what may stand under its keys, and `read` 
 import math
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -31,7 +31,7 @@ LARGEST_WHOLE = 2**63 - 1
 SHOWN_ENTRIES = 4
 """Of how many values a list may be that a message shows."""
 
-SHA256 = re.compile("[0-9a-f]{64}")
+SHA256 = "[0-9a-f]{64}"
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class Content:
         if not isinstance(self.value, dict):
             self.refuse("a mapping")
         for key in self.value:
-            self.inner(None, key).label()
+            read_label(self.inner(None, key))
         return self.value
 
     def items(self) -> list[tuple[str, "Content"]]:
@@ -147,56 +147,21 @@ class Content:
             self.refuse("text")
         return self.value
 
-    def label(self) -> str:
-        """Return what something is called (`files.refuse_as_label`)."""
-        return self._named(refuse_as_label)
-
-    def name(self) -> str:
-        """Return a name that may be part of a path (`files.refuse_as_name`)."""
-        return self._named(refuse_as_name)
-
-    def sample_key(self) -> str:
-        """Return a sample's key, which may hold folders (`files.refuse_as_key`)."""
-        return self._named(refuse_as_key)
-
-    def sha256(self) -> str:
-        """Return a SHA-256 as 64 hexadecimal digits."""
-        return self.matching(SHA256, "a SHA-256, 64 hexadecimal digits")
-
-    def matching(self, pattern: re.Pattern[str], expected: str) -> str:
-        """Return a text that matches a pattern as a whole."""
-        if not isinstance(self.value, str) or not pattern.fullmatch(self.value):
-            self.refuse(expected)
-        return self.value
-
-    def one_of(self, choices: Collection[str]) -> str:
-        """Return a text that is one of `choices`."""
-        if not isinstance(self.value, str) or self.value not in choices:
-            self.refuse(f"one of {', '.join(choices)}")
-        return self.value
-
-    def refuse_other_format(self, name: str, version: int) -> None:
-        """Make sure that a file says that it is of the format `name`, in the version that this program reads.
+    def version_of(self, form: str, versions: Sequence[int]) -> int:
+        """Return the version of a file that has to be of the format `form`, in one of `versions`, the newest last.
 
         Raises:
             OtherVersionError: the version is another.
         """
-        if not isinstance(self.value, dict) or self.value.get("format") != name:
-            raise UserError(f"{self.place()}: expected the format {name!r}; {self.remedy}")
-        found = self.at("format_version").value
-        if type(found) is not int or found != version:
+        if not isinstance(self.value, dict) or self.value.get("format") != form:
+            raise UserError(f"{self.place()}: expected the format {form!r}; {self.remedy}")
+        version = self.at("format_version").whole_number()
+        if version not in versions:
             raise OtherVersionError(
-                f"{self.place()}: format version {shortened(found)}, this program reads {version}; use the version of "
-                f"the program that wrote it, or {self.remedy}"
+                f"{self.place()}: format version {version}, this program reads {versions[-1]}; use the version of the "
+                f"program that wrote it, or {self.remedy}"
             )
-
-    def _named(self, refuse: Callable[[str, str], None]) -> str:
-        text = self.text()
-        try:
-            refuse(text, "")
-        except UserError as error:
-            raise UserError(f"{self.place()}{error}; {self.remedy}") from None
-        return text
+        return version
 
 
 def _described(value: Any) -> str:
@@ -231,18 +196,45 @@ def whole_number(minimum: int = 0, maximum: int = LARGEST_WHOLE) -> Reader:
 
 def one_of(*choices: str) -> Reader:
     """Read one of some texts."""
-    return lambda content: content.one_of(choices)
+    return _text_that(choices.__contains__, f"one of {', '.join(choices)}")
 
 
 def matching(pattern: str, expected: str) -> Reader:
     """Read a text that matches a pattern as a whole."""
-    return lambda content: content.matching(re.compile(pattern), expected)
+    return _text_that(re.compile(pattern).fullmatch, expected)
 
 
-Label = Annotated[str, Content.label]
-Name = Annotated[str, Content.name]
-SampleKey = Annotated[str, Content.sample_key]
-Sha256 = Annotated[str, Content.sha256]
+def _text_that(fits: Callable[[str], object], expected: str) -> Reader:
+    def read_text(content: Content) -> str:
+        if not isinstance(content.value, str) or not fits(content.value):
+            content.refuse(expected)
+        return content.value
+
+    return read_text
+
+
+def _named(refuse: Callable[[str, str], None]) -> Reader:
+    def read_text(content: Content) -> str:
+        text = content.text()
+        try:
+            refuse(text, "")
+        except UserError as error:
+            raise UserError(f"{content.place()}{error}; {content.remedy}") from None
+        return text
+
+    return read_text
+
+
+read_label, read_name, read_key = map(_named, (refuse_as_label, refuse_as_name, refuse_as_key))
+read_sha256 = matching(SHA256, "a SHA-256, 64 hexadecimal digits")
+
+Label = Annotated[str, read_label]
+"""What something is called (`files.refuse_as_label`)."""
+Name = Annotated[str, read_name]
+"""What may be part of a path (`files.refuse_as_name`)."""
+SampleKey = Annotated[str, read_key]
+"""A sample's key, which may hold folders (`files.refuse_as_key`)."""
+Sha256 = Annotated[str, read_sha256]
 Share = Annotated[float, lambda content: content.number(0, 1)]
 
 
@@ -293,13 +285,13 @@ def _reader(kind: Any) -> Reader:
 
 
 def _dict_reader(key: Any, kind: Any) -> Reader:
-    read_key, read_value = _reader(Label if key is str else key), _reader(kind)
+    key_reader, value_reader = _reader(Label if key is str else key), _reader(kind)
 
     def read_dict(content: Content) -> dict[str, Any]:
         if not isinstance(content.value, dict):
             content.refuse("a mapping")
         return {
-            read_key(content.inner(None, name)): read_value(content.inner(name, value))
+            key_reader(content.inner(None, name)): value_reader(content.inner(name, value))
             for name, value in content.value.items()
         }
 

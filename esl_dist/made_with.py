@@ -5,6 +5,7 @@ only with the same.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -66,7 +67,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _told(key: str, old: Any, new: Any) -> str:
     key = key if key.isprintable() else shortened(key)
-    if any(isinstance(value, str) and SHA256.fullmatch(value) for value in (old, new)):
+    if any(isinstance(value, str) and re.fullmatch(SHA256, value) for value in (old, new)):
         return key
     shown = (beginning(json.dumps(value), SHOWN_CHARACTERS) for value in (old, new))
     return f"{key}: {' → '.join(shown)}"

@@ -1,34 +1,22 @@
-"""The optimisers of a run and their polynomial schedule, pure functions of the step."""
+"""The segmentation network's optimiser, and the polynomial schedule of all optimisers: pure functions of the step."""
 
-from torch import nn
-from torch.optim import SGD, Adam, Optimizer
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch.optim import SGD, Optimizer
 
 from esl_dist import config as settings
 from esl_dist.models.deeplab import DeepLab
 
 
-def build_optimizers(
-    network: DeepLab, discriminators: nn.ModuleDict, options: settings.Optimizer
-) -> dict[str, Optimizer]:
-    """Return SGD for the segmentation network and, if there are discriminators, one Adam for all of them.
-
-    Every parameter is in one group, once; a group's `rate_factor` multiplies the scheduled learning rate.
-    """
+def segmentation_sgd(network: DeepLab, options: settings.Optimizer) -> Optimizer:
+    """Return SGD for a segmentation network; every parameter is in one group, with the rate factor of its part."""
     factors = vars(options.multipliers)
     groups = [
         {"params": parameters, "rate_factor": factors[part], "name": part}
         for part, parameters in network.parameter_groups().items()
     ]
-    optimizers: dict[str, Optimizer] = {
-        "segmentation": SGD(
-            groups, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay
-        )
-    }
-    if len(discriminators) > 0:
-        group = {"params": list(discriminators.parameters()), "rate_factor": 1.0, "name": "discriminators"}
-        beta1, beta2 = options.discriminator_betas
-        optimizers["discriminators"] = Adam([group], lr=options.discriminator_learning_rate, betas=(beta1, beta2))
-    return optimizers
+    return SGD(groups, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay)
 
 
 def polynomial_rate(base: float, step: int, options: settings.Optimizer) -> float:
@@ -36,12 +24,19 @@ def polynomial_rate(base: float, step: int, options: settings.Optimizer) -> floa
     return float(base * (1 - step / options.schedule_steps) ** options.schedule_power)
 
 
-def set_rates(optimizers: dict[str, Optimizer], step: int, options: settings.Optimizer) -> dict[str, float]:
-    """Set every group's learning rate for `step` and return the rates by group name."""
-    rates = {}
-    for name, optimizer in optimizers.items():
-        base = options.learning_rate if name == "segmentation" else options.discriminator_learning_rate
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of a step: the segmentation network's before its parts' factors, and each group's, by name."""
+
+    base: float
+    groups: dict[str, float]
+
+
+def set_rates(optimizers: Mapping[str, Optimizer], step: int, options: settings.Optimizer) -> Rates:
+    """Set every group's learning rate for `step`; an optimiser's base rate is the one that it was made with."""
+    groups = {}
+    for optimizer in optimizers.values():
         for group in optimizer.param_groups:
-            group["lr"] = polynomial_rate(base, step, options) * group["rate_factor"]
-            rates[group["name"]] = group["lr"]
-    return rates
+            group["lr"] = polynomial_rate(optimizer.defaults["lr"], step, options) * group["rate_factor"]
+            groups[group["name"]] = group["lr"]
+    return Rates(polynomial_rate(options.learning_rate, step, options), groups)

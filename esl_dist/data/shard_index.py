@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from esl_dist.checked import Content, Name, SampleKey, Sha256, read, read_content, stored_as
+from esl_dist.checked import Content, Name, SampleKey, Sha256, read, read_content, read_key, read_sha256, stored_as
 from esl_dist.data.images import LARGEST_PIXELS, Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
@@ -27,7 +27,7 @@ LARGEST_SIDE = 2**20
 
 def key_without_dot(content: Content) -> str:
     """Read a sample's key as it stands in a shard."""
-    if "." in content.sample_key():
+    if "." in read_key(content):
         content.refuse("a key without a dot, where WebDataset would cut it")
     return content.text()
 
@@ -51,7 +51,7 @@ def size_of_pictures(content: Content) -> Size:
 def digests_of_sources(content: Content) -> dict[str, str]:
     """Read the SHA-256 digests of the files that a sample was made of: of its picture, and maybe of its label."""
     content.at("image")
-    return {kind: digest.sha256() for kind, digest in content.items()}
+    return {kind: read_sha256(digest) for kind, digest in content.items()}
 
 
 def classes_of(content: Content) -> ClassSet:
@@ -180,7 +180,7 @@ def read_index(folder: Path) -> ShardIndex:
 
 
 def _index_from(content: Content) -> ShardIndex:
-    content.refuse_other_format(FORMAT, FORMAT_VERSION)
+    content.version_of(FORMAT, [FORMAT_VERSION])
     index = read(content, ShardIndex)
     _refuse_other_count(content.at("samples"), sum(len(shard.samples) for shard in index.shards))
     _refuse_twice("shard", (shard.name for shard in index.shards), content)

@@ -106,7 +106,7 @@ def provenance_from(description: str, file: Path) -> Provenance:
         content = Content(parsed_json(description), file, REMEDY)
     except ValueError as error:
         raise UserError(f"{file}: its description cannot be read as JSON ({error}); {REMEDY}") from error
-    content.refuse_other_format(FORMAT, FORMAT_VERSION)
+    content.version_of(FORMAT, [FORMAT_VERSION])
     return read(content, Provenance)
 
 

@@ -138,8 +138,14 @@ class RunRecord:
             return
         end = ending(error)
         words = "" if error is None else next(iter(end.words.splitlines()), type(error).__name__)
-        how = {"state": end.state, "step": self.step, "exit_code": end.code, "words": _as_unicode(words)}
-        self._starts[-1] = replace(self._starts[-1], ended=_now(), **how)
+        self._starts[-1] = replace(
+            self._starts[-1],
+            state=end.state,
+            step=self.step,
+            ended=_now(),
+            exit_code=end.code,
+            words=_as_unicode(words),
+        )
         self._write()
 
     def _write(self) -> None:
@@ -173,7 +179,7 @@ def read_record(file: Path) -> list[Start]:
         UserError: it is missing, or is no record of this version.
     """
     content = read_content(file, "put back a whole record")
-    content.refuse_other_format(FORMAT, FORMAT_VERSION)
+    content.version_of(FORMAT, [FORMAT_VERSION])
     return [_start_from(entry) for entry in content.at("starts").entries()]
 
 

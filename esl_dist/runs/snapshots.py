@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from esl_dist import config as settings
+from esl_dist.adaptation.passes import SEGMENTATION
 from esl_dist.checked import Content, Sha256, Share, matching, read, read_content
 from esl_dist.data.labels import class_names
 from esl_dist.errors import UserError
@@ -27,15 +28,15 @@ from esl_dist.reporting.scores import percent, scores_of
 from esl_dist.runs.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
-    SEGMENTATION,
     BrokenCheckpointError,
+    Manifest,
     checkpoint_folder,
     checkpoint_folders,
+    file_of,
     read_manifest,
     run_config,
     step_of,
 )
-from esl_dist.runs.manifests import Manifest
 
 POLL_SECONDS = 2.0
 
@@ -124,7 +125,7 @@ def score_snapshots(
             manifest = _manifest_of(folder, wait_minutes, warn)
             if manifest is None:
                 continue
-            weights, known = manifest.files[SEGMENTATION], before.get(step)
+            weights, known = manifest.files[file_of(SEGMENTATION)], before.get(step)
             if known is not None and broadcast_flags([known["weights"] == weights and is_done(folder, known)])[0]:
                 _refuse_other_classes(kept, step, known, class_names(manifest.classes))
                 scores[step] = known

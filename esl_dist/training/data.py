@@ -1,14 +1,15 @@
 """What a training reads: the samples of both domains, and from them this rank's part of every step."""
 
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from itertools import count, repeat
 
 import torch
-from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
+from esl_dist.adaptation.passes import MicroBatch
 from esl_dist.data.images import Size, as_size, same_aspect_ratio
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
@@ -17,13 +18,9 @@ from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, ope
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.ranks.collectives import note_progress, rank, require_same_on_ranks, warn, world_size
-from esl_dist.training.step import MicroBatch
 
 SOURCE_ORDER, TARGET_ORDER = 0, 1
 """Domain numbers for `esl_dist.data.sampling`."""
-
-
-DOMAINS = ("source", "target")
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     replace = largest_share > 0
     source_samples = Samples(source, size, LabelSource(source, classes), size, replace)
     _refuse_unlabelled(source_samples, class_set)
-    if method.target_loss is None and config.pseudo_labels is None:
+    if not method.needs_target and config.pseudo_labels is None:
         return TrainingData(source_samples, None, class_set, classes, fingerprints)
     target = _open_shards(config.target.path, largest_share)
     fingerprints["target"] = target.fingerprint()
@@ -142,32 +139,48 @@ def run_name(config: settings.Train, data: TrainingData) -> str:
     return "_".join(parts + (["esl"] if config.pseudo_labels is not None else []))
 
 
-def own_micro_batches(
-    config: settings.Train, data: TrainingData, first_step: int, device: torch.device
-) -> Generator[MicroBatch]:
-    """Yield this rank's passes from `first_step` on; finding the place costs no reading."""
+@dataclass(frozen=True)
+class Order:
+    """Which samples go through the networks when.
 
-    assert config.seed is not None
-    seed = config.seed
-    workers = Workers(config.loader.workers, config.timeout_minutes, "loader.workers")
+    Attributes:
+        seed: of the order and of what methods draw.
+        shuffle_window: see `data.sampling.endless_order`.
+        batch_size: samples of each domain a step, over all ranks.
+        accumulate: micro-batches of a rank in each step.
+    """
+
+    seed: int
+    shuffle_window: int
+    batch_size: int
+    accumulate: int
+
+
+def own_micro_batches(
+    data: TrainingData, order: Order, first_step: int, workers: Workers, device: torch.device
+) -> Generator[MicroBatch]:
+    """Yield this rank's micro-batches from `first_step` on; finding the place costs no reading."""
 
     def domain_batches(samples: Samples, domain: int) -> Generator[Batch]:
-        order = endless_order(len(samples), config.loader.shuffle_window, seed, domain, first_step * config.batch_size)
-        positions = rank_batches(order, config.batch_size, config.accumulate, rank(), world_size())
+        first = first_step * order.batch_size
+        endless = endless_order(len(samples), order.shuffle_window, order.seed, domain, first)
+        positions = rank_batches(endless, order.batch_size, order.accumulate, rank(), world_size())
         with closing(batches(samples, positions, workers, device.type == "cuda")) as read:
             for batch in read:
                 note_progress()
                 yield _to_device(batch, device)
 
+    share = order.batch_size // (order.accumulate * world_size())
     # Closed with this generator: an error in one domain ends the processes that read the other at once, too.
-    with closing(domain_batches(data.source, SOURCE_ORDER)) as source:
-        if data.target is None:
-            for source_batch in source:
-                yield MicroBatch(source_batch, None)
-        else:
-            with closing(domain_batches(data.target, TARGET_ORDER)) as target:
-                for source_batch, target_batch in zip(source, target, strict=True):
-                    yield MicroBatch(source_batch, target_batch)
+    with ExitStack() as opened:
+        source = opened.enter_context(closing(domain_batches(data.source, SOURCE_ORDER)))
+        target: Iterator[Batch | None] = repeat(None)
+        if data.target is not None:
+            target = opened.enter_context(closing(domain_batches(data.target, TARGET_ORDER)))
+        for number in count(first_step * order.accumulate):
+            step, part = divmod(number, order.accumulate)
+            first = (part * world_size() + rank()) * share
+            yield MicroBatch(next(source), next(target), order.seed, step, range(first, first + share))
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
@@ -180,56 +193,3 @@ def _to_device(batch: Batch, device: torch.device) -> Batch:
         label_sizes=batch["label_sizes"],
         replaced=batch["replaced"],
     )
-
-
-def local_replaced(passes: Sequence[MicroBatch], batch_size: int) -> Tensor:
-    """Mark this rank's samples that stand for corrupt ones, in their places in the global batch.
-
-    Returns:
-        int64 (2, batch_size), source and target; 1 for such a sample, 0 for others and those of other ranks.
-    """
-    marks = torch.zeros(2, len(passes), world_size(), batch_size // (len(passes) * world_size()), dtype=torch.int64)
-    for number, one in enumerate(passes):
-        for domain, batch in enumerate((one.source, one.target)):
-            if batch is not None:
-                marks[domain, number, rank()] = batch["replaced"]
-    return marks.reshape(2, batch_size)
-
-
-class CorruptSamples:
-    """Counts the corrupt samples of each domain and epoch, over all ranks, and holds them to their largest share."""
-
-    def __init__(self, data: TrainingData, batch_size: int, largest_share: float, before: dict[str, list[int]]) -> None:
-        """Go on with the counts of `before` (`state`), or begin where it is empty."""
-        self._sizes = [0 if samples is None else len(samples) for samples in (data.source, data.target)]
-        self._batch_size, self._largest_share = batch_size, largest_share
-        self._epochs, self._in_epoch, self._totals = (
-            before.get(key, [0, 0]) for key in ("epochs", "in_epoch", "totals")
-        )
-
-    def add(self, step: int, replaced: Tensor) -> None:
-        """Count the samples that were replaced in a step, counted from 0: `local_replaced`, summed over ranks.
-
-        Raises:
-            UserError: more than the largest share of a domain's samples are corrupt.
-        """
-        for domain, place in replaced.nonzero().tolist():
-            epoch = (step * self._batch_size + place) // self._sizes[domain]
-            if epoch != self._epochs[domain]:
-                self._epochs[domain], self._in_epoch[domain] = epoch, 0
-            self._in_epoch[domain] += 1
-            self._totals[domain] += 1
-            if self._in_epoch[domain] / self._sizes[domain] > self._largest_share:
-                raise UserError(
-                    f"epoch {epoch}: {self._in_epoch[domain]} of {self._sizes[domain]} {DOMAINS[domain]} samples "
-                    f"are corrupt, more than loader.skip_corrupt={self._largest_share:g} allows; the warnings above "
-                    "name them: pack the data set again"
-                )
-
-    def state(self) -> dict[str, list[int]]:
-        """Return the counts, to go on with."""
-        return {"epochs": list(self._epochs), "in_epoch": list(self._in_epoch), "totals": list(self._totals)}
-
-    def totals(self) -> dict[str, int]:
-        """Return how many samples were replaced so far, by domain, where there were any."""
-        return {name: count for name, count in zip(DOMAINS, self._totals, strict=True) if count}

@@ -1,19 +1,24 @@
 """What a training writes to TensorBoard: losses, rates, speed, corrupt samples, skipped steps, and pictures."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from esl_dist.adaptation.optimisers import Rates
+from esl_dist.adaptation.passes import DOMAINS, Losses, MicroBatch
 from esl_dist.data.labels import ClassSet
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.ranks.collectives import is_main, sum_over_ranks
 from esl_dist.reporting.pictures import prediction_pictures
+from esl_dist.reporting.progress import Entry, show_entry, steps_bar
 from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_scalars
-from esl_dist.training.step import Losses, MicroBatch
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 class Interval(TypedDict):
@@ -34,22 +39,33 @@ EMPTY_INTERVAL = Interval(losses={}, updates=0, skipped=0)
 
 
 class TrainingLog:
-    """Collects losses between two entries; every rank collects, the main one writes.
-
-    Args:
-        logs: the run's folder in TensorBoard; None on ranks that write nothing.
-        first_step: steps done before.
-        images_a_step: pictures of all domains a step, over all ranks.
-        interval: what was collected of the present interval before.
-    """
+    """Collects losses between two entries; every rank collects, the main one writes and shows."""
 
     def __init__(
-        self, logs: Path | None, first_step: int, images_a_step: int, interval: Interval = EMPTY_INTERVAL
+        self, logs: Path, title: str, images_a_step: int, first_step: int, interval: Interval = EMPTY_INTERVAL
     ) -> None:
-        """Open the folder and begin to collect."""
-        self._writer = None if logs is None else open_writer(logs, first_step)
-        self._images_a_step = images_a_step
+        """Open the folder, on the main rank, and begin to collect.
+
+        Args:
+            logs: the run's folder in TensorBoard.
+            title: of what is shown: the run's name.
+            images_a_step: pictures of all domains a step, over all ranks.
+            first_step: steps done before.
+            interval: what was collected of the present interval before.
+        """
+        self._writer = open_writer(logs, first_step) if is_main() else None
+        self._bar: tqdm[int] | None = None
+        self._title, self._images_a_step, self._first_step = title, images_a_step, first_step
         self._begin(interval)
+
+    def steps(self, last_step: int) -> Generator[int]:
+        """Give every step that is to be done, and show on the main rank how far the training is."""
+        if not is_main():
+            yield from range(self._first_step, last_step)
+            return
+        self._bar = steps_bar(self._first_step, last_step, self._title)
+        with self._bar:
+            yield from self._bar
 
     def _begin(self, interval: Interval) -> None:
         self._steps, self._began = 0, time.monotonic()
@@ -88,30 +104,37 @@ class TrainingLog:
         totals = sum_over_ranks(torch.stack(list(self._sums.values())))
         return dict(zip(self._sums, totals.tolist(), strict=True))
 
-    def write(
-        self, means: Mapping[str, float], rates: Mapping[str, float], corrupt: Mapping[str, int], step: int
-    ) -> float:
-        """Write an entry and begin to collect anew; returns this start's speed since the one before, in samples/s."""
+    def write(self, step: int, means: Mapping[str, float], rates: Rates, corrupt: Mapping[str, int]) -> None:
+        """Write and show an entry after `step` steps, and begin to collect anew.
+
+        Args:
+            step: steps done.
+            means: `mean_losses`.
+            rates: learning rates of the last step.
+            corrupt: samples replaced so far, by domain.
+        """
         speed = self._images_a_step * self._steps / (time.monotonic() - self._began)
         if self._writer is not None:
             write_scalars(self._writer, "loss", means, step)
-            write_scalars(self._writer, "learning_rate", rates, step)
+            write_scalars(self._writer, "learning_rate", rates.groups, step)
             write_scalars(self._writer, "speed", {"samples_per_second": speed}, step)
             write_scalars(self._writer, "corrupt_samples", corrupt, step)
             write_scalars(self._writer, "precision", {"skipped_steps": self._skipped}, step)
+        if self._bar is not None:
+            left = (self._bar.total - step) * self._images_a_step / speed
+            show_entry(self._bar, Entry(step, means, rates.base, speed, left), self._title, self._bar.total)
         self._begin(EMPTY_INTERVAL)
-        return speed
 
-    def draw(self, network: DeepLab, last: MicroBatch, classes: ClassSet, step: int) -> None:
+    def draw(self, step: int, network: nn.Module, last: MicroBatch, classes: ClassSet) -> None:
         """Show the rank's first sample of each domain as evaluation would see it now; nothing is updated."""
         if self._writer is None:
             return
+        assert isinstance(network, DeepLab)
         network.eval()
-        pictures = prediction_pictures(network, last.source["images"], "source", classes)
-        write_pictures(self._writer, "source", pictures, step)
-        if last.target is not None:
-            pictures = prediction_pictures(network, last.target["images"], "target", classes)
-            write_pictures(self._writer, "target", pictures, step)
+        for domain, samples in zip(DOMAINS, (last.source, last.target), strict=True):
+            if samples is not None:
+                pictures = prediction_pictures(network, samples["images"], domain, classes)
+                write_pictures(self._writer, domain, pictures, step)
         network.train()
 
     def close(self) -> None:

@@ -1,17 +1,16 @@
-"""Optimisers, the polynomial schedule, and the update that either happens on all networks or on none."""
+"""How losses become gradients, and gradients new weights: on all networks that are trained, or on none."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import polynomial_rate
 from esl_dist.errors import UserError
+from esl_dist.models.batch_norm import copied_statistics, put_back_statistics
 from esl_dist.ranks.collectives import sum_gradients
 
 PUBLISHED_STEPS, PUBLISHED_SCHEDULE = 120_000, 250_000
@@ -41,67 +40,69 @@ def schedule_note(options: settings.Optimizer, steps: int) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Updating:
-    """How losses become gradients, and gradients new weights.
+class Updating(Protocol):
+    """How the losses of a step become new weights."""
 
-    Attributes:
-        backward: adds a loss's gradients, scaled where precision needs it; the name is that of the optimiser whose
-            network it is for.
-        update: uses the gradients of all networks and forgets them; says whether the networks were updated;
-            without a loss scaler they are. What it is given names the place in messages.
-        states: returns the optimisers' state dicts by name, as plain optimisers have them; called on every rank.
-        load: fills the optimisers with such states.
-    """
+    def begin_step(self) -> None:
+        """Come before the passes of a step."""
 
-    backward: Callable[[Tensor, str], None]
-    update: Callable[[str], bool]
-    states: Callable[[], dict[str, Any]]
-    load: Callable[[dict[str, Any]], None]
+    def backward(self, loss: Tensor, network: str) -> None:
+        """Add the gradients of a loss for the network of that name."""
 
+    def update(self, place: str) -> bool:
+        """Use the gradients of all networks and forget them; say whether the networks were updated.
 
-def plain_updating(optimizers: dict[str, Optimizer], scaler: GradScaler | None) -> Updating:
-    """Return how plain optimisers are used, each rank holding all of their states."""
+        Args:
+            place: named in messages.
 
-    def backward(loss: Tensor, part: str) -> None:
-        (loss if scaler is None else scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+        Raises:
+            UserError: on every rank, if gradients are no finite numbers, and no lower loss scale can help.
+        """
 
-    def load(states: dict[str, Any]) -> None:
-        for name, optimizer in optimizers.items():
-            optimizer.load_state_dict(states[name])
+    def states(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: `optimizers`, as plain ones have them, and `scaler`; called on every rank."""
 
-    return Updating(
-        backward,
-        lambda place: update(list(optimizers.values()), scaler, place),
-        lambda: {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
-        load,
-    )
+    def load(self, states: dict[str, Any]) -> None:
+        """Go on from such states."""
 
 
-def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None, place: str) -> bool:
-    """Sum the gradients over the ranks, step every optimiser, forget the gradients.
+class PlainUpdating:
+    """Plain optimisers, each rank holding all of their states.
 
     With a loss scaler, gradients that are not finite make every optimiser skip, on every rank (their sum is not finite
-    anywhere), and the scale is lowered.
-
-    Args:
-        optimizers: all of the step's.
-        scaler: the one that scaled the losses; None: they are not scaled.
-        place: named in messages.
-
-    Returns:
-        Whether the networks were updated.
-
-    Raises:
-        UserError: on every rank, if a step would be skipped where losses are scaled down already.
+    anywhere), and the scale is lowered. The overflow has spoiled the batch-norm statistics by then: they go back.
     """
-    parameters = [
-        parameter for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
-    ]
-    sum_gradients(parameters)
-    finite = True
-    if scaler is not None:
-        for optimizer in optimizers:
+
+    def __init__(self, networks: nn.Module, optimizers: dict[str, Optimizer], scaler: GradScaler | None) -> None:
+        """Use `optimizers` for what they train of `networks`; without a scaler, losses are not scaled."""
+        self._networks, self._optimizers, self._scaler = networks, optimizers, scaler
+        self._statistics: list[Tensor] = []
+
+    def begin_step(self) -> None:
+        """Copy what an overflow would spoil."""
+        if self._scaler is not None:
+            self._statistics = copied_statistics(self._networks)
+
+    def backward(self, loss: Tensor, network: str) -> None:
+        """Add the gradients of a loss."""
+        (loss if self._scaler is None else self._scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
+
+    def update(self, place: str) -> bool:
+        """Sum the gradients over the ranks, step every optimiser, forget the gradients."""
+        groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        sum_gradients(parameters)
+        finite = self._scaler is None or self._unscale(self._scaler, parameters, place)
+        for optimizer in self._optimizers.values():
+            if finite:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        if not finite:
+            put_back_statistics(self._networks, self._statistics)
+        return finite
+
+    def _unscale(self, scaler: GradScaler, parameters: list[nn.Parameter], place: str) -> bool:
+        for optimizer in self._optimizers.values():
             scaler.unscale_(optimizer)
         largest = [parameter.grad.abs().amax().float() for parameter in parameters if parameter.grad is not None]
         finite = bool(torch.stack(largest).isfinite().all())
@@ -111,8 +112,18 @@ def update(optimizers: Sequence[Optimizer], scaler: GradScaler | None, place: st
                 "mixed precision bf16 or none, or start a run of another name with a lower optimizer.learning_rate"
             )
         scaler.update()
-    for optimizer in optimizers:
-        if finite:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return finite
+        return finite
+
+    def states(self) -> dict[str, Any]:
+        """Return the states of the optimisers, by name, and of the loss scaler."""
+        return {
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "scaler": {} if self._scaler is None else self._scaler.state_dict(),
+        }
+
+    def load(self, states: dict[str, Any]) -> None:
+        """Go on from such states; without the scale where the run had no scaler before."""
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(states["optimizers"][name])
+        if self._scaler is not None and states["scaler"]:
+            self._scaler.load_state_dict(states["scaler"])

@@ -2,35 +2,43 @@
 
 import secrets
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
-from esl_dist.adaptation.methods import METHODS, Method
-from esl_dist.adaptation.optimisers import build_optimizers
-from esl_dist.config_files import differing_keys
+from esl_dist.adaptation.methods import METHODS, Method, build_networks
+from esl_dist.config_files import differing_keys, to_dictionary
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.errors import UserError, beginning
+from esl_dist.files import refuse_as_name
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.weight_files import read_weights
+from esl_dist.models.weight_files import digest_of_weights, read_weights
 from esl_dist.models.weights import initialise, load_weights
-from esl_dist.ranks.collectives import is_main, print_on_main, sum_over_ranks, world_size
+from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks, world_size
+from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
     RUN_CONFIG,
     Checkpoint,
     TensorState,
-    build_discriminators,
     build_network,
+    checkpoint_folders,
     find_checkpoint,
+    load_newest,
     run_config,
 )
+from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.runs.provenance import provenance_of_file
-from esl_dist.training.data import TrainingData
-from esl_dist.training.step import Networks
+from esl_dist.training.data import TrainingData, open_training_data, run_name
+from esl_dist.training.optimisation import PlainUpdating, Updating
+from esl_dist.training.sizes import refuse_impossible_sizes
+from esl_dist.training.zero import DividedUpdating
 
 MAY_CHANGE = frozenset(
     {
@@ -64,10 +72,85 @@ SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class State:
-    """What a step changes."""
+    """What a step changes: networks, those that are trained with an optimiser of the same name."""
 
-    networks: Networks
+    networks: nn.ModuleDict
     optimizers: dict[str, Optimizer]
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training is made of when its steps begin, or go on.
+
+    Attributes:
+        config: the run's settings, name and seed included.
+        method: what makes its passes.
+        data: what it reads.
+        state: networks and optimisers.
+        updating: how losses become new weights.
+        ranks: the processes that train.
+        run: the run's folder.
+        first_step: steps done before.
+        before: what the checkpoint that it goes on from says of the training besides its optimisers.
+    """
+
+    config: settings.Train
+    method: Method
+    data: TrainingData
+    state: State
+    updating: Updating
+    ranks: Ranks
+    run: Path
+    first_step: int = 0
+    before: Mapping[str, Any] = field(default_factory=dict)
+
+
+def set_up(config: settings.Train, ranks: Ranks) -> Training:
+    """Return the training that settings describe, gone on from the run's newest whole checkpoint if it has one.
+
+    Raises:
+        UserError: settings that cannot be, shards that do not fit, a run of the same name that has other settings, is
+            being trained or has no checkpoint that can be used, or ranks that were not given the same.
+    """
+    method = check_training(config)
+    require_same_on_ranks(str(to_dictionary(config)), "configuration")
+    data = open_training_data(config, method)
+    require_same_on_ranks(str(data.fingerprints), "shards")
+    refuse_impossible_sizes(config, method, data, ranks.device)
+    config = replace(config, name=config.name or run_name(config, data))
+    refuse_as_name(str(config.name), "name")
+    run = run_folder(config)
+    config = replace(config, seed=agreed_seed(run) if config.seed is None else config.seed)
+    begun = bool(checkpoint_folders(run))
+    # Before the lock, which makes the folder: weights that do not fit leave nothing behind.
+    state = build_state(config, method, data.classes, ranks.device, with_start=not begun)
+    lock_folder(run, "name")
+    checkpoint = load_newest(run)
+    if begun != (checkpoint is not None):
+        raise UserError(f"{run}: its checkpoints came or went during the start; start again")
+    if checkpoint is not None:
+        fill_from(run, checkpoint, config, data, state)
+    # Before DeepSpeed gives all ranks those of rank 0.
+    for network in state.networks.values():
+        require_same_on_ranks(digest_of_weights(network.state_dict()), "weights to start from")
+    require_same_on_ranks(str(0 if checkpoint is None else checkpoint.step), "checkpoint")
+    training = Training(config, method, data, state, _updating(state, ranks), ranks, run)
+    if checkpoint is None:
+        return training
+    training.updating.load(checkpoint.training)
+    before = {key: value for key, value in checkpoint.training.items() if key not in ("optimizers", "scaler")}
+    return replace(training, first_step=checkpoint.step, before=before)
+
+
+def _updating(state: State, ranks: Ranks) -> Updating:
+    if ranks.zero_stage is None:
+        return PlainUpdating(state.networks, state.optimizers, ranks.scaler)
+    if ranks.precision == "fp16":
+        raise UserError(
+            "mixed precision fp16 is not supported with DeepSpeed: each of its engines would scale losses and skip "
+            "steps on its own; choose bf16, or start without DeepSpeed"
+        )
+    return DividedUpdating(state.networks, state.optimizers, ranks.zero_stage)
 
 
 def run_folder(config: settings.Train) -> Path:
@@ -99,14 +182,14 @@ def check_training(config: settings.Train) -> Method:
             f"batch_size={config.batch_size} cannot be shared by {world_size()} processes in {config.accumulate} "
             f"passes; expected a multiple of {share}"
         )
-    if config.target.path == "" and (method.target_loss is not None or config.pseudo_labels is not None):
+    if config.target.path == "" and (method.needs_target or config.pseudo_labels is not None):
         raise UserError(
             "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
         )
-    if config.network.batch_norm == "per_domain" and method.target_loss is None and config.pseudo_labels is None:
+    if config.network.batch_norm == "per_domain" and not method.needs_target and config.pseudo_labels is None:
         raise UserError(
-            "network.batch_norm=per_domain needs passes over the target, and source_only without pseudo-labels has "
-            "none; choose network.batch_norm=shared"
+            f"network.batch_norm=per_domain needs passes over the target, and {config.method.name} without "
+            "pseudo-labels has none; choose network.batch_norm=shared"
         )
     if config.network.start_without is not None and config.network.start is None:
         raise UserError(
@@ -122,7 +205,7 @@ def build_state(
 
     Args:
         config: the run's settings.
-        method: whether there are discriminators.
+        method: which networks it adds, and how they are trained.
         classes: the class set.
         device: where the networks go.
         with_start: whether `network.start` is read; a run that goes on needs it no more.
@@ -136,9 +219,8 @@ def build_state(
     initialise(segmentation)
     if with_start and config.network.start is not None:
         _start_from(segmentation, config.network, classes)
-    discriminators = build_discriminators(config, method, segmentation, classes)
-    networks = Networks(segmentation.to(device).train(), discriminators.to(device).train())
-    return State(networks, build_optimizers(networks.segmentation, networks.discriminators, config.optimizer))
+    networks = build_networks(method, segmentation, len(classes), config.method).to(device).train()
+    return State(networks, method.optimizers(networks, config.optimizer))
 
 
 def _start_from(network: DeepLab, options: settings.Network, classes: ClassSet) -> None:
@@ -199,8 +281,8 @@ def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: T
         )
     if checkpoint.shards != data.fingerprints:
         raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
-    state.networks.segmentation.load_state_dict(checkpoint.segmentation)
-    state.networks.discriminators.load_state_dict(checkpoint.discriminators)
+    for name, network in state.networks.items():
+        network.load_state_dict(checkpoint.networks[name])
 
 
 def _described_changes(keys: list[str], begun: settings.Train, given: settings.Train) -> str:

@@ -17,7 +17,6 @@ from esl_dist.environment import launch
 from esl_dist.errors import UserError
 from esl_dist.machine import free_memory
 from esl_dist.models.deeplab import least_bytes_a_pixel, refuse_single_value
-from esl_dist.models.discriminator import LEAST_SIDE
 from esl_dist.ranks.collectives import world_size
 from esl_dist.training.data import TrainingData
 
@@ -51,10 +50,10 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
     pictures = list(_pictures(data))
     together = config.batch_size // config.accumulate
     for one in pictures:
-        if method.discriminator_loss is not None and min(one.label_size) < LEAST_SIDE:
+        if min(one.label_size) < (least := method.least_side):
             raise UserError(
-                f"{one.name}: method.name={config.method.name} needs pictures of at least {LEAST_SIDE}×{LEAST_SIDE} "
-                f"pixels for its discriminators; give such a {one.setting}=[width,height]"
+                f"{one.name}: method.name={config.method.name} needs pictures of at least {least}×{least} pixels; give "
+                f"such a {one.setting}=[width,height]"
             )
         refuse_single_value(one.size, together, one.name, f"a larger {one.setting} or batch_size")
     _refuse_full_memory(config, data, pictures, together // world_size(), device)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esl_dist.errors import UserError
-from esl_dist.training.optimisation import Updating
+from esl_dist.ranks.collectives import world_size
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,33 @@ class _Divided:
     groups: list[list[nn.Parameter]]
 
 
-def divided_updating(
-    networks: dict[str, nn.Module], optimizers: dict[str, Optimizer], stage: int, world_size: int
-) -> Updating:
-    """Divide the optimisers over the ranks; to be called when the networks have their weights.
+class DividedUpdating:
+    """Optimisers that DeepSpeed has divided over the ranks; their states are told as plain ones."""
 
-    Args:
-        networks: by the names of their optimisers; those without one are left out.
-        optimizers: plain ones, without state; they stay the place to set learning rates.
-        stage: 1 or 2.
-        world_size: number of ranks.
-    """
-    divided = {name: _divide(networks[name], optimizer, stage) for name, optimizer in optimizers.items()}
+    def __init__(self, networks: nn.ModuleDict, optimizers: dict[str, Optimizer], stage: int) -> None:
+        """Divide the optimisers; the networks have their weights by then.
 
-    def backward(loss: Tensor, part: str) -> None:
-        divided[part].engine.backward(loss * world_size)
+        Args:
+            networks: by name; those without an optimiser are left out.
+            optimizers: plain ones, without state; they stay the place to set learning rates.
+            stage: 1 or 2.
+        """
+        self._divided = {name: _divide(networks[name], optimizer, stage) for name, optimizer in optimizers.items()}
 
-    def update(place: str) -> bool:
-        for one in divided.values():
+    def begin_step(self) -> None:
+        """Do nothing: no step is skipped."""
+
+    def backward(self, loss: Tensor, network: str) -> None:
+        """Add the gradients of a loss, which DeepSpeed divides by the number of ranks."""
+        self._divided[network].engine.backward(loss * world_size())
+
+    def update(self, place: str) -> bool:
+        """Step every optimiser."""
+        for one in self._divided.values():
             one.engine.step()
         # Where a network's gradients are not finite, DeepSpeed leaves out its step without a word; on all ranks, for it
         # looks at a norm summed over them.
-        skipped = [name for name, one in divided.items() if not one.engine.was_step_applied()]
+        skipped = [name for name, one in self._divided.items() if not one.engine.was_step_applied()]
         if skipped:
             raise UserError(
                 f"{place}: gradients of {' and '.join(skipped)} are no finite numbers; start a run of another name "
@@ -63,11 +68,14 @@ def divided_updating(
             )
         return True
 
-    def load(states: dict[str, Any]) -> None:
-        for name, one in divided.items():
-            _load(one, states[name])
+    def states(self) -> dict[str, Any]:
+        """Return the states that plain optimisers would have, by name; every rank has to call it."""
+        return {"optimizers": {name: _gather(one) for name, one in self._divided.items()}, "scaler": {}}
 
-    return Updating(backward, update, lambda: {name: _gather(one) for name, one in divided.items()}, load)
+    def load(self, states: dict[str, Any]) -> None:
+        """Give every rank its part of such states."""
+        for name, one in self._divided.items():
+            _load(one, states["optimizers"][name])
 
 
 def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:

@@ -35,7 +35,8 @@ def test_a_missing_folder_or_index_says_what_to_do(tmp_path: Path) -> None:
 def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
     drawn_shards(tmp_path, 1)
     changed_index(tmp_path, lambda index: index.update(format_version=version))
-    with pytest.raises(UserError, match=rf"index\.json: format version {version!r}, this program reads 2"):
+    told = f"format version {version}, this program reads 2" if type(version) is int else "format_version: expected"
+    with pytest.raises(UserError, match=rf"index\.json: {told}"):
         open_shards(tmp_path)
 
 

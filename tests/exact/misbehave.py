@@ -28,14 +28,14 @@ def with_another_configuration(config: settings.Train, *arguments: Any) -> Any:
 
 def with_other_shards(config: settings.Train, *arguments: Any) -> Any:
     # The validation shards stand under the very path of the others, as they might on another machine.
-    plain = trainer.open_training_data
+    plain = beginning.open_training_data
 
     def other(config: settings.Train, method: Any) -> Any:
         return plain(
             replace(config, target=replace(config.target, path=config.target.path.replace("train", "val"))), method
         )
 
-    trainer.open_training_data = other
+    beginning.open_training_data = other
     return train(config, *arguments)
 
 
@@ -44,7 +44,7 @@ def with_other_weights(network: Any) -> None:
     network.conv1.weight.data.add_(1)
 
 
-def with_fewer_steps(training: trainer.Training, *arguments: Any) -> Any:
+def with_fewer_steps(training: beginning.Training, *arguments: Any) -> Any:
     return loop(replace(training, config=replace(training.config, steps=LAST_STEP)), *arguments)
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from esl_dist.ranks import launchers as launching
 from esl_dist.ranks import session as distributed
-from esl_dist.training import loop as trainer
+from esl_dist.training import setup
 
 PLACES: dict[str, tuple[list[Any], str]] = {
     "the launcher": ([launching, distributed], "start_missing_processes"),
     "the meeting": ([distributed], "meet"),
     "the devices": ([distributed], "_accelerator"),
-    "the shards": ([trainer], "open_training_data"),
-    "the checkpoint": ([trainer], "load_newest"),
+    "the shards": ([setup], "open_training_data"),
+    "the checkpoint": ([setup], "load_newest"),
 }
 place, number = sys.argv[1], signal.Signals[sys.argv[2]]
 sys.argv = sys.argv[3:]

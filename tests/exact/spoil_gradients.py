@@ -10,29 +10,30 @@ each other, bit for bit.
 import os
 import runpy
 import sys
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
+from esl_dist.adaptation.passes import Losses
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.ranks.collectives import require_same_on_ranks
 from esl_dist.ranks.session import Ranks
 from esl_dist.training import loop as trainer
+from esl_dist.training import setup
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.setup import State
-from esl_dist.training.step import Losses
 
 what, first, last, rank, scale = sys.argv[1], *map(int, sys.argv[2:6])
 sys.argv = sys.argv[6:]
-plain_updating, plain_add_gradients = trainer._updating, trainer.add_gradients
+plain_updating, plain_add_gradients = setup._updating, trainer.add_gradients
 
 
 def spoiled_updating(state: State, ranks: Ranks) -> Updating:
     if scale > 0:
         object.__setattr__(ranks, "scaler", GradScaler("cpu", init_scale=scale))
-    plain = plain_updating(state, ranks)
+    updating = plain_updating(state, ranks)
+    plain_backward, plain_update = updating.backward, updating.update
     step = 1
 
     def spoils(part: str) -> bool:
@@ -46,7 +47,7 @@ def spoiled_updating(state: State, ranks: Ranks) -> Updating:
     def backward(loss: Tensor, part: str) -> None:
         if spoils(part):
             loss.register_hook(lambda gradient: gradient * float("inf"))
-        plain.backward(loss, part)
+        plain_backward(loss, part)
 
     def add_gradients(*arguments: Any) -> Losses:
         losses = plain_add_gradients(*arguments)
@@ -55,19 +56,20 @@ def spoiled_updating(state: State, ranks: Ranks) -> Updating:
     def update(place: str) -> bool:
         nonlocal step
         if spoils("statistics"):
-            state.networks.segmentation.bn1.running_mean[0] = float("inf")
+            state.networks["segmentation"].bn1.running_mean[0] = float("inf")
         step += 1
-        updated = plain.update(place)
-        for weights in (state.networks.segmentation, state.networks.discriminators):
+        updated = plain_update(place)
+        for weights in state.networks.values():
             require_same_on_ranks(digest_of_weights(weights.state_dict()), f"weights after {place}")
         scaler = ranks.scaler
         require_same_on_ranks(f"{updated} {scaler and scaler.state_dict()}", f"loss scale after {place}")
         return updated
 
     trainer.add_gradients = add_gradients
-    state.networks.segmentation.conv1.register_forward_hook(overflow)
-    return replace(plain, backward=backward, update=update)
+    state.networks["segmentation"].conv1.register_forward_hook(overflow)
+    updating.backward, updating.update = backward, update
+    return updating
 
 
-trainer._updating = spoiled_updating
+setup._updating = spoiled_updating
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -10,14 +10,15 @@ from esl_dist.training import loop as trainer
 
 step = int(sys.argv[1])
 sys.argv = sys.argv[2:]
-agree = trainer._agree
+agree = trainer.agree
 
 
-def asked_to_stop(passes: Any, config: Any, request: Any, place: str) -> Any:
-    if place == f"step {step}" and int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+def asked_to_stop(*arguments: Any) -> Any:
+    is_last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
+    if arguments[-1] == f"step {step}" and is_last_rank:
         os.kill(os.getpid(), signal.SIGTERM)
-    return agree(passes, config, request, place)
+    return agree(*arguments)
 
 
-trainer._agree = asked_to_stop
+trainer.agree = asked_to_stop
 runpy.run_path(sys.argv[0], run_name="__main__")

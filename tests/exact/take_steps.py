@@ -12,13 +12,15 @@ import torch
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS
-from esl_dist.adaptation.optimisers import build_optimizers, set_rates
+from esl_dist.adaptation.optimisers import set_rates
+from esl_dist.adaptation.passes import MicroBatch, Normaliser, Precision
 from esl_dist.data.loading import Batch
 from esl_dist.data.sampling import rank_batches
 from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
 from esl_dist.ranks.session import joined_ranks
-from esl_dist.training.optimisation import plain_updating
-from esl_dist.training.step import MicroBatch, Precision, add_gradients, local_valid_pixels
+from esl_dist.training.agreement import local_valid_pixels
+from esl_dist.training.optimisation import PlainUpdating
+from esl_dist.training.step import add_gradients
 from tests.training.test_step import IMAGES, PLAIN, build, domain_batch
 
 STEPS = 4
@@ -43,23 +45,22 @@ options = settings.Optimizer(learning_rate=1e-3, discriminator_learning_rate=1e-
 weights = settings.Method(name=method, target=settings.LevelWeights(main=1.0, auxiliary=0.5))
 losses: list[dict[str, torch.Tensor]] = []
 with joined_ranks(1):
-    networks = build()
+    networks = build(method)
     if mode == "evaluation":
-        networks.segmentation.eval()
-    optimizers = build_optimizers(networks.segmentation, networks.discriminators, options)
-    updating = plain_updating(optimizers, None)
+        networks["segmentation"].eval()
+    optimizers = METHODS[method].optimizers(networks, options)
+    updating = PlainUpdating(networks, optimizers, None)
     precision: Precision = replace(PLAIN, backward=updating.backward)
     for step in range(STEPS):
         set_rates(optimizers, step, options)
         cuts = list(islice(rank_batches(iter(range(IMAGES)), IMAGES, passes, rank(), world_size()), passes))
         source, target = (global_batch(step, domain) for domain in (0, 1))
-        own = [MicroBatch(chosen(source, positions), chosen(target, positions)) for positions in cuts]
-        valid_pixels = sum_over_ranks(local_valid_pixels(own))
-        local = add_gradients(networks, METHODS[method], weights, own, valid_pixels, IMAGES, precision)
+        own = [MicroBatch(chosen(source, places), chosen(target, places), 0, step, places) for places in cuts]
+        normaliser = Normaliser(sum_over_ranks(local_valid_pixels(own)), IMAGES)
+        local = add_gradients(networks, METHODS[method], weights, own, normaliser, precision)
         updating.update(f"step {step}")
         losses.append({name: sum_over_ranks(loss) for name, loss in local.items()})
-    state = {f"segmentation.{name}": tensor for name, tensor in networks.segmentation.state_dict().items()}
-    state |= {f"discriminators.{name}": tensor for name, tensor in networks.discriminators.state_dict().items()}
+    state = dict(networks.state_dict())
     state |= {
         f"{name}.{number}.{key}": value
         for name, optimizer in optimizers.items()

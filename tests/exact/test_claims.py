@@ -123,12 +123,12 @@ def test_pseudo_labels_that_another_start_has_finished_just_before_the_claim_are
 
 CHECKPOINTS_GO_DURING_THE_START = """
 import shutil
-from esl_dist.training import loop as trainer
-claim = trainer.claim
+from esl_dist.training import setup
+lock_folder = setup.lock_folder
 def late(run, setting):
     shutil.rmtree(run / "checkpoints")
     lock_folder(run, setting)
-trainer.claim = late
+setup.lock_folder = late
 """
 
 

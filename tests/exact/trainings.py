@@ -73,8 +73,7 @@ def assert_whole(run: Path, step: int) -> None:
 def everything_learned(run: Path, step: int | None = None) -> dict[str, Any]:
     """Return every tensor and value of a checkpoint, by default the newest: networks, optimisers, loss scaler, step."""
     saved = load_checkpoint(checkpoint_folder(run, newest_step(run) if step is None else step))
-    networks = {"segmentation": saved.segmentation, "discriminators": saved.discriminators}
-    return dict(_leaves({**networks, **saved.training, "step": saved.step}, ""))
+    return dict(_leaves({**saved.networks, **saved.training, "step": saved.step}, ""))
 
 
 def entries(run: Path) -> dict[str, dict[int, float]]:
@@ -112,11 +111,16 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def assert_same_bits(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one.keys() == other.keys()
     assert any("momentum_buffer" in name for name in one)
     assert any("exp_avg" in name for name in one)
-    different = [name for name in one if not _equal(one[name], other[name])]
+    different = different_bits(one, other)
     assert different == [], f"{len(different)} of {len(one)}"
+
+
+def different_bits(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Return the names of what is not the same."""
+    assert one.keys() == other.keys()
+    return [name for name in one if not _equal(one[name], other[name])]
 
 
 def _equal(one: Any, other: Any) -> bool:

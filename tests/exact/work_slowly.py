@@ -10,17 +10,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from esl_dist.adaptation.methods import advent
 from esl_dist.data.loading import Samples
 from esl_dist.inference import scoring
 from esl_dist.inference.labelling import prediction
 from esl_dist.runs import async_save as saving
 from esl_dist.training import loop as trainer
-from esl_dist.training import step
 
 PLACES: dict[str, tuple[Any, str]] = {
     "saves": (saving, "save_checkpoint"),
     "weights": (trainer, "write_weights"),
-    "passes": (step, "_source_pass"),
+    "passes": (advent, "source_pass"),
     "samples": (Samples, "__getitem__"),
     "predictions": (prediction, "label_and_score"),
     "scores": (scoring, "confusion_matrix"),

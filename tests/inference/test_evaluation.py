@@ -22,7 +22,7 @@ from esl_dist.inference import evaluation
 from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.models.weight_files import write_weights
-from esl_dist.runs.checkpoints import SEGMENTATION, checkpoint_folder
+from esl_dist.runs.checkpoints import checkpoint_folder
 from esl_dist.runs.load import load_trained
 from tests.builders import class_set, draw, drawn_shards, write_shards
 from tests.training.small_runs import configuration, reseal, save_run, save_state, tiny_network
@@ -296,7 +296,7 @@ def test_a_run_whose_first_checkpoint_is_broken_inside_is_scored_without_it(
     state = save_run(run, 2)
     state["conv1.weight"] *= float("nan")
     folder = checkpoint_folder(run, 2)
-    save_file(state, folder / SEGMENTATION)
+    save_file(state, folder / "segmentation.safetensors")
     reseal(folder)
     assert list(score(run, data, mode="best")["snapshots"]) == ["3"]
     assert capsys.readouterr().err.count("passing over a broken checkpoint") == 1

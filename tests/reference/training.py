@@ -1,7 +1,8 @@
 """The training runs of the published programs, through this project's functions, in one process or on several ranks."""
 
 import contextlib
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,15 +14,16 @@ from torch import Tensor, nn
 
 from esl_dist import config as settings
 from esl_dist.adaptation.losses import SOURCE, domain_loss, self_information
-from esl_dist.adaptation.methods import METHODS, Method
-from esl_dist.adaptation.methods.method import DiscriminatorLoss
-from esl_dist.adaptation.optimisers import build_optimizers, set_rates
+from esl_dist.adaptation.methods import METHODS, advent
+from esl_dist.adaptation.optimisers import set_rates
+from esl_dist.adaptation.passes import Losses, MicroBatch, Networks, Normaliser, Precision
 from esl_dist.data.loading import Batch, network_input
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
-from esl_dist.training.optimisation import update
-from esl_dist.training.step import Losses, MicroBatch, Networks, Precision, add_gradients, local_valid_pixels
+from esl_dist.training.agreement import local_valid_pixels
+from esl_dist.training.optimisation import PlainUpdating
+from esl_dist.training.step import add_gradients
 from tests.reference.arrays import arrays, filled
 
 CLASSES = 19
@@ -90,14 +92,17 @@ def train_as_rank(name: str, number: int, ranks: int, meeting: Path) -> Outcome:
 def train(name: str) -> Outcome:
     """Train as the run called `name` was trained; on several ranks, each takes its part of every batch."""
     expected = recorded(name)
-    method = METHODS[RUNS[name].method]
     auxiliary_head = any(tensor.startswith("layer5") for tensor in expected.norms)
     segmentation = filled(DeepLab("resnet101", CLASSES, auxiliary_head, False))
     assert isinstance(segmentation, DeepLab)
-    discriminators = _discriminators(method)
+    discriminators = _discriminators(RUNS[name].method)
     # The published program builds a discriminator for a level that is not there too, and never trains it.
     trained = {level: discriminators[level] for level in segmentation.levels if level in discriminators}
-    losses = _train(Networks(segmentation, nn.ModuleDict(trained)), name, len(expected.losses["loss_seg_src_main"]))
+    networks = nn.ModuleDict({"segmentation": segmentation})
+    if trained:
+        networks["discriminators"] = nn.ModuleDict(trained)
+    with _target_half_recorded():
+        losses = _train(networks, name, len(expected.losses["loss_seg_src_main"]))
     state = segmentation.state_dict()
     whole = state | {
         f"discriminator_{LEVELS[level]}/{tensor}": values
@@ -115,8 +120,8 @@ def _below(prefix: str, file: dict[str, NDArray]) -> dict[str, NDArray[np.float6
     return {name.removeprefix(prefix): values for name, values in file.items() if name.startswith(prefix)}
 
 
-def _discriminators(method: Method) -> dict[str, nn.Module]:
-    if method.discriminator_loss is None:
+def _discriminators(method: str) -> dict[str, nn.Module]:
+    if method != "advent":
         return {}
     return {level: filled(build_discriminator(CLASSES), f"{prefix}.") for level, prefix in LEVELS.items()}
 
@@ -125,32 +130,37 @@ def _train(networks: Networks, name: str, steps: int) -> dict[str, NDArray[np.fl
     """Take every step of a run; returns the losses under the names in the files."""
     run, images, batches = RUNS[name], int(arrays(name)["batch_size"]), arrays("batches")
     method = METHODS[run.method]
-    if method.discriminator_loss is not None:
-        method = replace(method, discriminator_loss=_less_source_half(method.discriminator_loss))
     weights = settings.Method(name=run.method)
-    optimizers = build_optimizers(networks.segmentation, networks.discriminators, OPTIONS)
+    optimizers = method.optimizers(networks, OPTIONS)
+    updating = PlainUpdating(networks, optimizers, None)
     history: list[Losses] = []
     for step in range(steps):
         set_rates(optimizers, step, OPTIONS)
         passes = [_own_pass(batches, step, images, run.pseudo_labels)]
-        valid_pixels = sum_over_ranks(local_valid_pixels(passes))
-        history.append(add_gradients(networks, method, weights, passes, valid_pixels, images, PLAIN))
-        update(list(optimizers.values()), None, name)
+        normaliser = Normaliser(sum_over_ranks(local_valid_pixels(passes)), images)
+        history.append(add_gradients(networks, method, weights, passes, normaliser, PLAIN))
+        updating.update(name)
     return {
         _name_in_file(loss): sum_over_ranks(torch.stack([losses[loss] for losses in history])).numpy()
         for loss in history[0]
     }
 
 
-def _less_source_half(loss: DiscriminatorLoss) -> DiscriminatorLoss:
-    """Return a loss of the same gradients and the value of its target half alone, as it was recorded."""
+@contextlib.contextmanager
+def _target_half_recorded() -> Iterator[None]:
+    """Give the discriminators' loss the value of its target half alone, as it was recorded, and the same gradients."""
+    plain = advent.tell_domains_apart
 
     def target_half(source_logits: Tensor, target_logits: Tensor, discriminator: nn.Module, images: int) -> Tensor:
         with torch.no_grad():
             source_half = domain_loss(discriminator(self_information(source_logits)), SOURCE, images) / 2
-        return loss(source_logits, target_logits, discriminator, images) - source_half
+        return plain(source_logits, target_logits, discriminator, images) - source_half
 
-    return target_half
+    advent.tell_domains_apart = target_half
+    try:
+        yield
+    finally:
+        advent.tell_domains_apart = plain
 
 
 def _own_pass(batches: dict[str, NDArray], step: int, images: int, pseudo_labels: bool) -> MicroBatch:
@@ -162,6 +172,9 @@ def _own_pass(batches: dict[str, NDArray], step: int, images: int, pseudo_labels
     return MicroBatch(
         _batch(batches["source_images"][rows], batches["source_labels"][rows]),
         _batch(batches["target_images"][rows], target_labels),
+        seed=0,
+        step=step,
+        places=range(rank() * share, (rank() + 1) * share),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from esl_dist.config_files import save_config
 from esl_dist.data.labels import class_names
 from esl_dist.files import sha256_of_file
-from esl_dist.runs.checkpoints import MANIFEST, RUN_CONFIG, SEGMENTATION, checkpoint_folder
+from esl_dist.runs.checkpoints import MANIFEST, RUN_CONFIG, checkpoint_folder
 from tests.builders import class_set
 from tests.training.small_runs import configuration, save_state
 
@@ -34,7 +34,7 @@ def write_snapshot(run: Path, step: int, weight: float = 0.0) -> None:
 
 
 def weights_of(run: Path, step: int) -> str:
-    return sha256_of_file(checkpoint_folder(run, step) / SEGMENTATION)
+    return sha256_of_file(checkpoint_folder(run, step) / "segmentation.safetensors")
 
 
 class Scorer:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from esl_dist import config as settings
 from esl_dist.data.labels import SemanticClass
@@ -27,7 +28,7 @@ from esl_dist.runs.checkpoints import (
     set_aside_after,
 )
 from tests.training import small_runs as runs
-from tests.training.small_runs import after_a_step, configuration, newest_whole, rewrite_as_version
+from tests.training.small_runs import after_a_step, configuration, newest_whole, reseal, rewrite_as_version
 
 CLASSES = (SemanticClass("road", (1, 2, 3), (7, 8)), SemanticClass("sky", (4, 5, 6), (23,)))
 KEEP_ALL = settings.Checkpoints(keep_newest=100)
@@ -48,7 +49,8 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     loaded = load_checkpoint(save_checkpoint(tmp_path, saved, KEEP_ALL))
     assert (loaded.step, loaded.config, loaded.classes, loaded.shards) == (4, saved.config, CLASSES, saved.shards)
     assert all(torch.equal(loaded.segmentation[name], tensor) for name, tensor in saved.segmentation.items())
-    assert torch.equal(loaded.discriminators["main.0.weight"], saved.discriminators["main.0.weight"])
+    name = "main.0.weight"
+    assert torch.equal(loaded.networks["discriminators"][name], saved.networks["discriminators"][name])
     assert str(loaded.training) == str(saved.training)
 
 
@@ -182,14 +184,30 @@ def test_a_checkpoint_of_another_format_version_is_refused_and_not_passed_over(
     save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
     folder = save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL)
     rewrite_as_version(folder, 99)
-    with pytest.raises(UserError, match="step-00000002: format version 99, this program reads 2; use the version"):
+    with pytest.raises(
+        UserError, match=r"step-00000002/manifest\.json: format version 99, this program reads 3; use the version"
+    ):
         read(folder)
+
+
+def test_a_checkpoint_of_version_2_is_read_which_had_an_empty_file_where_there_were_no_discriminators(
+    tmp_path: Path,
+) -> None:
+    config = configuration(method={"name": "source_only"})
+    state = build_network(config.network, CLASSES).state_dict()
+    folder = save_checkpoint(tmp_path, runs.checkpoint(1, state, config, CLASSES), KEEP_ALL)
+    save_file({}, folder / "discriminators.safetensors")
+    reseal(folder)
+    with pytest.raises(UserError, match=r"files: expected the files segmentation\.safetensors, training\.pt, got"):
+        load_checkpoint(folder)
+    reseal(folder, lambda manifest: {**manifest, "format_version": 2})
+    assert load_checkpoint(folder).networks.keys() == {"segmentation"}
 
 
 def test_damage_that_looks_like_another_format_version_is_passed_over(tmp_path: Path) -> None:
     before = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
     manifest = save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL) / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 3'))
+    manifest.write_text(manifest.read_text().replace('"format_version": 3', '"format_version": 4'))
     assert newest_whole(tmp_path) == before
 
 

@@ -14,7 +14,7 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import published_state
 from esl_dist.runs import checkpoints
-from esl_dist.runs.checkpoints import DISCRIMINATORS, SEGMENTATION, TRAINING
+from esl_dist.runs.checkpoints import TRAINING
 from esl_dist.runs.load import TrainedNetwork, load_trained
 from esl_dist.runs.provenance import Provenance, description_of
 from esl_dist.training.setup import build_state
@@ -294,4 +294,6 @@ def test_the_files_of_a_checkpoint_are_hashed_once(
     monkeypatch.setattr(checkpoints, "sha256_of_file", lambda path: (hashed.append(path), plain(path))[1])
     read(run / place)
     folder = run / "checkpoints/step-00000003"
-    assert sorted(hashed) == sorted(folder / name for name in (SEGMENTATION, DISCRIMINATORS, TRAINING))
+    assert sorted(hashed) == sorted(
+        folder / name for name in ("segmentation.safetensors", "discriminators.safetensors", TRAINING)
+    )

@@ -103,7 +103,7 @@ def test_an_edited_description_works_or_is_one_message(key: str, value: Any, rem
 
 
 def checkpoint(config: Train, shards: dict[str, str], **training: Any) -> Checkpoint:
-    return Checkpoint(3, config, "village3", class_set(), shards, {}, {}, training, {"source": "a"})
+    return Checkpoint(3, config, "village3", class_set(), shards, {}, training, data_sets={"source": "a"})
 
 
 def test_a_checkpoint_says_all_that_its_weights_are_described_with() -> None:

@@ -19,7 +19,6 @@ from esl_dist.runs import snapshots
 from esl_dist.runs.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
-    SEGMENTATION,
     BrokenCheckpointError,
     checkpoint_folder,
     checkpoint_folders,
@@ -150,7 +149,7 @@ def test_snapshots_that_are_gone_or_broken_are_named_not_waited_for_and_have_no_
         write_snapshot(run, step)
     score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
     shutil.rmtree(checkpoint_folder(run, 4))
-    (checkpoint_folder(run, 8) / SEGMENTATION).write_bytes(b"")
+    (checkpoint_folder(run, 8) / "segmentation.safetensors").write_bytes(b"")
     scores = score_snapshots(run, tmp_path / "kept.json", MADE_WITH, LONG, Scorer())
     assert list(scores) == [12]
     assert list(snapshots_in(tmp_path / "kept.json")) == ["12"]
@@ -265,7 +264,7 @@ def test_the_first_snapshot_is_the_first_that_can_be_used(run: Path, capsys: pyt
         first_snapshot(run, 0, load)
     for step in (6, 8, 12):
         write_snapshot(run, step)
-    (checkpoint_folder(run, 6) / SEGMENTATION).write_bytes(b"")
+    (checkpoint_folder(run, 6) / "segmentation.safetensors").write_bytes(b"")
     assert first_snapshot(run, 0, load) == checkpoint_folder(run, 12)
     assert capsys.readouterr().err == "", "it is told when its turn comes"
 
@@ -274,7 +273,7 @@ def test_a_run_of_broken_checkpoints_alone_says_what_is_wrong_with_the_newest(ru
     begin(run)
     for step in (4, 8):
         write_snapshot(run, step)
-        (checkpoint_folder(run, step) / SEGMENTATION).write_bytes(b"")
+        (checkpoint_folder(run, step) / "segmentation.safetensors").write_bytes(b"")
     told = r"none of its checkpoints can be scored \(the newest: .*step-00000008/segmentation\.safetensors: missing"
     with pytest.raises(UserError, match=told):
         first_snapshot(run, 0, lambda folder: folder)

@@ -7,24 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from esl_dist import config as settings
-from esl_dist.adaptation.methods import METHODS
-from esl_dist.adaptation.optimisers import build_optimizers
+from esl_dist.adaptation.methods import METHODS, build_networks
+from esl_dist.adaptation.passes import SEGMENTATION
 from esl_dist.config_files import from_dictionary, save_config
 from esl_dist.data.labels import ClassSet
 from esl_dist.files import sha256_of_file
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from esl_dist.runs.checkpoints import (
-    FILES,
     MANIFEST,
     RUN_CONFIG,
     Checkpoint,
     _digest,
-    build_discriminators,
     build_network,
     checkpoint_folder,
     load_newest,
@@ -88,9 +86,7 @@ def save_state(
 def checkpoint(step: int, segmentation: Mapping[str, Tensor], config: settings.Train, classes: ClassSet) -> Checkpoint:
     """Return a checkpoint of a network: all but its state is what fits the settings."""
     torch.manual_seed(step)
-    network = build_network(config.network, classes)
-    discriminators = build_discriminators(config, METHODS[config.method.name], network, classes)
-    optimizers = build_optimizers(network, discriminators, config.optimizer)
+    networks, optimizers = networks_and_optimizers(config, classes)
     states = {name: one.state_dict() for name, one in optimizers.items()}
     return Checkpoint(
         step=step,
@@ -98,26 +94,32 @@ def checkpoint(step: int, segmentation: Mapping[str, Tensor], config: settings.T
         class_set="village3",
         classes=classes,
         shards=FINGERPRINTS,
-        segmentation=dict(segmentation),
-        discriminators=discriminators.state_dict(),
+        networks={name: one.state_dict() for name, one in networks.items()} | {SEGMENTATION: dict(segmentation)},
         training={"optimizers": states, "scaler": {}, **MORE_OF_TRAINING},
     )
+
+
+def networks_and_optimizers(
+    config: settings.Train, classes: ClassSet
+) -> tuple[nn.ModuleDict, dict[str, torch.optim.Optimizer]]:
+    """Return what a training of these settings begins with."""
+    method = METHODS[config.method.name]
+    networks = build_networks(method, build_network(config.network, classes), len(classes), config.method)
+    return networks, method.optimizers(networks, config.optimizer)
 
 
 def after_a_step(config: settings.Train, classes: ClassSet) -> Checkpoint:
     """Return a checkpoint with a tensor in every place that may hold one, after one step on gradients of 1."""
     torch.manual_seed(1)
-    network = build_network(config.network, classes)
-    discriminators = build_discriminators(config, METHODS[config.method.name], network, classes)
-    optimizers = build_optimizers(network, discriminators, config.optimizer)
+    networks, optimizers = networks_and_optimizers(config, classes)
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.ones_like(parameter)
         optimizer.step()
     return replace(
-        checkpoint(1, network.state_dict(), config, classes),
-        discriminators=discriminators.state_dict(),
+        checkpoint(1, {}, config, classes),
+        networks={name: one.state_dict() for name, one in networks.items()},
         training={
             "optimizers": {name: one.state_dict() for name, one in optimizers.items()},
             "precision": "fp16",
@@ -145,7 +147,8 @@ def reseal(
     """Change a checkpoint's manifest, and give manifest and files the checksums of what they are now."""
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest.pop("sha256", None)
-    manifest["files"] = {name: {"sha256": sha256_of_file(folder / name)} for name in FILES}
+    others = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST]
+    manifest["files"] = {path.name: {"sha256": sha256_of_file(path)} for path in others}
     changed = change(manifest)
     sealed = {**changed, "sha256": _digest(changed)} if isinstance(changed, dict) else changed
     (folder / MANIFEST).write_text(text(sealed))

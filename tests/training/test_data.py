@@ -13,7 +13,8 @@ from esl_dist.data import loading
 from esl_dist.data.labels import SemanticClass
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import CorruptSampleError, UserError
-from esl_dist.training.data import CorruptSamples, TrainingData, open_training_data
+from esl_dist.training.agreement import CorruptSamples
+from esl_dist.training.data import TrainingData, open_training_data
 from tests.builders import class_set, draw, drawn_samples, drawn_shards, encoded, write_shards
 from tests.exact.shards import corrupt
 from tests.training.small_runs import configuration

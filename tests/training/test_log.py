@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from esl_dist.adaptation.optimisers import Rates
 from esl_dist.training import log as journal
 from esl_dist.training.log import Interval, TrainingLog
 
@@ -31,7 +32,7 @@ def test_an_entry_shows_the_mean_losses_the_speed_and_the_skipped_steps_since_th
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
-    written = TrainingLog(tmp_path, 4, images_a_step=6)
+    written = TrainingLog(tmp_path, "r", 6, 4)
     spans: list[tuple[int, float, list[Step]]] = [
         (7, 6.0, [(1.0, True), (math.nan, False), (3.0, True)]),
         (9, 3.0, [(math.inf, False), (math.nan, False)]),
@@ -40,7 +41,7 @@ def test_an_entry_shows_the_mean_losses_the_speed_and_the_skipped_steps_since_th
     for step, seconds, steps in spans:
         add(written, steps)
         now[0] += seconds
-        written.write(written.mean_losses(), {"stem": 0.25}, {"target": 1}, step)
+        written.write(step, written.mean_losses(), Rates(0.25, {"stem": 0.25}), {"target": 1})
     written.close()
     assert shown(tmp_path) == {
         "loss/source": [(7, 2.0), (10, 8.0)],
@@ -55,10 +56,10 @@ def test_an_entry_shows_the_mean_losses_the_speed_and_the_skipped_steps_since_th
 def test_an_interval_that_is_cut_anywhere_goes_on_as_if_it_were_not(tmp_path: Path, cut: int) -> None:
     """The sums of float32 losses would show the cut."""
     steps = [(0.1, True), (1e-4, True), (math.nan, False), (3.3, True), (7e-6, True)]
-    before, whole = TrainingLog(None, 0, 1), TrainingLog(None, 0, 1)
+    before, whole = (TrainingLog(tmp_path / name, "r", 1, 0) for name in ("cut", "whole"))
     add(whole, steps)
     add(before, steps[:cut])
-    after = TrainingLog(None, cut, 1, before.interval())
+    after = TrainingLog(tmp_path / "cut", "r", 1, cut, before.interval())
     add(after, steps[cut:])
     assert after.interval() == whole.interval()
     assert after.mean_losses() == whole.mean_losses()
@@ -67,10 +68,10 @@ def test_an_interval_that_is_cut_anywhere_goes_on_as_if_it_were_not(tmp_path: Pa
 
 
 def test_behind_an_entry_an_interval_is_empty(tmp_path: Path) -> None:
-    written = TrainingLog(tmp_path, 0, 1, Interval(losses={"source": 2.0}, updates=1, skipped=3))
+    written = TrainingLog(tmp_path, "r", 1, 0, Interval(losses={"source": 2.0}, updates=1, skipped=3))
     add(written, [(4.0, True)])
     assert written.mean_losses() == {"source": 3.0}
-    written.write({}, {}, {}, 5)
+    written.write(5, {}, Rates(0.0, {}), {})
     assert written.interval() == {"losses": {}, "updates": 0, "skipped": 0}
     written.close()
     assert shown(tmp_path)["precision/skipped_steps"] == [(5, 3.0)]

@@ -9,17 +9,25 @@ from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from esl_dist import config as settings
-from esl_dist.adaptation.optimisers import build_optimizers, polynomial_rate, set_rates
+from esl_dist.adaptation.methods import METHODS, build_networks
+from esl_dist.adaptation.optimisers import polynomial_rate, set_rates
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.discriminator import build_discriminator
-from esl_dist.training.optimisation import schedule_note, update
+from esl_dist.training.optimisation import PlainUpdating, schedule_note
 
 OPTIONS = settings.Optimizer(learning_rate=0.1, schedule_steps=100)
 
 
-def networks() -> tuple[DeepLab, nn.ModuleDict]:
+def networks(method: str = "advent") -> nn.ModuleDict:
     torch.manual_seed(0)
-    return DeepLab("tiny", 3, True, False), nn.ModuleDict({"main": build_discriminator(3, 2)})
+    network = DeepLab("tiny", 3, True, False)
+    return build_networks(METHODS[method], network, 3, settings.Method(discriminator_channels=2))
+
+
+def plain(built: nn.ModuleDict, scaler: GradScaler | None = None) -> PlainUpdating:
+    """Return the updating of networks whose rates are those of the first step."""
+    optimizers = METHODS["advent" if "discriminators" in built else "minent"].optimizers(built, OPTIONS)
+    set_rates(optimizers, 0, OPTIONS)
+    return PlainUpdating(built, optimizers, scaler)
 
 
 def test_the_rate_falls_from_the_base_to_zero_by_the_published_formula() -> None:
@@ -41,31 +49,31 @@ def test_a_rate_that_barely_falls_is_noted_and_the_published_one_is_not() -> Non
 
 
 def test_every_trainable_parameter_is_stepped_once_with_its_factor() -> None:
-    network, discriminators = networks()
+    built = networks()
     options = settings.Optimizer(
         learning_rate=0.1, multipliers=settings.RateMultipliers(stem=2.0, blocks=3.0, shortcuts=4.0, heads=10.0)
     )
-    optimizers = build_optimizers(network, discriminators, options)
+    optimizers = METHODS["advent"].optimizers(built, options)
     rates = set_rates(optimizers, 0, options)
     expected = {"stem": 0.2, "blocks": 0.3, "shortcuts": 0.4, "heads": 1.0, "discriminators": 1e-4}
-    assert rates == pytest.approx(expected)
+    assert rates.groups == pytest.approx(expected)
+    assert rates.base == 0.1
     stepped = [id(p) for o in optimizers.values() for group in o.param_groups for p in group["params"]]
-    trainable = [id(p) for n in (network, discriminators) for p in n.parameters() if p.requires_grad]
+    trainable = [id(p) for p in built.parameters() if p.requires_grad]
     assert sorted(stepped) == sorted(trainable)
 
 
 def test_an_update_is_that_of_sgd_with_momentum_and_decay() -> None:
-    network, _ = networks()
-    optimizers = build_optimizers(network, nn.ModuleDict(), OPTIONS)
-    set_rates(optimizers, 0, OPTIONS)
-    weight = network.conv1.weight
+    built = networks("minent")
+    updating = plain(built)
+    weight = built["segmentation"].conv1.weight
     before = weight.detach().clone()
     momentum = torch.zeros_like(before)
     expected = before.clone()
     for _ in range(2):
         gradient = torch.ones_like(before)
         weight.grad = gradient.clone()
-        assert update(list(optimizers.values()), None, "a step")
+        assert updating.update("a step")
         momentum = 0.9 * momentum + gradient + 5e-4 * expected
         expected = expected - 0.1 * momentum
     torch.testing.assert_close(weight.detach(), expected)
@@ -73,15 +81,14 @@ def test_an_update_is_that_of_sgd_with_momentum_and_decay() -> None:
 
 
 def test_an_update_of_the_discriminators_is_that_of_adam_with_the_published_betas() -> None:
-    network, discriminators = networks()
-    weight = discriminators.double()["main"][0].weight
-    optimizers = build_optimizers(network, discriminators, OPTIONS)
-    set_rates(optimizers, 0, OPTIONS)
+    built = networks().double()
+    updating = plain(built)
+    weight = built["discriminators"]["main"][0].weight
     expected = weight.detach().clone()
     mean = square = 0.0
     for step, gradient in enumerate((1.0, -3.0), start=1):
         weight.grad = torch.full_like(weight, gradient)
-        assert update(list(optimizers.values()), None, "a step")
+        assert updating.update("a step")
         mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
         expected -= 1e-4 * mean / (1 - 0.9**step) / (math.sqrt(square / (1 - 0.99**step)) + 1e-8)
     torch.testing.assert_close(weight.detach(), expected, rtol=0, atol=1e-12)
@@ -89,32 +96,36 @@ def test_an_update_of_the_discriminators_is_that_of_adam_with_the_published_beta
 
 @pytest.mark.parametrize("broken", ["segmentation", "discriminator"])
 def test_one_infinite_gradient_makes_every_optimiser_skip_and_lowers_the_scale(broken: str) -> None:
-    network, discriminators = networks()
-    optimizers = build_optimizers(network, discriminators, OPTIONS)
+    built = networks()
     scaler = GradScaler("cpu", init_scale=8.0)
+    updating = plain(built, scaler=scaler)
+    updating.begin_step()
     scaler.scale(torch.zeros(1))
-    parameters = {"segmentation": network.conv1.weight, "discriminator": discriminators["main"][0].weight}
+    parameters = {
+        "segmentation": built["segmentation"].conv1.weight,
+        "discriminator": built["discriminators"]["main"][0].weight,
+    }
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         parameter.grad = torch.full_like(parameter, float("inf") if name == broken else 8.0)
-    assert not update(list(optimizers.values()), scaler, "a step")
+    assert not updating.update("a step")
     assert all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())
     assert scaler.get_scale() == 4.0
 
     for parameter in parameters.values():
         parameter.grad = torch.full_like(parameter, 4.0)
-    assert update(list(optimizers.values()), scaler, "a step")
+    assert updating.update("a step")
     assert all(not torch.equal(parameter, before[name]) for name, parameter in parameters.items())
 
 
 def test_the_scale_is_taken_out_of_the_gradients() -> None:
-    plain, _ = networks()
-    scaled, _ = networks()
+    unscaled, scaled = networks("minent"), networks("minent")
     scaler = GradScaler("cpu", init_scale=1024.0)
     scaler.scale(torch.zeros(1))
-    for network, factor, used in ((plain, 1.0, None), (scaled, 1024.0, scaler)):
-        optimizers = build_optimizers(network, nn.ModuleDict(), OPTIONS)
-        set_rates(optimizers, 0, OPTIONS)
-        network.conv1.weight.grad = torch.full_like(network.conv1.weight, 0.5 * factor)
-        update(list(optimizers.values()), used, "a step")
-    torch.testing.assert_close(plain.conv1.weight, scaled.conv1.weight)
+    for built, factor, used in ((unscaled, 1.0, None), (scaled, 1024.0, scaler)):
+        updating = plain(built, scaler=used)
+        updating.begin_step()
+        weight = built["segmentation"].conv1.weight
+        weight.grad = torch.full_like(weight, 0.5 * factor)
+        assert updating.update("a step")
+    torch.testing.assert_close(unscaled["segmentation"].conv1.weight, scaled["segmentation"].conv1.weight)

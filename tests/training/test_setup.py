@@ -16,7 +16,6 @@ from esl_dist.errors import UserError
 from esl_dist.runs.checkpoints import Checkpoint
 from esl_dist.training.data import TrainingData
 from esl_dist.training.setup import State, fill_from
-from esl_dist.training.step import Networks
 from tests.builders import class_set
 from tests.training.small_runs import configuration, tiny_network
 
@@ -63,10 +62,10 @@ def with_other(key: str, config: settings.Train) -> settings.Train:
 def go_on(begun: settings.Train, given: settings.Train, shards: dict[str, str] = SHARDS) -> None:
     """Fill networks from a checkpoint of a run that was begun with other settings, maybe."""
     segmentation = tiny_network(1)
-    state = State(Networks(tiny_network(2), nn.ModuleDict()), {})
-    checkpoint = Checkpoint(1, begun, "village3", class_set(), SHARDS, segmentation.state_dict(), {}, {})
+    state = State(nn.ModuleDict({"segmentation": tiny_network(2)}), {})
+    checkpoint = Checkpoint(1, begun, "village3", class_set(), SHARDS, {"segmentation": segmentation.state_dict()}, {})
     fill_from(RUN, checkpoint, given, TrainingData(None, None, "village3", class_set(), shards), state)
-    assert torch.equal(state.networks.segmentation.conv1.weight, segmentation.conv1.weight)
+    assert torch.equal(state.networks["segmentation"].conv1.weight, segmentation.conv1.weight)
 
 
 def test_the_documentation_names_settings_there_are() -> None:

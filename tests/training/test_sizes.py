@@ -43,7 +43,7 @@ def checked(
 
 @pytest.mark.parametrize("size", [[1, 1], [8, 8], [24, 24], [32, 24], [31, 64], [640, 31]])
 def test_pictures_too_small_for_a_discriminator_are_refused_by_setting(shards: Path, size: list[int]) -> None:
-    message = r"^{}\.size=\[.*\]: method\.name=advent needs pictures of at least 32×32 pixels .* such a {}\.size="
+    message = r"^{}\.size=\[.*\]: method\.name=advent needs pictures of at least 32×32 pixels; give such a {}\.size="
     with pytest.raises(UserError, match=message.format("source", "source")):
         checked(shards, size, [32, 32], "advent")
     with pytest.raises(UserError, match=message.format("target", "target")):

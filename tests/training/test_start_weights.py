@@ -25,7 +25,9 @@ HEADS = ("layer5.", "layer6.")
 def started(start: Path | None, classes: ClassSet, **network: Any) -> DeepLab:
     options = {"architecture": "tiny", "start": None if start is None else str(start), **network}
     config = configuration(seed=0, network=options)
-    return build_state(config, METHODS["source_only"], classes, CPU, with_start=True).networks.segmentation
+    network = build_state(config, METHODS["source_only"], classes, CPU, with_start=True).networks["segmentation"]
+    assert isinstance(network, DeepLab)
+    return network
 
 
 def described(path: Path, classes: ClassSet) -> Path:

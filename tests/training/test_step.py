@@ -1,31 +1,41 @@
 """One step: which networks its passes reach, with which statistics, in which precision."""
 
 import contextlib
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esl_dist import config as settings
-from esl_dist.adaptation.methods import METHODS, Method
+from esl_dist.adaptation import passes
+from esl_dist.adaptation.methods import METHODS, build_networks
+from esl_dist.adaptation.passes import MicroBatch, Networks, Normaliser, Precision, Step
 from esl_dist.data.loading import Batch
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.discriminator import build_discriminator
 from esl_dist.models.weights import initialise
-from esl_dist.training import step as step_module
-from esl_dist.training.step import MicroBatch, Networks, Precision, add_gradients, local_valid_pixels
+from esl_dist.training.agreement import local_valid_pixels
+from esl_dist.training.step import add_gradients
 
 CLASSES, IMAGES = 3, 4
 PLAIN = Precision(contextlib.nullcontext, lambda loss, network: loss.backward())
 
 
-def build() -> Networks:
+def build(method: str = "advent") -> Networks:
     torch.manual_seed(0)
     network = DeepLab("tiny", CLASSES, True, True)
     initialise(network)
-    discriminators = nn.ModuleDict({level: build_discriminator(CLASSES, 2) for level in network.levels})
-    return Networks(network.double().train(), discriminators.double().train())
+    options = settings.Method(discriminator_channels=2)
+    return build_networks(METHODS[method], network, CLASSES, options).double().train()
+
+
+def micro_batch(source: Batch, target: Batch | None) -> MicroBatch:
+    return MicroBatch(source, target, seed=0, step=0, places=range(IMAGES))
+
+
+def normaliser(*own: MicroBatch) -> Normaliser:
+    return Normaliser(local_valid_pixels(own), IMAGES)
 
 
 def domain_batch(seed: int, labels: bool) -> Batch:
@@ -41,24 +51,27 @@ def domain_batch(seed: int, labels: bool) -> Batch:
 
 def test_the_segmentation_passes_leave_the_discriminators_without_gradient() -> None:
     networks = build()
-    method = METHODS["advent"]
-    for parameter in networks.discriminators.parameters():
-        parameter.register_hook(lambda _: pytest.fail("a gradient reached a frozen discriminator"))
-    batch = domain_batch(1, True)
-    one = MicroBatch(batch, domain_batch(2, False))
-    valid_pixels = local_valid_pixels([one])
-    _, _ = step_module._source_pass(networks, settings.Method(), batch, valid_pixels[0], PLAIN)
-    _, _ = step_module._target_pass(networks, method, settings.Method(), one.target, valid_pixels[1], IMAGES, PLAIN)
-    assert all(parameter.grad is None for parameter in networks.discriminators.parameters())
-    assert networks.segmentation.conv1.weight.grad is not None
+    reached: list[Tensor] = []
+    for parameter in networks["discriminators"].parameters():
+        parameter.register_hook(reached.append)
+    own = micro_batch(domain_batch(1, True), domain_batch(2, False))
+
+    def backward(loss: Tensor, network: str) -> None:
+        loss.backward()
+        assert (len(reached) > 0) == (network == "discriminators")
+
+    precision = Precision(contextlib.nullcontext, backward)
+    METHODS["advent"].passes(Step(networks, own, normaliser(own), settings.Method(), precision))
+    assert networks["segmentation"].conv1.weight.grad is not None
+    assert all(parameter.grad is not None for parameter in networks["discriminators"].parameters())
 
 
 def test_source_and_target_passes_feed_their_own_statistics() -> None:
     networks = build()
-    before = {name: tensor.clone() for name, tensor in networks.segmentation.state_dict().items()}
-    one = MicroBatch(domain_batch(1, True), domain_batch(2, False))
-    add_gradients(networks, METHODS["minent"], settings.Method(), [one], local_valid_pixels([one]), IMAGES, PLAIN)
-    after = networks.segmentation.state_dict()
+    before = {name: tensor.clone() for name, tensor in networks["segmentation"].state_dict().items()}
+    one = micro_batch(domain_batch(1, True), domain_batch(2, False))
+    add_gradients(networks, METHODS["minent"], settings.Method(), [one], normaliser(one), PLAIN)
+    after = networks["segmentation"].state_dict()
     assert not torch.equal(before["bn1.running_mean"], after["bn1.running_mean"])
     assert not torch.equal(before["bn1.source_mean"], after["bn1.source_mean"])
     assert not torch.equal(after["bn1.running_mean"], after["bn1.source_mean"])
@@ -78,9 +91,9 @@ def test_a_pass_is_learned_from_by_the_sum_of_its_losses_each_with_the_weight_of
         learned.append((network, float(loss.detach())))
         loss.backward()
 
-    one = MicroBatch(domain_batch(1, True), domain_batch(2, True))
+    one = micro_batch(domain_batch(1, True), domain_batch(2, True))
     precision = Precision(contextlib.nullcontext, backward)
-    losses = add_gradients(build(), METHODS["advent"], WEIGHTS, [one], local_valid_pixels([one]), IMAGES, precision)
+    losses = add_gradients(build(), METHODS["advent"], WEIGHTS, [one], normaliser(one), precision)
     assert not any(loss.requires_grad for loss in losses.values()), "they would keep every pass until they are logged"
     value = {name: float(loss) for name, loss in losses.items()}
     source = 2 * value["source_cross_entropy/main"] + 3 * value["source_cross_entropy/auxiliary"]
@@ -92,9 +105,9 @@ def test_a_pass_is_learned_from_by_the_sum_of_its_losses_each_with_the_weight_of
 
 
 def test_each_domain_is_normalised_by_its_own_labelled_pixels_of_the_global_batch() -> None:
-    one = MicroBatch(domain_batch(1, True), domain_batch(2, True))
+    one = micro_batch(domain_batch(1, True), domain_batch(2, True))
     found = [
-        add_gradients(build(), METHODS["advent"], WEIGHTS, [one], torch.tensor(pixels), IMAGES, PLAIN)
+        add_gradients(build(), METHODS["advent"], WEIGHTS, [one], Normaliser(torch.tensor(pixels), IMAGES), PLAIN)
         for pixels in ((100, 100), (100, 200), (200, 100))
     ]
     for domain, factors in (("source", (1, 1, 0.5)), ("target", (1, 0.5, 1))):
@@ -102,7 +115,13 @@ def test_each_domain_is_normalised_by_its_own_labelled_pixels_of_the_global_batc
         assert values == pytest.approx([values[0] * factor for factor in factors], rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["advent", "minent"])
+LOSSES = {
+    "minent": ("cross_entropy", "entropy_loss"),
+    "advent": ("cross_entropy", "fool_discriminator", "tell_domains_apart"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_computed_from_float32_outside_of_mixed_precision(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -124,25 +143,33 @@ def test_losses_are_computed_from_float32_outside_of_mixed_precision(
         assert loss.dtype == torch.float32
         loss.backward()
 
-    plain = METHODS[name]
-    parts = {part: loss and watched(loss) for part, loss in vars(plain).items()}
-    monkeypatch.setattr(step_module, "cross_entropy", watched(step_module.cross_entropy))
-    networks = build()
-    networks.segmentation.float()
-    networks.discriminators.float()
+    for loss in LOSSES[name]:
+        module = passes if loss == "cross_entropy" else sys.modules[type(METHODS[name]).__module__]
+        monkeypatch.setattr(module, loss, watched(getattr(module, loss)))
+    networks = build(name).float()
     precisions: set[torch.dtype] = set()
-    networks.segmentation.register_forward_hook(
+    networks["segmentation"].register_forward_hook(
         lambda module, inputs, logits: precisions.update(one.dtype for one in logits.values())
     )
     batches = domain_batch(1, True), domain_batch(2, True)
     for batch in batches:
         batch["images"] = batch["images"].float()
-    own = [MicroBatch(*batches)]
+    own = micro_batch(*batches)
     precision = Precision(lambda: torch.autocast("cpu", torch.bfloat16), backward)
     weights = settings.Method(name=name)
-    losses = add_gradients(networks, Method(**parts), weights, own, local_valid_pixels(own), IMAGES, precision)
+    losses = add_gradients(networks, METHODS[name], weights, [own], normaliser(own), precision)
     assert precisions == {torch.bfloat16}
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
-    of_method = [loss.__name__ for loss in vars(plain).values() if loss is not None]
     # Each at two levels, the cross-entropy on both domains.
-    assert sorted(computed) == sorted(2 * [*of_method, "cross_entropy", "cross_entropy"])
+    assert sorted(computed) == sorted(2 * [*LOSSES[name], "cross_entropy"])
+
+
+def test_what_a_method_draws_depends_on_seed_step_place_and_purpose_alone() -> None:
+    def drawn(seed: int, step: int, places: range, purpose: str = "flip") -> list[float]:
+        own = MicroBatch(domain_batch(1, True), None, seed, step, places)
+        return [float(torch.rand((), generator=generator)) for generator in own.generators(purpose)]
+
+    whole = drawn(1, 2, range(4))
+    assert [*drawn(1, 2, range(2)), *drawn(1, 2, range(2, 4))] == whole
+    others = [whole, drawn(2, 2, range(4)), drawn(1, 3, range(4)), drawn(1, 2, range(4), "jitter")]
+    assert len({value for values in others for value in values}) == 16

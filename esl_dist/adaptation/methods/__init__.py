@@ -1,17 +1,14 @@
-"""The adaptation methods: what each adds to supervised training, at one level of the network.
+"""The adaptation methods. A new one is one new file with a `Method`, and one line in the table below."""
 
-A new method is one new file with a `Method` and one line in the table below.
-"""
-
-from esl_dist.adaptation.methods.advent import ADVENT
-from esl_dist.adaptation.methods.method import Method
-from esl_dist.adaptation.methods.minent import MINENT
-from esl_dist.adaptation.methods.source_only import SOURCE_ONLY
+from esl_dist.adaptation.methods.advent import AdvEnt
+from esl_dist.adaptation.methods.method import Method, build_networks
+from esl_dist.adaptation.methods.minent import MinEnt
+from esl_dist.adaptation.methods.source_only import SourceOnly
 
 METHODS: dict[str, Method] = {
-    "source_only": SOURCE_ONLY,
-    "minent": MINENT,
-    "advent": ADVENT,
+    "source_only": SourceOnly(),
+    "minent": MinEnt(),
+    "advent": AdvEnt(),
 }
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "Method", "build_networks"]

@@ -1,14 +1,20 @@
 """AdvEnt: make the target's entropy look like the source's to a discriminator (arXiv 1811.12833, section 3.2)."""
 
 from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
+from esl_dist import config as settings
 from esl_dist.adaptation.losses import SOURCE, TARGET, domain_loss, self_information, without_gradient
 from esl_dist.adaptation.methods.method import Method
+from esl_dist.adaptation.passes import Networks, Step, source_pass, target_pass
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator
+
+DISCRIMINATORS = "discriminators"
 
 
-def fool_discriminator(target_logits: Tensor, discriminator: nn.Module | None, images: int) -> Tensor:
+def fool_discriminator(target_logits: Tensor, discriminator: nn.Module, images: int) -> Tensor:
     """Hold the discriminator's word on the target's self-information against *source* (equation 7)."""
-    assert discriminator is not None
     return domain_loss(without_gradient(discriminator, self_information(target_logits)), SOURCE, images)
 
 
@@ -19,4 +25,38 @@ def tell_domains_apart(source_logits: Tensor, target_logits: Tensor, discriminat
     return source / 2 + target / 2
 
 
-ADVENT = Method(target_loss=fool_discriminator, discriminator_loss=tell_domains_apart)
+class AdvEnt(Method):
+    """A discriminator for each level, trained by Adam; the published algorithm, pass by pass."""
+
+    needs_target = True
+    least_side = LEAST_SIDE
+
+    def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
+        """Return the discriminators, by level."""
+        channels = options.discriminator_channels
+        by_level = {level: build_discriminator(classes, channels) for level in segmentation.levels}
+        return {DISCRIMINATORS: nn.ModuleDict(by_level)}
+
+    def optimizers(self, networks: Networks, options: settings.Optimizer) -> dict[str, Optimizer]:
+        """Return SGD for the segmentation network and one Adam for all discriminators."""
+        parameters = list(networks[DISCRIMINATORS].parameters())
+        group = {"params": parameters, "rate_factor": 1.0, "name": DISCRIMINATORS}
+        beta1, beta2 = options.discriminator_betas
+        adam = Adam([group], lr=options.discriminator_learning_rate, betas=(beta1, beta2))
+        return {**super().optimizers(networks, options), DISCRIMINATORS: adam}
+
+    def passes(self, step: Step) -> None:
+        """Learn from the source's labels; fool the discriminators on the target; teach them on both, detached."""
+        discriminators, images = step.networks[DISCRIMINATORS], step.normaliser.images
+        assert isinstance(discriminators, nn.ModuleDict)
+        source = source_pass(step)
+        target = target_pass(
+            step, "advent", lambda level, logits: fool_discriminator(logits, discriminators[level], images)
+        )
+        step.minimise(
+            DISCRIMINATORS,
+            {
+                f"discriminator/{level}": (tell_domains_apart(source[level], target[level], one, images), 1.0)
+                for level, one in discriminators.items()
+            },
+        )

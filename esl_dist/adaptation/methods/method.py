@@ -1,25 +1,62 @@
-"""What a method is, to the training loop."""
+"""What a method is: all that it adds to training on labels, in one file."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from torch import nn
+from torch.optim import Optimizer
 
-from torch import Tensor, nn
-
-TargetLoss = Callable[[Tensor, nn.Module | None, int], Tensor]
-"""(target logits at label size, this level's discriminator, images in the global batch) → loss for the network."""
-
-DiscriminatorLoss = Callable[[Tensor, Tensor, nn.Module, int], Tensor]
-"""(detached source logits, detached target logits, discriminator, images in the global batch) → loss for it."""
+from esl_dist import config as settings
+from esl_dist.adaptation.optimisers import segmentation_sgd
+from esl_dist.adaptation.passes import SEGMENTATION, Networks, Step, source_pass, target_pass
+from esl_dist.models.deeplab import DeepLab
 
 
-@dataclass(frozen=True)
 class Method:
-    """The losses that a method adds to the cross-entropy on source labels (and pseudo-labels).
+    """Training on the source's labels and, where there are some, on the target's pseudo-labels.
+
+    A method overrides what it does otherwise. It keeps no state but in its networks, which checkpoints save and
+    restarts fill; it knows no ranks and no files. Whatever it draws at random comes from `MicroBatch.generators`, and
+    each of its losses is this rank's share of the global batch's (`adaptation.losses`). Then ranks, restarts and kills
+    do not show in what it learns.
 
     Attributes:
-        target_loss: what the segmentation network minimises on the unlabelled target; None: nothing.
-        discriminator_loss: what a discriminator of each level minimises; None: there are no discriminators.
+        needs_target: whether it looks at target pictures without labels.
+        least_side: pixels that a side of its pictures needs at least.
     """
 
-    target_loss: TargetLoss | None = None
-    discriminator_loss: DiscriminatorLoss | None = None
+    needs_target: bool = False
+    least_side: int = 1
+
+    def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
+        """Return the networks beside the segmentation network, by name.
+
+        Args:
+            segmentation: with the weights that training begins from.
+            classes: their number.
+            options: the method's settings.
+        """
+        return {}
+
+    def optimizers(self, networks: Networks, options: settings.Optimizer) -> dict[str, Optimizer]:
+        """Return an optimiser for each network that is trained, by the network's name.
+
+        A group of parameters has a `name` for the log, and a `rate_factor` that multiplies the scheduled rate.
+        """
+        segmentation = networks[SEGMENTATION]
+        assert isinstance(segmentation, DeepLab)
+        return {SEGMENTATION: segmentation_sgd(segmentation, options)}
+
+    def passes(self, step: Step) -> None:
+        """Make the passes of a step over one micro-batch; each ends in `step.minimise`."""
+        source_pass(step)
+        if step.batch.target is not None:
+            target_pass(step)
+
+    def after_update(self, networks: Networks, steps: int) -> None:
+        """Change networks that no optimiser trains, after the update that makes it `steps` steps.
+
+        A step that half precision skips is followed by none.
+        """
+
+
+def build_networks(method: Method, segmentation: DeepLab, classes: int, options: settings.Method) -> nn.ModuleDict:
+    """Return all networks of a run by name, the segmentation network first."""
+    return nn.ModuleDict({SEGMENTATION: segmentation, **method.networks(segmentation, classes, options)})

@@ -1,14 +1,16 @@
 """MinEnt: make the network sure of the target by minimising its entropy (AdvEnt, arXiv 1811.12833, section 3.1)."""
 
-from torch import Tensor, nn
-
 from esl_dist.adaptation.losses import entropy_loss
 from esl_dist.adaptation.methods.method import Method
+from esl_dist.adaptation.passes import Step, source_pass, target_pass
 
 
-def minimise_entropy(target_logits: Tensor, discriminator: nn.Module | None, images: int) -> Tensor:
-    """Return the mean normalised entropy of the target's predictions (equation 4)."""
-    return entropy_loss(target_logits, images)
+class MinEnt(Method):
+    """The mean normalised entropy of the target's predictions (equation 4) as a loss at each level."""
 
+    needs_target = True
 
-MINENT = Method(target_loss=minimise_entropy)
+    def passes(self, step: Step) -> None:
+        """Learn from the source's labels, then from the target's entropy."""
+        source_pass(step)
+        target_pass(step, "minent", lambda level, logits: entropy_loss(logits, step.normaliser.images))

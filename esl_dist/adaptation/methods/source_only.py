@@ -2,4 +2,6 @@
 
 from esl_dist.adaptation.methods.method import Method
 
-SOURCE_ONLY = Method()
+
+class SourceOnly(Method):
+    """What every method adds to, and nothing else."""

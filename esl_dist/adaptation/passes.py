@@ -1,0 +1,189 @@
+"""The passes of a training step, as a method makes them: predict, compute losses, minimise.
+
+Source and target go through the network in separate passes, so that batch norm sees one domain at a time. A pass adds
+gradients; what becomes of them, when all passes of a step are made, is no matter of the method.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from esl_dist import config as settings
+from esl_dist.adaptation.losses import cross_entropy
+from esl_dist.data.loading import Batch
+from esl_dist.models.batch_norm import Domain
+from esl_dist.models.deeplab import Logits, upsample
+
+SEGMENTATION = "segmentation"
+"""Name of the network that is trained in the end for its own sake."""
+
+DOMAINS: tuple[Domain, Domain] = ("source", "target")
+
+Networks = nn.ModuleDict
+"""Name → network: `SEGMENTATION`, and those that the method adds."""
+
+Losses = dict[str, Tensor]
+"""Name → this rank's share of the global batch's loss, detached, before its weight."""
+
+WeightedLosses = dict[str, tuple[Tensor, float]]
+"""Name (`<loss>/<level>`) → this rank's share of the global batch's loss, and its weight."""
+
+LevelLoss = Callable[[str, Tensor], Tensor]
+"""(level, logits at label size) → this rank's share of a loss."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Mixed precision: a context for forward passes, and the backward pass of a loss for the network of that name."""
+
+    autocast: Callable[[], AbstractContextManager[None]]
+    backward: Callable[[Tensor, str], None]
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What losses are divided by, counted over the global batch.
+
+    Attributes:
+        valid_pixels: labelled pixels of source and target, int64 (2,).
+        images: images of each domain.
+    """
+
+    valid_pixels: Tensor
+    images: int
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Samples that go through the networks at once, and their place in the training.
+
+    Attributes:
+        source: labelled samples.
+        target: as many samples of the target; None where nothing looks at it.
+        seed: that of the run.
+        step: steps done before this one.
+        places: of these samples in the global batch; the same in both domains.
+    """
+
+    source: Batch
+    target: Batch | None
+    seed: int
+    step: int
+    places: Sequence[int]
+
+    def generators(self, purpose: str) -> list[torch.Generator]:
+        """Return a generator (on the CPU) for each sample, for what a method draws at random.
+
+        It is a function of seed, step, place and purpose alone. So neither the number of ranks nor a restart shows in
+        what is drawn, as long as nothing else is drawn from.
+        """
+        return [_generator(f"{self.seed} {self.step} {place} {purpose}") for place in self.places]
+
+
+def _generator(key: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A rank's part of a training step: one micro-batch, all networks in training mode, and what losses are made with.
+
+    Attributes:
+        networks: on the device of the batch.
+        batch: see `MicroBatch`.
+        normaliser: see `Normaliser`.
+        options: the method's settings.
+        precision: see `Precision`.
+        losses: those minimised so far, summed over the rank's micro-batches.
+    """
+
+    networks: Networks
+    batch: MicroBatch
+    normaliser: Normaliser
+    options: settings.Method
+    precision: Precision
+    losses: Losses = field(default_factory=dict)
+
+    def samples(self, domain: Domain) -> Batch:
+        """Return the samples of a domain that is looked at."""
+        samples = self.batch.source if domain == "source" else self.batch.target
+        assert samples is not None
+        return samples
+
+    def predict(self, domain: Domain, network: str = SEGMENTATION, images: Tensor | None = None) -> Logits:
+        """Return a network's logits at label size, in float32 at least, for losses do not bear half precision.
+
+        Args:
+            domain: whose samples, and batch-norm statistics.
+            network: a segmentation network's name.
+            images: to look at in place of the domain's, changed by the method; as these are normalised.
+        """
+        samples = self.samples(domain)
+        labels = samples["labels"]
+        size = samples["images"].shape[2:] if labels is None else labels.shape[1:]
+        with self.precision.autocast():
+            logits: Logits = self.networks[network](samples["images"] if images is None else images, domain)
+        return {level: upsample(_at_least_float32(scores), size) for level, scores in logits.items()}
+
+    def minimise(self, network: str, weighted: WeightedLosses) -> None:
+        """Add the gradients of weighted losses, and note the losses."""
+        self.precision.backward(torch.stack([loss * weight for loss, weight in weighted.values()]).sum(), network)
+        for name, (loss, _) in weighted.items():
+            self.losses[name] = self.losses[name] + loss.detach() if name in self.losses else loss.detach()
+
+    def cross_entropy(self, domain: Domain, level: str, logits: Tensor) -> WeightedLosses:
+        """Return the cross-entropy at one level against a domain's labels; nothing where it has none."""
+        labels = self.samples(domain)["labels"]
+        if labels is None:
+            return {}
+        loss = cross_entropy(logits, labels, self.normaliser.valid_pixels[DOMAINS.index(domain)])
+        return {f"{domain}_cross_entropy/{level}": (loss, at_level(self.options.cross_entropy, level))}
+
+
+def at_level(weights: settings.LevelWeights, level: str) -> float:
+    """Return the weight of a loss at a level."""
+    return weights.main if level == "main" else weights.auxiliary
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def source_pass(step: Step) -> Logits:
+    """Learn from the source's labels at each level; returns the logits, detached."""
+    logits = step.predict("source")
+    weighted: WeightedLosses = {}
+    for level in logits:
+        weighted |= step.cross_entropy("source", level, logits[level])
+    step.minimise(SEGMENTATION, weighted)
+    return detached(logits)
+
+
+def target_pass(step: Step, name: str = "", loss: LevelLoss | None = None) -> Logits:
+    """Learn from the target: by a method's loss if it has one, and from pseudo-labels if there are any.
+
+    Args:
+        step: its batch has a target.
+        name: of the loss in the log.
+        loss: the method's, weighted by its settings.
+
+    Returns:
+        The logits, detached.
+    """
+    logits = step.predict("target")
+    weighted: WeightedLosses = {}
+    for level, scores in logits.items():
+        if loss is not None:
+            weighted[f"target_{name}/{level}"] = loss(level, scores), at_level(step.options.target, level)
+        weighted |= step.cross_entropy("target", level, scores)
+    step.minimise(SEGMENTATION, weighted)
+    return detached(logits)
+
+
+def detached(logits: Logits) -> Logits:
+    """Return logits that no gradient leaves."""
+    return {level: scores.detach() for level, scores in logits.items()}

@@ -1,0 +1,117 @@
+"""What the ranks tell each other before each step, in one sum, and the count of corrupt samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from esl_dist.adaptation.passes import DOMAINS, MicroBatch
+from esl_dist.data.labels import IGNORE_INDEX
+from esl_dist.errors import UserError
+from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
+from esl_dist.training.data import TrainingData
+from esl_dist.training.stop_request import StopRequest
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What has to be known of all ranks before a step.
+
+    Attributes:
+        valid_pixels: labelled pixels of source and target in the global batch, int64 (2,).
+        replaced: marks the samples of the global batch that stand for corrupt ones, int64 (2, batch_size).
+        stop: whether any rank was asked to stop.
+        interrupted: whether with Ctrl-C.
+    """
+
+    valid_pixels: Tensor
+    replaced: Tensor
+    stop: bool
+    interrupted: bool
+
+
+def agree(batches: Sequence[MicroBatch], batch_size: int, steps: int, request: StopRequest, place: str) -> Agreement:
+    """Sum over the ranks, at once, all that has to be known before a step.
+
+    Args:
+        batches: this rank's part of the global batch.
+        batch_size: samples of each domain in the global batch.
+        steps: where this rank's training ends.
+        request: whether this rank was asked to stop.
+        place: named in messages.
+
+    Raises:
+        UserError: ranks that are to do another number of steps than rank 0, before they part.
+    """
+    own_steps = torch.zeros(world_size(), dtype=torch.int64)
+    own_steps[rank()] = steps
+    own_request = torch.tensor([int(request.asked), int(request.interrupted)])
+    parts = [local_valid_pixels(batches), own_request, own_steps, local_replaced(batches, batch_size).flatten()]
+    valid_pixels, requests, all_steps, replaced = torch.split(
+        sum_over_ranks(torch.cat(parts), place), [len(part) for part in parts]
+    )
+    others = (all_steps != all_steps[0]).nonzero().flatten().tolist()
+    if others:
+        raise UserError(f"ranks {others} are to do another number of steps than rank 0; start all with the same")
+    stop, interrupted = requests.bool().tolist()
+    return Agreement(valid_pixels, replaced.reshape(2, batch_size), stop, interrupted)
+
+
+def local_valid_pixels(batches: Sequence[MicroBatch]) -> Tensor:
+    """Count this rank's labelled pixels in a step: int64 (2,), source and target."""
+    counts = torch.zeros(2, dtype=torch.int64)
+    for one in batches:
+        for domain, samples in enumerate((one.source, one.target)):
+            if samples is not None and samples["labels"] is not None:
+                counts[domain] += (samples["labels"] != IGNORE_INDEX).sum().cpu()
+    return counts
+
+
+def local_replaced(batches: Sequence[MicroBatch], batch_size: int) -> Tensor:
+    """Mark this rank's samples that stand for corrupt ones, by place in the global batch: int64 (2, batch_size)."""
+    marks = torch.zeros(2, batch_size, dtype=torch.int64)
+    for one in batches:
+        for domain, samples in enumerate((one.source, one.target)):
+            if samples is not None:
+                marks[domain, list(one.places)] = samples["replaced"].to(torch.int64)
+    return marks
+
+
+class CorruptSamples:
+    """Counts the corrupt samples of each domain and epoch, over all ranks, and holds them to their largest share."""
+
+    def __init__(self, data: TrainingData, batch_size: int, largest_share: float, before: dict[str, list[int]]) -> None:
+        """Go on with the counts of `before` (`state`), or begin where it is empty."""
+        self._sizes = [0 if samples is None else len(samples) for samples in (data.source, data.target)]
+        self._batch_size, self._largest_share = batch_size, largest_share
+        self._epochs, self._in_epoch, self._totals = (
+            before.get(key, [0, 0]) for key in ("epochs", "in_epoch", "totals")
+        )
+
+    def add(self, step: int, replaced: Tensor) -> None:
+        """Count the samples that were replaced in a step, counted from 0: `local_replaced`, summed over ranks.
+
+        Raises:
+            UserError: more than the largest share of a domain's samples are corrupt.
+        """
+        for domain, place in replaced.nonzero().tolist():
+            epoch = (step * self._batch_size + place) // self._sizes[domain]
+            if epoch != self._epochs[domain]:
+                self._epochs[domain], self._in_epoch[domain] = epoch, 0
+            self._in_epoch[domain] += 1
+            self._totals[domain] += 1
+            if self._in_epoch[domain] / self._sizes[domain] > self._largest_share:
+                raise UserError(
+                    f"epoch {epoch}: {self._in_epoch[domain]} of {self._sizes[domain]} {DOMAINS[domain]} samples "
+                    f"are corrupt, more than loader.skip_corrupt={self._largest_share:g} allows; the warnings above "
+                    "name them: pack the data set again"
+                )
+
+    def state(self) -> dict[str, list[int]]:
+        """Return the counts, to go on with."""
+        return {"epochs": list(self._epochs), "in_epoch": list(self._in_epoch), "totals": list(self._totals)}
+
+    def totals(self) -> dict[str, int]:
+        """Return how many samples were replaced so far, by domain, where there were any."""
+        return {name: count for name, count in zip(DOMAINS, self._totals, strict=True) if count}

@@ -63,8 +63,6 @@ class BackgroundSaver:
                 raise
             self._warn(words)
             return checkpoint
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
         return replace(checkpoint, **self._copy)
 
     def _warn(self, reason: str) -> None:
@@ -103,7 +101,7 @@ def copied(value: Any, memory: Any = None) -> Any:
     """Return dictionaries and lists, one in the other, with copies of their tensors in the host's memory.
 
     Args:
-        value: what is copied; from a GPU, the copies are whole when its work so far is done.
+        value: what is copied.
         memory: an earlier copy, whose tensors are written anew where they fit.
     """
     if isinstance(value, dict):
@@ -115,5 +113,6 @@ def copied(value: Any, memory: Any = None) -> Any:
     if not isinstance(value, Tensor):
         return value
     if not isinstance(memory, Tensor) or (memory.shape, memory.dtype) != (value.shape, value.dtype):
+        # Pinned, a GPU fills it at the speed of the bus.
         memory = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-    return memory.copy_(value, non_blocking=True)
+    return memory.copy_(value)

@@ -15,6 +15,7 @@ import platform
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -162,13 +163,11 @@ def _read(file: Path) -> list[Start]:
     try:
         return read_record(file) if os.path.lexists(file) else []
     except UserError as error:
-        aside = file.with_name(file.name + DAMAGED_SUFFIX)
-        try:
+        aside, fate = file.with_name(file.name + DAMAGED_SUFFIX), "it is begun anew"
+        with suppress(OSError):
             file.replace(aside)
-        except OSError:
-            warn(f"{error}; it is begun anew")
-        else:
-            warn(f"{error}; it is begun anew, and what was there is {aside.name} now")
+            fate = f"{fate}, and what was there is {aside.name} now"
+        warn(f"{error}; {fate}")
     return []
 
 

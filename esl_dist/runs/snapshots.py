@@ -125,16 +125,15 @@ def score_snapshots(
             manifest = _manifest_of(folder, wait_minutes, warn)
             if manifest is None:
                 continue
-            weights, known = manifest.files[file_of(SEGMENTATION)], before.get(step)
-            if known is not None and broadcast_flags([known["weights"] == weights and is_done(folder, known)])[0]:
-                _refuse_other_classes(kept, step, known, class_names(manifest.classes))
-                scores[step] = known
-                continue
-            scores[step] = {**score(folder), "weights": weights}
+            weights = manifest.files[file_of(SEGMENTATION)]
+            scores[step] = _known_or_new(folder, weights, before.get(step), score, is_done)
         except BrokenCheckpointError as error:
             # Perhaps its bytes are those that were saved, but they do not fit its run.
             why_not = str(error)
             warn(f"passing over a broken checkpoint: {why_not}")
+            continue
+        if scores[step] is before.get(step):
+            _refuse_other_classes(kept, step, scores[step], class_names(manifest.classes))
             continue
         if is_main():
             _write(kept, made_with, {**before, **scores})
@@ -145,6 +144,19 @@ def score_snapshots(
     if is_main() and scores != before:
         _write(kept, made_with, scores)
     return scores
+
+
+def _known_or_new(
+    folder: Path,
+    weights: str,
+    known: Scores | None,
+    score: Callable[[Path], Scores],
+    is_done: Callable[[Path, Scores], bool],
+) -> Scores:
+    """Return the scores that are known if they are of these weights and complete; else score the checkpoint."""
+    if known is not None and broadcast_flags([known["weights"] == weights and is_done(folder, known)])[0]:
+        return known
+    return {**score(folder), "weights": weights}
 
 
 def best_step(scores: Mapping[int, Scores]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
-from esl_dist.ranks import session as distributed
+from esl_dist.ranks import collectives
 from esl_dist.runs import folder_lock as claims
 from esl_dist.runs.folder_lock import LOCK, lock_folder
 from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
@@ -173,7 +173,7 @@ def test_of_several_ranks_one_warns_that_files_cannot_be_locked(
 ) -> None:
     monkeypatch.setattr(claims, "broadcast_flags", lambda flags: [True])
     monkeypatch.setattr(claims, "wait_for_all", lambda: None)
-    for module in (claims, distributed):
+    for module in (claims, collectives):
         monkeypatch.setattr(module, "is_main", lambda: False)
     monkeypatch.setattr(fcntl, "lockf", failing_with(errno.ENOLCK))
     lock_folder(tmp_path, "name")

@@ -1,15 +1,26 @@
 """Values that were read from a file: asked for by type and range, and refused with their place in the file.
 
-Every format of this project is read through here, so that whatever does not fit is one message with file and key.
+Every format of this project is read through here, so that whatever does not fit is one message with file and key. A
+format is a dataclass whose types say what may stand under its keys, and `read` holds a file to it:
+
+    @dataclass(frozen=True)
+    class Entry:
+        key: SampleKey
+        count: Annotated[int, whole_number(1, 100)]
+        shares: dict[str, Share | None] = field(default_factory=dict)
+
+    entry = read(read_content(file, "make it again"), Entry)
 """
 
 import math
 import re
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Annotated, Any, NoReturn, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, refuse_as_key, refuse_as_label, refuse_as_name, shortened
@@ -20,7 +31,13 @@ LARGEST_WHOLE = 2**63 - 1
 SHOWN_ENTRIES = 4
 """Of how many values a list may be that a message shows."""
 
-SHA256 = re.compile("[0-9a-f]{64}")
+SHA256 = "[0-9a-f]{64}"
+
+T = TypeVar("T")
+
+
+class OtherVersionError(UserError):
+    """A file of a version of the program whose format is another."""
 
 
 @dataclass(slots=True)
@@ -32,46 +49,53 @@ class Content:
         file: where it was read.
         remedy: what the user may do if it does not fit.
         outer: what it lies in; None for the whole file.
-        key: its place there, a name or, in a list, a number.
+        key: its place there, a name or, in a list, a number; None: it is itself a key.
     """
 
     value: Any
     file: Path
     remedy: str
     outer: "Content | None" = None
-    key: str | int = ""
+    key: str | int | None = ""
 
     def place(self) -> str:
         """Return file and dotted key: `index.json: shards[3].samples[0].key`."""
         steps: list[str] = []
         here = self
         while here.outer is not None:
-            name = here.key if isinstance(here.key, str) and here.key.isprintable() else shortened(here.key)
-            steps.append(f"[{here.key}]" if isinstance(here.key, int) else f".{name}")
+            steps.append(here._step())
             here = here.outer
-        return f"{self.file}: {''.join(reversed(steps)).lstrip('.')}" if steps else str(self.file)
+        return f"{self.file}: {''.join(reversed(steps)).lstrip('.: ')}" if steps else str(self.file)
+
+    def _step(self) -> str:
+        if self.key is None:
+            return ": key"
+        if isinstance(self.key, int):
+            return f"[{self.key}]"
+        return f".{self.key if self.key.isprintable() else shortened(self.key)}"
 
     def refuse(self, expected: str) -> NoReturn:
         """Raise the one message: where, what was expected, what there is, what to do."""
         raise UserError(f"{self.place()}: expected {expected}, got {_described(self.value)}; {self.remedy}")
 
-    def inner(self, key: str | int, value: Any) -> "Content":
+    def inner(self, key: str | int | None, value: Any) -> "Content":
         """Return a value that lies in this one."""
         return Content(value, self.file, self.remedy, self, key)
 
-    def mapping(self) -> dict[str, Any]:
-        """Return a mapping whose keys are text that can be printed."""
+    def pairs(self) -> Iterator[tuple["Content", "Content"]]:
+        """Yield keys and values of a mapping."""
         if not isinstance(self.value, dict):
             self.refuse("a mapping")
-        for key in self.value:
-            if not isinstance(key, str):
-                self.refuse("a mapping with names as keys")
-            self._named(refuse_as_label, key, " key")
-        return self.value
+        for key, value in self.value.items():
+            yield self.inner(None, key), self.inner(key, value)
 
     def items(self) -> list[tuple[str, "Content"]]:
-        """Return keys and values of a mapping."""
-        return [(key, self.inner(key, value)) for key, value in self.mapping().items()]
+        """Return keys and values of a mapping whose keys are text that can be printed."""
+        return [(read_label(key), value) for key, value in self.pairs()]
+
+    def mapping(self) -> dict[str, Any]:
+        """Return a mapping whose keys are text that can be printed."""
+        return {key: value.value for key, value in self.items()}
 
     def entries(self) -> list["Content"]:
         """Return the values of a list."""
@@ -126,30 +150,21 @@ class Content:
             self.refuse("text")
         return self.value
 
-    def label(self) -> str:
-        """Return what something is called (`files.refuse_as_label`)."""
-        return self._named(refuse_as_label, self.text())
+    def version_of(self, form: str, versions: Sequence[int]) -> int:
+        """Return the version of a file that has to be of the format `form`, in one of `versions`, the newest last.
 
-    def name(self) -> str:
-        """Return a name that may be part of a path (`files.refuse_as_name`)."""
-        return self._named(refuse_as_name, self.text())
-
-    def sample_key(self) -> str:
-        """Return a sample's key, which may hold folders (`files.refuse_as_key`)."""
-        return self._named(refuse_as_key, self.text())
-
-    def sha256(self) -> str:
-        """Return a SHA-256 as 64 hexadecimal digits."""
-        if not isinstance(self.value, str) or not SHA256.fullmatch(self.value):
-            self.refuse("a SHA-256, 64 hexadecimal digits")
-        return self.value
-
-    def _named(self, refuse: Callable[[str, str], None], text: str, what: str = "") -> str:
-        try:
-            refuse(text, what)
-        except UserError as error:
-            raise UserError(f"{self.place()}{':' if what else ''}{error}; {self.remedy}") from None
-        return text
+        Raises:
+            OtherVersionError: the version is another.
+        """
+        if not isinstance(self.value, dict) or self.value.get("format") != form:
+            raise UserError(f"{self.place()}: expected the format {form!r}; {self.remedy}")
+        version = self.at("format_version").whole_number()
+        if version not in versions:
+            raise OtherVersionError(
+                f"{self.place()}: format version {version}, this program reads {versions[-1]}; use the version of the "
+                f"program that wrote it, or {self.remedy}"
+            )
+        return version
 
 
 def _described(value: Any) -> str:
@@ -171,3 +186,115 @@ def read_content(file: Path, remedy: str) -> Content:
         UserError: as `files.read_json`.
     """
     return Content(read_json(file), file, remedy)
+
+
+Reader = Callable[[Content], Any]
+"""What a value has to be: returns it as that, or refuses it."""
+
+
+def whole_number(minimum: int = 0, maximum: int = LARGEST_WHOLE) -> Reader:
+    """Read a whole number in [minimum, maximum]."""
+    return lambda content: content.whole_number(minimum, maximum)
+
+
+def one_of(*choices: str) -> Reader:
+    """Read one of some texts."""
+    return _text_that(choices.__contains__, f"one of {', '.join(choices)}")
+
+
+def matching(pattern: str, expected: str) -> Reader:
+    """Read a text that matches a pattern as a whole."""
+    return _text_that(re.compile(pattern).fullmatch, expected)
+
+
+def _text_that(fits: Callable[[str], object], expected: str) -> Reader:
+    def read_text(content: Content) -> str:
+        if not isinstance(content.value, str) or not fits(content.value):
+            content.refuse(expected)
+        return content.value
+
+    return read_text
+
+
+def _named(refuse: Callable[[str, str], None]) -> Reader:
+    def read_text(content: Content) -> str:
+        text = content.text()
+        try:
+            refuse(text, "")
+        except UserError as error:
+            raise UserError(f"{content.place()}{error}; {content.remedy}") from None
+        return text
+
+    return read_text
+
+
+read_label, read_name, read_key = map(_named, (refuse_as_label, refuse_as_name, refuse_as_key))
+read_sha256 = matching(SHA256, "a SHA-256, 64 hexadecimal digits")
+
+Label = Annotated[str, read_label]
+"""What something is called (`files.refuse_as_label`)."""
+Name = Annotated[str, read_name]
+"""What may be part of a path (`files.refuse_as_name`)."""
+SampleKey = Annotated[str, read_key]
+"""A sample's key, which may hold folders (`files.refuse_as_key`)."""
+Sha256 = Annotated[str, read_sha256]
+Share = Annotated[float, lambda content: content.number(0, 1)]
+
+
+def read(content: Content, kind: type[T]) -> T:
+    """Return a value as what a type says.
+
+    Args:
+        content: the value. Keys that a dataclass does not have are passed over, for later versions may write them.
+        kind: `int` (from 0), `float`, `bool`, `str`, `Any`; `list[X]`, `tuple[X, ...]`, `dict[str, X]`, `X | None`;
+            a dataclass, whose fields with a default may be missing, and whose field with the metadata `key` stands
+            under that one; or `Annotated[X, reader]`, which reads with a function of the content, keys too.
+
+    Raises:
+        UserError: a key is missing, or a value is another one; the message names its place.
+    """
+    value: T = _reader(cast(Any, kind))(content)
+    return value
+
+
+_PLAIN: dict[Any, Reader] = {
+    int: Content.whole_number,
+    float: Content.number,
+    bool: Content.truth,
+    str: Content.text,
+    Any: lambda content: content.value,
+}
+
+
+@cache
+def _reader(kind: Any) -> Reader:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return parts[1]  # type: ignore[no-any-return]
+    if origin in (Union, UnionType):
+        inner = _reader(parts[0])
+        return lambda content: None if content.value is None else inner(content)
+    if origin in (list, tuple):
+        entry = _reader(parts[0])
+        return lambda content: origin(map(entry, content.entries()))
+    if origin is dict:
+        key, value = _reader(Label if parts[0] is str else parts[0]), _reader(parts[1])
+        return lambda content: {key(name): value(one) for name, one in content.pairs()}
+    return _PLAIN[kind] if kind in _PLAIN else _record_reader(kind)
+
+
+def _record_reader(kind: type) -> Reader:
+    types = get_type_hints(kind, include_extras=True)
+    readers = [(item, item.metadata.get("key", item.name), _reader(types[item.name])) for item in fields(kind)]
+
+    def read_record(content: Content) -> Any:
+        found = content.value if isinstance(content.value, dict) else {}
+        return kind(
+            **{
+                item.name: reader(content.at(key))
+                for item, key, reader in readers
+                if key in found or item.default is item.default_factory is MISSING
+            }
+        )
+
+    return read_record

@@ -5,6 +5,7 @@ only with the same.
 """
 
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -66,27 +67,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _told(key: str, old: Any, new: Any) -> str:
     key = key if key.isprintable() else shortened(key)
-    if any(isinstance(value, str) and SHA256.fullmatch(value) for value in (old, new)):
+    if any(isinstance(value, str) and re.fullmatch(SHA256, value) for value in (old, new)):
         return key
     shown = (beginning(json.dumps(value), SHOWN_CHARACTERS) for value in (old, new))
     return f"{key}: {' → '.join(shown)}"
-
-
-TOLD = ("size", *UNSAID)
-"""What scores and pseudo-labels are made with whose values a message shows; others are fingerprints, or speak alone."""
-
-
-def changed_keys(made_before: Mapping[str, Any], made_with: Mapping[str, Any]) -> list[str]:
-    """Return the keys of which only one has a value, or another one; older versions left out `UNSAID`."""
-    before = {key: value for key, value in UNSAID.items() if key in made_with} | dict(made_before)
-    return [key for key in dict(made_with) | before if before.get(key) != made_with.get(key)]
-
-
-def told_changes(keys: list[str], made_before: Mapping[str, Any], made_with: Mapping[str, Any]) -> str:
-    """Write what something was made with otherwise: `target, size ([40, 36] → null)`."""
-
-    def told(key: str) -> str:
-        before, now = (json.dumps(one.get(key, UNSAID.get(key))) for one in (made_before, made_with))
-        return f"{key} ({before} → {now})" if key in TOLD else key
-
-    return ", ".join(map(told, keys))

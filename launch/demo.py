@@ -25,8 +25,10 @@ from esl_dist.config import Demo
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.toytown import write_toytown
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, write_json
-from esl_dist.inference.labelling import SUMMARY, read_summary
+from esl_dist.files import write_json
+from esl_dist.inference.labelling.job import SUMMARY
+from esl_dist.inference.labelling.labels import read_summary
+from esl_dist.made_with import require_same
 from esl_dist.reporting.progress import progress
 from esl_dist.reporting.scores import score_table
 from esl_dist.runs.snapshots import scores_from
@@ -35,11 +37,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
 RECIPES = ("source_only", "advent", "advent_esl")
 ROWS = {
-    "source_only": "source only",
-    "source_only_target_statistics": "source only, target statistics",
-    "advent": "AdvEnt",
-    "advent_esl": "AdvEnt + ESL",
+    "source_only": ("source only", "source_only"),
+    "source_only_target_statistics": ("source only, target statistics", "source_only"),
+    "advent": ("AdvEnt", "advent"),
+    "advent_esl": ("AdvEnt + ESL", "advent_esl"),
 }
+"""Name of a row of the summary → its title in the table, and the run that is scored."""
 
 
 def main(config: Demo) -> None:
@@ -77,8 +80,9 @@ def refuse_other_demo(folder: Path, asked: dict[str, Any]) -> None:
     note = folder / "demo.json"
     if not note.is_file():
         write_json(note, asked)
-    elif read_json(note) != asked:
-        raise UserError(f"{folder}: this demo was begun with another seed or other recipes; delete it first")
+    else:
+        before = read_content(note, f"delete {folder} and start again").mapping()
+        require_same(before, asked, f"{folder}: this demo was begun with another", "delete it first")
 
 
 def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
@@ -100,15 +104,8 @@ def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
     start = f"network.start={folder}/snapshots/advent"
     train(folder, recipes, "advent_esl", seed, *data, f"pseudo_labels={pseudo_labels}", start)
 
-    target_statistics = f"statistics_from={shards}/target_train"
-    scores = {
-        "source_only": evaluate(folder, shards, "source_only", "source_only"),
-        "source_only_target_statistics": evaluate(
-            folder, shards, "source_only", "source_only_target_statistics", target_statistics
-        ),
-        "advent": evaluate(folder, shards, "advent", "advent"),
-        "advent_esl": evaluate(folder, shards, "advent_esl", "advent_esl"),
-    }
+    anew = {"source_only_target_statistics": [f"statistics_from={shards}/target_train"]}
+    scores = {name: evaluate(folder, shards, run, name, *anew.get(name, [])) for name, (_, run) in ROWS.items()}
     labelled = read_summary(pseudo_labels / SUMMARY)
     return {
         **{name: {"miou": one["miou"], "iou": one["iou"]} for name, one in scores.items()},
@@ -191,7 +188,7 @@ def read_demo_summary(file: Path) -> dict[str, Any]:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the table of the four rows and a line on the pseudo-labels."""
-    print(score_table({title: summary[name] for name, title in ROWS.items()}))
+    print(score_table({title: summary[name] for name, (title, _) in ROWS.items()}))
     kept, accuracy = (100 * summary["pseudo_labels"][key] for key in ("kept", "accuracy"))
     print(f"\npseudo-labels: {kept:.1f} % of the target's pixels kept, {accuracy:.1f} % of them right")
     print("IoU in percent on the target's validation set. AdvEnt and ESL keep batch-norm statistics per domain and are")

@@ -5,7 +5,6 @@ predictions and no scores.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 # The package of this checkout, whichever one the environment has.
@@ -20,17 +19,14 @@ if __name__ == "__main__":
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate
 from esl_dist.errors import UserError
-from esl_dist.inference.conditions import asked_precision
 from esl_dist.inference.evaluation import evaluate
-from esl_dist.ranks.session import joined_ranks
+from esl_dist.inference.predictor import on_ranks
 
 
 def main(config: Evaluate) -> None:
     """Print the table of scores, write them as JSON and to TensorBoard."""
     check(config)
-    with joined_ranks(config.timeout_minutes, config.precision) as ranks:
-        precision = asked_precision(config.precision, ranks.precision)
-        evaluate(replace(config, precision=precision), ranks.device)
+    on_ranks(config, evaluate)
 
 
 def check(config: Evaluate) -> None:
@@ -39,31 +35,30 @@ def check(config: Evaluate) -> None:
     Raises:
         UserError: naming the settings.
     """
-    if config.mode == "ensemble":
-        if not config.checkpoints:
-            raise UserError("mode=ensemble needs its networks: checkpoints=[…,…]")
-        if len(config.ensemble_weights) not in (0, len(config.checkpoints)):
-            raise UserError(
-                f"ensemble_weights={config.ensemble_weights} is impossible: expected one for each of the "
-                f"{len(config.checkpoints)} checkpoints, or none"
-            )
-        if config.ensemble_weights and sum(config.ensemble_weights) == 0:
-            raise UserError("ensemble_weights are all 0; expected one above 0")
-        if config.checkpoint is not None:
-            raise UserError("mode=ensemble takes checkpoints=[…,…], not checkpoint=…")
-    else:
-        if config.checkpoint is None:
-            raise UserError(f"mode={config.mode} needs a network: checkpoint=…")
-        if config.checkpoints or config.ensemble_weights:
-            raise UserError("checkpoints and ensemble_weights are for mode=ensemble")
-    if config.prediction_format != "colors" and config.predictions is None:
-        raise UserError(f"prediction_format={config.prediction_format} is for predictions=FOLDER")
-    if config.domain == "source" and config.statistics_from is not None:
-        raise UserError("domain=source contradicts statistics_from=…, which are the statistics used; leave out one")
-    if config.output is not None and Path(config.output).is_dir():
-        raise UserError(f"output={config.output}: a folder; expected the name of a JSON file")
-    if config.wait_minutes and config.mode != "best":
-        raise UserError("wait_minutes is for mode=best")
+    networks, weights, is_ensemble = len(config.checkpoints), config.ensemble_weights, config.mode == "ensemble"
+    contradictions = {
+        "mode=ensemble needs its networks: checkpoints=[…,…]": is_ensemble and not networks,
+        f"ensemble_weights={weights} is impossible: expected one for each of the {networks} checkpoints, or none": (
+            is_ensemble and len(weights) not in (0, networks)
+        ),
+        "ensemble_weights are all 0; expected one above 0": is_ensemble and weights and not any(weights),
+        "mode=ensemble takes checkpoints=[…,…], not checkpoint=…": is_ensemble and config.checkpoint is not None,
+        f"mode={config.mode} needs a network: checkpoint=…": not is_ensemble and config.checkpoint is None,
+        "checkpoints and ensemble_weights are for mode=ensemble": not is_ensemble and (networks or weights),
+        f"prediction_format={config.prediction_format} is for predictions=FOLDER": (
+            config.prediction_format != "colors" and config.predictions is None
+        ),
+        "domain=source contradicts statistics_from=…, which are the statistics used; leave out one": (
+            config.domain == "source" and config.statistics_from is not None
+        ),
+        f"output={config.output}: a folder; expected the name of a JSON file": (
+            config.output is not None and Path(config.output).is_dir()
+        ),
+        "wait_minutes is for mode=best": config.wait_minutes and config.mode != "best",
+    }
+    for message, contradicts in contradictions.items():
+        if contradicts:
+            raise UserError(message)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 from esl_dist.command_line import run_program
 from esl_dist.config import Train
 from esl_dist.ranks.session import joined_ranks
-from esl_dist.runs.run_record import run_record
+from esl_dist.runs.run_record import RunRecord
 from esl_dist.training.loop import train
 from esl_dist.training.stop_request import stop_request
 
@@ -23,7 +23,7 @@ from esl_dist.training.stop_request import stop_request
 def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
     with (
-        run_record() as record,
+        RunRecord() as record,
         stop_request() as request,
         joined_ranks(config.timeout_minutes, config.precision) as ranks,
     ):

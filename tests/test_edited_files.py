@@ -22,15 +22,16 @@ from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.shard_index import shard_from
 from esl_dist.data.shards import choose_classes, open_shards
 from esl_dist.errors import CorruptSampleError, UserError
-from esl_dist.inference.labelling import SUMMARY, read_summary
-from esl_dist.inference.unfinished import JOB, SCRATCH, open_scratch
+from esl_dist.inference.labelling.job import SUMMARY
+from esl_dist.inference.labelling.labels import read_summary
+from esl_dist.inference.labelling.pieces import JOB, UNFINISHED, open_unfinished
 from esl_dist.runs.checkpoints import (
     MANIFEST,
     TRAINING,
-    BrokenCheckpointError,
     load_checkpoint,
     save_checkpoint,
 )
+from esl_dist.runs.fitting import BrokenCheckpointError
 from esl_dist.runs.snapshots import best_step, read_scores
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.optimisation import Updating
@@ -121,7 +122,7 @@ ENTRY = {
 SEGMENTATION = "segmentation.safetensors"
 JSON_FILES: dict[str, tuple[Any, Callable[[Path], object]]] = {
     "piece-0.tar.json": (ENTRY, use_entry),
-    f"{SCRATCH}/{JOB}": (MADE_WITH, lambda file: open_scratch(file.parent.parent, MADE_WITH)),
+    f"{UNFINISHED}/{JOB}": (MADE_WITH, lambda file: open_unfinished(file.parent, MADE_WITH)),
     SUMMARY: (SUMMARY_OF_A_JOB, use_summary),
     "scores.json": (SCORES, use_scores),
 }

@@ -6,16 +6,16 @@ It gives what a stream of tars cannot: the number of samples, and any sample at 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from esl_dist.checked import SHA256, Content, read_content
+from esl_dist.checked import Content, Name, SampleKey, Sha256, read, read_content, read_key, read_sha256
 from esl_dist.data.images import LARGEST_PIXELS, Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
-from esl_dist.files import refuse_as_key, refuse_as_name, shortened, write_json
+from esl_dist.files import write_json
 
 FORMAT = "esl-dist shards"
 FORMAT_VERSION = 2
@@ -23,26 +23,102 @@ INDEX_NAME = "index.json"
 REMEDY = "make the shards again"
 LARGEST_SIDE = 2**20
 """Pixels of a side that OpenCV decodes."""
-SOURCES = {"image", "label"}
-"""Of which files of a sample an index notes digests."""
+
+
+def key_without_dot(content: Content) -> str:
+    """Read a sample's key as it stands in a shard."""
+    if "." in read_key(content):
+        content.refuse("a key without a dot, where WebDataset would cut it")
+    return content.text()
+
+
+def place_in_shard(content: Content) -> tuple[int, int, int]:
+    """Read byte offset, byte count and CRC-32 of the bytes of a sample's file."""
+    offset, count, checksum = content.whole_numbers(3)
+    if checksum >= 2**32:
+        content.refuse("an offset, a number of bytes and a CRC-32")
+    return offset, count, checksum
+
+
+def size_of_pictures(content: Content) -> Size:
+    """Read width and height in pixels."""
+    width, height = content.whole_numbers(2, 1, LARGEST_SIDE)
+    if width * height > LARGEST_PIXELS:
+        content.refuse(f"width and height of at most {LARGEST_PIXELS} pixels")
+    return width, height
+
+
+def digests_of_sources(content: Content) -> dict[str, str]:
+    """Read the SHA-256 digests of the files that a sample was made of: of its picture, and maybe of its label."""
+    content.at("image")
+    return {kind: read_sha256(digest) for kind, digest in content.items()}
+
+
+def classes_of(content: Content) -> ClassSet:
+    """Read a class set, as `labels.class_set_from`."""
+    return class_set_from(content.value, content.place())
 
 
 @dataclass(frozen=True)
 class SampleEntry:
     """Where a sample lies in its shard: extension → (byte offset, byte count, CRC-32 of the bytes)."""
 
-    key: str
-    members: dict[str, tuple[int, int, int]]
+    key: Annotated[str, key_without_dot]
+    members: dict[Name, Annotated[tuple[int, int, int], place_in_shard]]
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar file."""
+    """One tar file; `size` are its bytes."""
 
-    name: str
-    size: int
-    sha256: str
+    name: Name
+    size: int = field(metadata={"key": "bytes"})
+    sha256: Sha256
     samples: tuple[SampleEntry, ...]
+
+
+def shard_to(shard: ShardEntry) -> dict[str, Any]:
+    """Return a shard's entry as plain dictionaries."""
+    samples = [{"key": sample.key, "members": sample.members} for sample in shard.samples]
+    return {
+        "name": shard.name,
+        "bytes": shard.size,
+        "sha256": shard.sha256,
+        "sample_count": len(shard.samples),
+        "samples": samples,
+    }
+
+
+def shard_from(content: Content) -> ShardEntry:
+    """Read a shard's entry back, the inverse of `shard_to`.
+
+    Raises:
+        UserError: something in it has another type or range, a name leads out of the folder, or members lie outside the
+            file or over each other.
+    """
+    shard = read(content, ShardEntry)
+    _refuse_other_count(content.at("sample_count"), len(shard.samples))
+    _refuse_misplaced(shard, content.at("samples"))
+    return shard
+
+
+def _refuse_other_count(content: Content, count: int) -> None:
+    if content.whole_number() != count:
+        content.refuse(f"{count}, the number of samples that are listed")
+
+
+def _refuse_misplaced(shard: ShardEntry, content: Content) -> None:
+    for number, sample in enumerate(shard.samples):
+        if not sample.members:
+            content.entries()[number].at("members").refuse("its files by extension")
+        for extension, (offset, count, _) in sample.members.items():
+            if offset + count > shard.size:
+                place = content.entries()[number].at("members").at(extension)
+                place.refuse(f"an offset and a number of bytes inside the shard's {shard.size}")
+    places = sorted((offset, count, one.key) for one in shard.samples for offset, count, _ in one.members.values())
+    for (offset, count, key), (following, _, other) in itertools.pairwise(places):
+        if offset + count > following:
+            raise UserError(f"{content.place()}: files of {key!r} and {other!r} overlap; {REMEDY}")
 
 
 @dataclass(frozen=True)
@@ -54,15 +130,15 @@ class ShardIndex:
     noted them. They tell whether a folder is current, and are no part of `ShardReader.fingerprint`.
     """
 
-    dataset: str
-    split: str
-    image_size: Size | None
-    label_size: Size | None
-    class_sets: dict[str, ClassSet]
+    dataset: Name
+    split: Name
+    image_size: Annotated[Size, size_of_pictures] | None
+    label_size: Annotated[Size, size_of_pictures] | None
+    class_sets: dict[str, Annotated[ClassSet, classes_of]]
     made_with: dict[str, Any]
-    shards: tuple[ShardEntry, ...]
+    shards: tuple[Annotated[ShardEntry, shard_from], ...]
     keep_aspect_ratio: bool = False
-    sources: dict[str, dict[str, str]] | None = None
+    sources: dict[SampleKey, Annotated[dict[str, str], digests_of_sources]] | None = None
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
@@ -91,105 +167,6 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     write_json(folder / INDEX_NAME, content, indent=None)
 
 
-def shard_to(shard: ShardEntry) -> dict[str, Any]:
-    """Return a shard's entry as plain dictionaries."""
-    samples = [{"key": sample.key, "members": sample.members} for sample in shard.samples]
-    return {
-        "name": shard.name,
-        "bytes": shard.size,
-        "sha256": shard.sha256,
-        "sample_count": len(shard.samples),
-        "samples": samples,
-    }
-
-
-def shard_from(content: Content) -> ShardEntry:
-    """Read a shard's entry back, the inverse of `shard_to`.
-
-    Raises:
-        UserError: something in it has another type or range, a name leads out of the folder, or members lie outside the
-            file or over each other.
-    """
-    name, size = content.at("name").name(), content.at("bytes").whole_number()
-    samples = tuple(_samples_from(content.at("samples"), size))
-    _refuse_other_count(content.at("sample_count"), len(samples))
-    _refuse_overlap(samples, content.at("samples"))
-    return ShardEntry(name, size, content.at("sha256").sha256(), samples)
-
-
-def _samples_from(content: Content, shard_size: int) -> Iterator[SampleEntry]:
-    """Yield the samples of a list; the place of one is put together only to name what is wrong with it."""
-    known: set[str] = set()
-    for sample in content.entries():
-        try:
-            yield _sample_of(sample.value, shard_size, known)
-        except (AttributeError, TypeError, ValueError, KeyError, UserError):
-            yield _sample_from(sample, shard_size)
-
-
-def _sample_of(value: Any, shard_size: int, known: set[str]) -> SampleEntry:
-    """Return what `_sample_from` does, of plain values.
-
-    Args:
-        value: the sample's entry.
-        shard_size: bytes of its shard.
-        known: extensions that were checked; those of `value` are added.
-
-    Raises:
-        AttributeError, TypeError, ValueError, KeyError, UserError: it does not fit.
-    """
-    key, listed = value["key"], value["members"]
-    refuse_as_key(key, "")
-    if "." in key or not listed:
-        raise ValueError
-    members: dict[str, tuple[int, int, int]] = {}
-    for extension, place in listed.items():
-        if extension not in known:
-            refuse_as_name(extension, "")
-            known.add(extension)
-        offset, count, checksum = place
-        if not (
-            type(place) is list
-            and type(offset) is type(count) is type(checksum) is int
-            and offset >= 0 <= count
-            and offset + count <= shard_size
-            and 0 <= checksum < 2**32
-        ):
-            raise ValueError
-        members[extension] = (offset, count, checksum)
-    return SampleEntry(key, members)
-
-
-def _sample_from(content: Content, shard_size: int) -> SampleEntry:
-    key = content.at("key").sample_key()
-    if "." in key:
-        content.at("key").refuse("a key without a dot, where WebDataset would cut it")
-    members: dict[str, tuple[int, int, int]] = {}
-    listed = content.at("members")
-    if not isinstance(listed.value, dict) or not listed.value:
-        listed.refuse("its files by extension")
-    for extension in listed.value:
-        refuse_as_name(extension, f"{listed.place()}: extension")
-        place = listed.at(extension)
-        offset, count, checksum = place.whole_numbers(3)
-        if offset + count > shard_size or checksum >= 2**32:
-            place.refuse(f"an offset and a number of bytes inside the shard's {shard_size}, and a CRC-32")
-        members[extension] = (offset, count, checksum)
-    return SampleEntry(key, members)
-
-
-def _refuse_other_count(content: Content, count: int) -> None:
-    if content.whole_number() != count:
-        content.refuse(f"{count}, the number of samples that are listed")
-
-
-def _refuse_overlap(samples: Sequence[SampleEntry], content: Content) -> None:
-    places = sorted((offset, count, sample.key) for sample in samples for offset, count, _ in sample.members.values())
-    for (offset, count, key), (following, _, other) in itertools.pairwise(places):
-        if offset + count > following:
-            raise UserError(f"{content.place()}: files of {key!r} and {other!r} overlap; {REMEDY}")
-
-
 def read_index(folder: Path) -> ShardIndex:
     """Read and check a folder's index.json; keys that are not in shards/README.md are passed over.
 
@@ -203,72 +180,15 @@ def read_index(folder: Path) -> ShardIndex:
 
 
 def _index_from(content: Content) -> ShardIndex:
-    path = content.file
-    if not isinstance(content.value, dict) or content.value.get("format") != FORMAT:
-        raise UserError(f"{path}: not an index of {FORMAT}; expected what shards/prepare.py writes")
-    version = content.value.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {shortened(version)}, this program reads {FORMAT_VERSION}; pack again")
-    keep_aspect_ratio = content.get("keep_aspect_ratio")
-    shards = tuple(shard_from(shard) for shard in content.at("shards").entries())
-    samples = sum(len(shard.samples) for shard in shards)
-    _refuse_other_count(content.at("samples"), samples)
-    _refuse_twice("shard", (shard.name for shard in shards), path)
-    _refuse_twice("key", (sample.key for shard in shards for sample in shard.samples), path)
-    return ShardIndex(
-        dataset=content.at("dataset").name(),
-        split=content.at("split").name(),
-        image_size=_size(content.at("image_size")),
-        label_size=_size(content.at("label_size")),
-        class_sets={name: class_set_from(item.value, item.place()) for name, item in content.at("class_sets").items()},
-        made_with=content.at("made_with").mapping(),
-        shards=shards,
-        keep_aspect_ratio=keep_aspect_ratio is not None and keep_aspect_ratio.truth(),
-        sources=_sources(content.get("sources")),
-    )
+    content.version_of(FORMAT, [FORMAT_VERSION])
+    index = read(content, ShardIndex)
+    _refuse_other_count(content.at("samples"), sum(len(shard.samples) for shard in index.shards))
+    _refuse_twice("shard", (shard.name for shard in index.shards), content)
+    _refuse_twice("key", (sample.key for shard in index.shards for sample in shard.samples), content)
+    return index
 
 
-def _refuse_twice(what: str, names: Iterable[str], path: Path) -> None:
+def _refuse_twice(what: str, names: Iterable[str], content: Content) -> None:
     [(name, count)] = Counter(names).most_common(1) or [("", 1)]
     if count > 1:
-        raise UserError(f"{path}: the {what} {name!r} is there {count} times; {REMEDY}")
-
-
-def _size(content: Content) -> Size | None:
-    if content.value is None:
-        return None
-    width, height = content.whole_numbers(2, 1, LARGEST_SIDE)
-    if width * height > LARGEST_PIXELS:
-        content.refuse(f"width and height of at most {LARGEST_PIXELS} pixels")
-    return width, height
-
-
-def _sources(content: Content | None) -> dict[str, dict[str, str]] | None:
-    if content is None or content.value is None:
-        return None
-    if not isinstance(content.value, dict):
-        content.refuse("digests by key")
-    for key, digests in content.value.items():
-        if not _are_digests(digests):
-            _refuse_digests(content.at(key))
-        try:
-            refuse_as_key(key, "")
-        except UserError:
-            content.inner(key, key).sample_key()
-    sources: dict[str, dict[str, str]] = content.value
-    return sources
-
-
-def _are_digests(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and "image" in value
-        and value.keys() <= SOURCES
-        and all(isinstance(digest, str) and SHA256.fullmatch(digest) for digest in value.values())
-    )
-
-
-def _refuse_digests(content: Content) -> None:
-    content.at("image")
-    for _, digest in content.items():
-        digest.sha256()
+        raise UserError(f"{content.file}: the {what} {name!r} is there {count} times; {REMEDY}")

@@ -1,1 +1,3 @@
-"""What a trained network is used for: statistics, evaluation, scores, pseudo-labels."""
+"""Trained networks in use: predictor (how they predict), predictions, scoring, evaluation, labelling (pseudo-labels);
+output_places and prediction_files (where and how results are written).
+"""

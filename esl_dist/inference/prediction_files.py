@@ -1,10 +1,9 @@
 """Predictions as PNG files, <key>.png at a picture's own size: colours of the classes, train ids or raw ids."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esl_dist.data.images import Label, encode_png
@@ -12,32 +11,50 @@ from esl_dist.data.labels import ClassSet
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
 from esl_dist.files import whole_file
-from esl_dist.reporting.pictures import class_colors
 
 
-def picture_name(shards: ShardReader, position: int) -> str:
-    """Return the file name of a sample's prediction, which may hold folders.
+@dataclass(frozen=True)
+class PredictionFiles:
+    """A folder with a file for the prediction of each sample.
+
+    Attributes:
+        folder: where they lie.
+        shards: the samples.
+        form: `colors`, `train_ids` or `raw_ids`.
+        values: what is written for each train id (`values_of`).
+    """
+
+    folder: Path
+    shards: ShardReader
+    form: str
+    values: Label
+
+    def file(self, position: int) -> Path:
+        """Return the file of a sample's prediction, in folders where its key has some; an index has no other keys."""
+        return self.folder / f"{self.shards.key(position)}.png"
+
+    def are_written(self) -> bool:
+        """Say whether the predictions of all samples are there; a kill may have left some of them."""
+        return all(self.file(position).is_file() for position in range(len(self.shards)))
+
+    def write(self, position: int, prediction: Tensor) -> None:
+        """Write a sample's prediction, train ids (height, width); whole or not at all."""
+        with whole_file(self.file(position)) as opened:
+            opened.write(encode_png(self.values[prediction.cpu().numpy()]))
+
+
+def values_of(classes: ClassSet, form: str) -> Label:
+    """Return what is written for each train id: blue, green and red (classes, 3), or a number (classes,).
+
+    The raw id of a class is its first; 16 bits are taken only where 8 do not suffice.
 
     Raises:
-        UserError: the sample's key leads out of a folder.
+        UserError: raw ids of a class that has none.
     """
-    key = shards.key(position)
-    if Path(key).is_absolute() or ".." in Path(key).parts:
-        raise UserError(f"{shards.where(position)}: its key leads out of a folder; it is not to be trusted")
-    return f"{key}.png"
-
-
-def are_written(shards: ShardReader, predictions: Path) -> bool:
-    """Say whether the predictions of all samples are in a folder; a kill may have left some of them."""
-    return all((predictions / picture_name(shards, position)).is_file() for position in range(len(shards)))
-
-
-def raw_id_table(classes: ClassSet) -> Label:
-    """Return the raw id of each train id, shape (classes,): the first of each class, in 8 bits where they suffice.
-
-    Raises:
-        UserError: a class without raw ids.
-    """
+    if form == "colors":
+        return np.array([item.color[::-1] for item in classes], np.uint8)
+    if form == "train_ids":
+        return np.arange(len(classes), dtype=np.uint8)
     for item in classes:
         if not item.ids:
             raise UserError(
@@ -45,19 +62,4 @@ def raw_id_table(classes: ClassSet) -> Label:
                 "wanted with classes_from=…, or choose train_ids"
             )
     ids = [item.ids[0] for item in classes]
-    if max(ids) < 2**8:
-        return np.array(ids, np.uint8)
-    return np.array(ids, np.uint16)
-
-
-def write_prediction(file: Path, prediction: Tensor, classes: ClassSet, kind: str) -> None:
-    """Write train ids, (height, width), as `colors`, `train_ids` or `raw_ids`; whole or not at all."""
-    with whole_file(file) as opened:
-        opened.write(encode_png(_as_written(prediction, classes, kind)))
-
-
-def _as_written(prediction: Tensor, classes: ClassSet, kind: str) -> Label:
-    if kind == "colors":
-        return cv2.cvtColor(class_colors(prediction, classes), cv2.COLOR_RGB2BGR)  # type: ignore[return-value]
-    train_ids: NDArray[np.uint8] = prediction.cpu().numpy().astype(np.uint8)
-    return train_ids if kind == "train_ids" else raw_id_table(classes)[train_ids]
+    return np.array(ids, np.uint8) if max(ids) < 2**8 else np.array(ids, np.uint16)

@@ -1,29 +1,28 @@
-"""From trained networks and shards to scores, predictions and curves in TensorBoard."""
+"""Scores of a network or an ensemble on all pictures, and their curves in TensorBoard; confusion matrices add up."""
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esl_dist import config as settings
-from esl_dist.data.class_sets import read_class_sets, same_classes
 from esl_dist.data.images import decode_image
-from esl_dist.data.labels import ClassSet, class_names
-from esl_dist.data.loading import Batch, Samples, label_source, refuse_mixed_sizes
-from esl_dist.data.shards import ShardReader, open_shards
+from esl_dist.data.labels import IGNORE_INDEX, class_names
+from esl_dist.data.loading import Samples, label_source, refuse_mixed_sizes
+from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
-from esl_dist.inference.conditions import Conditions
-from esl_dist.inference.ensemble import Member, estimate_statistics, evaluate
-from esl_dist.inference.prediction_files import picture_name, raw_id_table, write_prediction
+from esl_dist.inference.prediction_files import PredictionFiles
+from esl_dist.inference.predictions import own_part, predictions, read_batches
+from esl_dist.inference.predictor import Predictor, autocast
+from esl_dist.models.batch_norm import batch_norms, estimate_anew
 from esl_dist.models.deeplab import refuse_single_value
-from esl_dist.ranks.collectives import require_same_on_ranks, wait_for_all, warn
+from esl_dist.ranks.collectives import sum_over_ranks, warn
 from esl_dist.reporting.scores import scores_of
 from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_scalars
-from esl_dist.runs.load import TrainedNetwork
 
 SHOWN_PREDICTIONS = 8
 """How many of the coloured predictions TensorBoard gets."""
@@ -32,163 +31,121 @@ LONGEST_NAME = 100
 """Characters of the name of an ensemble's folder in TensorBoard, which lists its networks."""
 
 
-def is_labelled(shards: ShardReader) -> bool:
-    """Say whether pictures can be scored; without labels there is no class set."""
-    return bool(shards.index.class_sets)
+@dataclass(frozen=True)
+class Scoring:
+    """What networks are scored on, and what is left of it besides the scores.
 
-
-def score_networks(
-    networks: Sequence[TrainedNetwork],
-    weights: Sequence[float],
-    conditions: Sequence[Conditions],
-    shards: ShardReader,
-    config: settings.Evaluate,
-    device: torch.device,
-) -> dict[str, Any]:
-    """Score an ensemble, or a single network as one; returns `scores_of` its confusion matrix.
-
-    Predictions go to `config.predictions`, <key>.png at the size of the label or else the picture.
-
-    Args:
-        networks: on `device`.
-        weights: factor on each network's logits.
-        conditions: under which each network predicts.
+    Attributes:
         shards: the pictures; without labels there are predictions and no scores.
-        config: how to read and score them.
-        device: where to compute.
+        statistics: pictures on which batch-norm statistics are estimated anew; None: the networks' own are taken.
+        files: the predictions; None: they are not written.
+        experiments: in its logs/ are the curves of what does not lie in a run's folder.
+        workers: the processes that read, a rank.
+    """
+
+    shards: ShardReader
+    statistics: ShardReader | None
+    files: PredictionFiles | None
+    experiments: Path
+    workers: Workers
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether pictures can be scored; without labels there is no class set."""
+        return bool(self.shards.index.class_sets)
+
+
+def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
+    """Count pixels by label (rows) and prediction (columns): int64 (classes, classes), on the CPU.
+
+    Both are train ids, of the same shape; where one of them is `IGNORE_INDEX`, nothing is counted.
+    """
+    counted = (labels != IGNORE_INDEX) & (predictions != IGNORE_INDEX)
+    pairs = labels[counted].to(torch.int64) * classes + predictions[counted].to(torch.int64)
+    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()
+
+
+def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str, Any]:
+    """Score an ensemble, or a single network as one; returns `scores_of` its confusion matrix over all ranks.
 
     Raises:
         UserError: networks of different classes or at different sizes, or shards that do not fit them.
     """
-    first, size = networks[0], conditions[0].size
-    for other, how in zip(networks, conditions, strict=True):
-        if class_names(other.classes) != class_names(first.classes):
-            raise UserError(f"{other.name} and {first.name} have different classes; an ensemble needs the same")
-        if how.size != size:
+    shards, first, labels = scoring.shards, ensemble[0], None
+    names = class_names(first.trained.classes)
+    for other in ensemble:
+        pair = f"{other.trained.name} and {first.trained.name}"
+        if class_names(other.trained.classes) != names:
+            raise UserError(f"{pair} have different classes; an ensemble needs the same")
+        if other.size != first.size:
             raise UserError(
-                f"{other.name} and {first.name} were trained at different sizes; an ensemble sees pictures at one: "
-                "give it as data.size=[width,height], or as_packed=true for that of the shards"
+                f"{pair} were trained at different sizes; an ensemble sees pictures at one: give it as "
+                "data.size=[width,height], or as_packed=true for that of the shards"
             )
-    labels = label_source(shards, first.class_set, first.classes) if is_labelled(shards) else None
-    samples = Samples(shards, size, labels)
-    if config.statistics_from is not None:
-        _estimate(networks, conditions, config, device)
-        conditions = [Conditions("target", size, one.precision) for one in conditions]
-    written = written_classes(first, shards, config)
-    predictions = None if config.predictions is None else Path(config.predictions)
-
-    def write(batch: Batch, prediction: Tensor) -> None:
-        assert predictions is not None
-        file = predictions / picture_name(shards, int(batch["positions"][0]))
-        write_prediction(file, prediction, written, config.prediction_format)
-
-    ensemble = [
-        Member(one.network, weight, how.domain, how.precision)
-        for one, weight, how in zip(networks, weights, conditions, strict=True)
-    ]
-    confusion = evaluate(
-        ensemble,
-        samples,
-        len(first.classes),
-        Workers(config.workers, config.timeout_minutes),
-        device,
-        None if predictions is None else write,
-    )
-    wait_for_all()
-    return scores_of(confusion, class_names(first.classes))
+    if scoring.is_labelled:
+        labels = label_source(shards, first.trained.class_set, first.trained.classes)
+    if scoring.statistics is not None:
+        ensemble = [_with_statistics_of(one, scoring.statistics, scoring.workers) for one in ensemble]
+    confusion = torch.zeros(len(names), len(names), dtype=torch.int64)
+    for position, prediction, label in predictions(ensemble, Samples(shards, first.size, labels), scoring.workers):
+        if label is not None:
+            confusion += confusion_matrix(label, prediction, len(names))
+        if scoring.files is not None:
+            scoring.files.write(position, prediction)
+    # With this sum each rank also says that its predictions are written.
+    return scores_of(sum_over_ranks(confusion).numpy(), names)
 
 
-def _estimate(
-    networks: Sequence[TrainedNetwork],
-    conditions: Sequence[Conditions],
-    config: settings.Evaluate,
-    device: torch.device,
-) -> None:
-    """Estimate the target's statistics of all networks anew; they are shared by all, or kept in the target's place."""
-    assert config.statistics_from is not None
-    size = conditions[0].size
-    pictures = Samples(open_shards(config.statistics_from), size)
-    require_same_on_ranks(pictures.images.fingerprint(), "statistics_from")
-    refuse_mixed_sizes(pictures.images, size, "data.size")
-    workers = Workers(config.workers, config.timeout_minutes)
-    for one, how in zip(networks, conditions, strict=True):
-        if (seen := size or pictures.images.index.image_size) is not None:
-            together = min(one.batch_size, len(pictures))
-            refuse_single_value(seen, together, "statistics_from", "larger pictures as data.size=[width,height]")
-        estimate_statistics(one.network, pictures, workers, device, one.batch_size, how.precision)
+@torch.inference_mode()
+def _with_statistics_of(predictor: Predictor, shards: ShardReader, workers: Workers) -> Predictor:
+    """Estimate a network's statistics of the target anew, as the mean over all batches of `shards`; it then takes them.
 
-
-def written_classes(trained: TrainedNetwork, shards: ShardReader, config: settings.Evaluate) -> ClassSet:
-    """Return the classes with the colours and raw ids that predictions are written in.
-
-    They are those of `config.classes_from`, of the shards where these have labels, or else the network's.
-
-    Raises:
-        UserError: `config.classes_from` names other classes, or raw ids are asked for that there are not.
+    The ranks share the batches; every batch is one rank's, with statistics of its own, so that the mean over all of
+    them is the same (to rounding) for any number of ranks. Samples that do not fill a last batch are left out, unless
+    there is no other batch.
     """
-    if config.classes_from is not None:
-        classes = classes_named(trained, config.classes_from)
-    else:
-        classes = same_classes(trained.class_set, trained.classes, shards.index.class_sets) or trained.classes
-    if config.predictions is not None and config.prediction_format == "raw_ids":
-        raw_id_table(classes)
-    return classes
+    network, batch_size, count = predictor.trained.network, predictor.trained.batch_size, len(shards)
+    refuse_mixed_sizes(shards, predictor.size, "data.size")
+    if (size := predictor.size or shards.index.image_size) is not None:
+        larger = "larger pictures as data.size=[width,height]"
+        refuse_single_value(size, min(batch_size, count), "statistics_from", larger)
+    starts = range(0, max(count - batch_size + 1, 1), batch_size)
+    own = own_part([list(range(start, min(start + batch_size, count))) for start in starts])
+    estimate_anew(network)
+    network.train()
+    for batch in read_batches(Samples(shards, predictor.size), own, workers, predictor.device, "statistics"):
+        with autocast(predictor.precision, predictor.device):
+            network(batch["images"].to(predictor.device))
+    for module in batch_norms(network):
+        for statistic in (module.running_mean, module.running_var):
+            assert statistic is not None
+            statistic.copy_(sum_over_ranks(statistic * len(own)) / len(starts))
+    network.eval()
+    return replace(predictor, domain="target")
 
 
-def classes_named(trained: TrainedNetwork, classes_from: str) -> ClassSet:
-    """Return a network's classes as the setting `classes_from` knows them.
-
-    Raises:
-        UserError: it names other classes.
-    """
-    known = same_classes(trained.class_set, trained.classes, read_class_sets(Path(classes_from)))
-    if known is None:
-        raise UserError(
-            f"classes_from={classes_from}: has no class set {trained.class_set!r} of the network's classes "
-            f"{', '.join(class_names(trained.classes))}"
-        )
-    return known
-
-
-def write_score_curves(
-    networks: Sequence[TrainedNetwork],
-    scores: dict[str, Any],
-    shards: ShardReader,
-    experiments: Path,
-    predictions: Path | None,
-) -> Path | None:
+def write_score_curves(ensemble: Sequence[Predictor], scores: dict[str, Any], scoring: Scoring) -> Path | None:
     """Write scores, and the first coloured predictions, to TensorBoard; on the main rank. Returns the curves' folder.
 
     Curves that cannot be written cost a warning, and None is returned: the scores are printed, and written elsewhere.
-
-    Args:
-        networks: one, or an ensemble.
-        scores: theirs (`scores_of`).
-        shards: on which they were scored.
-        experiments: in its logs/ are the curves of what does not lie in a run's folder.
-        predictions: folder of coloured predictions; None: there are none.
     """
-    name = "+".join(one.name for one in networks)[:LONGEST_NAME]
-    logs = (networks[0].logs if len(networks) == 1 else None) or experiments / "logs" / name
+    first, name = ensemble[0].trained, "+".join(one.trained.name for one in ensemble)[:LONGEST_NAME]
+    logs = (first.logs if len(ensemble) == 1 else None) or scoring.experiments / "logs" / name
+    step, data, files = first.step or 0, f"{scoring.shards.index.dataset}_{scoring.shards.index.split}", scoring.files
+    means = {"miou": scores["miou"], **{f"miou_{count}": value for count, value in scores["miou_over"].items()}}
     try:
-        _write_curves(logs / "scores", networks[0].step or 0, scores, shards, predictions)
+        # In a folder of its own: what an interrupted training wrote is hidden when it goes on, scores are not.
+        with closing(open_writer(logs / "scores", None)) as writer:
+            for group, values in (("score", means), ("iou", scores["iou"])):
+                known = {name: value for name, value in values.items() if value is not None}
+                write_scalars(writer, f"{group}/{data}", known, step)
+            if files is not None and files.form == "colors":
+                shown = [files.file(position) for position in range(min(len(files.shards), SHOWN_PREDICTIONS))]
+                pictures = {
+                    str(file.relative_to(files.folder)): decode_image(file.read_bytes())[:, :, ::-1] for file in shown
+                }
+                write_pictures(writer, f"prediction/{data}", pictures, step)
     except OSError as error:
-        warn(f"{logs}: curves cannot be written ({error.strerror}); the scores are not lost by that")
+        warn(f"{logs}: curves cannot be written ({error.strerror}); the scores themselves are kept")
         return None
     return logs
-
-
-def _write_curves(
-    folder: Path, step: int, scores: dict[str, Any], shards: ShardReader, predictions: Path | None
-) -> None:
-    data = f"{shards.index.dataset}_{shards.index.split}"
-    means = {"miou": scores["miou"], **{f"miou_{count}": value for count, value in scores["miou_over"].items()}}
-    # In a folder of its own: what an interrupted training wrote is hidden when it goes on, scores are not.
-    with closing(open_writer(folder, None)) as writer:
-        for group, values in (("score", means), ("iou", scores["iou"])):
-            known = {name: value for name, value in values.items() if value is not None}
-            write_scalars(writer, f"{group}/{data}", known, step)
-        if predictions is not None:
-            files = [picture_name(shards, position) for position in range(min(len(shards), SHOWN_PREDICTIONS))]
-            pictures = {file: decode_image((predictions / file).read_bytes())[:, :, ::-1] for file in files}
-            write_pictures(writer, f"prediction/{data}", pictures, step)

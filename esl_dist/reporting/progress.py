@@ -24,36 +24,28 @@ USUAL_SIZE = {"ncols": 120, "nrows": 24}
 def progress(items: Iterable[Item], total: int, title: str, unit: str = "sample") -> Iterator[Item]:
     """Give every one of `total` items, and show how many were given, from none to all."""
     if sys.stderr.isatty():
-        return iter(_bar(items, 0, total, title, unit))
-    return _with_lines(items, total, title, unit)
-
-
-def _with_lines(items: Iterable[Item], total: int, title: str, unit: str) -> Iterator[Item]:
+        yield from _bar(items, 0, total, title, unit)
+        return
     began = told = time.monotonic()
     # What takes long or hangs has a name from its beginning.
-    tell(f"{title}: {_share(0, total, unit)}")
+    _tell(f"{title}: {_share(0, total, unit)}")
     for done, item in enumerate(items):
         now = time.monotonic()
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
             speed = done / (now - began)
             left = f", {duration((total - done) / speed)} left" if done else ""
-            tell(f"{title}: {_share(done, total, unit)}, {speed:.3g} {unit}s/s{left}")
+            _tell(f"{title}: {_share(done, total, unit)}, {speed:.3g} {unit}s/s{left}")
         yield item
-    tell(f"{title}: {_share(total, total, unit)}, took {duration(time.monotonic() - began)}")
+    _tell(f"{title}: {_share(total, total, unit)}, took {duration(time.monotonic() - began)}")
 
 
 def _share(done: int, total: int, unit: str) -> str:
     return f"{done}/{total} {unit}s" + (f" ({100 * done // total} %)" if total else "")
 
 
-def silent(items: Iterable[Item], total: int, title: str) -> Iterable[Item]:
-    """Give `items` back: the bar of a rank that is not the main one."""
-    return items
-
-
-def tell(text: str) -> None:
-    """Write one whole line to standard error, at once: several processes may share it."""
+def _tell(text: str) -> None:
+    # A whole line at once: several processes may share the stream.
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -100,7 +92,7 @@ class Entry:
 def show_entry(bar: "tqdm[int]", entry: Entry, title: str, total: int) -> None:
     """Show an entry: its losses at the main level in the bar or, where there is none, all of it as a line."""
     if bar.disable:
-        tell(f"{title}: {entry_line(entry, total)}")
+        _tell(f"{title}: {entry_line(entry, total)}")
     else:
         main = {name.removesuffix("/main"): loss for name, loss in entry.losses.items() if name.endswith("/main")}
         bar.set_postfix_str(losses_line(main))

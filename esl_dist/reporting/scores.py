@@ -62,18 +62,11 @@ def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     first = next(iter(rows.values()))
     names = list(first["iou"])
     fewer = [count for count in first.get("miou_over", {}) if int(count) < len(names)]
-    columns = [*names, "mIoU", *(f"mIoU {count}" for count in fewer)]
-    title_width = max(len(title) for title in rows)
-    lines = [" " * title_width + "".join(f"  {name:>6}" for name in columns)]
+    lines = [["", *names, "mIoU", *(f"mIoU {count}" for count in fewer)]]
     for title, scores in rows.items():
-        values = [
-            *(scores["iou"][name] for name in names),
-            scores["miou"],
-            *(scores["miou_over"][count] for count in fewer),
-        ]
-        cells = [f"{percent(value):>{max(6, len(name))}}" for name, value in zip(columns, values, strict=True)]
-        lines.append(f"{title:<{title_width}}" + "".join(f"  {cell}" for cell in cells))
-    return "\n".join(lines)
+        means = [scores["miou"], *(scores["miou_over"][count] for count in fewer)]
+        lines.append([title, *map(percent, [*(scores["iou"][name] for name in names), *means])])
+    return _aligned(lines)
 
 
 def kept_table(classes: Mapping[str, Mapping[str, Any]]) -> str:
@@ -83,17 +76,20 @@ def kept_table(classes: Mapping[str, Mapping[str, Any]]) -> str:
         classes: name → `pixels_predicted`, `pixels_kept` and `threshold`, as in the summary of pseudo-labels.
     """
     total = sum(row["pixels_predicted"] for row in classes.values())
-    lines = [("", "predicted", "share %", "kept", "kept %", "threshold")]
+    lines = [["", "predicted", "share %", "kept", "kept %", "threshold"]]
     for name, row in classes.items():
         predicted, kept = row["pixels_predicted"], row["pixels_kept"]
         shares = (percent(predicted / total if total else None), percent(kept / predicted if predicted else None))
-        lines.append((name, f"{predicted}", shares[0], f"{kept}", shares[1], f"{row['threshold']:.4f}"))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        f"{line[0]:<{widths[0]}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+        lines.append([name, f"{predicted}", shares[0], f"{kept}", shares[1], f"{row['threshold']:.4f}"])
+    return _aligned(lines)
+
+
+def _aligned(lines: list[list[str]]) -> str:
+    """Lay out cells: titles at the left, numbers at the right of columns of at least six characters."""
+    width = max(len(line[0]) for line in lines)
+    widths = [max(6, *map(len, column)) for column in zip(*(line[1:] for line in lines), strict=True)]
+    rows = ["".join(f"  {cell:>{size}}" for cell, size in zip(line[1:], widths, strict=True)) for line in lines]
+    return "\n".join(f"{line[0]:<{width}}{row}" for line, row in zip(lines, rows, strict=True))
 
 
 def percent(value: float | None) -> str:

@@ -1,20 +1,18 @@
 """Checkpoints written while training goes on: it stands still only for a copy to memory."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from esl_dist import config as settings
-from esl_dist.machine import free_memory, shortage
+from esl_dist.errors import memory_words
+from esl_dist.machine import shortage
 from esl_dist.ranks.collectives import is_main, note_progress, warn
 from esl_dist.runs.checkpoints import Checkpoint, save_checkpoint
-
-MEMORY_SHARE = 0.5
-"""Share of the free memory that a copy may take; where it would take more, training waits for the disk."""
 
 NOTE_SECONDS = 1.0
 """How often a rank that waits for the disk tells the others that it gets on."""
@@ -31,12 +29,13 @@ class BackgroundSaver:
     def __init__(self, run: Path, options: settings.Checkpoints) -> None:
         """Begin without anything to save."""
         self._run, self._options = run, options
+        self._copy: dict[str, Any] = {}
         self._written = threading.Event()
         self._written.set()
         self._failure: BaseException | None = None
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Copy a checkpoint and begin to write it, after the one before; where memory is short, wait for it instead.
+        """Copy a checkpoint and begin to write it, after the one before; without memory or a thread, wait for it.
 
         Raises:
             UserError: the one before could not be written; or this one, if it was waited for.
@@ -44,17 +43,30 @@ class BackgroundSaver:
         if not is_main():
             return
         self.finish()
-        with_copy = _bytes(checkpoint) <= MEMORY_SHARE * free_memory()
-        to_write = copied(checkpoint) if with_copy else checkpoint
+        to_write = self._copied(checkpoint)
         self._written.clear()
         try:
             # Not a daemon: an interrupted program still finishes the checkpoint.
             threading.Thread(target=self._write, args=(to_write,)).start()
         except RuntimeError as error:
-            warn(f"{self._run}: {shortage(error) or error}; training waits while this checkpoint is written")
+            self._warn(shortage(error) or str(error))
             self._write(to_write)
-        if not with_copy:
+        if to_write is checkpoint:
             self.finish()
+
+    def _copied(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Return a copy, in the memory of the one before; the checkpoint itself where there is no memory for one."""
+        try:
+            self._copy = copied({"networks": checkpoint.networks, "training": checkpoint.training}, self._copy)
+        except (RuntimeError, MemoryError) as error:
+            if (words := memory_words(error)) is None:
+                raise
+            self._warn(words)
+            return checkpoint
+        return replace(checkpoint, **self._copy)
+
+    def _warn(self, reason: str) -> None:
+        warn(f"{self._run}: {reason}; training waits while this checkpoint is written")
 
     def raise_failure(self) -> None:
         """Raise what went wrong in the thread, if anything did.
@@ -85,31 +97,22 @@ class BackgroundSaver:
             self._written.set()
 
 
-def copied(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint whose tensors are copies on the CPU."""
-    return replace(
-        checkpoint,
-        networks=_copied(checkpoint.networks),
-        training=_copied(checkpoint.training),
-    )
+def copied(value: Any, memory: Any = None) -> Any:
+    """Return dictionaries and lists, one in the other, with copies of their tensors in the host's memory.
 
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
+    Args:
+        value: what is copied.
+        memory: an earlier copy, whose tensors are written anew where they fit.
+    """
     if isinstance(value, dict):
-        return {key: _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list) else value
-
-
-def _bytes(checkpoint: Checkpoint) -> int:
-    parts = (checkpoint.networks, checkpoint.training)
-    return sum(tensor.numel() * tensor.element_size() for part in parts for tensor in _tensors(part))
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(one)
+        before = memory if isinstance(memory, dict) else {}
+        return {key: copied(one, before.get(key)) for key, one in value.items()}
+    if isinstance(value, list):
+        places = memory if isinstance(memory, list) and len(memory) == len(value) else [None] * len(value)
+        return [copied(one, place) for one, place in zip(value, places, strict=True)]
+    if not isinstance(value, Tensor):
+        return value
+    if not isinstance(memory, Tensor) or (memory.shape, memory.dtype) != (value.shape, value.dtype):
+        # Pinned, a GPU fills it at the speed of the bus.
+        memory = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+    return memory.copy_(value)

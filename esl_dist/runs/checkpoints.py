@@ -7,7 +7,7 @@
         manifest.json                step, configuration, classes, shards' fingerprints, data sets' names, SHA-256 of
                                      each file and of the rest of itself
 
-The learning rates and the data position are pure functions of the step (`optimisation.polynomial_rate`,
+The learning rates and the data position are pure functions of the step (`adaptation.optimisers`,
 `data.sampling`), so the step is their state; after the initial weights nothing is drawn at random. A folder is written
 under a name that no reader takes, flushed, and renamed.
 
@@ -21,11 +21,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import SafetensorError
@@ -35,9 +33,21 @@ from torch import Tensor, nn
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.passes import SEGMENTATION
-from esl_dist.checked import Content, read_content
-from esl_dist.config_files import load_config, to_dictionary
+from esl_dist.checked import (
+    Content,
+    Label,
+    Name,
+    Sha256,
+    one_of,
+    read,
+    read_content,
+    read_name,
+    read_sha256,
+    whole_number,
+)
+from esl_dist.config_files import from_dictionary, load_config, to_dictionary
 from esl_dist.data.labels import ClassSet, class_set_to
+from esl_dist.data.shard_index import classes_of
 from esl_dist.errors import UserError
 from esl_dist.files import (
     PARTIAL_SUFFIX,
@@ -48,48 +58,75 @@ from esl_dist.files import (
     write_json,
 )
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.runs.fitting import REMEDY, refuse_other_tensors, refuse_other_training
-from esl_dist.runs.manifests import LAST_STEP, Manifest, manifest_from
+from esl_dist.runs.fitting import (
+    REMEDY,
+    BrokenCheckpointError,
+    refuse_other_tensors,
+    refuse_other_training,
+    told_as_broken,
+)
 
 FORMAT = "esl-dist checkpoint"
 FORMAT_VERSION = 3
 READ_VERSIONS = (2, FORMAT_VERSION)
-"""In version 2, methods without discriminators had an empty file of them."""
 MANIFEST = "manifest.json"
 RUN_CONFIG = "config.yaml"
 """In a run's folder: its settings, defaults, name and seed included."""
 BROKEN_SUFFIX = ".broken"
 TRAINING = "training.pt"
 
+LAST_STEP = 10**12
+"""Far beyond any training; TensorBoard, say, does not count endlessly."""
+BEGIN_ANEW = "begin anew: train under another name or delete the run's folder"
+
 TensorState = dict[str, Tensor]
 
 
-class BrokenCheckpointError(UserError):
-    """A checkpoint that is not as it was saved, or cannot be read: the one before may be used."""
+def _settings_from(content: Content) -> settings.Train:
+    # What paths and networks are made of is told by its own key.
+    read_name(content.at("name"))
+    one_of(*METHODS)(content.at("method").at("name"))
+    return from_dictionary(settings.Train, content.value, content.place())
+
+
+def _checksum_from(content: Content) -> Any:
+    return read_sha256(content.at("sha256"))
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What a training needs to go on as if it had never stopped.
+class Manifest:
+    """What a manifest says of a checkpoint.
 
     Attributes:
         step: steps done.
         config: the run's configuration.
-        classes: the class set of its labels, and its name.
+        class_set: name of the class set of its labels.
+        classes: the class set.
         shards: fingerprints of the shards it reads: `source`, `target`, `pseudo_labels`.
-        networks: states of the networks by name: the segmentation network's, and of those that the method adds.
-        training: states of optimisers and loss scaler, counts of corrupt samples, precision, journal.
         data_sets: names of the data sets of `source` and `target`; empty in checkpoints of older versions.
+        files: SHA-256 of the other files, by name.
     """
 
-    step: int
-    config: settings.Train
-    class_set: str
-    classes: ClassSet
-    shards: dict[str, str]
+    step: Annotated[int, whole_number(1, LAST_STEP)]
+    config: Annotated[settings.Train, _settings_from]
+    class_set: Label
+    classes: Annotated[ClassSet, classes_of]
+    shards: dict[Annotated[str, one_of("source", "target", "pseudo_labels")], Sha256]
+    data_sets: dict[str, Name] = field(default_factory=dict, kw_only=True)
+    files: dict[Name, Annotated[str, _checksum_from]] = field(default_factory=dict, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Checkpoint(Manifest):
+    """What a training needs to go on as if it had never stopped.
+
+    Attributes:
+        networks: states of the networks by name: the segmentation network's, and of those that the method adds.
+        training: states of optimisers and loss scaler, counts of corrupt samples, precision, journal.
+    """
+
     networks: dict[str, TensorState]
     training: dict[str, Any]
-    data_sets: dict[str, str] = field(default_factory=dict)
 
     @property
     def segmentation(self) -> TensorState:
@@ -112,15 +149,13 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
         _remove(folder)
         os.replace(partial, folder)
         fsync_folder(folder.parent)
-    except UserError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError is how torch.save reports a full disk
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(
             f"{folder}: cannot be written ({error}); what was saved before stands: make room, then the same command "
             "goes on from there"
         ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     _prune(run, checkpoint.step, options)
     return folder
 
@@ -128,7 +163,8 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
 def _write(partial: Path, checkpoint: Checkpoint) -> None:
     make_folder(partial)
     for name, state in checkpoint.networks.items():
-        save_file(_contiguous(state), partial / file_of(name))
+        plain = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+        save_file(plain, partial / file_of(name))
     torch.save(checkpoint.training, partial / TRAINING)
     files = {}
     for path in sorted(partial.iterdir()):
@@ -148,7 +184,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "data_sets": checkpoint.data_sets,
         "files": files,
     }
-    manifest_from(Content(manifest, partial / MANIFEST, "nothing was written"))
+    read(Content(manifest, partial / MANIFEST, "nothing was written"), Manifest)
     write_json(partial / MANIFEST, {**manifest, "sha256": _digest(manifest)})
 
 
@@ -159,66 +195,27 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         BrokenCheckpointError: a file is missing, cannot be read, is not the one that was written, or does not fit.
         UserError: another version of the program wrote it.
     """
-    return _load(folder, read_manifest(folder))
-
-
-def _load(folder: Path, manifest: Manifest) -> Checkpoint:
-    with _told_as_broken(folder / TRAINING):
+    manifest = read_manifest(folder)
+    networks = _networks_on_meta(manifest)
+    states = {}
+    for name, network in networks.items():
+        file = folder / file_of(name)
+        with told_as_broken(file):
+            states[name] = load_file(file)
+            refuse_other_tensors(states[name], network.state_dict(), file)
+    with told_as_broken(folder / TRAINING):
         training = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-    with _told_as_broken(folder):
-        networks = _networks_on_meta(manifest)
         optimizers = METHODS[manifest.config.method.name].optimizers(networks, manifest.config.optimizer)
-    states = {name: _read_state(folder / file_of(name), network) for name, network in networks.items()}
-    with _told_as_broken(folder):
         refuse_other_training(Content(training, folder / TRAINING, REMEDY), optimizers)
-    return Checkpoint(
-        step=manifest.step,
-        config=manifest.config,
-        class_set=manifest.class_set,
-        classes=manifest.classes,
-        shards=manifest.shards,
-        networks=states,
-        training=training,
-        data_sets=manifest.data_sets,
-    )
+    return Checkpoint(**vars(manifest), networks=states, training=training)
 
 
 def _networks_on_meta(manifest: Manifest) -> nn.ModuleDict:
     """Return the run's networks, with shapes and without memory."""
-    config, classes = manifest.config, manifest.classes
+    config = manifest.config
     with torch.device("meta"):
-        segmentation = build_network(config.network, classes)
-        return build_networks(METHODS[config.method.name], segmentation, len(classes), config.method)
-
-
-def _read_state(file: Path, network: nn.Module) -> TensorState:
-    with _told_as_broken(file):
-        state = load_file(file)
-        refuse_other_tensors(state, network.state_dict(), file)
-    return state
-
-
-@contextmanager
-def _told_as_broken(path: Path) -> Iterator[None]:
-    """Turn whatever a checkpoint that does not fit may raise into a BrokenCheckpointError.
-
-    Want of memory says nothing about the checkpoint, and stays as it is.
-    """
-    try:
-        yield
-    except (MemoryError, BrokenCheckpointError):
-        raise
-    except UserError as error:
-        raise BrokenCheckpointError(str(error)) from error
-    except OSError as error:
-        raise BrokenCheckpointError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
-    except Exception as error:  # torch's restricted unpickler, and safetensors, raise many kinds
-        if "allocate memory" in str(error):
-            raise
-        raise BrokenCheckpointError(
-            f"{path}: refused: it is damaged or holds more than tensors and plain values ({type(error).__name__}); "
-            f"{REMEDY}"
-        ) from error
+        segmentation = build_network(config.network, manifest.classes)
+        return build_networks(METHODS[config.method.name], segmentation, len(manifest.classes), config.method)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -228,40 +225,30 @@ def read_manifest(folder: Path) -> Manifest:
         BrokenCheckpointError: a file is missing, cannot be read, has other bytes, or the manifest says what cannot be.
         UserError: another version of the program wrote it.
     """
-    path = folder / MANIFEST
-    with _told_as_broken(path):
-        content = read_content(path, REMEDY)
-    if not isinstance(content.value, dict) or content.value.get("format") != FORMAT:
-        raise BrokenCheckpointError(f"{path}: not a manifest of {FORMAT}; {REMEDY}")
-    # First, for damage could pretend to be another version.
-    if content.value.pop("sha256", None) != _digest(content.value):
-        raise BrokenCheckpointError(f"{path}: not the bytes that were saved; {REMEDY}")
-    with _told_as_broken(path):
-        version = content.at("format_version").whole_number()
-    if version not in READ_VERSIONS:
-        raise UserError(
-            f"{folder}: format version {version}, this program reads {FORMAT_VERSION}; use the "
-            "version of the program that wrote it, or begin anew: train under another name or delete the run's folder"
-        )
-    with _told_as_broken(path):
-        manifest = manifest_from(content)
+    file = folder / MANIFEST
+    with told_as_broken(file):
+        content = read_content(file, REMEDY)
+        # First, for damage could pretend to be another version.
+        said = content.mapping()
+        if said.pop("sha256", None) != _digest(said):
+            raise UserError(f"{file}: not the bytes that were saved; {REMEDY}")
+        version = Content(content.value, file, BEGIN_ANEW).version_of(FORMAT, READ_VERSIONS)
+        manifest = read(content, Manifest)
         _refuse_other_files(content.at("files"), manifest, version)
-    for name in manifest.files:
-        with _told_as_broken(folder / name):
-            whole = (folder / name).is_file() and sha256_of_file(folder / name) == manifest.files[name]
-        if not whole:
-            raise BrokenCheckpointError(f"{folder / name}: missing or not the bytes that were saved; {REMEDY}")
+    for name, saved in manifest.files.items():
+        file = folder / name
+        with told_as_broken(file):
+            if not file.is_file() or sha256_of_file(file) != saved:
+                raise UserError(f"{file}: missing or not the bytes that were saved; {REMEDY}")
     return manifest
 
 
-def _refuse_other_files(files: Content, manifest: Manifest, version: int) -> None:
-    """Make sure that the files are those of the run's networks, and the training's."""
+def _refuse_other_files(content: Content, manifest: Manifest, version: int) -> None:
     expected = {*map(file_of, _networks_on_meta(manifest)), TRAINING}
-    there = set(files.mapping())
-    if version == 2:
-        there -= {"discriminators.safetensors"} - expected
-    if there != expected:
-        files.refuse(f"the files {', '.join(sorted(expected))}")
+    # Methods without discriminators had an empty file of them.
+    may_be = {file_of("discriminators")} - expected if version == 2 else set()
+    if manifest.files.keys() - may_be != expected:
+        content.refuse(f"the files {', '.join(sorted(expected))}")
 
 
 def run_config(run: Path) -> settings.Train:
@@ -288,8 +275,7 @@ def step_of(folder: Path) -> int:
 
 def checkpoint_folders(run: Path) -> list[Path]:
     """Return the run's checkpoint folders, in the order of their steps; those not finished are not among them."""
-    names = re.compile(r"step-[0-9]+")
-    found = [path for path in (run / "checkpoints").glob("step-*") if names.fullmatch(path.name)]
+    found = [path for path in (run / "checkpoints").glob("step-*") if re.fullmatch("step-[0-9]+", path.name)]
     # A link may lead to a disk that is not there now. From step 10^8 on, names are longer: theirs is another order.
     return sorted(
         (path for path in found if 1 <= step_of(path) <= LAST_STEP and (path.is_dir() or path.is_symlink())),
@@ -311,17 +297,17 @@ def _find_newest(run: Path) -> tuple[Path, Checkpoint] | None:
     why_not = ""
     for folder in reversed(checkpoint_folders(run)):
         try:
-            manifest = read_manifest(folder)
-            if manifest.step != step_of(folder):
-                raise BrokenCheckpointError(f"{folder}: is of step {manifest.step}; give it the name of its step")
-            return folder, _load(folder, manifest)
+            checkpoint = load_checkpoint(folder)
+            if checkpoint.step == step_of(folder):
+                return folder, checkpoint
+            problem = f"{folder}: is of step {checkpoint.step}; give it the name of its step"
         except BrokenCheckpointError as error:
-            print(f"warning: passing over a broken checkpoint: {error}", file=sys.stderr)
-            why_not = why_not or str(error)
+            problem = str(error)
+        print(f"warning: passing over a broken checkpoint: {problem}", file=sys.stderr)
+        why_not = why_not or problem
     if why_not:
         raise UserError(
-            f"{run}: none of its checkpoints can be used (the newest: {why_not}); put a whole one back, or begin "
-            "anew: train under another name or delete the folder"
+            f"{run}: none of its checkpoints can be used (the newest: {why_not}); put a whole one back, or {BEGIN_ANEW}"
         )
     return None
 
@@ -360,15 +346,6 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
     return newest
 
 
-def log_folder(run: Path) -> Path | None:
-    """Return the folder of a run's TensorBoard files: <experiments>/logs/<name> for <experiments>/snapshots/<name>.
-
-    None where the run does not lie in such a place.
-    """
-    place = run.resolve()
-    return place.parent.parent / "logs" / place.name if place.parent.name == "snapshots" else None
-
-
 def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
     """Return the segmentation network that a configuration describes."""
     return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
@@ -381,10 +358,6 @@ def file_of(network: str) -> str:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _contiguous(state: TensorState) -> TensorState:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
 
 def _prune(run: Path, newest_step: int, options: settings.Checkpoints) -> None:

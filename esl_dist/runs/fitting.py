@@ -4,15 +4,15 @@ It is held to networks and optimisers that the run's configuration gives on torc
 memory. What passes can be loaded, and trained on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
-from esl_dist.checked import Content
+from esl_dist.checked import Content, OtherVersionError, one_of
 from esl_dist.config import PRECISIONS
 from esl_dist.errors import UserError
 from esl_dist.models.weight_files import FLOATS, problem_of_storage, refuse_tensors
@@ -24,6 +24,33 @@ LARGEST = torch.finfo(torch.float32).max
 STATE_KEYS: dict[type[Optimizer], set[str]] = {SGD: {"momentum_buffer"}, Adam: {"step", "exp_avg", "exp_avg_sq"}}
 COUNTS = ("epochs", "in_epoch", "totals")
 SHOWN_NAMES = 3
+
+
+class BrokenCheckpointError(UserError):
+    """A checkpoint that is not as it was saved, or cannot be read: the one before may be used."""
+
+
+@contextmanager
+def told_as_broken(path: Path) -> Iterator[None]:
+    """Turn whatever a checkpoint that does not fit may raise into a BrokenCheckpointError.
+
+    Want of memory says nothing about the checkpoint, and stays as it is.
+    """
+    try:
+        yield
+    except (MemoryError, BrokenCheckpointError, OtherVersionError):
+        raise
+    except UserError as error:
+        raise BrokenCheckpointError(str(error)) from error
+    except OSError as error:
+        raise BrokenCheckpointError(f"{path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    except Exception as error:  # torch's restricted unpickler, and safetensors, raise many kinds
+        if "allocate memory" in str(error):
+            raise
+        raise BrokenCheckpointError(
+            f"{path}: refused: it is damaged or holds more than tensors and plain values ({type(error).__name__}); "
+            f"{REMEDY}"
+        ) from error
 
 
 def refuse_other_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor], file: Path) -> None:
@@ -44,33 +71,27 @@ def refuse_other_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor],
 
 def _refuse_other_form(content: Content, own: Tensor) -> None:
     tensor, shape = content.value, list(own.shape)
-    if not _is_plain(tensor) or list(tensor.shape) != shape:
-        found = list(tensor.shape) if _is_plain(tensor) else type(tensor).__name__
-        raise UserError(f"{content.place()}: expected a tensor of shape {shape}, got {found}; {REMEDY}")
-    if tensor.dtype != own.dtype and not (tensor.dtype in FLOATS and own.dtype in FLOATS):
-        raise UserError(f"{content.place()}: expected {own.dtype}, got {tensor.dtype}; {REMEDY}")
-    if (problem := problem_of_storage(tensor)) is not None:
-        raise UserError(f"{content.place()}: it {problem}; {REMEDY}")
+    is_plain = isinstance(tensor, Tensor) and tensor.layout is torch.strided and tensor.device.type == "cpu"
+    if not is_plain or list(tensor.shape) != shape:
+        found = list(tensor.shape) if is_plain else type(tensor).__name__
+        problem = f"expected a tensor of shape {shape}, got {found}"
+    elif tensor.dtype != own.dtype and not (tensor.dtype in FLOATS and own.dtype in FLOATS):
+        problem = f"expected {own.dtype}, got {tensor.dtype}"
+    elif (of_storage := problem_of_storage(tensor)) is not None:
+        problem = f"it {of_storage}"
+    else:
+        return
+    raise UserError(f"{content.place()}: {problem}; {REMEDY}")
 
 
 def _refuse_other_state(content: Content, own: Tensor) -> None:
     _refuse_other_form(content, own)
-    tensor = content.value
     if str(content.key).endswith(NOT_NEGATIVE):
         # The second moment of a gradient may overflow, and its parameter then rests.
-        if not bool((tensor >= 0).all()):
+        if not bool((content.value >= 0).all()):
             raise UserError(f"{content.place()}: expected numbers of at least 0; {REMEDY}")
-    elif not _is_finite(tensor):
+    elif not bool(content.value.isfinite().all()):
         raise UserError(f"{content.place()}: it holds numbers that are not finite; {REMEDY}")
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # A number that is not finite never goes under in a sum. Only a sum that overflows needs a second look.
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def refuse_other_training(training: Content, optimizers: Mapping[str, Optimizer]) -> None:
@@ -90,8 +111,8 @@ def refuse_other_training(training: Content, optimizers: Mapping[str, Optimizer]
         _refuse_other_groups(states.at(name).at("param_groups"), optimizer)
         _refuse_other_states(states.at(name).at("state"), optimizer)
     _refuse_other_scaler(training.at("scaler"))
-    if (precision := training.get("precision")) is not None and precision.text() not in PRECISIONS:
-        precision.refuse(f"one of {', '.join(PRECISIONS)}")
+    if (precision := training.get("precision")) is not None:
+        one_of(*PRECISIONS)(precision)
     if (counts := training.get("corrupt_samples")) is not None and counts.mapping():
         for key in COUNTS:
             counts.at(key).whole_numbers(2)

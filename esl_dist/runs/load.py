@@ -1,7 +1,7 @@
 """Trained networks to predict with: those of a run, of one checkpoint, or of a file with the published names."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,43 +18,26 @@ from esl_dist.runs.checkpoints import (
     RUN_CONFIG,
     build_network,
     find_checkpoint,
-    log_folder,
 )
 from esl_dist.runs.provenance import Provenance, provenance_of, provenance_of_file
 
 
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """A segmentation network in evaluation mode, and where it comes from.
+@dataclass(frozen=True, kw_only=True)
+class TrainedNetwork(Provenance):
+    """A segmentation network in evaluation mode, and all that is known of its training.
 
     Attributes:
         network: on the device it was asked for.
         name: its run's, or its file's.
         step: steps it was trained; None for a file, which does not say.
-        class_set: name of its classes.
-        classes: its channels' classes.
-        batch_size: that of its training; 1 where that is not known.
         logs: its run's folder in TensorBoard; None where it does not lie in a run's folder.
-        architecture: the residual network.
-        sizes: domain → width and height at which its training read pictures, None: as packed; empty where not known.
-        precision: that of its training, `no`, `bf16` or `fp16`; None where that is not known.
-        data_sets: domain → name of the data set of its training, as far as known.
-        shards: domain → fingerprint of the shards of its training, as far as known.
         keeps: what its batch-norm statistics are of: `shared` by both domains, `per_domain`, or the `target` alone.
     """
 
     network: DeepLab
     name: str
-    step: int | None
-    class_set: str
-    classes: ClassSet
-    batch_size: int
-    logs: Path | None
-    architecture: str = ""
-    sizes: Mapping[str, list[int] | None] = field(default_factory=dict)
-    precision: str | None = None
-    data_sets: Mapping[str, str] = field(default_factory=dict)
-    shards: Mapping[str, str] = field(default_factory=dict)
+    step: int | None = None
+    logs: Path | None = None
     keeps: str = "shared"
 
 
@@ -81,34 +64,21 @@ def load_trained(
     _refuse_other_class_set(folder, known, class_set)
     network = build_network(checkpoint.config.network, checkpoint.classes)
     network.load_state_dict(checkpoint.segmentation)
-    logs = log_folder(folder.resolve().parent.parent) if folder.resolve().parent.name == "checkpoints" else None
-    keeps = "per_domain" if known.per_domain else "shared"
-    return _trained(network.to(device).eval(), known, known.run, checkpoint.step, logs, keeps)
-
-
-def _trained(
-    network: DeepLab, known: Provenance, name: str, step: int | None, logs: Path | None, keeps: str
-) -> TrainedNetwork:
     return TrainedNetwork(
-        network=network,
-        name=name,
-        step=step,
-        class_set=known.class_set,
-        classes=known.classes,
-        batch_size=known.batch_size,
-        logs=logs,
-        architecture=known.architecture,
-        sizes=known.sizes,
-        precision=known.precision,
-        data_sets=known.data_sets,
-        shards=known.shards,
-        keeps=keeps,
+        **vars(known),
+        network=network.to(device).eval(),
+        name=known.run,
+        step=checkpoint.step,
+        logs=_log_folder(folder.resolve()),
+        keeps="per_domain" if known.per_domain else "shared",
     )
 
 
-def _refuse_other_class_set(origin: Path, known: Provenance, asked: str | None) -> None:
-    if asked not in (None, known.class_set):
-        raise UserError(f"{origin}: was trained on the class set {known.class_set!r}, not on {asked!r}")
+def _log_folder(checkpoint: Path) -> Path | None:
+    """Return <experiments>/logs/<name> for <experiments>/snapshots/<name>/checkpoints/step-…, None for others."""
+    run = checkpoint.parent.parent
+    is_of_run = (checkpoint.parent.name, run.parent.name) == ("checkpoints", "snapshots")
+    return run.parent.parent / "logs" / run.name if is_of_run else None
 
 
 def _from_file(
@@ -118,39 +88,39 @@ def _from_file(
     file = read_weights(path)
     if file.wrapper is not None:
         print_on_main(f"{path}: takes what it holds under {file.wrapper!r}")
-    architecture, classes, auxiliary_head = describe_weights(file.tensors, str(path))
+    shape = architecture, classes, auxiliary_head = describe_weights(file.tensors, str(path))
+    network = DeepLab(*shape, per_domain=False)
+    load_weights(network, file.tensors, str(path))
     known = provenance_of_file(path, file)
-    if known is not None and (known.architecture, len(known.classes), known.auxiliary_head) != (
-        architecture,
-        classes,
-        auxiliary_head,
-    ):
+    # The file of every run has the same name.
+    run = path.resolve().parent.name if (path.parent / RUN_CONFIG).is_file() else known.run if known else None
+    if known is None:
+        known = _assumed(path, shape, class_sets, class_set)
+    elif (known.architecture, len(known.classes), known.auxiliary_head) != shape:
         raise UserError(
             f"{path}: its description is of a {known.architecture} of {len(known.classes)} classes, its tensors are "
             f"those of a {architecture} of {classes} classes{'' if auxiliary_head else ' without auxiliary head'}; "
             "export the weights again"
         )
-    network = DeepLab(architecture, classes, auxiliary_head, per_domain=False)
-    report = load_weights(network, file.tensors, str(path))
-    missing = [tensor for tensor in report.missing if not tensor.endswith("num_batches_tracked")]
-    if missing:
-        raise UserError(f"{path}: not a whole network: it lacks {', '.join(missing[:6])}")
-    network.to(device).eval()
-    # The file of every run has the same name.
-    run = path.resolve().parent.name if (path.parent / RUN_CONFIG).is_file() else known.run if known else None
-    name = path.stem if run is None else f"{run}_{path.stem}"
-    if known is not None:
-        _refuse_other_class_set(path, known, class_set)
-        return _trained(network, known, name, None, None, "target" if known.per_domain else "shared")
-    assumed = _class_set_of(path, classes, class_sets, class_set)
-    print_on_main(
-        f"{path}: says nothing of its training; by its tensors it is a {architecture} of {classes} classes, taken for "
-        f"those of {assumed}; seen in float32 and, unless a size is given, as packed"
+    _refuse_other_class_set(path, known, class_set)
+    return TrainedNetwork(
+        **vars(known),
+        network=network.to(device).eval(),
+        name=path.stem if run is None else f"{run}_{path.stem}",
+        keeps="target" if known.per_domain else "shared",
     )
-    return TrainedNetwork(network, name, None, assumed, class_sets[assumed], 1, None, architecture)
 
 
-def _class_set_of(path: Path, classes: int, class_sets: Mapping[str, ClassSet], asked: str | None) -> str:
+def _refuse_other_class_set(origin: Path, known: Provenance, asked: str | None) -> None:
+    if asked not in (None, known.class_set):
+        raise UserError(f"{origin}: was trained on the class set {known.class_set!r}, not on {asked!r}")
+
+
+def _assumed(
+    path: Path, shape: tuple[str, int, bool], class_sets: Mapping[str, ClassSet], asked: str | None
+) -> Provenance:
+    """Return what a file of a network of some architecture, classes and heads is taken for if it says nothing more."""
+    architecture, classes, auxiliary_head = shape
     fitting = [name for name, one in class_sets.items() if len(one) == classes and asked in (None, name)]
     if not fitting:
         known = ", ".join(f"{name} ({len(one)})" for name, one in class_sets.items())
@@ -160,4 +130,9 @@ def _class_set_of(path: Path, classes: int, class_sets: Mapping[str, ClassSet], 
             f"{path}: a network of {classes} classes{wanted} {found}; name them with classes_from=…, a data set's "
             "description (configs/datasets/) or a folder of labelled shards"
         )
-    return fitting[0]
+    assumed = fitting[0]
+    print_on_main(
+        f"{path}: says nothing of its training; by its tensors it is a {architecture} of {classes} classes, taken for "
+        f"those of {assumed}; seen in float32 and, unless a size is given, as packed"
+    )
+    return Provenance("", assumed, class_sets[assumed], architecture, auxiliary_head, False, 1, None, {}, {}, {})

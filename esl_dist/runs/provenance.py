@@ -6,14 +6,16 @@ checkpoint, once the tensors are the same. A file from elsewhere says nothing.
 
 import json
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
 
-from esl_dist.checked import Content
+from esl_dist.checked import Content, Label, Name, Sha256, one_of, read, whole_number
 from esl_dist.config import LONGEST_SIDE, PRECISIONS
-from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
+from esl_dist.data.labels import ClassSet
+from esl_dist.data.shard_index import classes_of
 from esl_dist.errors import UserError
 from esl_dist.files import parsed_json
 from esl_dist.models.deeplab import ARCHITECTURES
@@ -28,6 +30,14 @@ DESCRIBED_WEIGHTS = "weights.safetensors"
 REMEDY = "export the weights again"
 
 
+Domain = Annotated[str, one_of(*DOMAINS)]
+
+
+def width_and_height(content: Content) -> list[int]:
+    """Read a size in pixels."""
+    return content.whole_numbers(2, 1, LONGEST_SIDE)
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What is known of a network's training.
@@ -40,23 +50,23 @@ class Provenance:
         auxiliary_head: whether stage 3 has a classifier.
         per_domain: whether batch norm kept statistics per domain; a file holds the target's.
         batch_size: pictures of a domain a step.
-        precision: `no` (float32), `bf16` or `fp16`.
-        sizes: domain → width and height at which its pictures were read; None: as packed.
+        precision: `no` (float32), `bf16` or `fp16`; None where that is not known.
+        sizes: domain → width and height at which its pictures were read, None: as packed; empty where not known.
         data_sets: domain → name of its data set, as far as known.
-        shards: domain → fingerprint of its shards.
+        shards: domain → fingerprint of its shards, as far as known.
     """
 
-    run: str
-    class_set: str
-    classes: ClassSet
-    architecture: str
+    run: Name
+    class_set: Label
+    classes: Annotated[ClassSet, classes_of]
+    architecture: Annotated[str, one_of(*ARCHITECTURES)]
     auxiliary_head: bool
     per_domain: bool
-    batch_size: int
-    precision: str
-    sizes: dict[str, list[int] | None] = field(default_factory=dict)
-    data_sets: dict[str, str] = field(default_factory=dict)
-    shards: dict[str, str] = field(default_factory=dict)
+    batch_size: Annotated[int, whole_number(1)]
+    precision: Annotated[str, one_of(*PRECISIONS)] | None
+    sizes: dict[Domain, Annotated[list[int], width_and_height] | None]
+    data_sets: dict[Domain, Name]
+    shards: dict[Domain, Sha256]
 
 
 def provenance_of(checkpoint: Checkpoint) -> Provenance:
@@ -82,8 +92,8 @@ def provenance_of(checkpoint: Checkpoint) -> Provenance:
 
 def description_of(provenance: Provenance) -> str:
     """Return a provenance as the text that weights carry; the same one gives the same text."""
-    content = {**asdict(provenance), "classes": class_set_to(provenance.classes)}
-    return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **content}, ensure_ascii=False)
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(provenance)}
+    return json.dumps(content, ensure_ascii=False)
 
 
 def provenance_from(description: str, file: Path) -> Provenance:
@@ -93,47 +103,11 @@ def provenance_from(description: str, file: Path) -> Provenance:
         UserError: it is none, or of another version; the message names the file and the key.
     """
     try:
-        value = parsed_json(description)
+        content = Content(parsed_json(description), file, REMEDY)
     except ValueError as error:
         raise UserError(f"{file}: its description cannot be read as JSON ({error}); {REMEDY}") from error
-    content = Content(value, file, REMEDY)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UserError(f"{file}: its description is not one of {FORMAT}; {REMEDY}")
-    if (version := content.at("format_version").whole_number()) != FORMAT_VERSION:
-        raise UserError(
-            f"{file}: its description has format version {version}, this program reads {FORMAT_VERSION}; use the "
-            "version of the program that wrote it"
-        )
-    classes = content.at("classes")
-    return Provenance(
-        run=content.at("run").name(),
-        class_set=content.at("class_set").label(),
-        classes=class_set_from(classes.value, classes.place()),
-        architecture=_one_of(content.at("architecture"), tuple(ARCHITECTURES)),
-        auxiliary_head=content.at("auxiliary_head").truth(),
-        per_domain=content.at("per_domain").truth(),
-        batch_size=content.at("batch_size").whole_number(1),
-        precision=_one_of(content.at("precision"), PRECISIONS),
-        sizes={domain: _size_from(size) for domain, size in _by_domain(content.at("sizes"))},
-        data_sets={domain: name.name() for domain, name in _by_domain(content.at("data_sets"))},
-        shards={domain: fingerprint.sha256() for domain, fingerprint in _by_domain(content.at("shards"))},
-    )
-
-
-def _one_of(content: Content, choices: tuple[str, ...]) -> str:
-    if content.text() not in choices:
-        content.refuse(f"one of {', '.join(choices)}")
-    return content.text()
-
-
-def _by_domain(content: Content) -> list[tuple[str, Content]]:
-    if not content.mapping().keys() <= set(DOMAINS):
-        content.refuse(f"values for {' and '.join(DOMAINS)}")
-    return content.items()
-
-
-def _size_from(content: Content) -> list[int] | None:
-    return None if content.value is None else content.whole_numbers(2, 1, LONGEST_SIDE)
+    content.version_of(FORMAT, [FORMAT_VERSION])
+    return read(content, Provenance)
 
 
 def provenance_of_file(path: Path, file: WeightsFile) -> Provenance | None:

@@ -12,24 +12,22 @@ second Ctrl-C (`signals`), and where it lost another rank and its own main threa
 
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Self
 
-import numpy as np
 import torch
 
+from esl_dist.checked import Content, one_of, read, read_content, whole_number
 from esl_dist.command_line import ending
 from esl_dist.errors import UserError
-from esl_dist.files import read_json, write_json
+from esl_dist.files import write_json
 from esl_dist.ranks.collectives import gather_texts, is_main, warn, world_size
 from esl_dist.ranks.session import Ranks
 
@@ -39,6 +37,20 @@ DAMAGED_SUFFIX = ".damaged"
 STATES = ("running", "finished", "stopped", "interrupted", "failed", "lost")
 CHECKOUT = Path(__file__).resolve().parents[2]
 GIT_SECONDS = 5.0
+
+
+def time_with_zone(content: Content) -> str:
+    """Read a time in ISO 8601 that says its time zone."""
+    try:
+        if datetime.fromisoformat(content.text()).tzinfo is not None:
+            return content.text()
+    except ValueError:
+        pass
+    content.refuse("a time in ISO 8601 with its time zone")
+
+
+Time = Annotated[str, time_with_zone]
+AtLeastOne = Annotated[int, whole_number(1)]
 
 
 @dataclass(frozen=True)
@@ -65,24 +77,27 @@ class Start:
     """
 
     command: list[str]
-    began: str
+    began: Time
     host: str
-    processes: int
-    nodes: int
+    processes: AtLeastOne
+    nodes: AtLeastOne
     devices: list[str]
     precision: str
     versions: dict[str, str]
     commit: str | None
     first_step: int
-    state: str = "running"
+    state: Annotated[str, one_of(*STATES)] = "running"
     step: int | None = None
-    ended: str | None = None
+    ended: Time | None = None
     exit_code: int | None = None
     words: str = ""
 
 
 class RunRecord:
-    """The record of the start that this process is, on the main rank; on the others, and before it begins, of none."""
+    """The record of the start that this process is, on the main rank; on the others, and before it begins, of none.
+
+    As a context, it notes how a start ends that begins while the block runs.
+    """
 
     def __init__(self) -> None:
         """Wait for the beginning."""
@@ -114,13 +129,17 @@ class RunRecord:
         self._file, self._starts = file, [*before, start]
         self._write()
 
-    def end(self, error: BaseException | None) -> None:
+    def __enter__(self) -> Self:
+        """Wait for the beginning."""
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Note how the start ended that was begun, if one was: with an error, or without."""
         if self._file is None:
             return
         end = ending(error)
         words = "" if error is None else next(iter(end.words.splitlines()), type(error).__name__)
-        start = replace(
+        self._starts[-1] = replace(
             self._starts[-1],
             state=end.state,
             step=self.step,
@@ -128,7 +147,6 @@ class RunRecord:
             exit_code=end.code,
             words=_as_unicode(words),
         )
-        self._starts = [*self._starts[:-1], start]
         self._write()
 
     def _write(self) -> None:
@@ -140,30 +158,16 @@ class RunRecord:
             warn(f"{self._file}: cannot be written ({error.strerror}); how this start was made and ended is not noted")
 
 
-@contextmanager
-def run_record() -> Iterator[RunRecord]:
-    """Note how a start ends that begins while the block runs."""
-    record = RunRecord()
-    try:
-        yield record
-    except BaseException as error:
-        record.end(error)
-        raise
-    record.end(None)
-
-
 def _read(file: Path) -> list[Start]:
     """Return the starts before this one; a damaged record is set aside with a warning."""
     try:
         return read_record(file) if os.path.lexists(file) else []
     except UserError as error:
-        aside = file.with_name(file.name + DAMAGED_SUFFIX)
-        try:
+        aside, fate = file.with_name(file.name + DAMAGED_SUFFIX), "it is begun anew"
+        with suppress(OSError):
             file.replace(aside)
-        except OSError:
-            warn(f"{error}; it is begun anew")
-        else:
-            warn(f"{error}; it is begun anew, and what was there is {aside.name} now")
+            fate = f"{fate}, and what was there is {aside.name} now"
+        warn(f"{error}; {fate}")
     return []
 
 
@@ -173,68 +177,17 @@ def read_record(file: Path) -> list[Start]:
     Raises:
         UserError: it is missing, or is no record of this version.
     """
-    content = read_json(file)
-    if not isinstance(content, dict) or (content.get("format"), content.get("format_version")) != (
-        FORMAT,
-        FORMAT_VERSION,
-    ):
-        raise UserError(f"{file}: no record of version {FORMAT_VERSION} of the starts of a run")
-    starts = content.get("starts")
-    if not isinstance(starts, list):
-        raise UserError(f"{file}: starts: expected a list")
-    return [_start_from(entry, f"{file}: starts[{number}]") for number, entry in enumerate(starts)]
+    content = read_content(file, "put back a whole record")
+    content.version_of(FORMAT, [FORMAT_VERSION])
+    return [_start_from(entry) for entry in content.at("starts").entries()]
 
 
-def _start_from(entry: Any, place: str) -> Start:
+def _start_from(content: Content) -> Start:
     names = [item.name for item in fields(Start)]
-    if not isinstance(entry, dict) or sorted(entry) != sorted(names):
-        raise UserError(f"{place}: expected {', '.join(names)}")
-    for name, is_right in _CHECKS.items():
-        if not is_right(entry[name]):
-            raise UserError(f"{place}.{name}: {str(entry[name])[:80]!r} is impossible")
-    return Start(**entry)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_time(value: Any) -> bool:
-    try:
-        return datetime.fromisoformat(value).tzinfo is not None
-    except (TypeError, ValueError):
-        return False
-
-
-def _is_count(value: Any, least: int = 0) -> bool:
-    return type(value) is int and least <= value < 2**63
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or is_right(value)
-
-
-_CHECKS: dict[str, Callable[[Any], bool]] = {
-    "command": _are_texts,
-    "began": _is_time,
-    "host": _is_text,
-    "processes": lambda value: _is_count(value, 1),
-    "nodes": lambda value: _is_count(value, 1),
-    "devices": _are_texts,
-    "precision": _is_text,
-    "versions": lambda value: isinstance(value, dict) and all(map(_is_text, value.values())),
-    "commit": _or_none(_is_text),
-    "first_step": _is_count,
-    "state": lambda value: value in STATES,
-    "step": _or_none(_is_count),
-    "ended": _or_none(_is_time),
-    "exit_code": _or_none(_is_count),
-    "words": _is_text,
-}
+    # All of them, for the record is written anew with what was read.
+    if not isinstance(content.value, dict) or content.value.keys() != set(names):
+        content.refuse(f"a mapping of {', '.join(names)}")
+    return read(content, Start)
 
 
 def _as_unicode(text: str) -> str:
@@ -255,37 +208,24 @@ def _versions() -> dict[str, str]:
         own = version("esl-dist")
     except PackageNotFoundError:
         own = "not installed"
-    versions = {
-        "esl-dist": own,
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "accelerate": version("accelerate"),
-        "numpy": np.__version__,
-    }
+    versions = {"esl-dist": own, "python": platform.python_version(), "torch": str(torch.__version__)}
+    versions |= {package: version(package) for package in ("accelerate", "numpy")}
     return versions if torch.version.cuda is None else versions | {"cuda": torch.version.cuda}
 
 
 def _commit(checkout: Path) -> str | None:
     """Return the commit of a checkout as 40 hexadecimal digits, with `-dirty` if tracked files differ from it."""
-    if not (checkout / ".git").exists() or shutil.which("git") is None:
+    if not (checkout / ".git").exists():
         return None
+    words = ["git", "-C", str(checkout), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    # Reading must not write: another process may be at work in the checkout.
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        head = _git(checkout, "rev-parse", "HEAD")
-        changed = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+        done = subprocess.run(words, capture_output=True, check=True, timeout=GIT_SECONDS, env=environment)
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{head}-dirty" if changed else head
-
-
-def _git(checkout: Path, *words: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(checkout), *words],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=True,
-        timeout=GIT_SECONDS,
-        # Reading must not write: another process may be at work in the checkout.
-        env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-    )
-    return done.stdout.strip()
+    header, *others = done.stdout.decode(errors="replace").splitlines()
+    commit = header.removeprefix("# branch.oid ")
+    if commit == "(initial)":
+        return None
+    return commit if all(line.startswith("#") for line in others) else f"{commit}-dirty"

@@ -5,18 +5,20 @@ Those are waited for; the others are scored, too, where they are there at the st
 written anew after each, with the checksum of the weights they are of; a second run only does what is new.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 
 from esl_dist import config as settings
 from esl_dist.adaptation.passes import SEGMENTATION
-from esl_dist.checked import Content, read_content
+from esl_dist.checked import Content, Sha256, Share, matching, read, read_content
 from esl_dist.data.labels import class_names
 from esl_dist.errors import UserError
 from esl_dist.files import shortened, write_json
@@ -26,7 +28,7 @@ from esl_dist.reporting.scores import percent, scores_of
 from esl_dist.runs.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
-    BrokenCheckpointError,
+    Manifest,
     checkpoint_folder,
     checkpoint_folders,
     file_of,
@@ -34,7 +36,7 @@ from esl_dist.runs.checkpoints import (
     run_config,
     step_of,
 )
-from esl_dist.runs.manifests import Manifest
+from esl_dist.runs.fitting import BrokenCheckpointError
 
 POLL_SECONDS = 2.0
 
@@ -114,7 +116,7 @@ def score_snapshots(
     """
     steps = steps_to_score(run, wait_minutes)
     name = run_config(run).name
-    before = _read(kept, made_with)
+    before = read_scores(kept, made_with) if broadcast_flags([kept.is_file()])[0] else {}
     scores: dict[int, Scores] = {}
     why_not = ""
     for step in steps:
@@ -123,16 +125,15 @@ def score_snapshots(
             manifest = _manifest_of(folder, wait_minutes, warn)
             if manifest is None:
                 continue
-            weights, known = manifest.files[file_of(SEGMENTATION)], before.get(step)
-            if known is not None and broadcast_flags([known["weights"] == weights and is_done(folder, known)])[0]:
-                _refuse_other_classes(kept, step, known, class_names(manifest.classes))
-                scores[step] = known
-                continue
-            scores[step] = {**score(folder), "weights": weights}
+            weights = manifest.files[file_of(SEGMENTATION)]
+            scores[step] = _known_or_new(folder, weights, before.get(step), score, is_done)
         except BrokenCheckpointError as error:
             # Perhaps its bytes are those that were saved, but they do not fit its run.
             why_not = str(error)
             warn(f"passing over a broken checkpoint: {why_not}")
+            continue
+        if scores[step] is before.get(step):
+            _refuse_other_classes(kept, step, scores[step], class_names(manifest.classes))
             continue
         if is_main():
             _write(kept, made_with, {**before, **scores})
@@ -143,6 +144,19 @@ def score_snapshots(
     if is_main() and scores != before:
         _write(kept, made_with, scores)
     return scores
+
+
+def _known_or_new(
+    folder: Path,
+    weights: str,
+    known: Scores | None,
+    score: Callable[[Path], Scores],
+    is_done: Callable[[Path, Scores], bool],
+) -> Scores:
+    """Return the scores that are known if they are of these weights and complete; else score the checkpoint."""
+    if known is not None and broadcast_flags([known["weights"] == weights and is_done(folder, known)])[0]:
+        return known
+    return {**score(folder), "weights": weights}
 
 
 def best_step(scores: Mapping[int, Scores]) -> int:
@@ -174,21 +188,33 @@ def _manifest_of(folder: Path, wait_minutes: float, tell: Callable[[str], None])
 def _appears(path: Path, wait_minutes: float) -> bool:
     """Say, alike on every rank, whether `path` is there or comes within `wait_minutes`."""
     deadline = time.monotonic() + 60 * wait_minutes
-    told = False
-    while True:
+    for looks in itertools.count():
         found, late = broadcast_flags([path.exists(), time.monotonic() >= deadline])
         if found or late:
-            return found
-        if not told:
+            break
+        if looks == 0:
             print_on_main(f"waiting for {path.parent}")
-            told = True
         time.sleep(POLL_SECONDS)
+    return found
 
 
-def _read(kept: Path, made_with: dict[str, Any]) -> dict[int, Scores]:
-    if not broadcast_flags([kept.is_file()])[0]:
-        return {}
-    return read_scores(kept, made_with)
+@dataclass(frozen=True)
+class _Scores:
+    miou: Share | None
+    iou: dict[str, Share | None]
+    miou_over: dict[str, Share | None] = field(default_factory=dict)
+    accuracy: Share | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KeptScores(_Scores):
+    weights: Sha256
+
+
+@dataclass(frozen=True)
+class _KeptFile:
+    made_with: dict[str, Any]
+    snapshots: dict[Annotated[str, matching("0|[1-9][0-9]{0,15}", "a step, a number")], _KeptScores]
 
 
 def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
@@ -198,19 +224,10 @@ def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
         UserError: the file is not one that `score_snapshots` writes, or holds scores made with something else.
     """
     content = read_content(kept, REMEDY)
-    made_before = content.at("made_with").mapping()
-    scores = {_step(step, one): scores_from(one) for step, one in content.at("snapshots").items()}
-    before = {key: value for key, value in made_before.items() if key in made_with}
-    what, remedy = f"{kept}: holds scores made with another", "choose another output, or delete it"
-    require_same(before, made_with, what, remedy)
-    return scores
-
-
-def _step(text: str, scores: Content) -> int:
-    if not text.isdecimal() or str(int(text)) != text:
-        scores.refuse("its scores below its step, a number")
-    scores.at("weights").sha256()
-    return int(text)
+    before = read(content, _KeptFile).made_with
+    before = {key: value for key, value in before.items() if key in made_with}
+    require_same(before, made_with, f"{kept}: holds scores made with another", "choose another output, or delete it")
+    return {int(step): scores for step, scores in content.value["snapshots"].items()}
 
 
 def scores_from(content: Content) -> Scores:
@@ -219,14 +236,7 @@ def scores_from(content: Content) -> Scores:
     Raises:
         UserError: a score is no share.
     """
-    shares = [content.at("miou"), *(one for _, one in content.at("iou").items())]
-    if (fewer := content.get("miou_over")) is not None:
-        shares += [one for _, one in fewer.items()]
-    if (accuracy := content.get("accuracy")) is not None:
-        shares.append(accuracy)
-    for share in shares:
-        if share.value is not None:
-            share.number(0, 1)
+    read(content, _Scores)
     scores: Scores = content.value
     return scores
 

@@ -35,14 +35,15 @@ def test_a_missing_folder_or_index_says_what_to_do(tmp_path: Path) -> None:
 def test_another_format_version_is_refused(tmp_path: Path, version: object) -> None:
     drawn_shards(tmp_path, 1)
     changed_index(tmp_path, lambda index: index.update(format_version=version))
-    with pytest.raises(UserError, match=rf"index\.json: format version {version!r}, this program reads 2"):
+    told = f"format version {version}, this program reads 2" if type(version) is int else "format_version: expected"
+    with pytest.raises(UserError, match=rf"index\.json: {told}"):
         open_shards(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "other"}', "3", "null"])
 def test_what_is_no_index_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / INDEX_NAME).write_text(content)
-    with pytest.raises(UserError, match=r"index\.json: not an index of esl-dist shards"):
+    with pytest.raises(UserError, match=r"index\.json: expected the format 'esl-dist shards'"):
         open_shards(tmp_path)
 
 
@@ -139,7 +140,7 @@ def test_an_extension_that_leads_out_of_a_folder_is_refused(tmp_path: Path, exte
         write_shard(tmp_path / "shard-000000.tar", [("a", {extension: b""})])
     drawn_shards(tmp_path, 1)
     changed_index(tmp_path, lambda index: index["shards"][0]["samples"][0].update(members={extension: [512, 1, 0]}))
-    with pytest.raises(UserError, match=r"index\.json: shards\[0\]\.samples\[0\]\.members: extension"):
+    with pytest.raises(UserError, match=r"index\.json: shards\[0\]\.samples\[0\]\.members: key .* is impossible"):
         open_shards(tmp_path)
 
 
@@ -181,7 +182,7 @@ def first_members(index: dict[str, Any]) -> dict[str, list[int]]:
         (lambda index: index.update(sources={"0": {"label": "a" * 64}}), r"sources\.0: no 'image'"),
         (lambda index: index.update(sources={"0": {"image": "a" * 63}}), r"sources\.0\.image: expected a SHA-256"),
         (lambda index: index.update(sources={"0": [1]}), r"sources\.0: expected a mapping"),
-        (lambda index: index.update(sources={"../0": {"image": "a" * 64}}), r"sources\.\.\./0 '\.\./0' is impossible"),
+        (lambda index: index.update(sources={"../0": {"image": "a" * 64}}), r"sources: key '\.\./0' is impossible"),
         (
             lambda index: index["shards"][0]["samples"].__setitem__(1, 3),
             r"shards\[0\]\.samples\[1\]: expected a mapping",

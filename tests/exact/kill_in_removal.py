@@ -1,13 +1,12 @@
-"""The pseudo-label job, killed while it removes the scratch folder: `kill_in_removal.py PROGRAM words…`."""
+"""The pseudo-label job, killed while it removes what is unfinished: `kill_in_removal.py PROGRAM words…`."""
 
 import os
 import runpy
+import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import Any
-
-from esl_dist.inference import labelling
 
 
 def half_removed(folder: Path, *_: Any, **__: Any) -> None:
@@ -15,6 +14,6 @@ def half_removed(folder: Path, *_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-labelling.shutil.rmtree = half_removed
+shutil.rmtree = half_removed
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

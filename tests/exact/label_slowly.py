@@ -1,12 +1,13 @@
-"""The pseudo-label job with time to kill it, and its scratch folder kept: `label_slowly.py PROGRAM words…`."""
+"""The pseudo-label job with time to kill it, whose unfinished pieces stay: `label_slowly.py PROGRAM words…`."""
 
 import runpy
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-from esl_dist.inference import labelling
+from esl_dist.inference.labelling import labels, prediction
 
 SECONDS = 0.03
 """A picture and pass."""
@@ -20,8 +21,8 @@ def slowly(plain: Callable[..., Any]) -> Callable[..., Any]:
     return slow
 
 
-labelling.label_and_score = slowly(labelling.label_and_score)
-labelling.keep_trusted = slowly(labelling.keep_trusted)
-labelling.shutil.rmtree = lambda *_, **__: None
+prediction.label_and_score = slowly(prediction.label_and_score)
+labels.keep_trusted = slowly(labels.keep_trusted)
+shutil.rmtree = lambda *_, **__: None
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

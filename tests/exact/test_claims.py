@@ -98,12 +98,12 @@ def test_a_rank_that_outlives_rank_0_keeps_the_folder_for_it_still_writes(
 
 ANOTHER_START_FINISHES = """
 import shutil, sys
-from esl_dist.inference import labelling
-lock_folder, finished = labelling.lock_folder, sys.argv.pop(1)
+from esl_dist.inference.labelling import job
+lock_folder, finished = job.lock_folder, sys.argv.pop(1)
 def late(output, setting):
     shutil.copytree(finished, output)
     lock_folder(output, setting)
-labelling.lock_folder = late
+job.lock_folder = late
 """
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from esl_dist.adaptation.entropy import HIGHEST_LEVEL
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards
-from esl_dist.inference.labelling import _pieces
+from esl_dist.inference.labelling.pieces import piece_name, pieces_by_shard
 from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import run_in, train
 from tests.programs import small_town
@@ -213,14 +215,14 @@ def test_a_piece_that_was_damaged_meanwhile_is_named_and_no_label_is_made_of_it(
 RANK_1_IS_LATE = """
 import os, sys, time
 from pathlib import Path
-from esl_dist.inference import labelling
-plain, awaited = labelling.label_and_score, [Path(one) for one in sys.argv.pop(1).split(",")]
+from esl_dist.inference.labelling import prediction
+plain, awaited = prediction.label_and_score, [Path(one) for one in sys.argv.pop(1).split(",")]
 def late(*arguments):
     while not all(one.exists() for one in awaited):
         time.sleep(0.001)
     return plain(*arguments)
 if os.environ["RANK"] == "1":
-    labelling.label_and_score = late
+    prediction.label_and_score = late
 """
 
 
@@ -231,7 +233,8 @@ def test_no_rank_counts_before_every_rank_has_predicted(
     output = tmp_path / "labels"
     job_words = words(large_town, trained, output, 0)
     killed_job(server, job_words, output, some_pieces)
-    entries = [output / f".scratch/{piece.name}.json" for piece in _pieces(open_shards(large_town / "target_train"))]
+    pieces = chain.from_iterable(pieces_by_shard(open_shards(large_town / "target_train").index))
+    entries = [output / f".scratch/{piece_name(piece)}.json" for piece in pieces]
     for entry in entries[1:]:
         entry.unlink(missing_ok=True)
     of_rank_0 = ",".join(map(str, entries[1::2]))
@@ -272,10 +275,11 @@ def test_labels_of_another_class_set_are_not_taken_for_these(
     for again in range(2):
         job = server.start(PROGRAM, [*job_words, f"class_set={name}"], 1)
         assert job.exit_codes() == [0], (again, job.output())
-    for other, changed in (("same names", "class_set"), ("same number", "class_set, classes")):
+    for other, more in (("same names", ""), ("same number", r", classes: \[.* → \[.*")):
         job = server.start(PROGRAM, [*job_words, f"class_set={other}"], 1)
         assert job.exit_codes() == [EXIT_USER_ERROR], job.output()
-        assert f"labels: holds pseudo-labels made with another {changed}; choose another output" in job.output()
+        told = rf'labels: holds pseudo-labels made with another class_set: "{name}" → "{other}"{more}; choose another'
+        assert re.search(told, job.output()), job.output()
 
 
 def test_labels_of_another_network_of_the_same_name_and_step_are_not_taken_for_these(
@@ -303,7 +307,7 @@ def test_another_bound_keeps_the_predictions_of_an_unfinished_job_and_says_so(
     pieces, count = unfinished(server, words(large_town, trained, output, 0), output)
     job = start_slowly(server, 2, [*words(large_town, trained, output, 0), "entropy_floor=0.9"])
     assert job.exit_codes() == [0, 0], job.output()
-    told = f"{output}: begun with another bound; its {count} finished pieces stay"
+    told = f"{output}: begun with another bound: 0.1 → 0.9; its {count} finished pieces stay"
     assert job.output().count(told) == 1
     assert whole_tars(output, "piece") == pieces
     assert server.run(PROGRAM, [*words(large_town, trained, alone, 0), "entropy_floor=0.9"], 1) == [0]
@@ -317,6 +321,9 @@ def test_an_unfinished_job_of_which_nothing_can_stay_is_told_of(
     _, count = unfinished(server, [*words(large_town, trained, output, 0), "label_size=[32,16]"], output)
     job = server.start(PROGRAM, words(large_town, trained, output, 0), 1)
     assert job.exit_codes() == [0], job.output()
-    assert f"{output}: begun with another label_size; its {count} finished pieces are made anew\n" in job.output()
+    assert (
+        f"{output}: begun with another label_size: [32, 16] → null; its {count} finished pieces are made anew\n"
+        in job.output()
+    )
     assert bits(output) == expected
     assert "begun with another" not in server.start(PROGRAM, words(large_town, trained, output, 0), 1).output()

@@ -161,7 +161,7 @@ def of_another_step(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "reason"),
-    [(of_another_format, "format version 1, this program reads 2"), (of_another_step, "not the bytes that were saved")],
+    [(of_another_format, "format version 1, this program reads 3"), (of_another_step, "not the bytes that were saved")],
 )
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_none_of_whose_checkpoints_can_be_used_is_not_begun_anew(

@@ -12,8 +12,8 @@ from typing import Any
 
 from esl_dist.adaptation.methods import advent
 from esl_dist.data.loading import Samples
-from esl_dist.inference import ensemble as evaluator
-from esl_dist.inference import labelling
+from esl_dist.inference import scoring
+from esl_dist.inference.labelling import prediction
 from esl_dist.runs import async_save as saving
 from esl_dist.training import loop as trainer
 
@@ -22,8 +22,8 @@ PLACES: dict[str, tuple[Any, str]] = {
     "weights": (trainer, "write_weights"),
     "passes": (advent, "source_pass"),
     "samples": (Samples, "__getitem__"),
-    "predictions": (labelling, "label_and_score"),
-    "scores": (evaluator, "confusion_matrix"),
+    "predictions": (prediction, "label_and_score"),
+    "scores": (scoring, "confusion_matrix"),
 }
 what, seconds = sys.argv[1], float(sys.argv[2])
 sys.argv = sys.argv[3:]

@@ -164,7 +164,7 @@ def test_pictures_without_labels_are_predicted_at_their_own_sizes(
     save_run(run, 3)
     words: dict[str, Any] = {"output": None, "predictions": str(tmp_path / "p"), "prediction_format": "train_ids"}
     assert score(run, shards, **words, **at(shards, size)) == {}
-    assert "none, for the pictures have no labels" in capsys.readouterr().out
+    assert "none: the pictures have no labels" in capsys.readouterr().out
     files = sorted((tmp_path / "p").rglob("*.png"))
     assert [file.relative_to(tmp_path / "p").as_posix() for file in files] == [f"a/{seed}.png" for seed in range(3)]
     for file, own in zip(files, sizes, strict=True):
@@ -227,17 +227,17 @@ def test_scores_of_pictures_without_labels_are_refused(
         score(run, shards, **words)
 
 
-@pytest.mark.parametrize("setting", ["output", "predictions"])
+@pytest.mark.parametrize("place", [{"output": "file/scores.json"}, {"predictions": "file"}])
 @pytest.mark.parametrize("mode", ["single", "best"])
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(
-    run: Path, tmp_path: Path, data: ShardReader, score: Score, monkeypatch: pytest.MonkeyPatch, setting: str, mode: str
+    run: Path, data: ShardReader, score: Score, monkeypatch: pytest.MonkeyPatch, place: dict[str, str], mode: str
 ) -> None:
     save_run(run, 3)
-    (tmp_path / "file").touch()
+    Path("file").touch()
     monkeypatch.setattr(evaluation, "score_networks", lambda *words: pytest.fail("it began to score"))
-    places = {"output": tmp_path / "file/scores.json", "predictions": tmp_path / "file"}
-    with pytest.raises(UserError, match=rf"nothing can be written into .*file.*; choose another place as {setting}=…"):
-        score(run, data, mode=mode, **{setting: str(places[setting])})
+    [setting] = place
+    with pytest.raises(UserError, match=rf"cannot write into .*file.*; choose another place as {setting}=…"):
+        score(run, data, mode=mode, **place)
 
 
 def test_scores_are_not_written_among_the_shards(run: Path, data: ShardReader, score: Score) -> None:
@@ -285,7 +285,7 @@ def test_scores_and_predictions_do_not_lie_in_each_other(
     run: Path, data: ShardReader, score: Score, output: str, predictions: str
 ) -> None:
     save_run(run, 3)
-    with pytest.raises(UserError, match=r"^output=.* and predictions=.* lie in each other"):
+    with pytest.raises(UserError, match=r"^output=.* and predictions=.* cannot lie inside each other"):
         score(run, data, output=output, predictions=predictions)
 
 
@@ -339,5 +339,5 @@ def test_scores_that_are_no_finite_numbers_are_refused_with_the_sample(
     state["conv1.weight"] *= 1e30
     state["layer1.0.conv1.weight"] *= 1e30
     save_state(run, 3, state, configuration(), class_set())
-    with pytest.raises(UserError, match=r"sample 'scene_000': the network's scores are no finite numbers"):
+    with pytest.raises(UserError, match=r"sample 'scene_000': the network's scores are not finite"):
         score(run, data)

@@ -11,21 +11,22 @@ from torch.nn import functional as F
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.config_files import from_dictionary
-from esl_dist.data.images import as_size, decode_label, encode_png, fitted_size, resize_label
+from esl_dist.data.images import decode_label, encode_png, fitted_size, resize_label
 from esl_dist.data.labels import class_names, train_id_table
-from esl_dist.data.loading import MEAN_COLOR, Samples, label_source, network_input
+from esl_dist.data.loading import MEAN_COLOR, Samples, network_input
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
-from esl_dist.inference.labelling import write_pseudo_labels
+from esl_dist.inference.labelling.job import label_job, write_pseudo_labels
+from esl_dist.inference.predictor import Predictor
 from esl_dist.runs.load import TrainedNetwork
 from esl_dist.training.data import TrainingData, open_training_data
 from tests.builders import class_set, draw, drawn_shards, write_shards
+from tests.inference.trained import trained_network
 from tests.training.small_runs import configuration, tiny_network
 
 SIZES = [(80, 30), (24, 60), (64, 48), (50, 40)]
 FRAME = (64, 48)
 FITTED = [(64, 24), (19, 48), (64, 48), (60, 48)]
-CPU = torch.device("cpu")
 KEEP_ALL = {"entropy_floor": 1.0}
 
 
@@ -50,7 +51,7 @@ def trained() -> TrainedNetwork:
     with torch.no_grad():
         means = network(network_input(draw(9, *FRAME)[0])[None])["main"].mean((0, 2, 3))
         next(network.layer6.conv2d_list.children()).bias.sub_(means)
-    return TrainedNetwork(network, "r", 3, "village3", class_set(), 1, None)
+    return trained_network(network)
 
 
 def label(
@@ -60,10 +61,7 @@ def label(
     given = {"path": str(target), "size": None if size is None else list(size)}
     values = {"checkpoint": "r", "target": given, "output": str(output), "workers": 0}
     config = from_dictionary(settings.PseudoLabel, values | changes, "test")
-    shards = open_shards(target)
-    labels = label_source(shards, "village3", class_set()) if config.compare_with_labels else None
-    samples = Samples(shards, size, labels, as_size(config.label_size) or size)
-    return write_pseudo_labels(trained, samples, config, CPU)
+    return write_pseudo_labels(label_job(config, open_shards(target), Predictor(trained, size=size)))
 
 
 def written(folder: Path) -> list[np.ndarray]:

@@ -1,6 +1,5 @@
 """Predictions are written as colours, train ids or raw ids, and stay in their folder."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,23 @@ import torch
 from PIL import Image
 
 from esl_dist.data.labels import SemanticClass
+from esl_dist.data.shard_index import INDEX_NAME
+from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
-from esl_dist.inference.prediction_files import picture_name, raw_id_table, write_prediction
+from esl_dist.files import read_json, write_json
+from esl_dist.inference.prediction_files import PredictionFiles, values_of
 from tests.builders import class_set, drawn_samples, write_shards
 
 PREDICTION = torch.tensor([[0, 1, 2], [2, 2, 1]])
 
 
 def written(tmp_path: Path, kind: str, classes: tuple[SemanticClass, ...] | None = None) -> np.ndarray:
-    write_prediction(tmp_path / "a/b.png", PREDICTION, classes or class_set(), kind)
-    with Image.open(tmp_path / "a/b.png") as image:
+    shards = write_shards(tmp_path / "shards", [("a/b", {"image.png": b""})])
+    files = PredictionFiles(tmp_path / "predictions", shards, kind, values_of(classes or class_set(), kind))
+    assert not files.are_written()
+    files.write(0, PREDICTION)
+    assert files.are_written()
+    with Image.open(tmp_path / "predictions/a/b.png") as image:
         return np.array(image)
 
 
@@ -39,20 +45,22 @@ def test_raw_ids_are_the_first_of_each_class_in_as_many_bits_as_they_need(
     classes = (road, house, SemanticClass("sky", sky.color, (largest, 3)))
     expected = np.array([[7, 11, largest], [largest, largest, 11]])
     np.testing.assert_array_equal(written(tmp_path, "raw_ids", classes), expected)
-    assert raw_id_table(classes).dtype == dtype
+    assert values_of(classes, "raw_ids").dtype == dtype
 
 
 def test_a_class_without_raw_ids_is_named() -> None:
     road, house, sky = class_set()
     with pytest.raises(UserError, match=r"the class house has no raw ids; .* classes_from="):
-        raw_id_table((road, SemanticClass("house", house.color, ()), sky))
+        values_of((road, SemanticClass("house", house.color, ()), sky), "raw_ids")
 
 
 @pytest.mark.parametrize("key", ["../scene", "/scene", "a/../../scene"])
 def test_a_key_that_leads_out_of_its_folder_names_no_picture(tmp_path: Path, key: str) -> None:
-    [(_, members)] = drawn_samples(1)
-    shards = write_shards(tmp_path, [("a/scene", members), ("b", members)])
-    shards._places[1] = (shards._places[1][0], replace(shards._places[1][1], key=key))
-    assert picture_name(shards, 0) == "a/scene.png"
-    with pytest.raises(UserError, match=rf"shard-000000\.tar, sample '{key}': its key leads out of a folder"):
-        picture_name(shards, 1)
+    shards = write_shards(tmp_path, drawn_samples(1))
+    files = PredictionFiles(tmp_path, shards, "train_ids", values_of(class_set(), "train_ids"))
+    assert files.file(0).is_relative_to(tmp_path)
+    index = read_json(tmp_path / INDEX_NAME)
+    index["shards"][0]["samples"][0]["key"] = key
+    write_json(tmp_path / INDEX_NAME, index)
+    with pytest.raises(UserError, match=r"samples\[0\]\.key.* is impossible"):
+        open_shards(tmp_path)

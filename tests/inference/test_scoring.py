@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from esl_dist.config import Evaluate
-from esl_dist.config_files import from_dictionary
+from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
-from esl_dist.inference.conditions import Conditions
-from esl_dist.inference.scoring import score_networks
+from esl_dist.inference.predictor import Predictor
+from esl_dist.inference.scoring import Scoring, score_networks
 from esl_dist.runs.load import load_trained
 from tests.builders import class_set, drawn_shards
 from tests.training.small_runs import save_run
@@ -23,18 +22,15 @@ def test_networks_of_as_many_classes_of_other_names_are_no_ensemble(tmp_path: Pa
     for name, classes in (("a", (road, house, sky)), ("b", (sky, house, road))):
         save_run(tmp_path / name, 1, classes=classes)
         networks.append(load_trained(tmp_path / name, {}, None, CPU))
-    shards = drawn_shards(tmp_path / "shards", 1)
-    config = from_dictionary(Evaluate, {"data": {"path": str(tmp_path / "shards")}, "workers": 0}, "tests")
+    scoring = Scoring(drawn_shards(tmp_path / "shards", 1), None, None, tmp_path, Workers(0, 1))
     with pytest.raises(UserError, match="r and r have different classes; an ensemble needs the same"):
-        score_networks(networks, [1.0, 1.0], [Conditions("target", None, "no")] * 2, shards, config, CPU)
+        score_networks([Predictor(one) for one in networks], scoring)
 
 
 def test_networks_trained_at_different_sizes_are_an_ensemble_only_at_a_size_that_is_given(tmp_path: Path) -> None:
     for step in (1, 2):
         save_run(tmp_path / f"{step}", step)
-    networks = [load_trained(tmp_path / f"{step}", {}, None, CPU) for step in (1, 2)]
-    shards = drawn_shards(tmp_path / "shards", 1)
-    config = from_dictionary(Evaluate, {"data": {"path": str(tmp_path / "shards")}, "workers": 0}, "tests")
-    sizes = [Conditions("target", (40, 36), "no"), Conditions("target", None, "no")]
+    one, other = (load_trained(tmp_path / f"{step}", {}, None, CPU) for step in (1, 2))
+    scoring = Scoring(drawn_shards(tmp_path / "shards", 1), None, None, tmp_path, Workers(0, 1))
     with pytest.raises(UserError, match=r"trained at different sizes; .* give it as data\.size="):
-        score_networks(networks, [1.0, 1.0], sizes, shards, config, CPU)
+        score_networks([Predictor(one, size=(40, 36)), Predictor(other)], scoring)

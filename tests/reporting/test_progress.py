@@ -12,7 +12,6 @@ from esl_dist.reporting.progress import (
     entry_line,
     progress,
     show_entry,
-    silent,
     steps_bar,
 )
 
@@ -82,12 +81,6 @@ def test_a_loop_that_is_left_does_not_call_itself_done(capsys: pytest.CaptureFix
     for _ in progress(range(3), 3, "reading"):
         break
     assert capsys.readouterr().err == "reading: 0/3 samples (0 %)\n"
-
-
-def test_other_ranks_give_every_item_and_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    items = range(3)
-    assert list(silent(items, 3, "scoring")) == [0, 1, 2]
-    assert capsys.readouterr() == ("", "")
 
 
 LOSSES = {"source_cross_entropy/main": 1.23456, "target_advent/auxiliary": 0.5}

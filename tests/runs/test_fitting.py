@@ -18,12 +18,12 @@ from esl_dist.runs.checkpoints import (
     MANIFEST,
     RUN_CONFIG,
     TRAINING,
-    BrokenCheckpointError,
     load_checkpoint,
     load_newest,
     run_config,
     save_checkpoint,
 )
+from esl_dist.runs.fitting import BrokenCheckpointError
 from tests.builders import CLASS_ENTRIES, class_set
 from tests.training.small_runs import KEEP_ALL, after_a_step, checkpoint, configuration, reseal, save_run
 
@@ -79,7 +79,10 @@ MANIFESTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda manifest: {**manifest, "classes": CLASS_ENTRIES[:2]}, r"segmentation\.safetensors: .*: expected a tensor"),
     (lambda manifest: {**manifest, "shards": ["a"]}, "manifest.json: shards: expected a mapping"),
     (lambda manifest: {**manifest, "shards": {"source": "a"}}, "manifest.json: shards.source: expected a SHA-256"),
-    (lambda manifest: {**manifest, "shards": {"other": "a" * 64}}, "manifest.json: shards: expected fingerprints of"),
+    (
+        lambda manifest: {**manifest, "shards": {"other": "a" * 64}},
+        "manifest.json: shards: key: expected one of",
+    ),
     (lambda manifest: {**manifest, "files": {}}, "manifest.json: files: expected the files discriminators"),
     (lambda manifest: {**manifest, "data_sets": {"source": "../x"}}, "manifest.json: data_sets.source '../x' is impo"),
     (with_config(name="../../evil"), "manifest.json: config.name '../../evil' is impossible"),
@@ -89,7 +92,7 @@ MANIFESTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (with_config(network={"architecture": "vgg"}), "manifest.json: config: network.architecture=vgg is impossible"),
     (with_config(network={"architecture": "resnet18"}), r"segmentation\.safetensors: it lacks \d+ tensors, such as"),
     (with_config(method={"name": "source_only"}), "manifest.json: files: expected the files segmentation"),
-    (lambda manifest: [manifest], "manifest.json: not a manifest of esl-dist checkpoint"),
+    (lambda manifest: [manifest], "manifest.json: expected a mapping, got a list of 1"),
 ]
 
 

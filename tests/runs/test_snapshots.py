@@ -190,7 +190,7 @@ ONE = {"miou": 0.5, "iou": {"road": 0.5}, "weights": "a" * 64}
         ({"4": {**ONE, "weights": "abc"}}, r"snapshots\.4\.weights: expected a SHA-256"),
         ({"4": {**ONE, "miou_over": {"19": "x"}}}, r"snapshots\.4\.miou_over\.19: expected a number"),
         ({"4": {**ONE, "accuracy": True}}, r"snapshots\.4\.accuracy: expected a number"),
-        ({"04": ONE}, r"snapshots\.04: expected its scores below its step"),
+        ({"04": ONE}, r"snapshots: key: expected a step, a number, got '04'"),
         ({"4": 3}, r"snapshots\.4: expected a mapping, got 3"),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_snapshot_of_another_version_of_the_program_is_not_passed_over(run: Pa
     begin(run)
     write_snapshot(run, 4)
     rewrite_as_version(checkpoint_folder(run, 4), 99)
-    with pytest.raises(UserError, match="step-00000004: format version 99"):
+    with pytest.raises(UserError, match=r"step-00000004/manifest\.json: format version 99"):
         score_snapshots(run, tmp_path / "kept.json", MADE_WITH, 0, Scorer())
 
 

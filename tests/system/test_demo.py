@@ -62,7 +62,7 @@ def test_a_demo_of_another_seed_or_other_recipes_is_not_passed_off_as_this_one(t
     words = [str(PROJECT / "launch/demo.py"), f"output={tmp_path}/demo", f"recipes={recipes}"]
     done = run(str(program), *words, "seed=1", folder=tmp_path)
     assert done.returncode == 2
-    assert f"{tmp_path}/demo: this demo was begun with another seed or other recipes; delete it first" in done.stderr
+    assert f"{tmp_path}/demo: this demo was begun with another seed: 0 → 1; delete it first" in done.stderr
     assert "$ python" not in done.stdout
 
 

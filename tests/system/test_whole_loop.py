@@ -48,10 +48,10 @@ def test_pseudo_labels_have_the_same_bits_on_one_and_on_two_processes(
 
 COUNTING_PROGRAM = """
 import atexit, os, runpy, signal, sys
-from esl_dist.inference import labelling
+from esl_dist.inference.labelling import prediction
 
 killed_at, program = int(sys.argv.pop(1)), sys.argv.pop(1)
-plain, calls = labelling.label_and_score, []
+plain, calls = prediction.label_and_score, []
 
 def counted(*arguments):
     calls.append(1)
@@ -59,7 +59,7 @@ def counted(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return plain(*arguments)
 
-labelling.label_and_score = counted
+prediction.label_and_score = counted
 atexit.register(lambda: os.write(1, f"predicted {len(calls)}.\\n".encode()))
 runpy.run_path(program, run_name="__main__")
 """
@@ -81,9 +81,8 @@ def test_predictions_do_not_depend_on_the_number_of_threads(trained: Path, tmp_p
     program = tmp_path / "keep_scratch.py"
     # Few scores differ with another order of adding, and hardly a label: so the scores themselves are compared.
     program.write_text(
-        "import runpy, sys\n"
-        "from esl_dist.inference import labelling\n"
-        "labelling.shutil.rmtree = lambda *_, **__: None\n"
+        "import runpy, shutil, sys\n"
+        "shutil.rmtree = lambda *_, **__: None\n"
         "runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
     )
     for threads in (1, 2):

@@ -10,13 +10,10 @@ from torch import Tensor, nn
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
-from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
-from esl_dist.inference.conditions import Conditions
-from esl_dist.inference.scoring import score_networks
+from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import feature_size, least_bytes_a_pixel, refuse_single_value, upsample
 from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator
-from esl_dist.runs.load import load_trained
 from esl_dist.training import sizes
 from esl_dist.training.data import open_training_data
 from esl_dist.training.sizes import refuse_impossible_sizes
@@ -72,13 +69,12 @@ def test_a_single_value_a_channel_is_refused(shards: Path) -> None:
 
 def test_statistics_are_not_estimated_from_single_values(tmp_path: Path, shards: Path) -> None:
     save_run(tmp_path / "run", 1, configuration(batch_size=1))
-    values = {"data": {"path": str(shards), "size": [1, 1]}, "statistics_from": str(shards), "workers": 0}
-    config = from_dictionary(Evaluate, values, "tests")
-    networks, how = [load_trained(tmp_path / "run", {}, None, CPU)], [Conditions("target", (1, 1), "no")]
+    places = {"checkpoint": str(tmp_path / "run"), "statistics_from": str(shards)}
+    values = {**places, "data": {"path": str(shards), "size": [1, 1]}, "workers": 0}
     with pytest.raises(
         UserError, match=r"^statistics_from: a single picture of 1×1 pixels .*data\.size=\[width,height\]"
     ):
-        score_networks(networks, [1.0], how, open_shards(shards), config, CPU)
+        evaluate(from_dictionary(Evaluate, values, "tests"), CPU)
 
 
 def test_the_least_side_is_that_of_the_discriminator() -> None:

@@ -31,7 +31,7 @@ def started(start: Path | None, classes: ClassSet, **network: Any) -> DeepLab:
 
 
 def described(path: Path, classes: ClassSet) -> Path:
-    known = Provenance("other", "mine", classes, "tiny", True, False, 1, "no")
+    known = Provenance("other", "mine", classes, "tiny", True, False, 1, "no", {}, {}, {})
     write_weights(path, tiny_network(1, classes=len(classes)).state_dict(), description_of(known))
     return path
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from esl_dist.errors import UserError
-from esl_dist.inference.output_folders import is_writable, refuse_other_use
+from esl_dist.inference.output_places import is_writable, refuse_other_use
 
 
 def test_a_folder_that_is_not_there_is_writable_as_the_one_above_it_is(tmp_path: Path) -> None:
@@ -34,5 +34,5 @@ def test_a_folder_of_a_job_may_be_used_again(tmp_path: Path, names: list[str]) -
 
 def test_a_folder_of_other_files_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"^output=.*: is there and holds other files \('thesis.tex'\)"):
+    with pytest.raises(UserError, match=r"^output=.*: exists and holds other files \('thesis.tex'\)"):
         refuse_other_use("output", tmp_path)

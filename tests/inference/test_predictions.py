@@ -5,20 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from esl_dist.data.images import encode_png
-from esl_dist.data.loading import Batch, LabelSource, Samples, network_input
+from esl_dist.data.loading import LabelSource, Samples, network_input
 from esl_dist.data.workers import Workers
-from esl_dist.inference.ensemble import Member, evaluate
+from esl_dist.inference import predictions as module
+from esl_dist.inference.predictor import Predictor
+from esl_dist.inference.scoring import confusion_matrix
 from esl_dist.models.deeplab import DeepLab
 from tests.builders import class_set, draw, write_shards
+from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network
 
 CLASSES = len(class_set())
 NUMBER = 4
 SIZE, LABEL_SIZE = (48, 40), (57, 31)
-CPU = torch.device("cpu")
 CLEAR = 1e-3
 """Logits of 32 bits may be nearer to each other than they are exact; a pixel is clear where they are further apart."""
 
@@ -58,18 +59,17 @@ def upsampled_logits(network: DeepLab, seed: int) -> np.ndarray:
     return logits
 
 
-def predictions_of(members: Sequence[Member], samples: Samples) -> tuple[list[np.ndarray], np.ndarray]:
+def member(network: DeepLab, weight: float) -> Predictor:
+    return Predictor(trained_network(network), weight=weight)
+
+
+def predictions_of(members: Sequence[Predictor], samples: Samples) -> tuple[list[np.ndarray], np.ndarray]:
     """Return the prediction of each sample in turn, and the confusion matrix."""
-    shown: dict[int, np.ndarray] = {}
-
-    def show(batch: Batch, prediction: Tensor) -> None:
-        assert len(batch["positions"]) == 1
-        assert int(batch["positions"]) not in shown
-        shown[int(batch["positions"])] = prediction.numpy().copy()
-
-    confusion = evaluate(members, samples, CLASSES, Workers(0, 1), CPU, show)
-    assert list(shown) == list(range(NUMBER))
-    return list(shown.values()), confusion
+    positions, predicted, labels = zip(*module.predictions(members, samples, Workers(0, 1)), strict=True)
+    assert positions == tuple(range(NUMBER))
+    pairs = zip(labels, predicted, strict=True)
+    confusion = sum(confusion_matrix(label, prediction, CLASSES) for label, prediction in pairs)
+    return [prediction.numpy() for prediction in predicted], confusion.numpy()
 
 
 def agree_where_clear(prediction: np.ndarray, scores: np.ndarray) -> bool:
@@ -87,7 +87,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_a_single_network_predicts_the_highest_of_its_upsampled_logits(
     networks: list[DeepLab], samples: Samples
 ) -> None:
-    predictions, _ = predictions_of([Member(networks[0], 1.0)], samples)
+    predictions, _ = predictions_of([member(networks[0], 1.0)], samples)
     for seed, prediction in enumerate(predictions):
         assert prediction.shape == LABEL_SIZE[::-1]
         assert agree_where_clear(prediction, upsampled_logits(networks[0], seed))
@@ -98,7 +98,7 @@ def test_an_ensemble_predicts_the_highest_of_the_weighted_sum_of_logits(
     networks: list[DeepLab], samples: Samples
 ) -> None:
     weights = (0.5, 2.0, 1.25)
-    members = [Member(network, weight) for network, weight in zip(networks, weights, strict=True)]
+    members = [member(network, weight) for network, weight in zip(networks, weights, strict=True)]
     predictions, _ = predictions_of(members, samples)
     others: dict[str, list[bool]] = {"equal weights": [], "mean of probabilities": [], "one network": []}
     for seed, prediction in enumerate(predictions):
@@ -114,7 +114,7 @@ def test_an_ensemble_predicts_the_highest_of_the_weighted_sum_of_logits(
 def test_the_confusion_counts_each_sample_s_predictions_under_its_label(
     networks: list[DeepLab], samples: Samples
 ) -> None:
-    predictions, confusion = predictions_of([Member(networks[0], 1.0), Member(networks[1], 1.0)], samples)
+    predictions, confusion = predictions_of([member(networks[0], 1.0), member(networks[1], 1.0)], samples)
     expected = np.zeros((CLASSES, CLASSES), np.int64)
     for position, prediction in enumerate(predictions):
         label = samples.label(position)
@@ -127,12 +127,12 @@ def test_the_confusion_counts_each_sample_s_predictions_under_its_label(
 @pytest.mark.parametrize("alone", [0, 1])
 def test_a_network_of_weight_0_changes_nothing(networks: list[DeepLab], samples: Samples, alone: int) -> None:
     weights = [1.0 if number == alone else 0.0 for number in range(2)]
-    members = [Member(network, weight) for network, weight in zip(networks[:2], weights, strict=True)]
-    single = predictions_of([Member(networks[alone], 1.0)], samples)
+    members = [member(network, weight) for network, weight in zip(networks[:2], weights, strict=True)]
+    single = predictions_of([member(networks[alone], 1.0)], samples)
     both = predictions_of(members, samples)
     np.testing.assert_array_equal(both[1], single[1])
     np.testing.assert_array_equal(np.stack(both[0]), np.stack(single[0]))
-    other = predictions_of([Member(networks[1 - alone], 1.0)], samples)
+    other = predictions_of([member(networks[1 - alone], 1.0)], samples)
     assert not np.array_equal(other[1], single[1])
 
 
@@ -141,14 +141,14 @@ def test_weights_need_not_add_up_to_1(networks: list[DeepLab], samples: Samples,
     """Powers of two: they change no digit of a sum, so that the predictions are the same to the pixel."""
     shares = (0.75, 0.25)
     plain = predictions_of(
-        [Member(network, share) for network, share in zip(networks[:2], shares, strict=True)], samples
+        [member(network, share) for network, share in zip(networks[:2], shares, strict=True)], samples
     )
-    scaled = [Member(network, factor * share) for network, share in zip(networks[:2], shares, strict=True)]
+    scaled = [member(network, factor * share) for network, share in zip(networks[:2], shares, strict=True)]
     np.testing.assert_array_equal(predictions_of(scaled, samples)[1], plain[1])
 
 
 def test_the_order_of_two_networks_does_not_matter(networks: list[DeepLab], samples: Samples) -> None:
-    members = [Member(networks[0], 1.5), Member(networks[1], 1.0)]
+    members = [member(networks[0], 1.5), member(networks[1], 1.0)]
     np.testing.assert_array_equal(
         predictions_of(members, samples)[1], predictions_of(list(reversed(members)), samples)[1]
     )

@@ -11,18 +11,18 @@ from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
-from esl_dist.inference.conditions import (
-    Conditions,
+from esl_dist.inference.predictor import (
+    Inputs,
+    Predictor,
     asked_precision,
     autocast,
-    conditions_for,
     differences,
     domain_of,
     with_common_size,
 )
-from esl_dist.made_with import changed_keys, told_changes
 from esl_dist.runs.load import TrainedNetwork
-from tests.builders import class_set, drawn_shards, write_shards
+from tests.builders import drawn_shards, write_shards
+from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network
 
 CPU = torch.device("cpu")
@@ -36,50 +36,52 @@ def shards(tmp_path: Path) -> ShardReader:
 
 @pytest.fixture
 def trained() -> TrainedNetwork:
-    return TrainedNetwork(
-        tiny_network(1), "r", 3, "village3", class_set(), 1, None, "tiny", sizes=SIZES, precision="bf16"
-    )
+    return trained_network(tiny_network(1), sizes=SIZES, precision="bf16")
 
 
 def asked(**changes: Any) -> Evaluate:
     return from_dictionary(Evaluate, {"data": {"path": "x"}, **changes}, "tests")
 
 
+def predictor_for(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, asked: Evaluate) -> Predictor:
+    return Inputs(shards, {}, CPU, size, asked).predictor(trained)
+
+
 def told(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, **changes: Any) -> list[str]:
-    return list(differences(trained, conditions_for(trained, shards, size, asked(**changes), CPU), shards))
+    return list(differences(predictor_for(trained, shards, size, asked(**changes)), shards))
 
 
 def test_the_run_s_conditions_are_the_defaults_and_nothing_is_said(
     trained: TrainedNetwork, shards: ShardReader
 ) -> None:
-    assert conditions_for(trained, shards, None, asked(), CPU) == Conditions("target", (40, 36), "bf16")
+    assert predictor_for(trained, shards, None, asked()) == Predictor(trained, "target", (40, 36), "bf16")
     of_source = replace(trained, shards={"source": shards.fingerprint(), "target": "other"})
-    assert conditions_for(of_source, shards, None, asked(), CPU) == Conditions("source", None, "bf16")
+    assert predictor_for(of_source, shards, None, asked()) == Predictor(of_source, "source", None, "bf16")
     assert told(trained, shards, None) == told(of_source, shards, None) == []
 
 
 def test_what_is_asked_for_goes_first_and_what_differs_is_said(trained: TrainedNetwork, shards: ShardReader) -> None:
     for changes, size, expected in (
-        ({"precision": "no"}, [64, 48], Conditions("target", (64, 48), "no")),
-        ({"domain": "source", "precision": "no"}, [64, 48], Conditions("source", (64, 48), "no")),
-        ({"as_packed": True}, None, Conditions("target", None, "bf16")),
-        ({"domain": "source"}, None, Conditions("source", None, "bf16")),
+        ({"precision": "no"}, [64, 48], Predictor(trained, "target", (64, 48), "no")),
+        ({"domain": "source", "precision": "no"}, [64, 48], Predictor(trained, "source", (64, 48), "no")),
+        ({"as_packed": True}, None, Predictor(trained, "target", None, "bf16")),
+        ({"domain": "source"}, None, Predictor(trained, "source", None, "bf16")),
     ):
-        assert conditions_for(trained, shards, size, asked(**changes), CPU) == expected
+        assert predictor_for(trained, shards, size, asked(**changes)) == expected
     assert told(trained, shards, [64, 48], precision="no") == [
         "r: size 64×48, trained at 40×36",
         "r: precision no, trained in bf16",
     ]
     assert told(trained, shards, None, as_packed=True) == ["r: size as packed, trained at 40×36"]
     with pytest.raises(UserError, match=r"as_packed=true contradicts the size \[64, 48\]"):
-        conditions_for(trained, shards, [64, 48], asked(as_packed=True), CPU)
+        predictor_for(trained, shards, [64, 48], asked(as_packed=True))
 
 
 def test_a_network_of_which_nothing_is_known_sees_pictures_as_packed_in_float32(
     trained: TrainedNetwork, shards: ShardReader
 ) -> None:
     foreign = replace(trained, sizes={}, precision=None)
-    assert conditions_for(foreign, shards, None, asked(), CPU) == Conditions("target", None, "no")
+    assert predictor_for(foreign, shards, None, asked()) == Predictor(foreign, "target", None, "no")
     assert told(foreign, shards, [64, 48], precision="bf16") == []
 
 
@@ -87,10 +89,10 @@ def test_a_precision_that_the_device_does_not_have_is_replaced_with_a_line_and_r
     trained: TrainedNetwork, shards: ShardReader
 ) -> None:
     of_gpu = replace(trained, precision="fp16")
-    assert conditions_for(of_gpu, shards, None, asked(), CPU).precision == "no"
+    assert predictor_for(of_gpu, shards, None, asked()).precision == "no"
     assert told(of_gpu, shards, None) == ["r: precision no, trained in fp16"]
     with pytest.raises(UserError, match="precision=fp16 needs a GPU; on CPU choose no or bf16"):
-        conditions_for(trained, shards, None, asked(precision="fp16"), CPU)
+        predictor_for(trained, shards, None, asked(precision="fp16"))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_statistics_of_the_other_domain_are_said_and_refused_where_a_file_has_no
     (line,) = told(exported, shards, None)
     assert "batch-norm statistics of the target, which are all that a file of weights holds" in line
     with pytest.raises(UserError, match=r"domain=source is impossible: a file of weights holds .* of the target alone"):
-        conditions_for(exported, shards, None, asked(domain="source"), CPU)
+        predictor_for(exported, shards, None, asked(domain="source"))
     shared = replace(of_town, keeps="shared")
     assert told(shared, shards, [40, 36], domain="target") == []
 
@@ -167,19 +169,10 @@ def test_autocast_computes_in_the_precision() -> None:
             assert network(images)["main"].dtype == torch.bfloat16
 
 
-def test_what_older_versions_did_not_say_is_no_change() -> None:
-    now = {"size": None, "domain": "target", "precision": "no", "target": "abc"}
-    assert changed_keys({"size": None, "target": "abc"}, now) == []
-    changed = changed_keys({"size": [40, 36], "target": "abd"}, now | {"precision": "bf16"})
-    assert sorted(changed) == ["precision", "size", "target"]
-    words = told_changes(["target", "size", "precision"], {"size": [40, 36]}, now | {"precision": "bf16"})
-    assert words == 'target, size ([40, 36] → null), precision ("no" → "bf16")'
-
-
 def test_a_network_of_which_nothing_is_known_sees_pictures_at_the_size_of_the_others(trained: TrainedNetwork) -> None:
     foreign = replace(trained, sizes={})
-    known, unknown = Conditions("target", (40, 36), "no"), Conditions("target", None, "bf16")
-    assert with_common_size([foreign, trained], [unknown, known]) == [replace(unknown, size=(40, 36)), known]
-    assert with_common_size([foreign, foreign], [unknown, unknown]) == [unknown, unknown]
+    known, unknown = Predictor(trained, "target", (40, 36), "no"), Predictor(foreign, "target", None, "bf16")
+    assert with_common_size([unknown, known]) == [replace(unknown, size=(40, 36)), known]
+    assert with_common_size([unknown, unknown]) == [unknown, unknown]
     other = replace(known, size=(8, 6))
-    assert with_common_size([trained, foreign, trained], [known, unknown, other]) == [known, unknown, other]
+    assert with_common_size([known, unknown, other]) == [known, unknown, other]

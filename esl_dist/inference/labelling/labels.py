@@ -1,0 +1,112 @@
+"""The second part of a pseudo-label job: thresholds over the whole target, the labels they keep, and their summary."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esl_dist.adaptation.entropy import HIGHEST_LEVEL, class_histograms
+from esl_dist.adaptation.pseudo_labels import TRUST, Threshold, keep_trusted, kept_pixels
+from esl_dist.checked import read_content
+from esl_dist.data.images import encode_png, padded, resize_label
+from esl_dist.data.labels import IGNORE_INDEX
+from esl_dist.data.shards import Members
+from esl_dist.inference.labelling.pieces import LabelJob, is_written, pieces_by_shard, read_piece, write_tar
+from esl_dist.inference.predictions import own_part, shown
+from esl_dist.inference.scoring import confusion_matrix
+from esl_dist.ranks.collectives import sum_over_ranks
+from esl_dist.reporting.scores import pixel_accuracy
+
+LABELS = ("label.png",)
+"""What pseudo-label shards have of each sample."""
+
+
+def level_histograms(job: LabelJob) -> Tensor:
+    """Count the levels of all predictions by class: int64 (classes, 65536), the same on every rank."""
+    classes = len(job.made_with["classes"])
+    histograms = torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.int64)
+    for piece in own_part([piece for pieces in pieces_by_shard(job.target.images.index) for piece in pieces]):
+        for _, labels, levels in read_piece(job, piece):
+            histograms += class_histograms(labels, levels, classes)
+    return sum_over_ranks(histograms)
+
+
+def write_labels(job: LabelJob, limits: list[Threshold]) -> Tensor:
+    """Write this rank's pseudo-label shards, where they are not there yet.
+
+    Returns:
+        the confusion matrix of all pseudo-labels with the target's labels, int64 (classes, classes), the same on every
+        rank; zeros where there are none.
+    """
+    index, classes = job.target.images.index, len(job.made_with["classes"])
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    own = own_part(list(zip(index.shards, pieces_by_shard(index), strict=True)))
+    for shard, pieces in shown(own, len(own), "labelling"):
+        samples = _pseudo_labels(job, pieces, limits, confusion)
+        if not is_written(job.unfinished, job.output / shard.name):
+            write_tar(job.unfinished, job.output / shard.name, samples)
+        elif job.target.labels is not None:
+            # An earlier start wrote and counted it; only the count has to be repeated.
+            for _ in samples:
+                pass
+    return sum_over_ranks(confusion)
+
+
+def _pseudo_labels(
+    job: LabelJob, pieces: list[range], limits: list[Threshold], confusion: Tensor
+) -> Iterator[tuple[str, Members]]:
+    """Yield what is kept of the predictions of `pieces`, and add what is right of it to `confusion`."""
+    for piece in pieces:
+        for position, (key, labels, levels) in zip(piece, read_piece(job, piece), strict=True):
+            kept = keep_trusted(labels, levels, limits, job.trust).numpy()
+            if job.frame is not None:
+                kept = padded(kept, job.frame, IGNORE_INDEX)
+            if job.target.labels is not None:
+                label = torch.from_numpy(resize_label(job.target.label(position), (kept.shape[1], kept.shape[0])))
+                confusion += confusion_matrix(label, torch.from_numpy(kept), len(confusion))
+            yield key, {LABELS[0]: encode_png(kept)}
+
+
+def summary_of(job: LabelJob, histograms: Tensor, limits: list[Threshold], confusion: Tensor) -> dict[str, Any]:
+    """Return what is told of a job: thresholds, pixels predicted and kept a class, and shares of all."""
+    names, predicted = job.made_with["classes"], histograms.sum(1).tolist()
+    kept = kept_pixels(histograms, limits, job.trust)
+    return {
+        "score": job.made_with["score"],
+        "kept": sum(kept) / max(sum(predicted), 1),
+        "accuracy": pixel_accuracy(confusion.numpy()),
+        "classes": {
+            name: {"threshold": limit.score, "pixels_predicted": one_predicted, "pixels_kept": one_kept}
+            for name, limit, one_predicted, one_kept in zip(names, limits, predicted, kept, strict=True)
+        },
+    }
+
+
+def read_summary(file: Path, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Read what a finished job says of its pseudo-labels.
+
+    Args:
+        file: summary.json.
+        names: of the classes it has to be about; None: of any.
+
+    Raises:
+        UserError: it is missing, or not what `summary_of` returns.
+    """
+    content = read_content(file, f"delete {file.parent} and label again")
+    content.at("kept").number(0, 1)
+    if (accuracy := content.at("accuracy")).value is not None:
+        accuracy.number(0, 1)
+    if (score := content.at("score")).text() not in TRUST:
+        score.refuse(f"one of {', '.join(TRUST)}")
+    classes = content.at("classes")
+    if not classes.mapping():
+        classes.refuse("at least one class")
+    if names is not None and list(classes.mapping()) != list(names):
+        classes.refuse(f"the classes {', '.join(names)}, in this order")
+    for _, one in classes.items():
+        one.at("threshold").number(0, 1)
+        one.at("pixels_kept").whole_number(maximum=one.at("pixels_predicted").whole_number())
+    summary: dict[str, Any] = content.value
+    return summary

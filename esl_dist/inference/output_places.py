@@ -1,0 +1,97 @@
+"""Where results may be written: not over what a program reads, nor over what is no result, and only where files can be.
+
+All of this is checked before anything is computed. Each function takes a setting and its value, where None is nothing,
+and raises a UserError that names the setting.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from esl_dist.data.shard_index import INDEX_NAME
+from esl_dist.errors import UserError
+from esl_dist.files import PARTIAL_SUFFIX, read_json
+from esl_dist.inference.labelling.pieces import UNFINISHED
+from esl_dist.ranks.collectives import is_main
+from esl_dist.runs.checkpoints import MANIFEST, RUN_CONFIG
+from esl_dist.runs.folder_lock import LOCK
+
+SCORES = {"iou", "snapshots"}
+"""Keys of which a JSON file of scores has one: those of one evaluation, or those of a run."""
+
+
+def refuse_among_inputs(setting: str, place: str | None, inputs: Iterable[tuple[str, str | None]]) -> None:
+    """Refuse to write what is read, as settings name it: a file, or into a folder of shards or of checkpoints.
+
+    Elsewhere in a run's folder, scores/ say, there is room for results.
+    """
+    for read, value in inputs:
+        if place is not None and value is not None and _is_part_of(Path(place).resolve(), Path(value).resolve()):
+            how = "is" if Path(place).resolve() == Path(value).resolve() else "lies in"
+            raise UserError(f"{setting}={place} {how} {read}={value}, which is read; choose another place")
+
+
+def _is_part_of(place: Path, read: Path) -> bool:
+    if (read / MANIFEST).exists() and read.parent.name == "checkpoints":
+        read = read.parent.parent
+    elif read.is_file() or (read / INDEX_NAME).exists() or (read.exists() and not (read / RUN_CONFIG).exists()):
+        return place.is_relative_to(read)
+    # A run, which may be yet to come.
+    return place in (read, read / RUN_CONFIG) or place.is_relative_to(read / "checkpoints")
+
+
+def refuse_in_each_other(setting: str, place: str | None, other: str, other_place: str | None) -> None:
+    """Refuse two results one of which would lie inside the other."""
+    if place is not None and other_place is not None:
+        one, two = Path(place).resolve(), Path(other_place).resolve()
+        if one.is_relative_to(two) or two.is_relative_to(one):
+            both = f"{setting}={place} and {other}={other_place}"
+            raise UserError(f"{both} cannot lie inside each other; choose another place for one of them")
+
+
+def refuse_replacing(setting: str, file: str | None) -> None:
+    """Refuse to replace anything but scores."""
+    if file is not None and Path(file).exists() and not _holds_scores(Path(file)):
+        raise UserError(
+            f"{setting}={file}: exists and holds no scores, so it is not replaced; choose another name or delete it"
+        )
+
+
+def _holds_scores(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with open(file, "rb") as opened:
+        # What else it may be is perhaps large.
+        start = opened.read(1)
+    try:
+        return start == b"" or (start == b"{" and not SCORES.isdisjoint(read_json(file)))
+    except UserError:
+        return False
+
+
+def refuse_other_use(setting: str, folder: Path) -> None:
+    """Refuse a folder of pseudo-labels, finished or not, that holds something else."""
+    if not folder.is_dir() or (folder / INDEX_NAME).exists() or (folder / UNFINISHED).exists():
+        return
+    for name in sorted(one.name for one in folder.iterdir()):
+        # A kill may have left a job's shards, or half a file, without the rest.
+        if name != LOCK and not name.startswith("shard-") and not name.endswith(PARTIAL_SUFFIX):
+            raise UserError(f"{setting}={folder}: exists and holds other files ({name!r}); choose a folder of its own")
+
+
+def refuse_unwritable(setting: str, folder: str | Path | None) -> None:
+    """Refuse, on the main rank, a folder into which no files can be written."""
+    if folder is not None and is_main() and not is_writable(Path(folder)):
+        where = Path(folder).absolute()
+        raise UserError(f"{setting}: cannot write into {where}; choose another place as {setting}=…")
+
+
+def is_writable(folder: Path) -> bool:
+    """Say whether files can be written into a folder, which need not be there yet; one is, for a moment."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
+    try:
+        with tempfile.NamedTemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,148 @@
+"""What an unfinished pseudo-label job leaves is used by the next as far as its settings are the same."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from esl_dist.config import PseudoLabel
+from esl_dist.config_files import from_dictionary
+from esl_dist.data.images import encode_png
+from esl_dist.errors import UserError
+from esl_dist.files import read_json, write_json
+from esl_dist.inference.labelling.job import label_job
+from esl_dist.inference.labelling.pieces import (
+    JOB,
+    PREDICTION,
+    UNFINISHED,
+    LabelJob,
+    open_unfinished,
+    piece_name,
+    read_entry,
+    read_piece,
+    write_tar,
+)
+from esl_dist.inference.predictor import Predictor
+from tests.builders import write_shards
+from tests.inference.trained import trained_network
+from tests.training.small_runs import tiny_network
+
+MADE_WITH = {"checkpoint": "abc", "bound": 0.5, "compare_with_labels": False}
+PIECE, LABELS = "piece-000000.tar.json", "village-000000.tar.json"
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Return the folder of a job that finished one piece, and the labels of one shard of another name than ours."""
+    for name, content in ((JOB, MADE_WITH), (PIECE, {}), (LABELS, {})):
+        write_json(tmp_path / UNFINISHED / name, content)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "left", "told"),
+    [
+        ({}, {PIECE, LABELS}, ""),
+        (
+            {"compare_with_labels": True},
+            {PIECE, LABELS},
+            "another compare_with_labels: false → true; its 1 finished pieces stay\n",
+        ),
+        ({"bound": 0.6}, {PIECE}, "another bound: 0.5 → 0.6; its 1 finished pieces stay\n"),
+        ({"checkpoint": "abd"}, set(), 'another checkpoint: "abc" → "abd"; its 1 finished pieces are made anew\n'),
+        ({"new": 1}, set(), "another new: null → 1; its 1 finished pieces are made anew\n"),
+    ],
+)
+def test_what_does_not_depend_on_the_changed_settings_stays(
+    output: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], left: set[str], told: str
+) -> None:
+    unfinished = output / UNFINISHED
+    open_unfinished(unfinished, MADE_WITH | changes)
+    assert {path.name for path in unfinished.iterdir()} == left | {JOB}
+    assert read_json(unfinished / JOB) == MADE_WITH | changes
+    assert capsys.readouterr().out == (f"{output}: begun with {told}" if told else "")
+
+
+def test_a_folder_whose_job_is_not_known_is_made_anew(output: Path) -> None:
+    (output / UNFINISHED / JOB).unlink()
+    open_unfinished(output / UNFINISHED, MADE_WITH)
+    assert [path.name for path in (output / UNFINISHED).iterdir()] == [JOB]
+
+
+@pytest.mark.parametrize("content", ["[]", '"abc"', '{"a\\nb": 1}', '{"bound": NaN}', "{", '{"bound": 1, "bound": 2}'])
+def test_a_folder_whose_job_is_damaged_is_named_and_left_alone(output: Path, content: str) -> None:
+    (output / UNFINISHED / JOB).write_text(content)
+    with pytest.raises(UserError, match=r"\.scratch/job\.json"):
+        open_unfinished(output / UNFINISHED, MADE_WITH)
+    assert len(list((output / UNFINISHED).iterdir())) == 3
+
+
+PIECE_OF_ONE = range(1)
+LABELS_OF_3 = np.array([[0, 1], [2, 2]], np.uint8)
+LEVELS = np.array([[0, 1], [2, 65535]], np.uint16)
+
+
+def job_of(folder: Path, keys: list[str]) -> LabelJob:
+    """Return a job, of a target of these keys, whose unfinished folder is there and empty."""
+    target = write_shards(folder / "target", [(key, {"image.png": b""}) for key in keys])
+    words = {"checkpoint": "r", "target": {"path": "t"}, "output": str(folder / "labels")}
+    job = label_job(
+        from_dictionary(PseudoLabel, words, "tests"), target, Predictor(trained_network(tiny_network(1)), size=(2, 2))
+    )
+    job.unfinished.mkdir(parents=True)
+    return job
+
+
+def write_piece(folder: Path, labels: np.ndarray, levels: np.ndarray) -> None:
+    """Write the tar of a piece of one sample."""
+    members = {"label.png": encode_png(labels), "level.png": encode_png(levels)}
+    write_tar(folder, folder / piece_name(PIECE_OF_ONE), [("a/b", members)])
+
+
+def test_predictions_come_back(tmp_path: Path) -> None:
+    job = job_of(tmp_path, ["a/b"])
+    write_piece(job.unfinished, LABELS_OF_3, LEVELS)
+    [(key, labels, levels)] = read_piece(job, PIECE_OF_ONE)
+    assert (key, labels.tolist(), levels.tolist()) == ("a/b", LABELS_OF_3.tolist(), LEVELS.tolist())
+
+
+@pytest.mark.parametrize(
+    ("labels", "levels", "key", "message"),
+    [
+        (LABELS_OF_3 + 1, LEVELS, "a/b", "tar: damaged"),
+        (LABELS_OF_3, LEVELS[:1], "a/b", "tar: damaged"),
+        (LABELS_OF_3, np.zeros((2, 2, 3), np.uint8), "a/b", "tar: damaged"),
+        (np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint16), "a/b", "tar: damaged"),
+        (LABELS_OF_3, LEVELS, "a/c", "tar.json: samples: expected the samples of the target"),
+    ],
+)
+def test_predictions_of_something_else_are_refused(
+    tmp_path: Path, labels: np.ndarray, levels: np.ndarray, key: str, message: str
+) -> None:
+    job = job_of(tmp_path, [key])
+    write_piece(job.unfinished, labels, levels)
+    with pytest.raises(UserError, match=rf"piece-000000000\.{message}.*delete .*\.scratch and start again"):
+        list(read_piece(job, PIECE_OF_ONE))
+
+
+def test_bytes_that_were_changed_are_no_predictions(tmp_path: Path) -> None:
+    job = job_of(tmp_path, ["a/b"])
+    write_piece(job.unfinished, LABELS_OF_3, LEVELS)
+    tar = job.unfinished / piece_name(PIECE_OF_ONE)
+    tar.write_bytes(tar.read_bytes().replace(b"IDAT", b"IDAS"))
+    with pytest.raises(UserError, match=r"piece-000000000\.tar: damaged; delete .* and start again"):
+        list(read_piece(job, PIECE_OF_ONE))
+
+
+def test_the_entry_of_another_tar_is_refused(tmp_path: Path) -> None:
+    write_piece(tmp_path, LABELS_OF_3, LEVELS)
+    (tmp_path / "piece-000000000.tar.json").rename(tmp_path / "piece-1.tar.json")
+    message = r"piece-1\.tar\.json: name: expected 'piece-1\.tar', got 'piece-000000000\.tar'"
+    with pytest.raises(UserError, match=message):
+        read_entry(tmp_path, "piece-1.tar", ["a/b"], PREDICTION)
+    (tmp_path / "piece-1.tar.json").rename(tmp_path / "piece-000000000.tar.json")
+    with pytest.raises(UserError, match="samples: expected the samples of the target"):
+        read_entry(tmp_path, "piece-000000000.tar", [], PREDICTION)
+    with pytest.raises(UserError, match=r"samples\[0\]\.members: expected label\.png, got a mapping of 2"):
+        read_entry(tmp_path, "piece-000000000.tar", ["a/b"], ["label.png"])

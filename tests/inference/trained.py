@@ -1,0 +1,14 @@
+"""Networks as they are loaded, without a run or a file that they would come from."""
+
+from typing import Any
+
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.runs.load import TrainedNetwork
+from esl_dist.runs.provenance import Provenance
+from tests.builders import class_set
+
+
+def trained_network(network: DeepLab, **known: Any) -> TrainedNetwork:
+    """Return a network of three classes of whose training nothing more is known than what is given."""
+    nothing = Provenance("r", "village3", class_set(), "tiny", True, False, 1, None, {}, {}, {})
+    return TrainedNetwork(**{**vars(nothing), **known}, network=network, name="r", step=3)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import GrammarParseError
 
-from esl_dist.environment import TRUTH
+from esl_dist.environment import NO, YES
 from esl_dist.errors import UserError
 from esl_dist.files import problem_of_text, shortened
 from esl_dist.yaml_text import Unquoted, Values
@@ -29,6 +29,8 @@ MOST_BITS = 1023
 
 LEADING_ZERO = re.compile("[-+]?0[0-9]")
 """How a number begins that YAML, as others read it, takes for one in base 8."""
+
+TRUTH = dict.fromkeys(YES, True) | dict.fromkeys(NO, False)
 
 COMMAND_LINE = "command line"
 EXPECTED_REFERENCE = "expected such as ${steps} or ${oc.env:VARIABLE}"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.on_ranks import close_shared_server
+
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -18,3 +20,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
+
+
+def pytest_sessionfinish() -> None:
+    close_shared_server()

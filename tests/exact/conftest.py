@@ -5,21 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.exact.ranks import RankServer
 from tests.exact.trainings import run_in, train
+from tests.on_ranks import RankServer, shared_server
 from tests.programs import small_town
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
-    with RankServer(tmp_path_factory.mktemp("server") / "log") as started:
-        yield started
+def server() -> RankServer:
+    return shared_server()
 
 
 @pytest.fixture(scope="session")
-def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+def other_server() -> Iterator[RankServer]:
     """Return one that starts jobs while those of `server` run."""
-    with RankServer(tmp_path_factory.mktemp("other_server") / "log") as started:
+    with RankServer() as started:
         yield started
 
 

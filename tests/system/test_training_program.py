@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.exact.trainings import IN_FLOAT64, TRAIN, assert_equal_to_rounding
-from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, run, small_town, succeed
+from tests.programs import PROJECT, TINY_TRAINING, run, small_town, succeed
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_two_processes_compute_what_one_does(town: Path, tmp_path: Path) -> None
     for processes in (1, 2):
         program = [IN_FLOAT64, str(PROJECT / TRAIN), *words, f"name={processes}"]
         expected = f"{processes} process{'es' if processes > 1 else ''} on cpu"
-        assert expected in succeed(*program, processes=processes, launcher=TORCHRUN)
+        assert expected in succeed(*program, processes=processes)
     assert_equal_to_rounding(final_weights(tmp_path, "2"), final_weights(tmp_path, "1"))
 
 

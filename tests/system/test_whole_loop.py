@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.exact.trainings import IN_FLOAT64
-from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, run, small_town, succeed
+from tests.programs import PROJECT, TINY_TRAINING, run, small_town, succeed
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_pseudo_labels_have_the_same_bits_on_one_and_on_two_processes(
 
 
 COUNTING_PROGRAM = """
-import atexit, os, runpy, signal, sys
+import os, runpy, signal, sys
 from esl_dist.inference import labelling
 
 killed_at, program = int(sys.argv.pop(1)), sys.argv.pop(1)
@@ -60,8 +60,10 @@ def counted(*arguments):
     return plain(*arguments)
 
 labelling.label_and_score = counted
-atexit.register(lambda: os.write(1, f"predicted {len(calls)}.\\n".encode()))
-runpy.run_path(program, run_name="__main__")
+try:
+    runpy.run_path(program, run_name="__main__")
+finally:
+    os.write(1, f"predicted {len(calls)}.\\n".encode())
 """
 
 
@@ -70,7 +72,7 @@ def test_ranks_share_the_pictures_of_a_single_shard(trained: Path, tmp_path: Pat
     program = tmp_path / "counting.py"
     program.write_text(COUNTING_PROGRAM)
     words = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={tmp_path}/labels", "workers=0"]
-    done = run(str(program), "0", str(PROJECT / "launch/pseudo_label.py"), *words, processes=2, launcher=TORCHRUN)
+    done = run(str(program), "0", str(PROJECT / "launch/pseudo_label.py"), *words, processes=2)
     assert done.returncode == 0, done.stderr
     assert sorted(re.findall(r"predicted (\d+)\.", done.stdout)) == ["10", "8"]
     assert len(list((tmp_path / "labels").glob("*.tar"))) == 1
@@ -115,7 +117,7 @@ def test_ranks_that_find_different_checkpoints_refuse_to_score(town: Path, train
     )
     words = [str(PROJECT / "launch/evaluate.py"), str(experiments / "snapshots/advent")]
     words += [f"checkpoint={trained}", f"data.path={town}/target_val", "workers=0"]
-    done = run(str(program), *words, processes=2, launcher=TORCHRUN)
+    done = run(str(program), *words, processes=2)
     assert done.returncode != 0
     assert "ranks [1] were started with another checkpoint than rank 0" in done.stderr
     assert "mIoU" not in done.stdout
@@ -181,7 +183,7 @@ def test_statistics_estimated_on_the_target_change_the_scores_on_any_number_of_p
     succeed(IN_FLOAT64, *words, f"output={tmp_path}/own.json")
     target = f"statistics_from={town}/target_train"
     succeed(IN_FLOAT64, *words, f"output={tmp_path}/one.json", target)
-    succeed(IN_FLOAT64, *words, f"output={tmp_path}/two.json", target, processes=2, launcher=TORCHRUN)
+    succeed(IN_FLOAT64, *words, f"output={tmp_path}/two.json", target, processes=2)
     own, one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("own", "one", "two"))
     assert own["iou"] != one["iou"]
     assert two == one

@@ -8,6 +8,7 @@ Run as a program, this file is that process: it reads jobs from standard input, 
 """
 
 import functools
+import importlib
 import json
 import os
 import pickle
@@ -118,16 +119,16 @@ class Job:
 
 
 class RankServer:
-    """Starts ranks of the project's programs, one job at a time."""
+    """Starts ranks of the project's programs, one job at a time; what is in `modules` is imported before, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="ranks-")
         self.log = Path(self.folder.name) / "server"
         self.job: Job | None = None
         self.jobs = 0
         with open(self.log, "wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.on_ranks"],
+                [sys.executable, "-m", "tests.on_ranks", *modules],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -256,6 +257,8 @@ def main() -> None:
     import esl_dist.inference.scoring
     import esl_dist.training.loop  # noqa: F401
 
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         job = json.loads(line)

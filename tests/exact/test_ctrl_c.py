@@ -19,6 +19,7 @@ from esl_dist.runs.run_record import RUN_RECORD, read_record
 from esl_dist.training.stop_request import END_SECONDS, ONE_PRESS_SECONDS
 from tests.exact.ranks import CHANGED, PROJECT
 from tests.exact.trainings import TRAIN, assert_whole, newest_step, run_in, training_words
+from tests.grids import grid
 from tests.programs import ACCELERATE, TORCHRUN, command, environment
 
 pytestmark = pytest.mark.exact
@@ -81,7 +82,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[Sequence[str]], Group]]:
 Start = Callable[[Sequence[str]], Group]
 
 
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE])
+@pytest.mark.parametrize("launcher", grid([(TORCHRUN,), (ACCELERATE,)], stay=[(ACCELERATE,)]))
 def test_one_ctrl_c_before_a_launcher_is_one_to_its_ranks_and_saves(
     start: Start, town: Path, tmp_path: Path, launcher: Sequence[str]
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,13 @@ def train(
     assert job.exit_codes() == [0] * ranks, job.output()
     assert f"precision {precision}" + (f", DeepSpeed ZeRO stage {stage}" if stage else ",") in job.output()
     return job.output()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RankServer]:
+    """Return one whose ranks need not import DeepSpeed, which takes longer than they train."""
+    with RankServer("deepspeed") as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

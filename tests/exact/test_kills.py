@@ -21,10 +21,11 @@ from tests.exact.trainings import (
     train,
     training_words,
 )
+from tests.grids import grid
 
 pytestmark = pytest.mark.exact
 
-STEPS, KILLS = 36, 20
+STEPS = 36
 WORDS = (f"steps={STEPS}", "log_every=1")
 STEPS_WITH_SAVES_HIT, SAVES_HIT = 15, 2
 START_SECONDS = 0.6
@@ -33,7 +34,7 @@ TRAINING_SECONDS = 0.2
 """A kill that does not hit the start comes at most so long after the first new checkpoint."""
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=grid([1, 2], stay=[2]))
 def ranks(request: pytest.FixtureRequest) -> int:
     number: int = request.param
     return number
@@ -69,17 +70,18 @@ def kill_at_random(job: Job, run: Path, moments: random.Random, last_step: int) 
     assert set(codes) <= {-signal.SIGKILL, EXIT_LOST_RANK}, job.output()
 
 
+@pytest.mark.parametrize("kills", grid([3, 20], stay=[3]))
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
-    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path
+    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path, kills: int
 ) -> None:
     run, moments = run_in(tmp_path), random.Random(ranks)
     steps = [0]
-    for number in range(KILLS):
+    for number in range(kills):
         job = start_training(server, town, run, ranks, *WORDS)
-        kill_at_random(job, run, moments, STEPS * (number + 1) // (KILLS + 1))
+        kill_at_random(job, run, moments, STEPS * (number + 1) // (kills + 1))
         steps.append(newest_step(run))
     assert steps == sorted(steps), "a kill costs no checkpoint that was there before"
-    assert KILLS // 2 < steps[-1] < STEPS
+    assert kills // 2 < steps[-1] < STEPS
     assert f"from step {steps[-1]} to {STEPS}" in train(server, town, run, ranks, *WORDS)
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted))
     assert losses(run) == losses(uninterrupted), "every step is in TensorBoard, once"
@@ -117,14 +119,16 @@ STAGES = {
 Between the files, behind the last, while checksums are computed, behind the manifest, behind the manifest of the next
 save and behind its rename (`os.replace` renames manifests and folders), and while older checkpoints are pruned.
 """
+TELLING_STAGES = {"torch.save": [1], "os.replace": [3], "shutil.rmtree": [2]}
 
 
+@pytest.mark.parametrize("stages", grid([TELLING_STAGES, STAGES], stay=[TELLING_STAGES]), ids=["telling", "every"])
 def test_killed_at_every_stage_of_a_save_it_ends_with_the_same_bits(
-    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path
+    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path, stages: dict[str, list[int]]
 ) -> None:
     run = run_in(tmp_path)
     words = training_words(town, run, f"steps={STEPS_WITH_SAVES_HIT}", "checkpoints.keep_newest=1")
-    for function, calls in STAGES.items():
+    for function, calls in stages.items():
         for call in calls:
             before = newest_step(run)
             stage = [function, str(call), str(PROJECT / TRAIN)]

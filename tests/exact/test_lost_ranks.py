@@ -15,6 +15,7 @@ from esl_dist.data.shards import open_shards
 from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer, has_ended
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
+from tests.grids import grid
 
 pytestmark = pytest.mark.exact
 
@@ -50,7 +51,7 @@ def error_of(job: Job, rank: int) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(("lost", "workers"), [(0, 1), (1, 0)])
+@pytest.mark.parametrize(("lost", "workers"), grid([(0, 1), (1, 0)], stay=[(0, 1)]))
 def test_the_other_rank_names_one_that_was_killed_and_no_process_is_left(
     server: RankServer, town: Path, tmp_path: Path, lost: int, workers: int
 ) -> None:
@@ -76,12 +77,15 @@ def work_of(program: str, town: Path, teacher: Path, output: Path) -> list[str]:
     return [*shards, f"checkpoint={teacher}", "workers=0"]
 
 
-@pytest.mark.parametrize(
-    ("program", "what", "bar"), [(LABEL, "predictions", "predicting"), (SCORE, "scores", "scoring")]
-)
+PIECES_AND_BARS = {LABEL: ("predictions", "predicting"), SCORE: ("scores", "scoring")}
+"""By program: what one of its ranks does slowly, and what its bar shows."""
+
+
+@pytest.mark.parametrize("program", PIECES_AND_BARS)
 def test_the_other_rank_names_one_that_was_killed_while_they_labelled_or_scored(
-    server: RankServer, town: Path, teacher: Path, tmp_path: Path, program: str, what: str, bar: str
+    server: RankServer, town: Path, teacher: Path, tmp_path: Path, program: str
 ) -> None:
+    what, bar = PIECES_AND_BARS[program]
     words = [what, "0.3", str(PROJECT / program), *work_of(program, town, teacher, tmp_path / "labels")]
     job = server.start("tests/exact/work_slowly.py", words, 2)
     job.wait_until(lambda: f"{bar}: " in job.output())
@@ -179,7 +183,7 @@ ZERO_1 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE":
         ("other weights to start from", "weights to start from", {}),
         ("another precision", DEVICES, {}),
         ("another ZeRO stage", DEVICES, {}),
-        ("another ZeRO stage", DEVICES, ZERO_1),
+        pytest.param("another ZeRO stage", DEVICES, ZERO_1, marks=pytest.mark.grid),
     ],
 )
 def test_ranks_that_were_given_something_else_refuse_to_start(

@@ -230,12 +230,12 @@ def test_scores_of_pictures_without_labels_are_refused(
 @pytest.mark.parametrize("setting", ["output", "predictions"])
 @pytest.mark.parametrize("mode", ["single", "best"])
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(
-    run: Path, tmp_path: Path, data: ShardReader, score: Score, monkeypatch: pytest.MonkeyPatch, setting: str, mode: str
+    run: Path, data: ShardReader, score: Score, monkeypatch: pytest.MonkeyPatch, setting: str, mode: str
 ) -> None:
     save_run(run, 3)
-    (tmp_path / "file").touch()
+    (run.parent / "file").touch()
     monkeypatch.setattr(evaluation, "score_networks", lambda *words: pytest.fail("it began to score"))
-    places = {"output": tmp_path / "file/scores.json", "predictions": tmp_path / "file"}
+    places = {"output": run.parent / "file/scores.json", "predictions": run.parent / "file"}
     with pytest.raises(UserError, match=rf"nothing can be written into .*file.*; choose another place as {setting}=…"):
         score(run, data, mode=mode, **{setting: str(places[setting])})
 

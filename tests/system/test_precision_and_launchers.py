@@ -34,10 +34,10 @@ ACCELERATE = ["accelerate.commands.launch", "--cpu"]
 @pytest.mark.parametrize(
     ("launcher", "expected"),
     [
-        ([*ACCELERATE, "--num_processes", "2"], "2 processes on cpu, precision no"),
+        pytest.param([*ACCELERATE, "--num_processes", "2"], "2 processes on cpu, precision no", marks=pytest.mark.grid),
         ([*ACCELERATE, "--num_processes=2", "--mixed_precision", "bf16"], "2 processes on cpu, precision bf16"),
         ([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
-        ([*TORCHRUN, "2"], "2 processes on cpu, precision no"),
+        pytest.param([*TORCHRUN, "2"], "2 processes on cpu, precision no", marks=pytest.mark.grid),
     ],
 )
 def test_as_many_processes_train_as_the_launcher_was_asked_for(

@@ -250,6 +250,9 @@ def _become_rank(job: dict[str, Any], rank: int, port: int) -> int:
 
 
 def main() -> None:
+    # What is imported may print.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     # Imported here and not by the ranks: what they share they need not load.
     import torchvision  # noqa: F401
 
@@ -259,7 +262,6 @@ def main() -> None:
 
     for module in sys.argv[1:]:
         importlib.import_module(module)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         job = json.loads(line)
         port = free_port()

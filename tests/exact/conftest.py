@@ -1,4 +1,4 @@
-"""What all tests of this folder share: one process that starts ranks, a small Toytown, a network that knows it."""
+"""What all tests of this folder share: one process that starts ranks, a network that has seen a little, its labels."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,6 @@ import pytest
 
 from tests.exact.trainings import run_in, train
 from tests.on_ranks import RankServer, shared_server
-from tests.programs import small_town
 
 
 @pytest.fixture(scope="session")
@@ -20,12 +19,6 @@ def other_server() -> Iterator[RankServer]:
     """Return one that starts jobs while those of `server` run."""
     with RankServer() as started:
         yield started
-
-
-@pytest.fixture(scope="session")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the shards of 6 source and 6 target scenes; no test changes it."""
-    return small_town(tmp_path_factory.mktemp("town"))
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, environment, small_town
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_town(tmp_path_factory.mktemp("town"), source=2, target=2)
+from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, environment
 
 
 def launch(launcher: list[str], town: Path, experiments: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -44,7 +44,7 @@ def run_on_ranks(function: Callable[..., Result], *arguments: Any, ranks: int = 
     with tempfile.TemporaryDirectory() as folder:
         call = Path(folder) / "call"
         call.write_bytes(pickle.dumps((function, arguments)))
-        job = shared_server().start("tests/call.py", [str(call)], ranks)
+        job = shared_server().start("tests/call_on_rank.py", [str(call)], ranks)
         assert job.exit_codes(600) == [0] * ranks, job.output()
         return [pickle.loads(Path(f"{call}.{rank}").read_bytes()) for rank in range(ranks)]
 

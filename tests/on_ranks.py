@@ -180,6 +180,7 @@ class RankServer:
         self._end_job()
         self.jobs += 1
         self.log = Path(self.folder.name) / str(self.jobs)
+        self.log.touch()
         printed = self.log.with_suffix(".out") if apart else None
         assert self.process.stdin is not None
         job = {

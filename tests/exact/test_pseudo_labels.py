@@ -327,4 +327,6 @@ def test_an_unfinished_job_of_which_nothing_can_stay_is_told_of(
     assert job.exit_codes() == [0], job.output()
     assert f"{output}: begun with another label_size; its {count} finished pieces are made anew\n" in job.output()
     assert bits(output) == expected
-    assert "begun with another" not in server.start(PROGRAM, words(large_town, trained, output, 0), 1).output()
+    job = server.start(PROGRAM, words(large_town, trained, output, 0), 1)
+    assert job.exit_codes() == [0], job.output()
+    assert "begun with another" not in job.output()

@@ -1,4 +1,4 @@
-"""A function on ranks: `call_on_rank.py FILE`, which holds it and its arguments; what rank N returns is left in FILE.N."""
+"""A function on ranks: `call_on_rank.py FILE`, which holds it and its arguments; what rank N returns goes to FILE.N."""
 
 import os
 import pickle

@@ -16,10 +16,10 @@ from esl_dist.data.sampling import endless_order
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from esl_dist.runs.checkpoints import checkpoint_folder, load_checkpoint
-from tests.exact.ranks import RankServer
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import run_in, start_training, train, training_words
 from tests.grids import grid
+from tests.on_ranks import RankServer
 
 pytestmark = pytest.mark.exact
 

@@ -8,7 +8,6 @@ import pytest
 from esl_dist import config as settings
 from esl_dist.command_line import EXIT_STOPPED
 from esl_dist.runs.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
-from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,
     LAST_PLACE,
@@ -20,6 +19,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import PROJECT, RankServer
 
 pytestmark = pytest.mark.exact
 

@@ -14,7 +14,6 @@ import yaml
 
 from esl_dist.command_line import EXIT_USER_ERROR
 from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint
-from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,
     LAST_PLACE,
@@ -28,6 +27,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, RankServer
 from tests.programs import environment
 
 pytestmark = [

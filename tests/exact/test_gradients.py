@@ -13,7 +13,6 @@ from esl_dist.data.shards import open_shards
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.runs.checkpoints import build_network
-from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,
     LAST_PLACE,
@@ -24,6 +23,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import PROJECT, RankServer
 
 pytestmark = pytest.mark.exact
 

@@ -11,7 +11,6 @@ import pytest
 
 from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.files import PARTIAL_SUFFIX
-from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -24,6 +23,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
 

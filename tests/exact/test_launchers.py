@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.exact.ranks import RankServer, free_port
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -25,6 +24,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import RankServer, free_port
 from tests.programs import ACCELERATE, TORCHRUN, command, environment
 
 pytestmark = pytest.mark.exact

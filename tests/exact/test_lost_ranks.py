@@ -12,10 +12,10 @@ import pytest
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import open_shards
-from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer, has_ended
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
 from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, Job, RankServer, has_ended
 
 pytestmark = pytest.mark.exact
 

@@ -8,9 +8,9 @@ import psutil
 import pytest
 
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
-from tests.exact.ranks import RankServer
 from tests.exact.trainings import newest_step, run_in, start_training
 from tests.grids import grid
+from tests.on_ranks import RankServer
 
 pytestmark = pytest.mark.exact
 

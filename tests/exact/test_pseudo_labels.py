@@ -15,9 +15,9 @@ from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards
 from esl_dist.inference.labelling import _pieces
-from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import run_in, train
 from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 from tests.programs import small_town
 
 pytestmark = pytest.mark.exact

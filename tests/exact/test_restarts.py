@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
-from tests.exact.ranks import RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_equal_to_rounding,
@@ -18,6 +17,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import RankServer
 from tests.programs import small_town
 
 pytestmark = pytest.mark.exact

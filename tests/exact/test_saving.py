@@ -17,7 +17,6 @@ from esl_dist.runs.checkpoints import (
     checkpoint_folders,
     step_of,
 )
-from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -29,6 +28,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, RankServer
 from tests.programs import environment
 from tests.training.small_runs import newest_whole, rewrite_as_version
 

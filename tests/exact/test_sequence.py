@@ -10,8 +10,8 @@ import pytest
 
 from esl_dist.data.sampling import endless_order, rank_batches
 from tests.builders import drawn_samples, write_uneven_shards
-from tests.exact.ranks import PROJECT, RankServer
 from tests.grids import grid
+from tests.on_ranks import PROJECT, RankServer
 
 pytestmark = pytest.mark.exact
 

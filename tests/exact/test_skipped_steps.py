@@ -6,7 +6,6 @@ import pytest
 from torch import Tensor
 
 from esl_dist.command_line import EXIT_USER_ERROR
-from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -17,6 +16,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
 

@@ -10,7 +10,6 @@ import psutil
 import pytest
 
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_STOPPED
-from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -23,6 +22,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
 

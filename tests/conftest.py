@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.on_ranks import close_shared_server
+from tests.programs import small_town
+
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -18,3 +21,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", VISIBLE)
+
+
+@pytest.fixture(scope="session")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the shards of 6 source and 6 target scenes; no test changes it."""
+    return small_town(tmp_path_factory.mktemp("town"))
+
+
+def pytest_sessionfinish() -> None:
+    close_shared_server()

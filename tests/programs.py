@@ -1,4 +1,4 @@
-"""The programs as a user starts them: real processes, on a small Toytown."""
+"""The programs in real processes, on a small Toytown."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from pathlib import Path
 from esl_dist.data.layouts import read_layout
 from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.toytown import write_toytown
+from tests.on_ranks import PROJECT, shared_server
 
-PROJECT = Path(__file__).resolve().parent.parent
 TOYTOWN = PROJECT / "configs/datasets/toytown.yaml"
 
 TINY_TRAINING = (
@@ -54,28 +54,22 @@ def environment(threads: int = 1) -> dict[str, str]:
 
 
 def run(
-    program: str,
-    *words: str,
-    processes: int = 1,
-    folder: Path | None = None,
-    threads: int = 1,
-    launcher: Sequence[str] = TORCHRUN,
+    program: str, *words: str, processes: int = 1, folder: Path | None = None, threads: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program to its end."""
-    return subprocess.run(
-        command(program, *words, processes=processes, launcher=launcher),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment(threads),
-        check=False,
-        timeout=300,
-    )
+    """Run a program to its end, in processes that have imported everything; the exit code is the first that is not 0.
+
+    Several processes start as behind torchrun. Where the start itself matters, `command` gives its words.
+    """
+    job = shared_server().start(program, words, processes, {"OMP_NUM_THREADS": str(threads)}, folder=folder, apart=True)
+    codes = job.exit_codes(300)
+    assert job.printed is not None
+    code = next(filter(None, codes), 0)
+    return subprocess.CompletedProcess([program, *words], code, job.printed.read_text(), job.output())
 
 
-def succeed(program: str, *words: str, processes: int = 1, launcher: Sequence[str] = TORCHRUN) -> str:
+def succeed(program: str, *words: str, processes: int = 1) -> str:
     """Run a program that must succeed; returns what it printed."""
-    done = run(program, *words, processes=processes, launcher=launcher)
+    done = run(program, *words, processes=processes)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

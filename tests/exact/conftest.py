@@ -1,32 +1,24 @@
-"""What all tests of this folder share: one process that starts ranks, a small Toytown, a network that knows it."""
+"""What all tests of this folder share: one process that starts ranks, a network that has seen a little, its labels."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.exact.ranks import RankServer
 from tests.exact.trainings import run_in, train
-from tests.programs import small_town
+from tests.on_ranks import RankServer, shared_server
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
-    with RankServer(tmp_path_factory.mktemp("server") / "log") as started:
-        yield started
+def server() -> RankServer:
+    return shared_server()
 
 
 @pytest.fixture(scope="session")
-def other_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankServer]:
+def other_server() -> Iterator[RankServer]:
     """Return one that starts jobs while those of `server` run."""
-    with RankServer(tmp_path_factory.mktemp("other_server") / "log") as started:
+    with RankServer() as started:
         yield started
-
-
-@pytest.fixture(scope="session")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the shards of 6 source and 6 target scenes; no test changes it."""
-    return small_town(tmp_path_factory.mktemp("town"))
 
 
 @pytest.fixture(scope="module")

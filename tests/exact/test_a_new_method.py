@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.exact import mean_teacher
-from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,
     TRAIN,
@@ -20,6 +19,7 @@ from tests.exact.trainings import (
     run_in,
     training_words,
 )
+from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
 

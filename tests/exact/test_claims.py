@@ -13,8 +13,8 @@ from esl_dist.command_line import EXIT_USER_ERROR
 from esl_dist.ranks import collectives
 from esl_dist.runs import folder_lock as claims
 from esl_dist.runs.folder_lock import LOCK, lock_folder
-from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
+from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
 

@@ -4,7 +4,7 @@ import json
 import os
 from collections import Counter
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,10 @@ from esl_dist.data.sampling import endless_order
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from esl_dist.runs.checkpoints import checkpoint_folder, load_checkpoint
-from tests.exact.ranks import RankServer
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import run_in, start_training, train, training_words
+from tests.grids import grid
+from tests.on_ranks import RankServer
 
 pytestmark = pytest.mark.exact
 
@@ -43,12 +44,17 @@ def damaged(town: Path, folder: Path, domain: str, *positions: int, kind: str = 
     return copy, [corrupt(copy / f"{domain}_train", position, kind) for position in positions]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize(("domain", "kind"), [("source", "label.png"), ("target", "image.png")])
+@pytest.mark.parametrize(
+    ("member", "ranks", "workers"),
+    grid(
+        product([("source", "label.png"), ("target", "image.png")], [1, 2], [0, 1]),
+        stay=[(("source", "label.png"), 2, 1), (("target", "image.png"), 1, 0)],
+    ),
+)
 def test_a_corrupt_sample_ends_the_training_with_shard_and_key(
-    server: RankServer, town: Path, tmp_path: Path, domain: str, kind: str, ranks: int, workers: int
+    server: RankServer, town: Path, tmp_path: Path, member: tuple[str, str], ranks: int, workers: int
 ) -> None:
+    domain, kind = member
     position = order(domain)[BATCH - 1]
     shards, [named] = damaged(town, tmp_path, domain, position, kind=kind)
     job = start_training(server, shards, run_in(tmp_path), ranks, f"steps={STEPS}", f"loader.workers={workers}")
@@ -65,8 +71,13 @@ def test_a_corrupt_sample_ends_the_training_with_shard_and_key(
     assert "Traceback" not in job.output()
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("domain", "ranks", "workers"),
+    grid(
+        [(domain, *job) for domain in DOMAINS for job in ((1, 0), (2, 0), (2, 1))],
+        stay=[("source", 2, 1), ("target", 1, 0)],
+    ),
+)
 def test_a_corrupt_sample_that_may_be_is_replaced_counted_and_named(
     server: RankServer, town: Path, tmp_path: Path, domain: str, ranks: int, workers: int
 ) -> None:
@@ -101,7 +112,7 @@ def keys_read(server: RankServer, shards: Path, notes: Path, ranks: int) -> dict
     return {domain: [key for step in steps for part in step for key in part[domain]] for domain in DOMAINS}
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", grid([1, 2], stay=[2]))
 def test_the_next_sample_stands_for_a_corrupt_one_and_the_others_keep_their_places(
     server: RankServer, town: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -134,7 +145,7 @@ def test_where_every_sample_is_corrupt_there_is_no_next_one(town: Path, tmp_path
         samples[3]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", grid([1, 2], stay=[2]))
 def test_more_corrupt_samples_than_may_be_end_the_training_with_the_counts(
     server: RankServer, town: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -197,8 +208,7 @@ def with_broken_shard(town: Path, folder: Path, domain: str, how: str) -> Broken
 BREAKS = ["missing", "truncated"]
 
 
-@pytest.mark.parametrize("how", BREAKS)
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("how", "ranks"), grid(product(BREAKS, [1, 2]), stay=[("missing", 2), ("truncated", 1)]))
 def test_a_broken_shard_stops_the_training_at_its_start_with_the_first_key_that_is_lost(
     server: RankServer, town: Path, tmp_path: Path, ranks: int, how: str
 ) -> None:
@@ -210,11 +220,17 @@ def test_a_broken_shard_stops_the_training_at_its_start_with_the_first_key_that_
     assert not (tmp_path / "snapshots").exists()
 
 
-@pytest.mark.parametrize("how", BREAKS)
-@pytest.mark.parametrize(("domain", "ranks", "workers"), [("source", 1, 0), ("source", 2, 1), ("target", 2, 0)])
+@pytest.mark.parametrize(
+    ("how", "domain", "job"),
+    grid(
+        [(how, *job) for how in BREAKS for job in (("source", (1, 0)), ("source", (2, 1)), ("target", (2, 0)))],
+        stay=[("truncated", "source", (2, 1)), ("missing", "target", (2, 0))],
+    ),
+)
 def test_the_samples_of_a_broken_shard_that_may_be_are_replaced_and_counted(
-    server: RankServer, town: Path, tmp_path: Path, domain: str, ranks: int, workers: int, how: str
+    server: RankServer, town: Path, tmp_path: Path, how: str, domain: str, job: tuple[int, int]
 ) -> None:
+    ranks, workers = job
     broken = with_broken_shard(town, tmp_path, domain, how)
     share = f"loader.skip_corrupt={len(broken.lost) / SIZE + 0.01}"
     words = (f"steps={STEPS}", share, f"loader.workers={workers}", "checkpoints.every=100")
@@ -225,7 +241,7 @@ def test_the_samples_of_a_broken_shard_that_may_be_are_replaced_and_counted(
     assert f"r: {times} corrupt {domain} samples were replaced; the warnings name them" in printed
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", grid([1, 2], stay=[2]))
 def test_more_samples_lost_with_their_shards_than_may_be_stop_the_training_at_its_start(
     server: RankServer, town: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -245,9 +261,10 @@ def test_a_broken_shard_does_not_change_which_shards_these_are(server: RankServe
     assert "r: " in train(server, broken.shards, run, 2, f"steps={STEPS}", SKIP)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("domain", DOMAINS)
-@pytest.mark.parametrize("place", [SIZE - 1, SIZE])
+@pytest.mark.parametrize(
+    ("place", "domain", "ranks"),
+    grid(product([SIZE - 1, SIZE], DOMAINS, [1, 2]), stay=[(SIZE - 1, "source", 2), (SIZE, "target", 2)]),
+)
 def test_samples_of_several_passes_and_ranks_are_counted_in_their_epoch(
     server: RankServer, town: Path, tmp_path: Path, place: int, domain: str, ranks: int
 ) -> None:

@@ -17,8 +17,8 @@ import pytest
 from esl_dist.command_line import EXIT_INTERRUPTED
 from esl_dist.runs.run_record import RUN_RECORD, read_record
 from esl_dist.training.stop_request import END_SECONDS, ONE_PRESS_SECONDS
-from tests.exact.ranks import CHANGED, PROJECT
 from tests.exact.trainings import TRAIN, assert_whole, newest_step, run_in, training_words
+from tests.on_ranks import CHANGED, PROJECT
 from tests.programs import command, environment
 
 pytestmark = pytest.mark.exact

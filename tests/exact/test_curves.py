@@ -8,7 +8,6 @@ import pytest
 from esl_dist import config as settings
 from esl_dist.command_line import EXIT_STOPPED
 from esl_dist.runs.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
-from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,
     LAST_PLACE,
@@ -19,6 +18,8 @@ from tests.exact.trainings import (
     train_in_float64,
     training_words,
 )
+from tests.grids import grid
+from tests.on_ranks import PROJECT, RankServer
 
 pytestmark = pytest.mark.exact
 
@@ -50,7 +51,9 @@ def computed(run: Path) -> dict[str, dict[int, float]]:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "relative"), [((1, 1), 0), ((2, 2), 0), ((1, 2), LAST_PLACE)], ids=["1 rank", "2 ranks", "1 rank or 2"]
+    ("ranks", "relative"),
+    grid([((1, 1), 0), ((2, 2), 0), ((1, 2), LAST_PLACE)], stay=[((2, 2), 0), ((1, 2), LAST_PLACE)]),
+    ids=["1 rank", "2 ranks", "1 rank or 2"],
 )
 def test_the_curves_of_a_run_that_was_stopped_between_entries_are_those_of_an_uninterrupted_one(
     server: RankServer,

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import yaml
 
 from esl_dist.command_line import EXIT_USER_ERROR
 from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint
-from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,
     LAST_PLACE,
@@ -26,6 +26,8 @@ from tests.exact.trainings import (
     run_in,
     training_words,
 )
+from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, RankServer
 from tests.programs import environment
 
 pytestmark = [
@@ -107,6 +109,13 @@ def train(
 
 
 @pytest.fixture(scope="module")
+def server() -> Iterator[RankServer]:
+    """Return one whose ranks need not import DeepSpeed, which takes longer than they train."""
+    with RankServer("deepspeed") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def plain(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = run_in(tmp_path_factory.mktemp("plain"))
     train(server, town, run)
@@ -150,7 +159,7 @@ def accumulated(server: RankServer, town: Path, pseudo_labels: Path, tmp_path_fa
     return run
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", grid([1, 2], stay=[2]))
 def test_with_pseudo_labels_and_accumulated_passes_it_follows_the_plain_run(
     server: RankServer, town: Path, tmp_path: Path, pseudo_labels: Path, accumulated: Path, stage: int
 ) -> None:
@@ -169,7 +178,7 @@ def test_a_run_with_deepspeed_goes_on_without_it_on_one_process(
     assert_equal_to_rounding(everything_learned(run), everything_learned(plain))
 
 
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", grid([1, 2], stay=[1]))
 def test_a_run_without_deepspeed_goes_on_with_it(
     server: RankServer, town: Path, tmp_path: Path, plain: Path, stage: int
 ) -> None:
@@ -205,7 +214,10 @@ def test_its_checkpoints_hold_the_optimisers_states_of_a_plain_run(plain: Path, 
     assert_equal_to_rounding({name: found[name] for name in states}, {name: expected[name] for name in states})
 
 
-@pytest.mark.parametrize(("stage", "network", "rank"), [(1, "segmentation", 0), (2, "discriminators", 1)])
+@pytest.mark.parametrize(
+    ("stage", "network", "rank"),
+    grid([(1, "segmentation", 0), (2, "discriminators", 1)], stay=[(2, "discriminators", 1)]),
+)
 def test_gradients_of_one_network_that_are_no_numbers_end_the_training_on_every_rank(
     server: RankServer, town: Path, tmp_path: Path, stage: int, network: str, rank: int
 ) -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
 from esl_dist.files import PARTIAL_SUFFIX
-from tests.exact.ranks import Job, RankServer
 from tests.exact.trainings import run_in, start_training, train
+from tests.on_ranks import Job, RankServer
 
 pytestmark = pytest.mark.exact
 

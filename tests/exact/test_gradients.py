@@ -13,7 +13,6 @@ from esl_dist.data.shards import open_shards
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.discriminator import build_discriminator
 from esl_dist.runs.checkpoints import build_network
-from tests.exact.ranks import PROJECT, RankServer
 from tests.exact.trainings import (
     IN_FLOAT64,
     LAST_PLACE,
@@ -23,6 +22,8 @@ from tests.exact.trainings import (
     run_in,
     training_words,
 )
+from tests.grids import grid
+from tests.on_ranks import PROJECT, RankServer
 
 pytestmark = pytest.mark.exact
 
@@ -31,15 +32,13 @@ BYTES = 4
 
 
 def steps_taken(
-    server: RankServer,
-    file: Path,
-    method: str,
-    pseudo_labels: bool,
-    ranks: int,
-    passes: int = 1,
-    mode: str = "training",
+    server: RankServer, file: Path, task: tuple[str, bool], ranks: int, passes: int = 1, mode: str = "training"
 ) -> list[dict[str, Any]]:
-    """Return what every rank noted: global losses a step, weights and optimisers' states after the last."""
+    """Return what every rank noted: global losses a step, weights and optimisers' states after the last.
+
+    The task is a method, and whether there are pseudo-labels.
+    """
+    method, pseudo_labels = task
     words = [method, str(pseudo_labels), str(passes), mode, str(file)]
     codes = server.run("tests/exact/take_steps.py", words, ranks)
     assert codes == [0] * ranks, server.log.read_text()
@@ -53,26 +52,32 @@ def assert_agree(found: dict[str, Any], expected: dict[str, Any]) -> None:
     assert_equal_to_rounding(found["state"], expected["state"])
 
 
-@pytest.mark.parametrize(("method", "pseudo_labels"), [("advent", False), ("advent", True), ("minent", True)])
+@pytest.mark.parametrize(
+    ("method", "pseudo_labels"),
+    grid([("advent", False), ("advent", True), ("minent", True)], stay=[("advent", True)]),
+)
 def test_one_two_and_four_processes_come_to_the_same_losses_and_weights(
     server: RankServer, tmp_path: Path, method: str, pseudo_labels: bool
 ) -> None:
-    [expected] = steps_taken(server, tmp_path / "1", method, pseudo_labels, 1)
+    task = method, pseudo_labels
+    [expected] = steps_taken(server, tmp_path / "1", task, 1)
     losses = expected["losses"]
     assert all(float(losses[0][name]) != float(losses[-1][name]) for name in losses[0]), "the steps change something"
     for ranks in (2, 4):
-        for found in steps_taken(server, tmp_path / str(ranks), method, pseudo_labels, ranks):
+        for found in steps_taken(server, tmp_path / str(ranks), task, ranks):
             assert_agree(found, expected)
 
 
-@pytest.mark.parametrize(("ranks", "passes"), [(1, 2), (1, 4), (2, 2)])
-@pytest.mark.parametrize("pseudo_labels", [False, True])
+@pytest.mark.parametrize(
+    ("pseudo_labels", "ranks", "passes"),
+    grid([(labels, *cut) for labels in (False, True) for cut in ((1, 2), (1, 4), (2, 2))], stay=[(True, 2, 2)]),
+)
 def test_accumulated_passes_come_to_the_losses_and_weights_of_one(
     server: RankServer, tmp_path: Path, pseudo_labels: bool, ranks: int, passes: int
 ) -> None:
     """With batch norm in evaluation mode: in training, every pass has statistics of its own."""
-    [expected] = steps_taken(server, tmp_path / "whole", "advent", pseudo_labels, 1, 1, "evaluation")
-    for found in steps_taken(server, tmp_path / "cut", "advent", pseudo_labels, ranks, passes, "evaluation"):
+    [expected] = steps_taken(server, tmp_path / "whole", ("advent", pseudo_labels), 1, 1, "evaluation")
+    for found in steps_taken(server, tmp_path / "cut", ("advent", pseudo_labels), ranks, passes, "evaluation"):
         assert_agree(found, expected)
 
 
@@ -88,15 +93,18 @@ def losses_reported(
     return losses(run)
 
 
+@pytest.mark.parametrize(
+    "cuts", [[(2, 2)], pytest.param([(2, 1), (4, 1), (1, 2), (4, 2)], marks=pytest.mark.grid)], ids=["one", "others"]
+)
 def test_trainings_on_all_numbers_of_ranks_and_passes_report_the_same_losses_at_every_step(
-    server: RankServer, town: Path, tmp_path: Path, teacher: Path, pseudo_labels: Path
+    server: RankServer, town: Path, tmp_path: Path, teacher: Path, pseudo_labels: Path, cuts: list[tuple[int, int]]
 ) -> None:
     words = (f"network.start={teacher}", f"pseudo_labels={pseudo_labels}", "steps=4", "checkpoints.every=4")
     expected = losses_reported(server, town, run_in(tmp_path, "whole"), 1, 1, *words)
     kinds = ("source_cross_entropy", "target_advent", "target_cross_entropy", "discriminator")
     assert expected.keys() == {f"loss/{kind}/{level}" for kind in kinds for level in ("main", "auxiliary")}
     assert all(len(set(curve)) == 4 for curve in expected.values()), "the steps change something"
-    for ranks, accumulate in ((2, 1), (4, 1), (1, 2), (2, 2), (4, 2)):
+    for ranks, accumulate in cuts:
         found = losses_reported(server, town, run_in(tmp_path, f"{ranks}x{accumulate}"), ranks, accumulate, *words)
         assert found.keys() == expected.keys()
         for name, curve in expected.items():
@@ -105,7 +113,9 @@ def test_trainings_on_all_numbers_of_ranks_and_passes_report_the_same_losses_at_
             )
 
 
-@pytest.mark.parametrize(("method", "accumulate"), [("advent", 1), ("advent", 2), ("minent", 1)])
+@pytest.mark.parametrize(
+    ("method", "accumulate"), grid([("advent", 1), ("advent", 2), ("minent", 1)], stay=[("advent", 2)])
+)
 def test_every_gradient_is_sent_once_a_step_and_a_frozen_pass_sends_nothing(
     server: RankServer, town: Path, tmp_path: Path, method: str, accumulate: int
 ) -> None:

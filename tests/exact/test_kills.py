@@ -3,13 +3,14 @@
 import random
 import signal
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.files import PARTIAL_SUFFIX
-from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -21,29 +22,41 @@ from tests.exact.trainings import (
     train,
     training_words,
 )
+from tests.grids import grid
+from tests.on_ranks import PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
 
-STEPS, KILLS = 36, 20
-WORDS = (f"steps={STEPS}", "log_every=1")
-STEPS_WITH_SAVES_HIT, SAVES_HIT = 15, 2
+STEPS_BY_KILLS = {3: 15, 20: 36}
+STEPS, SAVES_HIT = 15, 2
 START_SECONDS = 0.6
 """About as long as a start takes; some kills hit it."""
 TRAINING_SECONDS = 0.2
 """A kill that does not hit the start comes at most so long after the first new checkpoint."""
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=grid([1, 2], stay=[2]))
 def ranks(request: pytest.FixtureRequest) -> int:
     number: int = request.param
     return number
 
 
+Uninterrupted = Callable[[int], Path]
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(server: RankServer, town: Path, ranks: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = run_in(tmp_path_factory.mktemp("uninterrupted"))
-    train(server, town, run, ranks, *WORDS, f"checkpoints.keep_every={STEPS_WITH_SAVES_HIT}")
-    return run
+def uninterrupted(
+    server: RankServer, town: Path, ranks: int, tmp_path_factory: pytest.TempPathFactory
+) -> Uninterrupted:
+    """Return a function that gives the run of so many steps."""
+
+    @cache
+    def trained(steps: int) -> Path:
+        run = run_in(tmp_path_factory.mktemp("uninterrupted"))
+        train(server, town, run, ranks, f"steps={steps}", "log_every=1")
+        return run
+
+    return trained
 
 
 def is_saving(run: Path) -> bool:
@@ -69,26 +82,27 @@ def kill_at_random(job: Job, run: Path, moments: random.Random, last_step: int) 
     assert set(codes) <= {-signal.SIGKILL, EXIT_LOST_RANK}, job.output()
 
 
+@pytest.mark.parametrize("kills", grid(STEPS_BY_KILLS, stay=[3]))
 def test_killed_at_random_moments_it_ends_with_the_same_bits(
-    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path
+    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Uninterrupted, kills: int
 ) -> None:
-    run, moments = run_in(tmp_path), random.Random(ranks)
-    steps = [0]
-    for number in range(KILLS):
-        job = start_training(server, town, run, ranks, *WORDS)
-        kill_at_random(job, run, moments, STEPS * (number + 1) // (KILLS + 1))
+    run, moments, last = run_in(tmp_path), random.Random(ranks), STEPS_BY_KILLS[kills]
+    words, steps = (f"steps={last}", "log_every=1"), [0]
+    for number in range(kills):
+        job = start_training(server, town, run, ranks, *words)
+        kill_at_random(job, run, moments, last * (number + 1) // (kills + 1))
         steps.append(newest_step(run))
     assert steps == sorted(steps), "a kill costs no checkpoint that was there before"
-    assert KILLS // 2 < steps[-1] < STEPS
-    assert f"from step {steps[-1]} to {STEPS}" in train(server, town, run, ranks, *WORDS)
-    assert_same_bits(everything_learned(run), everything_learned(uninterrupted))
-    assert losses(run) == losses(uninterrupted), "every step is in TensorBoard, once"
+    assert kills // 2 < steps[-1] < last
+    assert f"from step {steps[-1]} to {last}" in train(server, town, run, ranks, *words)
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted(last)))
+    assert losses(run) == losses(uninterrupted(last)), "every step is in TensorBoard, once"
 
 
 def test_killed_as_soon_as_a_save_begins_it_ends_with_the_same_bits(
-    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path
+    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Uninterrupted
 ) -> None:
-    run, steps = run_in(tmp_path), f"steps={STEPS_WITH_SAVES_HIT}"
+    run, steps = run_in(tmp_path), f"steps={STEPS}"
     hits = tries = 0
     while hits < SAVES_HIT and tries < 2 * SAVES_HIT:
         tries += 1
@@ -101,7 +115,7 @@ def test_killed_as_soon_as_a_save_begins_it_ends_with_the_same_bits(
         hits += is_saving(run)
     assert hits > 0
     train(server, town, run, ranks, steps)
-    assert_same_bits(everything_learned(run), everything_learned(uninterrupted, STEPS_WITH_SAVES_HIT))
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted(STEPS)))
 
 
 STAGES = {
@@ -117,14 +131,21 @@ STAGES = {
 Between the files, behind the last, while checksums are computed, behind the manifest, behind the manifest of the next
 save and behind its rename (`os.replace` renames manifests and folders), and while older checkpoints are pruned.
 """
+TELLING_STAGES = {"torch.save": [1], "os.replace": [3], "shutil.rmtree": [2]}
 
 
+@pytest.mark.parametrize("stages", grid([TELLING_STAGES, STAGES], stay=[TELLING_STAGES]), ids=["telling", "every"])
 def test_killed_at_every_stage_of_a_save_it_ends_with_the_same_bits(
-    server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Path
+    server: RankServer,
+    town: Path,
+    tmp_path: Path,
+    ranks: int,
+    uninterrupted: Uninterrupted,
+    stages: dict[str, list[int]],
 ) -> None:
     run = run_in(tmp_path)
-    words = training_words(town, run, f"steps={STEPS_WITH_SAVES_HIT}", "checkpoints.keep_newest=1")
-    for function, calls in STAGES.items():
+    words = training_words(town, run, f"steps={STEPS}", "checkpoints.keep_newest=1")
+    for function, calls in stages.items():
         for call in calls:
             before = newest_step(run)
             stage = [function, str(call), str(PROJECT / TRAIN)]
@@ -133,6 +154,6 @@ def test_killed_at_every_stage_of_a_save_it_ends_with_the_same_bits(
             job.kill_all()
             assert job.exit_codes()[0] == -signal.SIGKILL, f"{function}, call {call}: {job.output()}"
             assert newest_step(run) >= before, f"{function}, call {call}"
-    assert 0 < newest_step(run) < STEPS_WITH_SAVES_HIT
+    assert 0 < newest_step(run) < STEPS
     train(server, town, run, ranks, *words)
-    assert_same_bits(everything_learned(run), everything_learned(uninterrupted, STEPS_WITH_SAVES_HIT))
+    assert_same_bits(everything_learned(run), everything_learned(uninterrupted(STEPS)))

@@ -13,7 +13,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.exact.ranks import RankServer, free_port
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -24,6 +23,8 @@ from tests.exact.trainings import (
     train,
     training_words,
 )
+from tests.grids import grid
+from tests.on_ranks import RankServer, free_port
 from tests.programs import TORCHRUN, command, environment
 
 pytestmark = pytest.mark.exact
@@ -87,7 +88,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[[Sequence[str], Sequence[str]], 
 Launch = Callable[[Sequence[str], Sequence[str]], Launched]
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", grid([0, 1], stay=[0]))
 def test_a_rank_that_was_killed_is_named_before_torchrun_ends_the_others(
     launch: Launch, town: Path, tmp_path: Path, lost: int
 ) -> None:
@@ -114,7 +115,7 @@ def test_ranks_that_torchrun_starts_again_go_on_from_the_last_checkpoint_to_the_
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", grid([signal.SIGTERM, signal.SIGUSR1], stay=[signal.SIGTERM]))
 def test_a_signal_to_the_launched_processes_saves_what_was_done(
     launch: Launch, town: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -150,6 +151,7 @@ def test_two_machines_come_to_the_same_bits_as_two_ranks_on_one(
     assert_same_bits(everything_learned(run), everything_learned(on_one))
 
 
+@pytest.mark.grid
 def test_a_rank_that_was_killed_is_named_by_that_on_the_other_machine(
     launch: Launch, town: Path, tmp_path: Path
 ) -> None:

@@ -12,9 +12,10 @@ import pytest
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import open_shards
-from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer, has_ended
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
+from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, Job, RankServer, has_ended
 
 pytestmark = pytest.mark.exact
 
@@ -50,7 +51,7 @@ def error_of(job: Job, rank: int) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(("lost", "workers"), [(0, 1), (1, 0)])
+@pytest.mark.parametrize(("lost", "workers"), grid([(0, 1), (1, 0)], stay=[(0, 1)]))
 def test_the_other_rank_names_one_that_was_killed_and_no_process_is_left(
     server: RankServer, town: Path, tmp_path: Path, lost: int, workers: int
 ) -> None:
@@ -182,7 +183,7 @@ ZERO_1 = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE":
         ("other weights to start from", "weights to start from", {}),
         ("another precision", DEVICES, {}),
         ("another ZeRO stage", DEVICES, {}),
-        ("another ZeRO stage", DEVICES, ZERO_1),
+        pytest.param("another ZeRO stage", DEVICES, ZERO_1, marks=pytest.mark.grid),
     ],
 )
 def test_ranks_that_were_given_something_else_refuse_to_start(

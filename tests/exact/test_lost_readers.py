@@ -1,14 +1,16 @@
 """A process that reads and is killed ends its program at once and with the cause, and with it the other ranks."""
 
 import time
+from itertools import product
 from pathlib import Path
 
 import psutil
 import pytest
 
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
-from tests.exact.ranks import RankServer
 from tests.exact.trainings import newest_step, run_in, start_training
+from tests.grids import grid
+from tests.on_ranks import RankServer
 
 pytestmark = pytest.mark.exact
 
@@ -17,8 +19,7 @@ SECONDS = 20
 """Far less than the 30 that the processes once took to end, and than timeout_minutes."""
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("domain", [0, 1])
+@pytest.mark.parametrize(("ranks", "domain"), grid(product([1, 2], [0, 1]), stay=[(2, 1)]))
 def test_a_killed_process_that_reads_ends_the_training(
     server: RankServer, town: Path, tmp_path: Path, ranks: int, domain: int
 ) -> None:

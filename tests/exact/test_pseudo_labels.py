@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,9 @@ from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards
 from esl_dist.inference.labelling.pieces import piece_name, pieces_by_shard
-from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import run_in, train
+from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 from tests.programs import small_town
 
 pytestmark = pytest.mark.exact
@@ -63,18 +64,22 @@ def expected(
     return found
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.fixture
+def words_with(large_town: Path, trained: Path, tmp_path: Path) -> Callable[[int], list[str]]:
+    """Return the command line of the job that fills the folder `labels`, by its number of workers."""
+    return lambda workers: words(large_town, trained, tmp_path / "labels", workers)
+
+
+@pytest.mark.parametrize(("ranks", "workers"), grid(product([1, 2, 3], [0, 2]), stay=[(2, 0), (3, 2)]))
 def test_the_numbers_of_ranks_and_workers_are_not_visible_by_a_single_bit(
     server: RankServer,
-    large_town: Path,
-    trained: Path,
+    words_with: Callable[[int], list[str]],
     tmp_path: Path,
     expected: dict[str, str],
     ranks: int,
     workers: int,
 ) -> None:
-    job = server.start(PROGRAM, words(large_town, trained, tmp_path / "labels", workers), ranks)
+    job = server.start(PROGRAM, words_with(workers), ranks)
     assert job.exit_codes() == [0] * ranks, job.output()
     assert bits(tmp_path / "labels") == expected
 
@@ -113,21 +118,24 @@ def some_labels(output: Path) -> bool:
     return len(whole_tars(output, "shard")) >= 1
 
 
-@pytest.mark.parametrize("moment", [some_pieces, some_labels])
-@pytest.mark.parametrize(("ranks", "killed", "then"), [(1, 0, 3), (2, 1, 1), (3, 0, 2)])
+@pytest.mark.parametrize(
+    ("moment", "kill"),
+    grid(
+        product([some_pieces, some_labels], [(1, 0, 3), (2, 1, 1), (3, 0, 2)]),
+        stay=[(some_pieces, (2, 1, 1)), (some_labels, (3, 0, 2))],
+    ),
+)
 def test_killed_and_started_on_other_ranks_it_redoes_only_unfinished_pieces_and_shards(
     server: RankServer,
-    large_town: Path,
-    trained: Path,
+    words_with: Callable[[int], list[str]],
     tmp_path: Path,
     expected: dict[str, str],
-    ranks: int,
-    killed: int,
-    then: int,
     moment: Callable[[Path], bool],
+    kill: tuple[int, int, int],
 ) -> None:
-    output = tmp_path / "labels"
-    job = start_slowly(server, ranks, words(large_town, trained, output, 0))
+    """A kill is of so many ranks, one of them first; then, so many go on."""
+    (ranks, killed, then), output = kill, tmp_path / "labels"
+    job = start_slowly(server, ranks, words_with(0))
     job.wait_until(lambda: moment(output))
     job.kill(killed)
     job.kill_all()
@@ -137,7 +145,7 @@ def test_killed_and_started_on_other_ranks_it_redoes_only_unfinished_pieces_and_
     assert bool(shards) == (moment is some_labels)
     assert not (output / "index.json").exists()
 
-    job = start_slowly(server, then, words(large_town, trained, output, 0))
+    job = start_slowly(server, then, words_with(0))
     assert job.exit_codes() == [0] * then, job.output()
     all_pieces, all_shards = whole_tars(output, "piece"), whole_tars(output, "shard")
     assert all_pieces | pieces == all_pieces
@@ -176,15 +184,14 @@ def killed_job(server: RankServer, job_words: list[str], output: Path, moment: C
 @pytest.mark.parametrize(("moment", "kind"), [(some_pieces, "piece"), (some_labels, "shard")])
 def test_a_finished_tar_that_was_deleted_is_made_again(
     server: RankServer,
-    large_town: Path,
-    trained: Path,
+    words_with: Callable[[int], list[str]],
     tmp_path: Path,
     expected: dict[str, str],
     moment: Callable[[Path], bool],
     kind: str,
 ) -> None:
     output = tmp_path / "labels"
-    job_words = words(large_town, trained, output, 0)
+    job_words = words_with(0)
     killed_job(server, job_words, output, moment)
     folder = output / ".scratch" if kind == "piece" else output
     (folder / next(iter(whole_tars(output, kind)))).unlink()
@@ -326,4 +333,6 @@ def test_an_unfinished_job_of_which_nothing_can_stay_is_told_of(
         in job.output()
     )
     assert bits(output) == expected
-    assert "begun with another" not in server.start(PROGRAM, words(large_town, trained, output, 0), 1).output()
+    job = server.start(PROGRAM, words(large_town, trained, output, 0), 1)
+    assert job.exit_codes() == [0], job.output()
+    assert "begun with another" not in job.output()

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
-from tests.exact.ranks import RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_equal_to_rounding,
@@ -17,6 +16,8 @@ from tests.exact.trainings import (
     train_in_float64,
     training_words,
 )
+from tests.grids import grid
+from tests.on_ranks import RankServer
 from tests.programs import small_town
 
 pytestmark = pytest.mark.exact
@@ -33,7 +34,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_town(tmp_path_factory.mktemp("town"), source=7, target=5)
 
 
-@pytest.mark.parametrize("with_pseudo_labels", [False, True])
+@pytest.mark.parametrize("with_pseudo_labels", grid([False, True], stay=[True]))
 def test_other_numbers_of_ranks_and_workers_after_every_stop_are_not_visible_in_the_weights(
     server: RankServer, town: Path, tmp_path: Path, pseudo_labels: Path, with_pseudo_labels: bool
 ) -> None:

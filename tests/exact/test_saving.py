@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from esl_dist.runs.checkpoints import (
     checkpoint_folders,
     step_of,
 )
-from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -27,6 +27,8 @@ from tests.exact.trainings import (
     train,
     training_words,
 )
+from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, RankServer
 from tests.programs import environment
 from tests.training.small_runs import newest_whole, rewrite_as_version
 
@@ -159,18 +161,21 @@ def of_another_step(checkpoint: Path) -> None:
     (checkpoint / "manifest.json").write_text(json.dumps({**manifest, "step": manifest["step"] + 1}))
 
 
+REASONS = {
+    of_another_format: "format version 1, this program reads 3",
+    of_another_step: "not the bytes that were saved",
+}
+
+
 @pytest.mark.parametrize(
-    ("change", "reason"),
-    [(of_another_format, "format version 1, this program reads 3"), (of_another_step, "not the bytes that were saved")],
+    ("change", "ranks"), grid(product(REASONS, [1, 2]), stay=[(of_another_format, 2), (of_another_step, 1)])
 )
-@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_none_of_whose_checkpoints_can_be_used_is_not_begun_anew(
     server: RankServer,
     town: Path,
     tmp_path: Path,
     whole: Path,
     change: Callable[[Path], None],
-    reason: str,
     ranks: int,
 ) -> None:
     run = run_in(tmp_path)
@@ -183,7 +188,7 @@ def test_a_run_none_of_whose_checkpoints_can_be_used_is_not_begun_anew(
     errors = [line for line in job.output().splitlines() if line.startswith("error")]
     assert len(errors) == ranks, job.output()
     for error in errors:
-        assert reason in error
+        assert REASONS[change] in error
         assert "begin anew: train under another name or delete" in error
     assert {path: path.read_bytes() for path in before} == before
     assert steps_in(run) == [2, 4, STEPS]
@@ -206,7 +211,13 @@ def assert_stands(run: Path, printed: str, ranks: int) -> None:
     assert not list((run / "checkpoints").glob(f"*{PARTIAL_SUFFIX}"))
 
 
-@pytest.mark.parametrize(("ranks", "name"), [(1, "segmentation.safetensors"), (1, "training.pt"), (2, "training.pt")])
+@pytest.mark.parametrize(
+    ("ranks", "name"),
+    grid(
+        [(1, "segmentation.safetensors"), (1, "training.pt"), (2, "training.pt")],
+        stay=[(1, "segmentation.safetensors"), (2, "training.pt")],
+    ),
+)
 def test_a_file_that_cannot_grow_ends_the_training_with_a_message_and_the_checkpoint_before(
     server: RankServer, town: Path, tmp_path: Path, whole: Path, ranks: int, name: str
 ) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from esl_dist.runs.checkpoints import checkpoint_folder
-from tests.exact.ranks import CHANGED, PROJECT, RankServer
 from tests.exact.trainings import TRAIN, run_in, training_words
+from tests.on_ranks import CHANGED, PROJECT, RankServer
 from tests.programs import environment
 from tests.training.small_runs import newest_whole
 

@@ -3,14 +3,15 @@
 import json
 import random
 from collections.abc import Sequence
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 
 import pytest
 
 from esl_dist.data.sampling import endless_order, rank_batches
 from tests.builders import drawn_samples, write_uneven_shards
-from tests.exact.ranks import PROJECT, RankServer
+from tests.grids import grid
+from tests.on_ranks import PROJECT, RankServer
 
 pytestmark = pytest.mark.exact
 
@@ -36,25 +37,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"one way": folder / "one way", "other way": folder / "other way"}
 
 
-def reading_words(folder: Path, notes: Path, first: int, last: int, workers: int) -> list[str]:
+def reading_words(folder: Path, notes: Path, steps: range, workers: int) -> list[str]:
     words = [f"source.path={folder}/source", f"target.path={folder}/target", f"batch_size={BATCH}", f"seed={SEED}"]
     words += [f"loader.workers={workers}", f"loader.shuffle_window={WINDOW}", f"experiments={notes.parent}", "name=r"]
-    return [str(first), str(last), str(notes), *words]
+    return [str(steps.start), str(steps.stop), str(notes), *words]
 
 
-def read(server: RankServer, folder: Path, notes: Path, first: int, last: int, ranks: int, workers: int) -> Sequences:
-    """Return the keys of steps `first` … `last` − 1 in the order of the global batches, by domain."""
-    codes = server.run("tests/exact/read_sequence.py", reading_words(folder, notes, first, last, workers), ranks)
+def read(server: RankServer, folder: Path, notes: Path, steps: range, ranks: int, workers: int) -> Sequences:
+    """Return the keys of some steps in the order of the global batches, by domain."""
+    codes = server.run("tests/exact/read_sequence.py", reading_words(folder, notes, steps, workers), ranks)
     assert codes == [0] * ranks, server.log.read_text()
     by_rank = [json.loads(Path(f"{notes}.{rank}").read_text()) for rank in range(ranks)]
-    steps = list(zip(*by_rank, strict=True))
-    return {domain: [key for step in steps for part in step for key in part[domain]] for domain in ("source", "target")}
+    keys = list(zip(*by_rank, strict=True))
+    return {domain: [key for step in keys for part in step for key in part[domain]] for domain in ("source", "target")}
 
 
 @pytest.fixture(scope="module")
 def whole(server: RankServer, data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Sequences:
     """Return the sequences that one process without workers reads from the first step on."""
-    return read(server, data["one way"], tmp_path_factory.mktemp("whole") / "notes", 0, STEPS, 1, 0)
+    return read(server, data["one way"], tmp_path_factory.mktemp("whole") / "notes", range(STEPS), 1, 0)
 
 
 def part(sequences: Sequences, first: int, last: int) -> Sequences:
@@ -75,35 +76,32 @@ def test_every_epoch_has_every_sample_once_and_runs_into_the_next(whole: Sequenc
     assert whole["source"][:SOURCE] != whole["source"][SOURCE : 2 * SOURCE], "epochs differ in their order"
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+@pytest.mark.parametrize(("ranks", "workers"), grid(product([1, 2, 3, 4], [0, 1, 3]), stay=[(2, 0), (3, 1)]))
 def test_the_sequence_is_the_same_for_any_ranks_workers_shards_and_restarts(
     server: RankServer, data: dict[str, Path], whole: Sequences, tmp_path: Path, ranks: int, workers: int
 ) -> None:
     first = random.Random(10 * ranks + workers).randrange(1, STEPS - 1)
     for way, folder in data.items():
-        found = read(server, folder, tmp_path / way, first, STEPS, ranks, workers)
+        found = read(server, folder, tmp_path / way, range(first, STEPS), ranks, workers)
         assert found == part(whole, first, STEPS), f"from step {first} on, shards cut {way}"
 
 
-@pytest.mark.parametrize("stop", range(1, STEPS))
+@pytest.mark.parametrize("stop", grid(range(1, STEPS), stay=[3, 6]))
 def test_after_a_stop_at_any_step_other_ranks_and_workers_go_on_with_the_next_sample(
     server: RankServer, data: dict[str, Path], whole: Sequences, tmp_path: Path, stop: int
 ) -> None:
     ranks = [1, 2, 3, 4]
-    before = read(server, data["one way"], tmp_path / "before", 0, stop, ranks[stop % 4], stop % 2)
-    after = read(server, data["one way"], tmp_path / "after", stop, STEPS, ranks[(stop + 1) % 4], (stop + 1) % 2)
+    before = read(server, data["one way"], tmp_path / "before", range(stop), ranks[stop % 4], stop % 2)
+    after = read(server, data["one way"], tmp_path / "after", range(stop, STEPS), ranks[(stop + 1) % 4], (stop + 1) % 2)
     assert {domain: list(chain(before[domain], after[domain])) for domain in whole} == whole
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "workers"), grid(product([1, 2], [0, 1]), stay=[(2, 1)]))
 def test_going_on_at_a_late_step_reads_the_samples_of_the_next_steps_and_no_other_bytes(
     server: RankServer, data: dict[str, Path], tmp_path: Path, ranks: int, workers: int
 ) -> None:
-    last = LATE_STEP + 2
     program = [str(tmp_path / "reads"), str(PROJECT / "tests/exact/read_sequence.py")]
-    program += reading_words(data["one way"], tmp_path / "notes", LATE_STEP, last, workers)
+    program += reading_words(data["one way"], tmp_path / "notes", range(LATE_STEP, LATE_STEP + 2), workers)
     job = server.start("tests/exact/note_reads.py", program, ranks)
     assert job.exit_codes() == [0] * ranks, job.output()
     for rank in range(ranks):

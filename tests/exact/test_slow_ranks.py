@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from esl_dist.ranks.heartbeat import BEAT_SECONDS, SILENT_SECONDS
-from tests.exact.ranks import PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -18,6 +17,7 @@ from tests.exact.trainings import (
     train,
     training_words,
 )
+from tests.on_ranks import PROJECT, Job, RankServer
 from tests.programs import small_town
 
 pytestmark = pytest.mark.exact

@@ -3,13 +3,13 @@
 import json
 import re
 import signal
+from itertools import product
 from pathlib import Path
 
 import psutil
 import pytest
 
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_STOPPED
-from tests.exact.ranks import CHANGED, PROJECT, Job, RankServer
 from tests.exact.trainings import (
     TRAIN,
     assert_same_bits,
@@ -21,6 +21,8 @@ from tests.exact.trainings import (
     train,
     training_words,
 )
+from tests.grids import grid
+from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
 
@@ -55,17 +57,23 @@ def step_of_the_stop(job: Job, run: Path) -> int:
     return steps.pop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize(("ranks", "to_rank"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("number", "to"),
+    grid(
+        product([signal.SIGTERM, signal.SIGUSR1], [(1, 0), (2, 0), (2, 1)]),
+        stay=[(signal.SIGTERM, (1, 0)), (signal.SIGUSR1, (2, 1))],
+    ),
+)
 def test_a_signal_to_one_rank_saves_and_stops_all_after_the_same_step(
     server: RankServer,
     town: Path,
     tmp_path: Path,
     uninterrupted: dict[int, Path],
-    ranks: int,
-    to_rank: int,
     number: signal.Signals,
+    to: tuple[int, int],
 ) -> None:
+    """It goes to one of so many ranks."""
+    ranks, to_rank = to
     run = run_in(tmp_path)
     job = start_training(server, town, run, ranks, f"steps={ENDLESS}", f"checkpoints.every={FIRST_SAVE}", KEEP)
     job.wait_until(lambda: newest_step(run) == FIRST_SAVE)
@@ -78,7 +86,7 @@ def test_a_signal_to_one_rank_saves_and_stops_all_after_the_same_step(
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted[ranks], step + 1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", grid([signal.SIGTERM, signal.SIGUSR1], stay=[signal.SIGTERM]))
 def test_a_signal_to_all_processes_of_the_job_does_not_cost_its_loader_workers_the_step(
     server: RankServer, town: Path, tmp_path: Path, uninterrupted: dict[int, Path], number: signal.Signals
 ) -> None:
@@ -106,8 +114,17 @@ def start_signalled(
     return server.start("tests/exact/signal_at_start.py", program, ranks)
 
 
-@pytest.mark.parametrize("place", ["the rendezvous", "the devices", "the shards", "the checkpoint"])
-@pytest.mark.parametrize(("ranks", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("place", "ranks", "number"),
+    grid(
+        [
+            (place, *job)
+            for place in ("the rendezvous", "the devices", "the shards", "the checkpoint")
+            for job in ((1, signal.SIGUSR1), (2, signal.SIGTERM))
+        ],
+        stay=[("the rendezvous", 2, signal.SIGTERM), ("the shards", 1, signal.SIGUSR1)],
+    ),
+)
 def test_a_signal_during_the_start_stops_all_ranks_after_the_first_step(
     server: RankServer, town: Path, tmp_path: Path, place: str, ranks: int, number: signal.Signals
 ) -> None:
@@ -121,7 +138,7 @@ def test_a_signal_during_the_start_stops_all_ranks_after_the_first_step(
 NOTICE = "interrupted: finishing the step and saving; press again to end at once"
 
 
-@pytest.mark.parametrize(("ranks", "to_ranks"), [(1, (0,)), (2, (0, 1)), (2, (1,))])
+@pytest.mark.parametrize(("ranks", "to_ranks"), grid([(1, (0,)), (2, (0, 1)), (2, (1,))], stay=[(2, (1,))]))
 def test_ctrl_c_saves_and_ends_all_ranks_after_the_same_step(
     server: RankServer,
     town: Path,
@@ -160,7 +177,7 @@ saving.save_checkpoint = lambda *_: time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", grid([1, 2], stay=[2]))
 def test_a_second_ctrl_c_ends_all_ranks_at_once_even_where_the_disk_does_not_answer(
     server: RankServer, town: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -178,7 +195,10 @@ def test_a_second_ctrl_c_ends_all_ranks_at_once_even_where_the_disk_does_not_ans
     assert newest_step(run) == 0
 
 
-@pytest.mark.parametrize(("ranks", "place"), [(1, "the shards"), (2, "the devices"), (2, "the checkpoint")])
+@pytest.mark.parametrize(
+    ("ranks", "place"),
+    grid([(1, "the shards"), (2, "the devices"), (2, "the checkpoint")], stay=[(2, "the checkpoint")]),
+)
 def test_ctrl_c_during_the_start_ends_without_a_step(
     server: RankServer, town: Path, tmp_path: Path, place: str, ranks: int
 ) -> None:

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint, read_manifest
-from tests.exact.ranks import PROJECT, Job, RankServer
+from tests.on_ranks import PROJECT, Job, RankServer
 from tests.programs import TINY_TRAINING
 
 TRAIN = "launch/train.py"

@@ -1,7 +1,5 @@
 """Batch norm sees the global batch on any number of ranks, and keeps the domains apart where it is told to."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,8 @@ from esl_dist.models.batch_norm import (
     put_back_statistics,
     set_domain,
 )
-from tests.models.ranks import HALF_PRECISIONS, half_batch, run_on_ranks, run_passes
+from tests.models.batch_norm_passes import HALF_PRECISIONS, half_batch, results_of_rank, run_passes
+from tests.on_ranks import run_on_ranks
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
 CASES = [(per_domain, anew) for per_domain in (False, True) for anew in (False, True)]
@@ -30,14 +29,14 @@ def layer(per_domain: bool) -> DomainBatchNorm2d:
 
 @pytest.mark.exact
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_together_are_one_process_with_the_whole_batch(world_size: int, tmp_path: Path) -> None:
-    assert_one_process(run_on_ranks(world_size, tmp_path, CASES))
+def test_ranks_together_are_one_process_with_the_whole_batch(world_size: int) -> None:
+    assert_one_process(run_on_ranks(results_of_rank, CASES, ranks=world_size))
 
 
 @pytest.mark.exact
 @pytest.mark.usefixtures("gpu")
-def test_ranks_that_compute_on_a_gpu_are_one_process_on_the_processor(tmp_path: Path) -> None:
-    assert_one_process(run_on_ranks(2, tmp_path, CASES, "cuda"))
+def test_ranks_that_compute_on_a_gpu_are_one_process_on_the_processor() -> None:
+    assert_one_process(run_on_ranks(results_of_rank, CASES, "cuda"))
 
 
 def assert_one_process(ranks: list[dict]) -> None:
@@ -56,8 +55,8 @@ def assert_one_process(ranks: list[dict]) -> None:
 
 
 @pytest.mark.exact
-def test_ranks_take_mean_and_variance_of_half_precision_in_float32(tmp_path: Path) -> None:
-    ranks = run_on_ranks(2, tmp_path, [])
+def test_ranks_take_mean_and_variance_of_half_precision_in_float32() -> None:
+    ranks = run_on_ranks(results_of_rank, [])
     for precision in HALF_PRECISIONS:
         whole = nn.BatchNorm2d(3).train()
         expected = whole(half_batch(precision).float()).to(precision)

@@ -1,35 +1,20 @@
 """Ranks: what they sum, what they agree on. Real processes over gloo."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from esl_dist.errors import UserError
 from esl_dist.ranks import collectives
 from esl_dist.ranks.collectives import broadcast_flags, require_same_on_ranks, sum_gradients, sum_over_ranks
-
-RANKS = 2
-
-
-def on_ranks(check: Callable[[int], None], folder: Path) -> None:
-    """Run `check` on every rank; what fails on one fails here."""
-    mp.spawn(_rank_main, (check, str(folder)), RANKS)
+from tests.on_ranks import run_on_ranks
 
 
-def _rank_main(rank: int, check: Callable[[int], None], folder: str) -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=RANKS)
-    check(rank)
-    dist.destroy_process_group()
-
-
-def check_gradients(rank: int) -> None:
+def check_gradients() -> None:
+    rank = dist.get_rank()
     sizes_and_types = [
         (3, torch.float32),
         (40, torch.float32),
@@ -61,13 +46,15 @@ def check_gradients(rank: int) -> None:
     assert len(sent) > 1, "buckets are bounded"
 
 
-def check_agreement(rank: int) -> None:
+def check_agreement() -> None:
+    rank = dist.get_rank()
     require_same_on_ranks("same", "configuration")
     with pytest.raises(UserError, match=r"ranks \[1\] were started with another configuration than rank 0"):
         require_same_on_ranks(f"rank {rank}", "configuration")
 
 
-def check_sums(rank: int) -> None:
+def check_sums() -> None:
+    rank = dist.get_rank()
     own = torch.tensor([float(rank + 1)])
     assert sum_over_ranks(own).item() == 3
     assert own.item() == rank + 1, "the argument stays"
@@ -75,8 +62,8 @@ def check_sums(rank: int) -> None:
 
 
 @pytest.mark.parametrize("check", [check_gradients, check_agreement, check_sums])
-def test_ranks_sum_and_agree(check: Callable[[int], None], tmp_path: Path) -> None:
-    on_ranks(check, tmp_path)
+def test_ranks_sum_and_agree(check: Callable[[], None]) -> None:
+    run_on_ranks(check)
 
 
 def test_one_process_needs_no_ranks() -> None:

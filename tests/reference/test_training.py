@@ -1,45 +1,36 @@
 """Training leaves the losses and the networks of the published programs, to rounding, on one rank and on two."""
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
+from tests.on_ranks import run_on_ranks
 from tests.reference.arrays import needs_reference, relative_difference
-from tests.reference.training import RUNS, Outcome, recorded, train, train_as_rank
+from tests.reference.training import RUNS, Outcome, recorded, train
 
 pytestmark = [pytest.mark.reference, needs_reference]
 
 TOLERANCE = 1e-8
-RANKS = 2
-BATCH_OF_TWO = "train_esl_batch2"
-
-Outcomes = dict[tuple[str, int], list[Future[Outcome]]]
-"""Name of a run, number of ranks → each rank's outcome; to be read as they complete, so that the first error shows."""
-
-each_run = pytest.mark.parametrize(("run", "ranks"), [(BATCH_OF_TWO, RANKS), *((run, 1) for run in RUNS)])
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outcomes]:
-    """Train everything once, in two processes of one thread."""
-    meeting = tmp_path_factory.mktemp("ranks") / "meeting"
-    with ProcessPoolExecutor(RANKS, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        # The ranks come first: only then is every process free, and none waits for another.
-        on_ranks = [pool.submit(train_as_rank, BATCH_OF_TWO, rank, RANKS, meeting) for rank in range(RANKS)]
-        yield {(BATCH_OF_TWO, RANKS): on_ranks} | {(run, 1): [pool.submit(train, run)] for run in RUNS}
-        pool.shutdown(cancel_futures=True)
+ON_TWO_RANKS, SHORTEST = "train_esl_batch2", "train_minent"
+RUNS_AND_RANKS = [
+    (ON_TWO_RANKS, 2),
+    (SHORTEST, 1),
+    *(pytest.param((name, 1), marks=pytest.mark.grid) for name in RUNS if name != SHORTEST),
+]
 
 
-@each_run
-def test_the_losses_of_every_step_are_the_published_ones(outcomes: Outcomes, run: str, ranks: int) -> None:
-    expected = recorded(run).losses
-    for outcome in as_completed(outcomes[run, ranks]):
-        losses = outcome.result().losses
+@pytest.fixture(scope="module", params=RUNS_AND_RANKS, ids="{0[0]} on {0[1]}".format)
+def run(request: pytest.FixtureRequest) -> tuple[str, list[Outcome]]:
+    """Return the name of a run and what each of its ranks is left with."""
+    name, ranks = request.param
+    return name, run_on_ranks(train, name, ranks=ranks)
+
+
+def test_the_losses_of_every_step_are_the_published_ones(run: tuple[str, list[Outcome]]) -> None:
+    published, outcomes = run
+    expected = recorded(published).losses
+    for outcome in outcomes:
+        losses = outcome.losses
         assert losses.keys() <= expected.keys()
         for name, values in expected.items():
             # A loss that a run does not have was recorded as 0.
@@ -47,20 +38,20 @@ def test_the_losses_of_every_step_are_the_published_ones(outcomes: Outcomes, run
             np.testing.assert_allclose(actual, values, rtol=_accuracy(values), atol=0, err_msg=name)
 
 
-@each_run
-def test_every_tensor_ends_with_the_published_norm(outcomes: Outcomes, run: str, ranks: int) -> None:
-    expected = recorded(run).norms
-    for outcome in as_completed(outcomes[run, ranks]):
-        norms = outcome.result().norms
+def test_every_tensor_ends_with_the_published_norm(run: tuple[str, list[Outcome]]) -> None:
+    published, outcomes = run
+    expected = recorded(published).norms
+    for outcome in outcomes:
+        norms = outcome.norms
         for name, norm in expected.items():
             assert abs(norms[name] - norm) <= TOLERANCE * norm, name
 
 
-@each_run
-def test_recorded_tensors_end_as_published(outcomes: Outcomes, run: str, ranks: int) -> None:
-    expected = recorded(run).tensors
-    for outcome in as_completed(outcomes[run, ranks]):
-        tensors = outcome.result().tensors
+def test_recorded_tensors_end_as_published(run: tuple[str, list[Outcome]]) -> None:
+    published, outcomes = run
+    expected = recorded(published).tensors
+    for outcome in outcomes:
+        tensors = outcome.tensors
         for name, values in expected.items():
             assert relative_difference(tensors[name], values) <= TOLERANCE, name
 

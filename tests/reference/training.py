@@ -3,12 +3,9 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -78,15 +75,6 @@ def recorded(name: str) -> Outcome:
     file = arrays(name)
     norms = dict(zip(file.pop("final/names").tolist(), file.pop("final/l2").tolist(), strict=True))
     return Outcome(_below("loss/", file), norms, _below("final/", file))
-
-
-def train_as_rank(name: str, number: int, ranks: int, meeting: Path) -> Outcome:
-    """Do as `train` does, as one of several ranks that meet over a file."""
-    dist.init_process_group("gloo", f"file://{meeting}", timedelta(minutes=2), ranks, number)
-    try:
-        return train(name)
-    finally:
-        dist.destroy_process_group()
 
 
 def train(name: str) -> Outcome:

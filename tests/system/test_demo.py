@@ -4,16 +4,41 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
+from tests.grids import grid
 from tests.programs import PROJECT, run
 
 SMALL_DEMO = """
-import runpy, sys
+import os, runpy, subprocess, sys, traceback
 from esl_dist.data import toytown
 
 plain = toytown.write_toytown
 toytown.write_toytown = lambda root, **options: plain(root, **{**options, "width": 64, "height": 32})
 demo = runpy.run_path(sys.argv.pop(1))
 demo["SCENES"].update(source_train=4, target_train=4, target_val=2)
+
+def fork(words, check):
+    sys.stdout.flush()
+    process = os.fork()
+    if process > 0:
+        return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+    code = 1
+    try:
+        sys.argv = words[1:]
+        runpy.run_path(words[1], run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+if sys.argv.pop(1) == "forked":
+    demo["main"].__globals__["subprocess"] = type("Forking", (), {"run": staticmethod(fork)})
 demo["run_program"](demo["Demo"], demo["main"])
 """
 
@@ -26,11 +51,13 @@ def small_recipes(folder: Path) -> Path:
     return folder
 
 
-def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("programs", grid(["forked", "started"], stay=["forked"]))
+def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tmp_path: Path, programs: str) -> None:
     program = tmp_path / "small_demo.py"
     program.write_text(SMALL_DEMO)
     words = [
         str(PROJECT / "launch/demo.py"),
+        programs,
         f"output={tmp_path}/demo",
         f"recipes={small_recipes(tmp_path / 'recipes')}",
         "seed=3",
@@ -59,7 +86,7 @@ def test_a_demo_of_another_seed_or_other_recipes_is_not_passed_off_as_this_one(t
     asked = {"seed": 0, "recipes": {path.stem: path.read_text() for path in recipes.glob("*.yaml")}}
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo/demo.json").write_text(json.dumps(asked))
-    words = [str(PROJECT / "launch/demo.py"), f"output={tmp_path}/demo", f"recipes={recipes}"]
+    words = [str(PROJECT / "launch/demo.py"), "forked", f"output={tmp_path}/demo", f"recipes={recipes}"]
     done = run(str(program), *words, "seed=1", folder=tmp_path)
     assert done.returncode == 2
     assert f"{tmp_path}/demo: this demo was begun with another seed: 0 → 1; delete it first" in done.stderr
@@ -71,7 +98,7 @@ def test_a_program_that_fails_ends_the_demo_with_its_name(tmp_path: Path) -> Non
     program.write_text(SMALL_DEMO)
     recipes = small_recipes(tmp_path / "recipes")
     (recipes / "source_only.yaml").write_text("bach_size: 4\n")
-    words = [str(PROJECT / "launch/demo.py"), f"output={tmp_path}/demo", f"recipes={recipes}"]
+    words = [str(PROJECT / "launch/demo.py"), "started", f"output={tmp_path}/demo", f"recipes={recipes}"]
     done = run(str(program), *words, folder=tmp_path)
     assert done.returncode == 2
     assert "the nearest known one is 'batch_size'" in done.stderr

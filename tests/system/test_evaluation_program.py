@@ -20,15 +20,10 @@ from esl_dist.data.loading import Samples, label_source
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from esl_dist.reporting.scores import percent, scores_of
-from tests.programs import PROJECT, TINY_TRAINING, command, environment, run, small_town, succeed
+from tests.programs import PROJECT, TINY_TRAINING, command, environment, run, succeed
 
 DATA = "toytown_target_val"
 SNAPSHOTS = [4, 8, 12]
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_town(tmp_path_factory.mktemp("town"))
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, environment, small_town
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_town(tmp_path_factory.mktemp("town"), source=2, target=2)
+from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, environment
 
 
 def launch(launcher: list[str], town: Path, experiments: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +30,7 @@ ACCELERATE = ["accelerate.commands.launch", "--cpu"]
     ("launcher", "expected"),
     [
         ([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
-        ([*TORCHRUN, "2"], "2 processes on cpu, precision no"),
+        pytest.param([*TORCHRUN, "2"], "2 processes on cpu, precision no", marks=pytest.mark.grid),
     ],
 )
 def test_as_many_processes_train_as_the_launcher_was_asked_for(

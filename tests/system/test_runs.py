@@ -13,15 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.training.data import open_training_data, run_name
 from tests.builders import drawn_samples, write_shards
-from tests.programs import TINY_TRAINING, run, small_town, succeed
+from tests.programs import TINY_TRAINING, run, succeed
 from tests.training.small_runs import configuration
 
 AUTOMATIC = "toytown_to_toytown_9_tiny_advent"
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_town(tmp_path_factory.mktemp("town"))
 
 
 def words(town: Path, experiments: Path, *others: str) -> list[str]:

@@ -6,15 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import TINY_TRAINING, command, environment, small_town
+from tests.programs import TINY_TRAINING, command, environment
 
 SMALL_SHM = "mount -t tmpfs -o size=100k tmpfs /dev/shm || exit 99; ulimit -n 40; "
 FEW_FILES = "ulimit -n {}; "
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_town(tmp_path_factory.mktemp("town"))
 
 
 def training(town: Path, experiments: Path, name: str) -> list[str]:

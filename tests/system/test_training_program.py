@@ -10,12 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.exact.trainings import IN_FLOAT64, TRAIN, assert_equal_to_rounding
-from tests.programs import PROJECT, TINY_TRAINING, run, small_town, succeed
-
-
-@pytest.fixture(scope="module")
-def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_town(tmp_path_factory.mktemp("town"))
+from tests.programs import PROJECT, TINY_TRAINING, run, succeed
 
 
 def data_words(town: Path) -> list[str]:

@@ -1,11 +1,9 @@
-"""Batch norm on several ranks: what each of them runs, in real processes that meet over a file."""
+"""Batch norm on several ranks: what each of them runs."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
 from esl_dist.models.batch_norm import DomainBatchNorm2d, batch_norms, estimate_anew, set_domain
@@ -74,19 +72,9 @@ def run_half_pass(precision: torch.dtype, rank: int, world_size: int, device: st
     return {name: tensor.detach().cpu() for name, tensor in {"output": output, **norm.state_dict()}.items()}
 
 
-def _work(rank: int, world_size: int, folder: str, cases: list[tuple[bool, bool]], device: str) -> None:
+def results_of_rank(cases: list[tuple[bool, bool]], device: str = "cpu") -> dict[Any, Results]:
+    """Return what this rank gets, case by case, and in half precision by its type. All ranks share one GPU."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world_size)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     results: dict[Any, Results] = {case: run_passes(*case, rank, world_size, device) for case in cases}
-    results |= {precision: run_half_pass(precision, rank, world_size, device) for precision in HALF_PRECISIONS}
-    torch.save(results, f"{folder}/rank{rank}.pth")
-    dist.destroy_process_group()
-
-
-def run_on_ranks(world_size: int, folder: Path, cases: list[tuple[bool, bool]], device: str = "cpu") -> list[dict]:
-    """Return what each of `world_size` processes got, case by case, and in half precision by its type.
-
-    All of them share one GPU.
-    """
-    mp.spawn(_work, args=(world_size, str(folder), cases, device), nprocs=world_size)
-    return [torch.load(folder / f"rank{rank}.pth") for rank in range(world_size)]
+    return results | {precision: run_half_pass(precision, rank, world_size, device) for precision in HALF_PRECISIONS}

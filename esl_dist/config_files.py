@@ -157,11 +157,6 @@ def to_dictionary(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def differing_keys(one: Any, other: Any) -> list[str]:
-    """Return the dotted keys in which two configurations of one schema differ."""
-    return [key for key in settings_of(type(one)) if attrgetter(key)(one) != attrgetter(key)(other)]
-
-
 def describe(schema: type) -> Iterator[tuple[str, str, str, str]]:
     """Yield key, type, default and meaning of every setting of a program, in the order of their definition."""
     for key, setting in settings_of(schema).items():

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train
 from esl_dist.config_files import (
     describe,
-    differing_keys,
     from_dictionary,
     load_config,
     save_config,
@@ -365,13 +364,6 @@ def test_a_saved_configuration_comes_back_whole(tmp_path: Path) -> None:
 def test_dictionaries_are_read_as_strictly_as_files(values: object, message: str) -> None:
     with pytest.raises(UserError, match=f"^manifest: {message}"):
         from_dictionary(Train, values, "manifest")
-
-
-def test_differing_keys_are_dotted_and_complete() -> None:
-    one = load_config(Train, None, TRAIN)
-    other = load_config(Train, None, [*TRAIN, "seed=2", "source.size=[1,2]", "optimizer.multipliers.stem=3"])
-    assert differing_keys(one, one) == []
-    assert differing_keys(one, other) == ["seed", "source.size", "optimizer.multipliers.stem"]
 
 
 def test_the_description_names_type_and_default() -> None:

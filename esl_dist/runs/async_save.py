@@ -43,7 +43,8 @@ class BackgroundSaver:
         if not is_main():
             return
         self.finish()
-        to_write = self._copied(checkpoint)
+        copied = self.copy(checkpoint)
+        to_write = checkpoint if copied is None else copied
         self._written.clear()
         try:
             # Not a daemon: an interrupted program still finishes the checkpoint.
@@ -51,22 +52,27 @@ class BackgroundSaver:
         except RuntimeError as error:
             self._warn(shortage(error) or str(error))
             self._write(to_write)
-        if to_write is checkpoint:
+        if copied is None:
             self.finish()
 
-    def _copied(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Return a copy, in the memory of the one before; the checkpoint itself where there is no memory for one."""
+    def copy(self, checkpoint: Checkpoint) -> Checkpoint | None:
+        """Return a copy, in the memory of the one before; None, with a warning, where there is no memory for one.
+
+        Called at the start, it takes the memory that all saves need, so that its want shows before hours of training.
+        """
+        if not is_main():
+            return None
         try:
-            self._copy = copied({"networks": checkpoint.networks, "training": checkpoint.training}, self._copy)
+            self._copy = in_memory({"networks": checkpoint.networks, "training": checkpoint.training}, self._copy)
         except (RuntimeError, MemoryError) as error:
             if (words := memory_words(error)) is None:
                 raise
             self._warn(words)
-            return checkpoint
+            return None
         return replace(checkpoint, **self._copy)
 
     def _warn(self, reason: str) -> None:
-        warn(f"{self._run}: {reason}; training waits while this checkpoint is written")
+        warn(f"{self._run}: {reason}; training waits while a checkpoint is written")
 
     def raise_failure(self) -> None:
         """Raise what went wrong in the thread, if anything did.
@@ -97,7 +103,7 @@ class BackgroundSaver:
             self._written.set()
 
 
-def copied(value: Any, memory: Any = None) -> Any:
+def in_memory(value: Any, memory: Any = None) -> Any:
     """Return dictionaries and lists, one in the other, with copies of their tensors in the host's memory.
 
     Args:
@@ -106,10 +112,10 @@ def copied(value: Any, memory: Any = None) -> Any:
     """
     if isinstance(value, dict):
         before = memory if isinstance(memory, dict) else {}
-        return {key: copied(one, before.get(key)) for key, one in value.items()}
+        return {key: in_memory(one, before.get(key)) for key, one in value.items()}
     if isinstance(value, list):
         places = memory if isinstance(memory, list) and len(memory) == len(value) else [None] * len(value)
-        return [copied(one, place) for one, place in zip(value, places, strict=True)]
+        return [in_memory(one, place) for one, place in zip(value, places, strict=True)]
     if not isinstance(value, Tensor):
         return value
     if not isinstance(memory, Tensor) or (memory.shape, memory.dtype) != (value.shape, value.dtype):

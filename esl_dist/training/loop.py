@@ -113,6 +113,8 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
                 # Called on every rank: states are gathered from all of them.
                 kept = {**training.updating.states(), "corrupt_samples": corrupt.state(), "journal": log.interval()}
                 saver.save(_checkpoint(training, done, {**kept, "precision": training.ranks.precision}))
+            elif step == training.first_step:
+                saver.copy(_checkpoint(training, done, training.updating.states()))
             if agreed.stop:
                 break
     saver.finish()

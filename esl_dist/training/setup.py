@@ -4,7 +4,6 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,11 @@ from torch.optim import Optimizer
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method, build_networks
-from esl_dist.config_files import differing_keys, to_dictionary
+from esl_dist.config_files import to_dictionary
 from esl_dist.data.labels import ClassSet, class_names
-from esl_dist.errors import UserError, beginning
+from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
+from esl_dist.made_with import require_same
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import digest_of_weights, read_weights
 from esl_dist.models.weights import initialise, load_weights
@@ -64,10 +64,6 @@ None of them but `precision`, of which a line tells, changes what a step compute
 the run ends, and `loader.skip_corrupt` whether a corrupt sample ends it or is replaced. Shards may have moved: their
 fingerprints decide whether they are the same.
 """
-
-SHOWN_CHANGES = 4
-SHOWN_CHARACTERS = 60
-"""How many changed settings a message shows, and how much of each value."""
 
 
 @dataclass(frozen=True)
@@ -265,31 +261,21 @@ def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: T
     Raises:
         UserError: the run was begun with other settings, on other shards or under another name.
     """
-    changed = [key for key in differing_keys(checkpoint.config, config) if key not in MAY_CHANGE]
     begun_as = str(checkpoint.config.name)
-    if "name" in changed:
+    if begun_as != config.name:
         raise UserError(
             f"{run}: holds the run {begun_as}: its folder was renamed, or copied; to go on with it, give it back "
             f"the place {run.with_name(begun_as)} and start it as name={begun_as}; to begin another run, choose "
             "another name"
         )
-    if changed:
-        raise UserError(
-            f"{run}: this run was begun with other settings (begun with → given now): "
-            f"{_described_changes(changed, checkpoint.config, config)}; give those that it was begun with, which are "
-            f"in its {RUN_CONFIG}, or choose another name"
-        )
+    require_same(
+        to_dictionary(checkpoint.config),
+        to_dictionary(config),
+        f"{run}: this run was begun with other settings (begun with → given now):",
+        f"give those that it was begun with, which are in its {RUN_CONFIG}, or choose another name",
+        MAY_CHANGE,
+    )
     if checkpoint.shards != data.fingerprints:
         raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
     for name, network in state.networks.items():
         network.load_state_dict(checkpoint.networks[name])
-
-
-def _described_changes(keys: list[str], begun: settings.Train, given: settings.Train) -> str:
-    shown = [f"{key}: {_shown(begun, key)} → {_shown(given, key)}" for key in keys[:SHOWN_CHANGES]]
-    return ", ".join(shown) + (f" and {len(keys) - SHOWN_CHANGES} more" if len(keys) > SHOWN_CHANGES else "")
-
-
-def _shown(config: settings.Train, key: str) -> str:
-    value = reduce(getattr, key.split("."), config)
-    return beginning("null" if value is None else str(value), SHOWN_CHARACTERS)

@@ -30,7 +30,7 @@ ACCELERATE = ["accelerate.commands.launch", "--cpu"]
     ("launcher", "expected"),
     [
         ([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
-        pytest.param([*TORCHRUN, "2"], "2 processes on cpu, precision no", marks=pytest.mark.grid),
+        ([*TORCHRUN, "2"], "2 processes on cpu, precision no"),
     ],
 )
 def test_as_many_processes_train_as_the_launcher_was_asked_for(

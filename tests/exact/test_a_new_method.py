@@ -1,12 +1,14 @@
 """A method of one file, put into the table by one line, has all that the project promises of the ones it comes with."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from esl_dist.adaptation.methods import METHODS
 from tests.exact import mean_teacher
 from tests.exact.trainings import (
     IN_FLOAT64,
@@ -28,9 +30,16 @@ from esl_dist.adaptation.methods import METHODS
 from tests.exact.mean_teacher import MeanTeacher
 METHODS["mean_teacher"] = MeanTeacher()
 """
-exec(INTO_THE_TABLE)
 WORDS = ("method.name=mean_teacher", "method.target.main=0.5", "method.target.auxiliary=0.1", "log_every=1")
 STEPS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_the_table() -> Iterator[None]:
+    """Let this process read its checkpoints, too."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(METHODS, "mean_teacher", mean_teacher.MeanTeacher())
+        yield
 
 
 def start(server: RankServer, town: Path, run: Path, ranks: int, *words: str, float64: bool = False) -> Job:

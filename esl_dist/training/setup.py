@@ -228,12 +228,13 @@ def _start_from(network: DeepLab, options: settings.Network, classes: ClassSet) 
             "take all but its classifiers with network.start_without=heads, or choose its class_set"
         )
     report = load_weights(network, weights, start, without_heads)
-    if report.missing:
-        print_on_main(f"{start}: {len(report.missing)} tensors keep their initial values: {_by_module(report.missing)}")
-    if report.left_out:
-        print_on_main(f"{start}: {len(report.left_out)} tensors are left out as asked: {_by_module(report.left_out)}")
-    if report.left_over:
-        print_on_main(f"{start}: {len(report.left_over)} tensors find no place: {_by_module(report.left_over)}")
+    for names, what in (
+        (report.missing, "keep their initial values"),
+        (report.left_out, "are left out as asked"),
+        (report.left_over, "find no place"),
+    ):
+        if names:
+            print_on_main(f"{start}: {len(names)} tensors {what}: {_by_module(names)}")
     if report.converted:
         print_on_main(f"{start}: torchvision's first convolution was turned to the published input (BGR, grey levels)")
 

@@ -45,7 +45,11 @@ class Method:
         return {SEGMENTATION: segmentation_sgd(segmentation, options)}
 
     def passes(self, step: Step) -> None:
-        """Make the passes of a step over one micro-batch; each ends in `step.minimise`."""
+        """Make the passes of a step over one micro-batch; each ends in `step.minimise`.
+
+        Every rank makes the same passes, with losses of the same names, in every step: batch norm and the log sum over
+        the ranks. A loss that has nothing to learn from is 0.
+        """
         source_pass(step)
         if step.batch.target is not None:
             target_pass(step)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esl_dist.data.class_sets import NO_LABELS, read_labels
-from esl_dist.data.descriptions import Description, file_patterns, label_patterns, name_patterns, read_description
+from esl_dist.data.descriptions import Description, label_patterns, read_description
 from esl_dist.data.images import LARGEST_PIXELS
 from esl_dist.data.labels import ClassSet
 from esl_dist.data.patterns import EXTENSIONS, FilePattern, NamePattern, is_picture
@@ -105,15 +105,13 @@ def read_layout(
             listed, a split without pictures, a name that is not UTF-8, two names that give one key, two files of
             one sample, or pictures without labels or labels without pictures (the first few are named).
     """
-    description = read_description(description_file, split)
+    description, patterns, names = read_description(description_file, split)
     folder = Path(description.root) if root is None else root
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder (the data set {description.name}); looked for {folder.absolute()}, for root is "
             "relative to the working directory (a split's list to the description); give its place as root=…"
         )
-    patterns = file_patterns(description, split, description_file)
-    names = name_patterns(description, split, description_file)
     sides = _sides(folder, patterns, max((pattern.depth() for pattern in names), default=math.inf))
     labels = read_labels(description, folder, description_file) if len(sides) > 1 else NO_LABELS
     class_sets, ignore_ids, colors = labels

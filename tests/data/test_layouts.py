@@ -93,7 +93,7 @@ def test_a_list_or_pattern_that_leads_out_of_the_folder_is_refused(tmp_path: Pat
     (tmp_path / "some.txt").write_text(f"a\n{name}\n")
     with pytest.raises(UserError, match=rf"some\.txt: line 2: '{name}' leads out of the data set's folder"):
         with_names(tmp_path, list="some.txt")
-    with pytest.raises(UserError, match=rf"village\.yaml: '{name}' leads out of the data set's folder"):
+    with pytest.raises(UserError, match=rf"village\.yaml: splits\.train\.names: '{name}' leads out of the data set's folder"):
         with_names(tmp_path, names=["a", name])
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from esl_dist.checked import read_content
+from esl_dist.checked import Content, read_content
 from esl_dist.config_files import read_yaml
 from esl_dist.data.descriptions import Description, leads_out
 from esl_dist.data.labels import (
@@ -16,8 +16,8 @@ from esl_dist.data.labels import (
     Color,
     class_names,
     class_set_from,
-    color_from,
     color_table,
+    read_color,
 )
 from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
@@ -26,6 +26,7 @@ Labels = tuple[dict[str, ClassSet], frozenset[int], dict[Color, int] | None]
 """What a split's labels mean: class sets by name, the raw ids that belong to no class, and the raw id that each colour
 of painted labels stands for (None: labels hold ids)."""
 NO_LABELS: Labels = ({}, frozenset(), None)
+REMEDY = "correct the description, where a class has name, color [r, g, b] and ids"
 
 
 def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
@@ -48,9 +49,8 @@ def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
     if not description.ignore_colors:
         return class_sets, ignored, colors
     place = f"{origin}: ignore_colors"
-    if any(type(value) is int for value in description.ignore_colors):
-        raise UserError(f"{place}: expected a list of colors, such as [[0, 0, 0]], got {description.ignore_colors}")
-    ignored_colors = [color_from(values, f"{place}:") for values in description.ignore_colors]
+    of_ignored = Content(vars(description), origin, REMEDY).at("ignore_colors")
+    ignored_colors = [read_color(color) for color in of_ignored.entries()]
     for color in ignored_colors:
         if color in colors:
             raise UserError(f"{place}: {list(color)} is the color of a class; take it out of one")
@@ -96,13 +96,12 @@ def _class_sets(described: Mapping[Any, Any], origin: Path, ids: Callable[[Any],
         name = {"name": str(entry["name"])} if type(entry.get("name")) in (int, float) else {}
         return {**entry, **name, **({"ids": ids(entry["ids"])} if ids is not None and "ids" in entry else {})}
 
-    return {
-        str(name): class_set_from(
-            [plain(entry) for entry in entries] if isinstance(entries, list) else entries,
-            f"{origin}: class set {name}",
-        )
+    sets = {
+        str(name): [plain(entry) for entry in entries] if isinstance(entries, list) else entries
         for name, entries in described.items()
     }
+    content = Content({"class_sets": sets}, origin, REMEDY).at("class_sets")
+    return {name: class_set_from(content.at(name)) for name in sets}
 
 
 def read_class_sets(place: Path) -> dict[str, ClassSet]:

@@ -54,11 +54,6 @@ def digests_of_sources(content: Content) -> dict[str, str]:
     return {kind: read_sha256(digest) for kind, digest in content.items()}
 
 
-def classes_of(content: Content) -> ClassSet:
-    """Read a class set, as `labels.class_set_from`."""
-    return class_set_from(content.value, content.place())
-
-
 @dataclass(frozen=True)
 class SampleEntry:
     """Where a sample lies in its shard: extension → (byte offset, byte count, CRC-32 of the bytes)."""
@@ -134,7 +129,7 @@ class ShardIndex:
     split: Name
     image_size: Annotated[Size, size_of_pictures] | None
     label_size: Annotated[Size, size_of_pictures] | None
-    class_sets: dict[str, Annotated[ClassSet, classes_of]]
+    class_sets: dict[str, Annotated[ClassSet, class_set_from]]
     made_with: dict[str, Any]
     shards: tuple[Annotated[ShardEntry, shard_from], ...]
     keep_aspect_ratio: bool = False

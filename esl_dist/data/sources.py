@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from esl_dist.data.images import LARGEST_PIXELS, Label, Size, decode, decode_label, open_picture
+from esl_dist.data.images import LARGEST_PIXELS, LONGEST_SIDE, Label, Size, decode, decode_label, open_picture
 from esl_dist.data.labels import Color
 
 Pixels = TypeVar("Pixels", NDArray[np.uint8], Label)
@@ -38,8 +38,6 @@ UPRIGHT = 1
 INVERSE = {6: 8, 8: 6}
 """The orientations that another one undoes; all others undo themselves."""
 SHOWN_COLORS = 5
-LONGEST_SIDE = 2**20
-"""Pixels; OpenCV decodes no longer one."""
 LONGEST_SIDES = {"PNG": 1_000_000}
 """Formats whose own reader in OpenCV has another limit."""
 BLUE_GREEN_RED = np.array([1, 2**8, 2**16], np.int32)

@@ -75,14 +75,12 @@ def color_table(class_sets: Mapping[str, ClassSet], origin: str) -> dict[Color, 
     """Return the raw id that each class's colour stands for in painted labels: the first of the class's ids.
 
     Raises:
-        UserError: a class without ids, two classes of one set with one colour, or class sets in which a colour stands
-            for different raw ids; the message starts with `origin`.
+        UserError: a class without ids, or a colour that stands for different raw ids, as for two classes of one set;
+            the message starts with `origin`.
     """
     table: dict[Color, int] = {}
     owner: dict[Color, str] = {}
     for set_name, classes in class_sets.items():
-        if len({item.color for item in classes}) != len(classes):
-            raise UserError(f"{origin}: class set {set_name}: {_sharing_a_color(classes)}; painted labels need another")
         for item in classes:
             place = f"class {item.name} of {set_name}"
             if not item.ids:
@@ -90,17 +88,10 @@ def color_table(class_sets: Mapping[str, ClassSet], origin: str) -> dict[Color, 
             if table.setdefault(item.color, item.ids[0]) != item.ids[0]:
                 raise UserError(
                     f"{origin}: color {list(item.color)} stands for raw id {table[item.color]} ({owner[item.color]}) "
-                    f"and for {item.ids[0]} ({place}); let the ids of one begin with that of the other"
+                    f"and for {item.ids[0]} ({place}); give one another color, or ids that begin with the same one"
                 )
             owner.setdefault(item.color, place)
     return table
-
-
-def _sharing_a_color(classes: ClassSet) -> str:
-    names: dict[Color, list[str]] = {}
-    for item in classes:
-        names.setdefault(item.color, []).append(item.name)
-    return "; ".join(f"{' and '.join(of)} have the color {list(color)}" for color, of in names.items() if len(of) > 1)
 
 
 def class_set_to(classes: ClassSet) -> list[dict[str, Any]]:

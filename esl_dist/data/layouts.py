@@ -19,7 +19,7 @@ from esl_dist.data.descriptions import Description, label_patterns, read_descrip
 from esl_dist.data.images import LARGEST_PIXELS
 from esl_dist.data.labels import ClassSet
 from esl_dist.data.patterns import EXTENSIONS, FilePattern, NamePattern, is_picture
-from esl_dist.data.source_files import FILE, FOLDER, SHOWN, UNREADABLE, Entry, files_by_name, first_few, scan
+from esl_dist.data.source_files import FILE, FOLDER, SHOWN, UNREADABLE, Entry, first_few, scan
 from esl_dist.data.sources import Reading
 from esl_dist.data.split_lists import read_list
 from esl_dist.errors import UserError
@@ -132,9 +132,17 @@ def read_layout(
 
 
 def _sides(root: Path, patterns: Sequence[FilePattern], depth: float) -> list[_Side]:
-    inside = max(pattern.after.count("/") for pattern in patterns)
-    entries = {folder: scan(root, folder, depth + inside) for folder in {pattern.folder for pattern in patterns}}
-    return [_Side(one, entries[one.folder], files_by_name(entries[one.folder], one)) for one in patterns]
+    depth += max(pattern.after.count("/") for pattern in patterns)
+    entries = {folder: scan(root, folder, depth) for folder in {pattern.folder for pattern in patterns}}
+    sides = [_Side(pattern, entries[pattern.folder], {}) for pattern in patterns]
+    for pattern, inside, files in sides:
+        for entry in inside:
+            name = pattern.name_in(entry.inner)
+            # What is named like a picture and is none is to be reported.
+            may_be_file = entry.kind not in (FOLDER, UNREADABLE) or pattern.extension or is_picture(entry.inner)
+            if name is not None and may_be_file:
+                files.setdefault(name, []).append(entry)
+    return sides
 
 
 def _refuse_unlisted(sides: Sequence[_Side], depth: float) -> None:

@@ -191,10 +191,6 @@ class Samples:
             size = fitted_size(own_size, frame)
         return padded(self.labels.table[resize_label(raw, size)], frame, IGNORE_INDEX), size
 
-    def without_labels(self) -> "Samples":
-        """Return the same pictures, to be read without their labels."""
-        return Samples(self.images, self.size)
-
 
 def _decoded(shards: ShardReader, position: int, kind: str, packed: bytes, decode: Callable[[bytes], Pixels]) -> Pixels:
     try:

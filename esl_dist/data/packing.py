@@ -308,10 +308,8 @@ class _Work:
                 members = {f"image.{checked.extension}": content}
             else:
                 pixels = resize_image(read_picture(content, self.layout.reading).pixels, size)
-                if self.encoding.image_format == "jpg":
-                    members = {"image.jpg": encode_jpg(pixels, self.encoding.jpg_quality)}
-                else:
-                    members = {"image.png": encode_png(pixels)}
+                is_jpg, quality = self.encoding.image_format == "jpg", self.encoding.jpg_quality
+                members = {"image.jpg": encode_jpg(pixels, quality)} if is_jpg else {"image.png": encode_png(pixels)}
             if pair.label is not None:
                 label = read_label(_unchanged(pair.label, checked.digests["label"]), self.layout.reading)
                 label_size = self.stored(checked.size, self.encoding.label_size)

@@ -76,7 +76,7 @@ def test_ignored_colors_stand_for_an_ignored_id(tmp_path: Path, ignore_ids: list
         ({"class_sets": {"s": [entry("x", [1, 2, 3])]}}, "class x of s has no ids"),
         (
             {"class_sets": {"s": [*CLASS_ENTRIES, entry("x", [70, 70, 70], 5)]}},
-            r"class set s: house and x have the color \[70, 70, 70\]",
+            r"color \[70, 70, 70\] stands for raw id 11 \(class house of s\) and for 5 \(class x of s\)",
         ),
         (
             {"class_sets": {"s": CLASS_ENTRIES, "t": [entry("x", [70, 70, 70], 12, 11)]}},

@@ -176,7 +176,6 @@ def _made_with(layout: Layout, encoding: Encoding) -> dict[str, Any]:
 def _pack(
     layout: Layout, folder: Path, encoding: Encoding, processes: int, progress: Progress, name: Callable[[int], str]
 ) -> ShardIndex:
-    """Check and pack all pairs into shards that `name` gives names, then write the index."""
     pairs = layout.pairs
     work = _Work(replace(layout, pairs=()), encoding)
     number = affordable(processes, (pair.image for pair in pairs), layout.reading.largest_pixels)

@@ -176,7 +176,10 @@ def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
     try:
         pixels = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     except ValueError:
-        raise ValueError(_unreadable(image)) from None
+        longest = LONGEST_SIDES.get(image.format or "", LONGEST_SIDE)
+        if max(image.size) > longest:
+            raise ValueError(f"{image.width}×{image.height} pixels; expected at most {longest} a side") from None
+        raise ValueError(f"this {image.format} cannot be read by OpenCV; save it as png") from None
     if pixels.dtype != np.uint8:
         raise ValueError(_too_deep(f"{pixels.dtype.itemsize * 8}"))
     _refuse_transparency(image)
@@ -187,13 +190,6 @@ def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
 
 def _too_deep(bits: str) -> str:
     return f"{bits} bits a channel; convert it to 8 bits: only you know which values are black and white"
-
-
-def _unreadable(image: Image.Image) -> str:
-    longest = LONGEST_SIDES.get(image.format or "", LONGEST_SIDE)
-    if max(image.size) > longest:
-        return f"{image.width}×{image.height} pixels; expected at most {longest} a side"
-    return f"this {image.format} cannot be read by OpenCV; save it as png"
 
 
 def _same_pixels(image: Image.Image, pixels: NDArray[np.generic]) -> bool:

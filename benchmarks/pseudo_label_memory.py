@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from esl_dist.data.images import encode_png
-from esl_dist.data.labels import class_set_from
+from esl_dist.data.labels import SemanticClass
 from esl_dist.data.shard_index import ShardIndex, write_index
 from esl_dist.data.shards import Members, shard_name, write_shard
 from esl_dist.models.deeplab import DeepLab
@@ -60,9 +60,7 @@ def write_noise(folder: Path, count: int) -> None:
         write_shard(folder / shard_name(place), samples(start, min(start + SAMPLES_A_SHARD, count)))
         for place, start in enumerate(progress(starts, len(starts), "packing", unit="shard"))
     ]
-    classes = class_set_from(
-        [{"name": f"class {number}", "color": [number, 0, 0], "ids": [number]} for number in range(CLASSES)], "noise"
-    )
+    classes = tuple(SemanticClass(f"class {number}", (number, 0, 0), (number,)) for number in range(CLASSES))
     write_index(folder, ShardIndex("noise", "all", (WIDTH, HEIGHT), None, {"noise": classes}, {}, tuple(shards)))
 
 

@@ -26,8 +26,13 @@ NOTED_LATER = ("ignore_ids", "jpg_quality")
 
 
 def changed_sources(index: ShardIndex, now: Sources) -> list[str]:
-    """Return which samples were added, removed or changed: how many, and the first of their keys."""
-    old, new = _composed(noted_sources(index)), _composed(now)
+    """Return which samples were added, removed or changed: how many, and the first of their keys.
+
+    Of what an earlier version packed, which noted no digests, keys alone are compared.
+    """
+    packed = [sample.key for shard in index.shards for sample in shard.samples]
+    noted: Sources = {key: {} for key in [*packed, *map(key_of, index.made_with.get(SKIPPED) or [])]}
+    old, new = _composed(noted if index.sources is None else index.sources), _composed(now)
     found = {
         "pictures changed": [key for key in new if key in old and old[key].get("image") != new[key].get("image")],
         "labels changed": [key for key in new if key in old and old[key].get("label") != new[key].get("label")],
@@ -35,14 +40,6 @@ def changed_sources(index: ShardIndex, now: Sources) -> list[str]:
         "samples removed": [key for key in old if key not in new],
     }
     return [f"{len(keys)} {what} ({first_few(keys, SHOWN_KEYS)})" for what, keys in found.items() if keys]
-
-
-def noted_sources(index: ShardIndex) -> Sources:
-    """Return the sources that an index noted; of an earlier version's index the keys alone."""
-    if index.sources is not None:
-        return index.sources
-    packed = [sample.key for shard in index.shards for sample in shard.samples]
-    return {key: {} for key in [*packed, *map(key_of, index.made_with.get(SKIPPED) or [])]}
 
 
 def _composed(sources: Sources) -> Sources:
@@ -60,11 +57,8 @@ def changed_settings(index: ShardIndex, layout: Layout, made_with: Mapping[str, 
     now = {**made_with, **{name: getattr(layout, name) for name in DESCRIBED}}
     names = [name for name in now if name in before or name not in NOTED_LATER]
     # Null and false are the same.
-    told = list(
-        changes(
-            {name: before.get(name) or None for name in names}, {name: now[name] or None for name in names}
-        ).values()
-    )
+    old, new = ({name: one.get(name) or None for name in names} for one in (before, now))
+    told = list(changes(old, new).values())
     both = dict.fromkeys([*index.class_sets, *layout.class_sets])
     other = [name for name in both if index.class_sets.get(name) != layout.class_sets.get(name)]
     if other:

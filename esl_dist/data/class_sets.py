@@ -1,12 +1,13 @@
 """What the ids and colours of labels mean: class sets as a description or a folder of shards names them."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from esl_dist.checked import read_content
+from esl_dist.checked import Content, read_content
 from esl_dist.config_files import read_yaml
 from esl_dist.data.descriptions import Description, leads_out
 from esl_dist.data.labels import (
@@ -16,8 +17,8 @@ from esl_dist.data.labels import (
     Color,
     class_names,
     class_set_from,
-    color_from,
     color_table,
+    read_color,
 )
 from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
@@ -26,6 +27,7 @@ Labels = tuple[dict[str, ClassSet], frozenset[int], dict[Color, int] | None]
 """What a split's labels mean: class sets by name, the raw ids that belong to no class, and the raw id that each colour
 of painted labels stands for (None: labels hold ids)."""
 NO_LABELS: Labels = ({}, frozenset(), None)
+REMEDY = "correct the description (a class has name, color [r, g, b] and ids)"
 
 
 def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
@@ -39,18 +41,17 @@ def read_labels(description: Description, folder: Path, origin: Path) -> Labels:
     Raises:
         UserError: classes, ids or colours that cannot be meant.
     """
-    ids = partial(_raw_ids, names=_id_names(description, folder, origin), origin=origin)
-    class_sets = _class_sets(description.class_sets, origin, None if description.id_names is None else ids)
-    ignored = frozenset(ids(list(description.ignore_ids)))
+    content = Content(vars(description), origin, REMEDY)
+    ids = partial(_raw_ids, names=_id_names(description, folder, origin))
+    class_sets = _class_sets(content, None if description.id_names is None else ids)
+    ignored = frozenset(ids(content.at("ignore_ids")))
     if not description.label_colors:
         return class_sets, ignored, None
     colors = color_table(class_sets, str(origin))
     if not description.ignore_colors:
         return class_sets, ignored, colors
     place = f"{origin}: ignore_colors"
-    if any(type(value) is int for value in description.ignore_colors):
-        raise UserError(f"{place}: expected a list of colors, such as [[0, 0, 0]], got {description.ignore_colors}")
-    ignored_colors = [color_from(values, f"{place}:") for values in description.ignore_colors]
+    ignored_colors = [read_color(color) for color in content.at("ignore_colors").entries()]
     for color in ignored_colors:
         if color in colors:
             raise UserError(f"{place}: {list(color)} is the color of a class; take it out of one")
@@ -72,36 +73,31 @@ def _id_names(description: Description, folder: Path, origin: Path) -> list[str]
     return [label.at("readable").text().lower() for label in labels.entries()]
 
 
-def _raw_ids(values: Any, names: list[str] | None, origin: Path) -> list[int]:
+def _raw_ids(content: Content, names: list[str] | None) -> list[int]:
     """Return what a description lists as raw ids as numbers: they are names if the data set names its ids."""
-    if not isinstance(values, list):
-        raise UserError(f"{origin}: expected a list of the data set's names of labels, got {values!r}")
-    for value in values:
-        if names is None and (type(value) is not int or not 0 <= value < RAW_IDS):
-            raise UserError(f"{origin}: ignore_ids: {value!r} is not a raw id, a whole number below {RAW_IDS}")
-        if names is not None and value not in names:
-            near = ", ".join(difflib.get_close_matches(str(value), names, 3))
+    if names is None:
+        return [entry.whole_number(0, RAW_IDS - 1) for entry in content.entries()]
+    for entry in content.entries():
+        if entry.value not in names:
+            near = ", ".join(difflib.get_close_matches(str(entry.value), names, 3))
             hint = f"near ones are {near}" if near else f"it has {len(names)} others"
-            raise UserError(f"{origin}: the data set has no label {value!r}; {hint}")
-    return values if names is None else [names.index(value) for value in values]
+            raise UserError(f"{entry.place()}: the data set has no label {entry.value!r}; {hint}")
+    return [names.index(value) for value in content.value]
 
 
-def _class_sets(described: Mapping[Any, Any], origin: Path, ids: Callable[[Any], Any] | None) -> dict[str, ClassSet]:
-    """Read class sets; `ids` turns what a class lists under `ids` into numbers, None: they are numbers."""
+def _class_sets(content: Content, ids: Callable[[Content], list[int]] | None) -> dict[str, ClassSet]:
+    """Read class sets; `ids` turns what a class has under `ids` into numbers, None: they are numbers."""
 
-    def plain(entry: Any) -> Any:
-        if not isinstance(entry, dict):
-            return entry
+    def plain(entry: Content) -> Any:
+        if not isinstance(entry.value, dict):
+            return entry.value
         # In YAML `name: 1` needs no quotes.
-        name = {"name": str(entry["name"])} if type(entry.get("name")) in (int, float) else {}
-        return {**entry, **name, **({"ids": ids(entry["ids"])} if ids is not None and "ids" in entry else {})}
+        name = {"name": str(entry.value["name"])} if type(entry.value.get("name")) in (int, float) else {}
+        return {**entry.value, **name, **({"ids": ids(entry.at("ids"))} if ids is not None else {})}
 
     return {
-        str(name): class_set_from(
-            [plain(entry) for entry in entries] if isinstance(entries, list) else entries,
-            f"{origin}: class set {name}",
-        )
-        for name, entries in described.items()
+        str(name.value): class_set_from(replace(entries, value=[plain(entry) for entry in entries.entries()]))
+        for name, entries in content.at("class_sets").pairs()
     }
 
 
@@ -117,11 +113,9 @@ def read_class_sets(place: Path) -> dict[str, ClassSet]:
     if place.is_dir():
         class_sets = read_index(place).class_sets
     else:
-        content = read_yaml(place)
-        described = content.get("class_sets", {})
-        if not isinstance(described, dict):
-            raise UserError(f"{place}: class_sets: expected name → list of classes, got {described!r}")
-        class_sets = _class_sets(described, place, None if content.get("id_names") is None else lambda _: [])
+        described = {"class_sets": {}, "id_names": None} | read_yaml(place)
+        no_ids: Callable[[Content], list[int]] | None = None if described["id_names"] is None else lambda _: []
+        class_sets = _class_sets(Content(described, place, REMEDY), no_ids)
     if not class_sets:
         raise UserError(f"{place}: names no class set; expected labelled shards, or a description with class_sets")
     return class_sets

@@ -69,11 +69,15 @@ class Description:
     """Whether pictures whose label has another size are left out, with a warning, instead of refused."""
 
 
-def read_description(file: Path, split: str) -> Description:
-    """Read a description and make sure that it has a split, and labels where it has classes.
+def read_description(file: Path, split: str) -> tuple[Description, list[FilePattern], list[NamePattern]]:
+    """Read a description, a split's patterns of pictures and, where it has labels, of labels, and those of its names.
+
+    There are none of names where the split has a list.
 
     Raises:
-        UserError: a mistake in the description, or an unknown split.
+        UserError: a mistake in the description, an unknown split, a pattern of files that is not below the root, or
+            that holds `{name}` not once, or other signs that stand for something, or one of names that is empty or
+            leads out of the root.
     """
     description = load_config(Description, file)
     if split not in description.splits:
@@ -92,28 +96,18 @@ def read_description(file: Path, split: str) -> Description:
         raise UserError(f"{file}: label_colors and label_channel contradict each other; keep the one that holds")
     if description.ignore_colors and not description.label_colors:
         raise UserError(f"{file}: ignore_colors: expected with label_colors: true only")
-    return description
+    files = [
+        _file_pattern(text.replace("{split}", split), f"{file}: pattern {text!r} of {key}")
+        for key, text in (("image", description.image), ("label", chosen.label))
+        if text is not None
+    ]
+    return description, files, [_name_pattern(text, f"{file}: splits.{split}.names") for text in chosen.names]
 
 
 def label_patterns(description: Description) -> set[str]:
     """Return the texts of all patterns of labels, those of other splits too."""
     texts = (description.label, *(split.label for split in description.splits.values()))
     return {text for text in texts if text is not None}
-
-
-def file_patterns(description: Description, split: str, origin: Path) -> list[FilePattern]:
-    """Read a split's pattern of pictures and, where it has labels, that of labels.
-
-    Raises:
-        UserError: a path that is not below the root, or that holds `{name}` not once, or other signs that stand for
-            something; the message begins with `origin`, the description's file.
-    """
-    texts = {"image": description.image, "label": description.splits[split].label}
-    return [
-        _file_pattern(text.replace("{split}", split), f"{origin}: pattern {text!r} of {key}")
-        for key, text in texts.items()
-        if text is not None
-    ]
 
 
 def _file_pattern(text: str, place: str) -> FilePattern:
@@ -130,22 +124,15 @@ def _file_pattern(text: str, place: str) -> FilePattern:
     return pattern
 
 
+def _name_pattern(text: str, place: str) -> NamePattern:
+    if leads_out(text):
+        raise UserError(f"{place}: {text!r} leads out of the data set's folder")
+    pattern = NamePattern.cut(text)
+    if not pattern.parts:
+        raise UserError(f"{place}: an empty pattern; expected such as '*'")
+    return pattern
+
+
 def leads_out(path: str) -> bool:
     """Say whether a path is none below the folder that it is meant to be relative to."""
     return PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts
-
-
-def name_patterns(description: Description, split: str, origin: Path) -> list[NamePattern]:
-    """Read the patterns of a split's names; none where it has a list.
-
-    Raises:
-        UserError: one is empty, absolute or leads out of the root.
-    """
-    patterns = []
-    for text in description.splits[split].names:
-        if leads_out(text):
-            raise UserError(f"{origin}: {text!r} leads out of the data set's folder (splits.{split}.names)")
-        patterns.append(NamePattern.cut(text))
-    if not all(pattern.parts for pattern in patterns):
-        raise UserError(f"{origin}: splits.{split}.names: an empty pattern; expected such as '*'")
-    return patterns

@@ -24,6 +24,9 @@ Size = tuple[int, int]
 LARGEST_PIXELS = 2**30
 """OpenCV decodes no larger picture; in memory it takes 3 GiB."""
 
+LONGEST_SIDE = 2**20
+"""Pixels; OpenCV decodes no longer one."""
+
 LARGEST_JPEG_SIDE = 65_500
 """Pixels; libjpeg writes no more."""
 

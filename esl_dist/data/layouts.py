@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from esl_dist.data.class_sets import NO_LABELS, read_labels
-from esl_dist.data.descriptions import Description, file_patterns, label_patterns, name_patterns, read_description
+from esl_dist.data.descriptions import Description, label_patterns, read_description
 from esl_dist.data.images import LARGEST_PIXELS
 from esl_dist.data.labels import ClassSet
 from esl_dist.data.patterns import EXTENSIONS, FilePattern, NamePattern, is_picture
-from esl_dist.data.source_files import FILE, FOLDER, SHOWN, UNREADABLE, Entry, files_by_name, first_few, scan
+from esl_dist.data.source_files import FILE, FOLDER, SHOWN, UNREADABLE, Entry, first_few, scan
 from esl_dist.data.sources import Reading
 from esl_dist.data.split_lists import read_list
 from esl_dist.errors import UserError
@@ -105,15 +105,13 @@ def read_layout(
             listed, a split without pictures, a name that is not UTF-8, two names that give one key, two files of
             one sample, or pictures without labels or labels without pictures (the first few are named).
     """
-    description = read_description(description_file, split)
+    description, patterns, names = read_description(description_file, split)
     folder = Path(description.root) if root is None else root
     if not folder.is_dir():
         raise UserError(
             f"{folder}: no such folder (the data set {description.name}); looked for {folder.absolute()}, for root is "
             "relative to the working directory (a split's list to the description); give its place as root=…"
         )
-    patterns = file_patterns(description, split, description_file)
-    names = name_patterns(description, split, description_file)
     sides = _sides(folder, patterns, max((pattern.depth() for pattern in names), default=math.inf))
     labels = read_labels(description, folder, description_file) if len(sides) > 1 else NO_LABELS
     class_sets, ignore_ids, colors = labels
@@ -134,9 +132,17 @@ def read_layout(
 
 
 def _sides(root: Path, patterns: Sequence[FilePattern], depth: float) -> list[_Side]:
-    inside = max(pattern.after.count("/") for pattern in patterns)
-    entries = {folder: scan(root, folder, depth + inside) for folder in {pattern.folder for pattern in patterns}}
-    return [_Side(one, entries[one.folder], files_by_name(entries[one.folder], one)) for one in patterns]
+    depth += max(pattern.after.count("/") for pattern in patterns)
+    entries = {folder: scan(root, folder, depth) for folder in {pattern.folder for pattern in patterns}}
+    sides = [_Side(pattern, entries[pattern.folder], {}) for pattern in patterns]
+    for pattern, inside, files in sides:
+        for entry in inside:
+            name = pattern.name_in(entry.inner)
+            # What is named like a picture and is none is to be reported.
+            may_be_file = entry.kind not in (FOLDER, UNREADABLE) or pattern.extension or is_picture(entry.inner)
+            if name is not None and may_be_file:
+                files.setdefault(name, []).append(entry)
+    return sides
 
 
 def _refuse_unlisted(sides: Sequence[_Side], depth: float) -> None:

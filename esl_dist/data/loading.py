@@ -191,10 +191,6 @@ class Samples:
             size = fitted_size(own_size, frame)
         return padded(self.labels.table[resize_label(raw, size)], frame, IGNORE_INDEX), size
 
-    def without_labels(self) -> "Samples":
-        """Return the same pictures, to be read without their labels."""
-        return Samples(self.images, self.size)
-
 
 def _decoded(shards: ShardReader, position: int, kind: str, packed: bytes, decode: Callable[[bytes], Pixels]) -> Pixels:
     try:
@@ -205,11 +201,7 @@ def _decoded(shards: ShardReader, position: int, kind: str, packed: bytes, decod
 
 
 def _refuse_other_size(packed: bytes, size: Size | None) -> None:
-    """Hold the size in a picture's header to that of the index, before its pixels take memory.
-
-    Raises:
-        ValueError: it is another, or more than can be decoded where the index names none.
-    """
+    """Hold the size in a picture's header to that of the index, before its pixels take memory."""
     try:
         with open_picture(BytesIO(packed)) as image:
             width, height = image.size
@@ -236,17 +228,7 @@ def _refuse_misaligned(images: ShardReader, labels: ShardReader) -> None:
 
 
 def batches(samples: Samples, positions: Iterator[list[int]], workers: Workers, pin_memory: bool) -> Generator[Batch]:
-    """Yield the batches named by `positions`, in this order, read ahead by `workers`.
-
-    Args:
-        samples: what is read.
-        positions: those of each batch.
-        workers: the processes that read.
-        pin_memory: whether batches lie where a GPU can fetch them while it computes.
-
-    Raises:
-        UserError: a sample cannot be read, or a process that reads ended or was silent for too long.
-    """
+    """Yield the batches named by `positions`, in this order, as `workers.read_ahead` gives and refuses them."""
     # Closed with this generator, not when garbage is collected: then the processes end at once.
     with closing(read_ahead(samples.__getitem__, positions, workers, samples.images, pin_memory)) as read:
         for tensors in read:

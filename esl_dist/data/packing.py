@@ -11,7 +11,7 @@ import itertools
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,6 @@ def _made_with(layout: Layout, encoding: Encoding) -> dict[str, Any]:
 def _pack(
     layout: Layout, folder: Path, encoding: Encoding, processes: int, progress: Progress, name: Callable[[int], str]
 ) -> ShardIndex:
-    """Check and pack all pairs into shards that `name` gives names, then write the index."""
     pairs = layout.pairs
     work = _Work(replace(layout, pairs=()), encoding)
     number = affordable(processes, (pair.image for pair in pairs), layout.reading.largest_pixels)
@@ -235,7 +234,7 @@ def _numbered(samples: Iterable[tuple[str, Members]], shard_bytes: int) -> Itera
         size += sample_size
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Checked:
     """What the check found out about a pair: digests of its files by `image` and `label`, and whether it can be packed.
 
@@ -244,7 +243,7 @@ class _Checked:
         fits: whether picture and label have one size; if not, and if this is no `problem`, the pair is left out.
     """
 
-    digests: dict[str, str]
+    digests: dict[str, str] = field(default_factory=dict)
     size: Size = (0, 0)
     extension: str | None = None
     problem: str = ""
@@ -259,22 +258,21 @@ class _Work:
     encoding: Encoding
 
     def check(self, pair: Pair) -> _Checked:
-        digests: dict[str, str] = {}
-        size, extension, fits = (0, 0), None, True
+        found = _Checked()
         with _naming(pair):
             for kind, file in pair.files().items():
                 try:
                     content = file.read_bytes()
-                    digests[kind] = _digest(content)
+                    found.digests[kind] = _digest(content)
                     if kind == "image":
-                        size, extension = self._check_picture(content)
+                        found.size, found.extension = self._check_picture(content)
                     else:
-                        fits = self._check_label(content, size)
-                except OSError as error:
-                    return _Checked(digests, problem=f"{file}: cannot be read ({error.strerror or error})")
-                except ValueError as error:
-                    return _Checked(digests, problem=f"{file}: {error}")
-        return _Checked(digests, size, extension, fits=fits)
+                        found.fits = self._check_label(content, found.size)
+                except (OSError, ValueError) as error:
+                    reason = f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else error
+                    found.problem = f"{file}: {reason}"
+                    break
+        return found
 
     def _check_picture(self, content: bytes) -> tuple[Size, str | None]:
         pixels, extension = read_picture(content, self.layout.reading)
@@ -309,10 +307,8 @@ class _Work:
                 members = {f"image.{checked.extension}": content}
             else:
                 pixels = resize_image(read_picture(content, self.layout.reading).pixels, size)
-                if self.encoding.image_format == "jpg":
-                    members = {"image.jpg": encode_jpg(pixels, self.encoding.jpg_quality)}
-                else:
-                    members = {"image.png": encode_png(pixels)}
+                is_jpg, quality = self.encoding.image_format == "jpg", self.encoding.jpg_quality
+                members = {"image.jpg": encode_jpg(pixels, quality)} if is_jpg else {"image.png": encode_png(pixels)}
             if pair.label is not None:
                 label = read_label(_unchanged(pair.label, checked.digests["label"]), self.layout.reading)
                 label_size = self.stored(checked.size, self.encoding.label_size)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from esl_dist.checked import Content, Name, SampleKey, Sha256, read, read_content, read_key, read_sha256
-from esl_dist.data.images import LARGEST_PIXELS, Size
+from esl_dist.data.images import LARGEST_PIXELS, LONGEST_SIDE, Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
@@ -21,8 +21,6 @@ FORMAT = "esl-dist shards"
 FORMAT_VERSION = 2
 INDEX_NAME = "index.json"
 REMEDY = "make the shards again"
-LARGEST_SIDE = 2**20
-"""Pixels of a side that OpenCV decodes."""
 
 
 def key_without_dot(content: Content) -> str:
@@ -42,7 +40,7 @@ def place_in_shard(content: Content) -> tuple[int, int, int]:
 
 def size_of_pictures(content: Content) -> Size:
     """Read width and height in pixels."""
-    width, height = content.whole_numbers(2, 1, LARGEST_SIDE)
+    width, height = content.whole_numbers(2, 1, LONGEST_SIDE)
     if width * height > LARGEST_PIXELS:
         content.refuse(f"width and height of at most {LARGEST_PIXELS} pixels")
     return width, height
@@ -52,11 +50,6 @@ def digests_of_sources(content: Content) -> dict[str, str]:
     """Read the SHA-256 digests of the files that a sample was made of: of its picture, and maybe of its label."""
     content.at("image")
     return {kind: read_sha256(digest) for kind, digest in content.items()}
-
-
-def classes_of(content: Content) -> ClassSet:
-    """Read a class set, as `labels.class_set_from`."""
-    return class_set_from(content.value, content.place())
 
 
 @dataclass(frozen=True)
@@ -79,13 +72,12 @@ class ShardEntry:
 
 def shard_to(shard: ShardEntry) -> dict[str, Any]:
     """Return a shard's entry as plain dictionaries."""
-    samples = [{"key": sample.key, "members": sample.members} for sample in shard.samples]
     return {
         "name": shard.name,
         "bytes": shard.size,
         "sha256": shard.sha256,
         "sample_count": len(shard.samples),
-        "samples": samples,
+        "samples": [vars(sample) for sample in shard.samples],
     }
 
 
@@ -134,7 +126,7 @@ class ShardIndex:
     split: Name
     image_size: Annotated[Size, size_of_pictures] | None
     label_size: Annotated[Size, size_of_pictures] | None
-    class_sets: dict[str, Annotated[ClassSet, classes_of]]
+    class_sets: dict[str, Annotated[ClassSet, class_set_from]]
     made_with: dict[str, Any]
     shards: tuple[Annotated[ShardEntry, shard_from], ...]
     keep_aspect_ratio: bool = False

@@ -2,11 +2,10 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from esl_dist.data.patterns import FilePattern, composed, is_picture
+from esl_dist.data.patterns import composed
 from esl_dist.errors import UserError
 
 FILE = ""
@@ -97,20 +96,6 @@ def _kind(entry: os.DirEntry[str]) -> str:
     except OSError:  # a link to itself, or to what this user may not see
         return NOWHERE
     return NOWHERE if entry.is_symlink() else SPECIAL
-
-
-def files_by_name(entries: Iterable[Entry], pattern: FilePattern) -> dict[str, list[Entry]]:
-    """Return the files that a pattern takes by the names of their samples, as far as they lie below its folder.
-
-    A sample may have several; what is named like a picture and is none is among them, for it is to be reported.
-    """
-    found: dict[str, list[Entry]] = {}
-    for entry in entries:
-        name = pattern.name_in(entry.inner)
-        may_be_file = entry.kind not in (FOLDER, UNREADABLE) or pattern.extension or is_picture(entry.inner)
-        if name is not None and may_be_file:
-            found.setdefault(name, []).append(entry)
-    return found
 
 
 def first_few(texts: list[str], number: int = SHOWN) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from esl_dist.data.images import LARGEST_PIXELS, Label, Size, decode, decode_label, open_picture
+from esl_dist.data.images import LARGEST_PIXELS, LONGEST_SIDE, Label, Size, decode, decode_label, open_picture
 from esl_dist.data.labels import Color
 
 Pixels = TypeVar("Pixels", NDArray[np.uint8], Label)
@@ -38,8 +38,6 @@ UPRIGHT = 1
 INVERSE = {6: 8, 8: 6}
 """The orientations that another one undoes; all others undo themselves."""
 SHOWN_COLORS = 5
-LONGEST_SIDE = 2**20
-"""Pixels; OpenCV decodes no longer one."""
 LONGEST_SIDES = {"PNG": 1_000_000}
 """Formats whose own reader in OpenCV has another limit."""
 BLUE_GREEN_RED = np.array([1, 2**8, 2**16], np.int32)
@@ -178,7 +176,10 @@ def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
     try:
         pixels = decode(content, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     except ValueError:
-        raise ValueError(_unreadable(image)) from None
+        longest = LONGEST_SIDES.get(image.format or "", LONGEST_SIDE)
+        if max(image.size) > longest:
+            raise ValueError(f"{image.width}×{image.height} pixels; expected at most {longest} a side") from None
+        raise ValueError(f"this {image.format} cannot be read by OpenCV; save it as png") from None
     if pixels.dtype != np.uint8:
         raise ValueError(_too_deep(f"{pixels.dtype.itemsize * 8}"))
     _refuse_transparency(image)
@@ -189,13 +190,6 @@ def _colors(content: bytes, image: Image.Image) -> NDArray[np.uint8]:
 
 def _too_deep(bits: str) -> str:
     return f"{bits} bits a channel; convert it to 8 bits: only you know which values are black and white"
-
-
-def _unreadable(image: Image.Image) -> str:
-    longest = LONGEST_SIDES.get(image.format or "", LONGEST_SIDE)
-    if max(image.size) > longest:
-        return f"{image.width}×{image.height} pixels; expected at most {longest} a side"
-    return f"this {image.format} cannot be read by OpenCV; save it as png"
 
 
 def _same_pixels(image: Image.Image, pixels: NDArray[np.generic]) -> bool:

@@ -5,7 +5,6 @@ the pattern's folder or the end of it before the name, with a `/` at the beginni
 comma, its label's file. What follows is not read. Empty lines and those that begin with `#` are passed over.
 """
 
-import codecs
 import re
 import stat
 from collections.abc import Container, Iterator, Sequence
@@ -56,7 +55,7 @@ def _contents(file: Path) -> list[str]:
         raise ValueError("it is no regular file; expected text with one sample a line")
     content = file.read_bytes()
     advice = "expected text with one sample a line; save it as UTF-8"
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in content:
+    if b"\0" in content:
         raise ValueError(f"it is UTF-16 or no text; {advice}")
     try:
         text = content.decode("utf-8-sig")

@@ -112,16 +112,9 @@ def set_domain(network: nn.Module, domain: Domain) -> None:
         module.domain = domain
 
 
-def copied_statistics(network: nn.Module) -> list[Tensor]:
-    """Return copies of the running statistics in `network`."""
-    return [buffer.clone() for norm in batch_norms(network) for buffer in norm.buffers()]
-
-
-def put_back_statistics(network: nn.Module, statistics: list[Tensor]) -> None:
-    """Undo what passes in training did to the running statistics since `copied_statistics` returned `statistics`."""
-    buffers = [buffer for norm in batch_norms(network) for buffer in norm.buffers()]
-    for buffer, before in zip(buffers, statistics, strict=True):
-        buffer.copy_(before)
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """Return all that passes in training change of the batch norms in `network`: the tensors themselves, no copies."""
+    return [buffer for norm in batch_norms(network) for buffer in norm.buffers()]
 
 
 def estimate_anew(network: nn.Module) -> None:

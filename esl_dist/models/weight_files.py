@@ -78,11 +78,7 @@ def read_weights(path: Path) -> WeightsFile:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Tell by its first bytes whether a file is one of safetensors; by its name where they are of no kind.
-
-    Raises:
-        UserError: it is JSON.
-    """
+    """Tell by its first bytes whether a file is one of safetensors; by its name where they are of no kind."""
     with open(path, "rb") as file:
         first = file.read(9)
     # Before torch's: the length of a header may begin as their files do.
@@ -110,7 +106,6 @@ def _read_torch(path: Path) -> WeightsFile:
 
 
 def _unwrapped(content: Any, path: Path) -> WeightsFile:
-    """Take a state dict out of what other programs wrap around it."""
     wrappers: list[str] = []
     while not _is_state_dict(content):
         entries = content if isinstance(content, dict) else {}

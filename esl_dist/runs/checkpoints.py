@@ -46,8 +46,7 @@ from esl_dist.checked import (
     whole_number,
 )
 from esl_dist.config_files import from_dictionary, load_config, to_dictionary
-from esl_dist.data.labels import ClassSet, class_set_to
-from esl_dist.data.shard_index import classes_of
+from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
 from esl_dist.files import (
     PARTIAL_SUFFIX,
@@ -110,7 +109,7 @@ class Manifest:
     step: Annotated[int, whole_number(1, LAST_STEP)]
     config: Annotated[settings.Train, _settings_from]
     class_set: Label
-    classes: Annotated[ClassSet, classes_of]
+    classes: Annotated[ClassSet, class_set_from]
     shards: dict[Annotated[str, one_of("source", "target", "pseudo_labels")], Sha256]
     data_sets: dict[str, Name] = field(default_factory=dict, kw_only=True)
     files: dict[Name, Annotated[str, _checksum_from]] = field(default_factory=dict, kw_only=True)

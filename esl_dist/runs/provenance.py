@@ -14,8 +14,7 @@ from torch import Tensor
 
 from esl_dist.checked import Content, Label, Name, Sha256, one_of, read, whole_number
 from esl_dist.config import LONGEST_SIDE, PRECISIONS
-from esl_dist.data.labels import ClassSet
-from esl_dist.data.shard_index import classes_of
+from esl_dist.data.labels import ClassSet, class_set_from
 from esl_dist.errors import UserError
 from esl_dist.files import parsed_json
 from esl_dist.models.deeplab import ARCHITECTURES
@@ -58,7 +57,7 @@ class Provenance:
 
     run: Name
     class_set: Label
-    classes: Annotated[ClassSet, classes_of]
+    classes: Annotated[ClassSet, class_set_from]
     architecture: Annotated[str, one_of(*ARCHITECTURES)]
     auxiliary_head: bool
     per_domain: bool

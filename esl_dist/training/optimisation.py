@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import polynomial_rate
 from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import copied_statistics, put_back_statistics
+from esl_dist.models.batch_norm import running_statistics
 from esl_dist.ranks.collectives import sum_gradients
 
 PUBLISHED_STEPS, PUBLISHED_SCHEDULE = 120_000, 250_000
@@ -55,7 +55,7 @@ class Updating:
     def begin_step(self) -> None:
         """Come before the passes of a step: copy what an overflow would spoil."""
         if self._scaler is not None:
-            self._statistics = copied_statistics(self._networks)
+            self._statistics = [one.clone() for one in running_statistics(self._networks)]
 
     def backward(self, loss: Tensor, network: str) -> None:
         """Add the gradients of a loss for the network of that name."""
@@ -82,7 +82,8 @@ class Updating:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         if not finite:
-            put_back_statistics(self._networks, self._statistics)
+            for own, before in zip(running_statistics(self._networks), self._statistics, strict=True):
+                own.copy_(before)
         return finite
 
     def _unscale(self, scaler: GradScaler, parameters: list[nn.Parameter], place: str) -> bool:

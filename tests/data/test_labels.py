@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 from esl_dist.data.labels import (
     IGNORE_INDEX,
     class_names,
-    class_set_from,
     class_set_to,
     identity_class_set,
     train_id_table,
 )
 from esl_dist.errors import UserError
-from tests.builders import CLASS_ENTRIES, class_set
+from tests.builders import CLASS_ENTRIES, as_classes, class_set
 
 
 @st.composite
@@ -37,7 +36,7 @@ def class_sets(draw: st.DrawFn) -> list[dict]:
 @settings(max_examples=25, deadline=None)
 @given(class_sets())
 def test_the_table_gives_every_raw_id_its_class_and_ignores_the_others(entries: list[dict]) -> None:
-    table = train_id_table(class_set_from(entries, "here"))
+    table = train_id_table(as_classes(entries))
     assert table.shape == (65536,)
     assert table.dtype == np.uint8
     owner = {raw: position for position, entry in enumerate(entries) for raw in entry["ids"]}
@@ -49,9 +48,9 @@ def test_the_table_gives_every_raw_id_its_class_and_ignores_the_others(entries: 
 @settings(max_examples=25, deadline=None)
 @given(class_sets())
 def test_a_class_set_comes_back_from_plain_dictionaries(entries: list[dict]) -> None:
-    classes = class_set_from(entries, "here")
+    classes = as_classes(entries)
     assert class_set_to(classes) == entries
-    assert class_set_from(class_set_to(classes), "there") == classes
+    assert as_classes(class_set_to(classes)) == classes
 
 
 def test_identity_keeps_classes_and_maps_train_ids_to_themselves() -> None:
@@ -70,49 +69,49 @@ def entry(**changes: object) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([entry(name=None)], "class 0: expected name"),
-        ([entry(color=None)], "class 0: expected name"),
-        ([entry(ids=None)], "class 0: expected name"),
-        ([entry(), "road"], "class 1: expected name.*got 'road'"),
-        ([entry(name=7)], "class 0: name 7 is not text; write it in quotation marks"),
-        ([entry(name=["x"])], "class 0: name .* is not text"),
-        ([entry(name="")], "class 0: name '' is impossible"),
-        ([entry(name="a\nb")], r"class 0: name 'a\\nb' is impossible: it holds control characters"),
-        ([entry(name="\ud800")], "class 0: name .* is impossible: it is not UTF-8"),
-        ([entry(name="x" * 256)], "class 0: name .* is impossible: it has 256 bytes"),
-        ([entry(color="123")], "class 0: expected"),
-        ([entry(ids="12")], "class 0: expected"),
-        ([entry(ids=[1.5])], "class 0: expected"),
-        ([entry(ids=[True])], "class 0: expected"),
-        ([entry(ids=7)], "class 0: expected"),
-        ([entry(color=[1, 2])], r"class x: color \[1, 2\]"),
-        ([entry(color=[1, 2, 256])], "class x: color .*0 to 255"),
-        ([entry(color=[1, -2, 0])], "class x: color .*0 to 255"),
-        ([entry(ids=[65536])], r"class x: raw id 65536 is not in \[0, 65535\]"),
-        ([entry(ids=[-1])], "class x: raw id -1"),
+        ([entry(name=None)], r"\[0\]: no 'name'"),
+        ([entry(color=None)], r"\[0\]: no 'color'"),
+        ([entry(ids=None)], r"\[0\]: no 'ids'"),
+        ([entry(), "road"], r"\[1\]: expected a mapping, got 'road'"),
+        ([entry(name=7)], r"\[0\]\.name: expected text, got 7"),
+        ([entry(name=["x"])], r"\[0\]\.name: expected text"),
+        ([entry(name="")], r"\[0\]\.name '' is impossible"),
+        ([entry(name="a\nb")], r"\[0\]\.name 'a\\nb' is impossible: it holds control characters"),
+        ([entry(name="\ud800")], r"\[0\]\.name .* is impossible: it is not UTF-8"),
+        ([entry(name="x" * 256)], r"\[0\]\.name .* is impossible: it has 256 bytes"),
+        ([entry(color="123")], r"\[0\]\.color: expected a list of 3 whole numbers, got '123'"),
+        ([entry(ids="12")], r"\[0\]\.ids: expected a list"),
+        ([entry(ids=[1.5])], r"\[0\]\.ids\[0\]: expected a whole number"),
+        ([entry(ids=[True])], r"\[0\]\.ids\[0\]: expected a whole number"),
+        ([entry(ids=7)], r"\[0\]\.ids: expected a list"),
+        ([entry(color=[1, 2])], r"\[0\]\.color: expected a list of 3 whole numbers, got \[1, 2\]"),
+        ([entry(color=[1, 2, 256])], r"\[0\]\.color\[2\]: .* from 0 to 255, got 256"),
+        ([entry(color=[1, -2, 0])], r"\[0\]\.color\[1\]: .* from 0 to 255, got -2"),
+        ([entry(ids=[65536])], r"\[0\]\.ids\[0\]: expected a whole number from 0 to 65535, got 65536"),
+        ([entry(ids=[-1])], r"\[0\]\.ids\[0\]: expected a whole number from 0 to 65535, got -1"),
         ([entry(ids=[4, 4])], "raw id 4 belongs to class x and to class x"),
         ([entry(), entry(name="y", ids=[3, 4])], "raw id 4 belongs to class x and to class y"),
-        ([entry(), entry(ids=[5])], "two classes have the name x"),
-        ([], "0 classes; expected 1 to 255"),
-        ([entry(name=str(raw), ids=[raw]) for raw in range(256)], "256 classes; expected 1 to 255"),
-        ([None] * 10**6, "1000000 classes; expected 1 to 255"),
-        (None, "expected a list of classes"),
-        (3, "expected a list of classes"),
-        ({"name": "x"}, "expected a list of classes"),
+        ([entry(), entry(ids=[5])], "name 'x' belongs to class x and to class x"),
+        ([], "expected 1 to 255 classes, got"),
+        ([entry(name=str(raw), ids=[raw]) for raw in range(256)], "expected 1 to 255 classes, got a list of 256"),
+        ([None] * 10**6, "expected 1 to 255 classes, got a list of 1000000"),
+        (None, "expected a list, got None"),
+        (3, "expected a list, got 3"),
+        ({"name": "x"}, "expected a list, got a mapping"),
     ],
 )
 def test_a_wrong_class_set_is_refused_with_its_place(entries: object, message: str) -> None:
-    with pytest.raises(UserError, match=f"^here: {message}"):
-        class_set_from(entries, "here")
+    with pytest.raises(UserError, match=f"^here: {message}.*; correct it$"):
+        as_classes(entries)
 
 
 def test_255_classes_are_possible_and_leave_the_ignored_id_free() -> None:
     entries = [entry(name=str(raw), ids=[raw + 1000]) for raw in range(255)]
-    table = train_id_table(class_set_from(entries, "here"))
+    table = train_id_table(as_classes(entries))
     assert table[1254] == 254
     assert table[1255] == IGNORE_INDEX
 
 
 def test_the_entries_of_the_builders_are_what_the_other_tests_take_them_for() -> None:
-    table = train_id_table(class_set_from(CLASS_ENTRIES, "here"))
+    table = train_id_table(as_classes(CLASS_ENTRIES))
     assert table[[7, 11, 12, 23, 0]].tolist() == [0, 1, 1, 2, IGNORE_INDEX]

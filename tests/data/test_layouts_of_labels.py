@@ -76,16 +76,16 @@ def test_ignored_colors_stand_for_an_ignored_id(tmp_path: Path, ignore_ids: list
         ({"class_sets": {"s": [entry("x", [1, 2, 3])]}}, "class x of s has no ids"),
         (
             {"class_sets": {"s": [*CLASS_ENTRIES, entry("x", [70, 70, 70], 5)]}},
-            r"class set s: house and x have the color \[70, 70, 70\]",
+            r"color \[70, 70, 70\] stands for raw id 11 \(class house of s\) and for 5 \(class x of s\)",
         ),
         (
             {"class_sets": {"s": CLASS_ENTRIES, "t": [entry("x", [70, 70, 70], 12, 11)]}},
             r"color \[70, 70, 70\] stands for raw id 11 \(class house of s\) and for 12 \(class x of t\)",
         ),
         ({"ignore_colors": [[70, 70, 70]]}, r"ignore_colors: \[70, 70, 70\] is the color of a class"),
-        ({"ignore_colors": [[0, 0]]}, r"ignore_colors: \[0, 0\] is not \[r, g, b\]"),
-        ({"ignore_colors": [0, 0, 0]}, r"ignore_colors: expected a list of colors, such as .*, got \[0, 0, 0\]"),
-        ({"ignore_colors": [[0, 0, 256]]}, r"ignore_colors: \[0, 0, 256\] is not \[r, g, b\]"),
+        ({"ignore_colors": [[0, 0]]}, r"ignore_colors\[0\]: expected a list of 3 whole numbers, got \[0, 0\]"),
+        ({"ignore_colors": [0, 0, 0]}, r"ignore_colors\[0\]: expected a list of 3 whole numbers, got 0"),
+        ({"ignore_colors": [[0, 0, 256]]}, r"ignore_colors\[0\]\[2\]: expected a whole number from 0 to 255, got 256"),
         ({"ignore_colors": [[0, 0, 0]], "ignore_ids": [7]}, "ignore_colors: raw id 7, .* is a class's; list another"),
         (
             {"ignore_colors": [[0, 0, 0]], "ignore_ids": [], "class_sets": {"s": [entry("x", [1, 2, 3], 255)]}},

@@ -74,7 +74,7 @@ def test_labels_of_16_bits_are_mapped(tmp_path: Path) -> None:
 def test_without_labels_no_label_is_read(tmp_path: Path) -> None:
     members = {"image.png": encode_png(draw(0)[0])}
     shards = write_shards(tmp_path, [("a", members)])
-    batch = read(labelled(shards).without_labels(), [[0]])[0]
+    batch = read(Samples(shards, None), [[0]])[0]
     assert batch["labels"] is None
     assert tuple(batch["images"].shape) == (1, 3, 12, 16)
     with pytest.raises(UserError, match="sample 'a': no label"):

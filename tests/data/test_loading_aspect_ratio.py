@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from esl_dist.data.images import encode_png, resize_image, resize_label
-from esl_dist.data.labels import class_set_from, identity_class_set, train_id_table
+from esl_dist.data.labels import identity_class_set, train_id_table
 from esl_dist.data.loading import MEAN_COLOR, LabelSource, Samples, batches, network_input
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
-from tests.builders import class_set, draw, write_shards
+from tests.builders import as_classes, class_set, draw, write_shards
 
 SIZES = [(40, 10), (10, 40), (32, 24), (7, 5)]
 """Width and height of the pictures: broad, high, as broad as the frame, small."""
@@ -82,7 +82,7 @@ def test_labels_at_their_own_size_are_filled_up_to_the_aspect_ratio_of_the_pictu
 
 def test_what_fills_up_a_label_is_no_class_though_its_number_is_a_raw_id(tmp_path: Path) -> None:
     entries = [{"name": "road", "color": [1, 2, 3], "ids": [0]}, {"name": "sky", "color": [4, 5, 6], "ids": [255]}]
-    classes = class_set_from(entries, "test")
+    classes = as_classes(entries)
     label = np.array([[255, 0, 255, 0]], np.uint8)
     members = {"image.png": encode_png(draw(0, 4, 1)[0]), "label.png": encode_png(label)}
     shards = write_shards(tmp_path, [("a", members)], keep_aspect_ratio=True, class_sets={"two": classes})

@@ -6,9 +6,8 @@ from torch import nn
 
 from esl_dist.models.batch_norm import (
     DomainBatchNorm2d,
-    copied_statistics,
     estimate_anew,
-    put_back_statistics,
+    running_statistics,
     set_domain,
 )
 from tests.models.batch_norm_passes import HALF_PRECISIONS, half_batch, results_of_rank, run_passes
@@ -77,12 +76,14 @@ def copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_statistics_that_are_put_back_are_those_before_a_pass_that_overflowed(per_domain: bool) -> None:
     network = nn.Sequential(layer(per_domain), nn.Sequential(layer(per_domain)))
     network(batch(1))
-    before, statistics = copies(network.state_dict()), copied_statistics(network)
+    before = copies(network.state_dict())
+    statistics = [one.clone() for one in running_statistics(network)]
     for domain in ("source", "target"):
         set_domain(network, domain)
         network(batch(2).fill_(float("inf")))
     assert network.state_dict()["1.0.running_mean"].isnan().all()
-    put_back_statistics(network, statistics)
+    for own, at_first in zip(running_statistics(network), statistics, strict=True):
+        own.copy_(at_first)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 

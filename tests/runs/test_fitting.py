@@ -75,7 +75,7 @@ MANIFESTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda manifest: {**manifest, "step": True}, "manifest.json: step: expected a whole number from 1"),
     (lambda manifest: {**manifest, "format_version": "2"}, "manifest.json: format_version: expected a whole number"),
     (lambda manifest: {**manifest, "class_set": ["village3"]}, "manifest.json: class_set: expected text"),
-    (lambda manifest: {**manifest, "classes": {}}, "manifest.json: classes: expected a list of classes"),
+    (lambda manifest: {**manifest, "classes": {}}, "manifest.json: classes: expected a list"),
     (lambda manifest: {**manifest, "classes": CLASS_ENTRIES[:2]}, r"segmentation\.safetensors: .*: expected a tensor"),
     (lambda manifest: {**manifest, "shards": ["a"]}, "manifest.json: shards: expected a mapping"),
     (lambda manifest: {**manifest, "shards": {"source": "a"}}, "manifest.json: shards.source: expected a SHA-256"),

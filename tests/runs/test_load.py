@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from esl_dist.adaptation.methods import METHODS
-from esl_dist.data.labels import ClassSet, class_set_from
+from esl_dist.data.labels import ClassSet
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
@@ -18,11 +18,11 @@ from esl_dist.runs.checkpoints import TRAINING
 from esl_dist.runs.load import TrainedNetwork, load_trained
 from esl_dist.runs.provenance import Provenance, description_of
 from esl_dist.training.setup import build_state
-from tests.builders import CLASS_ENTRIES, class_set
+from tests.builders import CLASS_ENTRIES, as_classes, class_set
 from tests.training.small_runs import configuration, save_run, save_state, tiny_network
 
 CPU = torch.device("cpu")
-OTHERS = class_set_from([{**entry, "name": f"my {entry['name']}"} for entry in CLASS_ENTRIES], "test")
+OTHERS = as_classes([{**entry, "name": f"my {entry['name']}"} for entry in CLASS_ENTRIES])
 CLASS_SETS: dict[str, ClassSet] = {"two": class_set()[:2], "village3": class_set(), "others3": OTHERS}
 FILES = ["weights.pth", "weights.safetensors"]
 

@@ -7,7 +7,7 @@ import torch
 
 from esl_dist.adaptation.pseudo_labels import label_and_score
 from esl_dist.data.images import encode_png, fitted_size
-from esl_dist.data.loading import Batch
+from esl_dist.data.loading import Batch, Samples
 from esl_dist.data.shards import Members
 from esl_dist.inference.labelling.pieces import PREDICTION, LabelJob, is_written, piece_name, pieces_by_shard, write_tar
 from esl_dist.inference.predictions import own_part, read_batches
@@ -21,7 +21,7 @@ def predict_pieces(job: LabelJob) -> None:
     missing = broadcast_flags([not is_written(folder, folder / piece_name(piece)) for piece in pieces])
     own = own_part([piece for piece, is_missing in zip(pieces, missing, strict=True) if is_missing])
     positions = [[position] for piece in own for position in piece]
-    pictures, device = job.target.without_labels(), job.predictor.device
+    pictures, device = Samples(job.target.images, job.target.size), job.predictor.device
     predictions = (
         _prediction(job, batch) for batch in read_batches(pictures, positions, job.workers, device, "predicting")
     )

@@ -101,21 +101,20 @@ class Setting(NamedTuple):
     default: Any
 
 
-def settings_of(schema: type) -> dict[str, Setting]:
-    """Return every setting by its dotted key, in the order of definition."""
-    return dict(_settings(schema()))
-
-
-def _settings(config: Any) -> Iterator[tuple[str, Setting]]:
+def settings_of(schema: Any) -> dict[str, Setting]:
+    """Return every setting of a configuration, or of a class of them, by its dotted key, in the order of definition."""
+    config = schema() if isinstance(schema, type) else schema
     owner = type(config)
     kinds, annotated = get_type_hints(owner), get_type_hints(owner, include_extras=True)
+    found = {}
     for name, default in ((item.name, getattr(config, item.name)) for item in fields(config)):
         if is_dataclass(default):
-            yield from ((f"{name}.{key}", setting) for key, setting in _settings(default))
+            found |= {f"{name}.{key}": setting for key, setting in settings_of(default).items()}
         else:
             parts = (annotated[name], *get_args(annotated[name]))
             bounds = next((part.__metadata__ for part in parts if hasattr(part, "__metadata__")), ())
-            yield name, Setting(owner, name, kinds[name], bounds, default)
+            found[name] = Setting(owner, name, kinds[name], bounds, default)
+    return found
 
 
 def fill(config: Any, values: Mapping[Any, Values], origin: str, outer: str = "") -> Iterator[str]:

@@ -106,7 +106,7 @@ def settings_of(schema: Any) -> dict[str, Setting]:
     config = schema() if isinstance(schema, type) else schema
     owner = type(config)
     kinds, annotated = get_type_hints(owner), get_type_hints(owner, include_extras=True)
-    found = {}
+    found: dict[str, Setting] = {}
     for name, default in ((item.name, getattr(config, item.name)) for item in fields(config)):
         if is_dataclass(default):
             found |= {f"{name}.{key}": setting for key, setting in settings_of(default).items()}

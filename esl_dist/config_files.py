@@ -146,11 +146,6 @@ def save_config(config: Any, path: Path) -> None:
         file.write(OmegaConf.to_yaml(asdict(config)).encode())
 
 
-def to_dictionary(config: Any) -> dict[str, Any]:
-    """Return a configuration as nested plain dictionaries."""
-    return asdict(config)
-
-
 def describe(schema: type) -> Iterator[tuple[str, str, str, str]]:
     """Yield key, type, default and meaning of every setting of a program, in the order of their definition."""
     for key, setting in settings_of(schema).items():

@@ -87,9 +87,7 @@ def from_dictionary(schema: type[Config], values: Any, origin: str) -> Config:
 def _finish(config: Any, givers: Mapping[str, str], origin: str, is_here: bool) -> None:
     """Resolve the references of a configuration, and hold it to its bounds; `is_here`: to this machine's files too.
 
-    Raises:
-        UserError: a value that is missing or has a problem, or a reference that gives none; the message starts with who
-            gave it, or else with `origin`.
+    A message starts with who gave the value, or else with `origin`.
     """
     settings = settings_of(type(config))
     if missing := sorted(key for key in settings if attrgetter(key)(config) == MISSING):
@@ -123,7 +121,6 @@ def _problem(value: Any, setting: Setting, is_here: bool) -> str | None:
 
 
 def _resolved(tree: Any, key: str, place: str) -> Any:
-    """Return what the references in a setting stand for."""
     try:
         value = OmegaConf.select(tree, key)
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -134,7 +131,6 @@ def _resolved(tree: Any, key: str, place: str) -> Any:
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
-    """Return a value under a dotted key as mappings in each other."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return cast(dict[str, Any], value)

@@ -18,11 +18,8 @@ from omegaconf.errors import GrammarParseError
 
 from esl_dist.environment import NO, YES
 from esl_dist.errors import UserError
-from esl_dist.files import problem_of_text, shortened
+from esl_dist.files import LONGEST_PATH, problem_of_text, shortened
 from esl_dist.yaml_text import Unquoted, Values
-
-LONGEST_TEXT = 4096
-"""Bytes; Linux takes no longer path."""
 
 MOST_BITS = 1023
 """Of a whole number that a float can stand for."""
@@ -273,7 +270,7 @@ def problem_of_bounds(value: Any, bounds: Sequence[Bound]) -> str | None:
     """Say what is wrong with a value of the right type, or with one of its list; None: nothing."""
     members = [] if value is None else value if isinstance(value, list) else [value]
     for member in members:
-        if isinstance(member, str) and (problem := problem_of_text(member, LONGEST_TEXT)) is not None:
+        if isinstance(member, str) and (problem := problem_of_text(member, LONGEST_PATH)) is not None:
             return problem
         if isinstance(member, float) and not math.isfinite(member):
             return "expected a finite number"

@@ -180,9 +180,7 @@ def is_mine_to_say(text: str) -> bool:
     if not attempt.name.startswith("attempt_") or not attempt.is_dir():
         # No torchrun.
         return True
-    is_mine = _is_claimed_by_me(
-        attempt / f"said-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
-    )
+    is_mine = _claimed(attempt / f"said-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}")
     message = {"message": text if is_mine else AS_ANOTHER, "extraInfo": {"timestamp": str(int(time.time()))}}
     # It is only for the launcher's summary, and what is there already is an earlier error.
     with suppress(OSError), open(file, "x", encoding="utf-8", errors="backslashreplace") as opened:
@@ -190,7 +188,7 @@ def is_mine_to_say(text: str) -> bool:
     return is_mine
 
 
-def _is_claimed_by_me(claim: Path) -> bool:
+def _claimed(claim: Path) -> bool:
     is_first_rank = next((os.environ[name] for name in LOCAL_RANK if name in os.environ), "0") == "0"
     deadline = time.monotonic() + (0.0 if is_first_rank else WAIT_SECONDS)
     while time.monotonic() < deadline and not claim.exists():

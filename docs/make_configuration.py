@@ -17,7 +17,7 @@ which go before the file. `--help` prints the settings of a program.
 - A number outside its bounds, of another type, or spelled so that YAML and people read it differently (010 is 8 in
   YAML, 1:30 is 90) is refused. The bounds are far beyond what published trainings use; whether a value fits the
   machine is looked at when it is used.
-- A text is taken as it is written: a run named 0001 or `no` has that name. It is at most 4096 bytes without control
+- A text is taken as it is written: a run named 0001 or `no` has that name. It is at most 4095 bytes without control
   characters and, but for `target.path`, not empty.
 - `key=` with nothing behind it makes a setting null that may be null, and undoes a `target.path` of the file. Others
   need a value.

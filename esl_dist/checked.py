@@ -60,19 +60,14 @@ class Content:
 
     def place(self) -> str:
         """Return file and dotted key: `index.json: shards[3].samples[0].key`."""
-        steps: list[str] = []
-        here = self
-        while here.outer is not None:
-            steps.append(here._step())
-            here = here.outer
-        return f"{self.file}: {''.join(reversed(steps)).lstrip('.: ')}" if steps else str(self.file)
-
-    def _step(self) -> str:
-        if self.key is None:
-            return ": key"
-        if isinstance(self.key, int):
-            return f"[{self.key}]"
-        return f".{self.key if self.key.isprintable() else shortened(self.key)}"
+        if self.outer is None:
+            return str(self.file)
+        outer, key = self.outer.place(), self.key
+        if key is None:
+            return f"{outer}: key"
+        is_plain = isinstance(key, str) and key.isprintable()
+        step = f"[{key}]" if isinstance(key, int) else f".{key if is_plain else shortened(key)}"
+        return f"{outer}{step}" if self.outer.outer else f"{outer}: {step.removeprefix('.')}"
 
     def refuse(self, expected: str) -> NoReturn:
         """Raise the one message: where, what was expected, what there is, what to do."""
@@ -199,17 +194,15 @@ def whole_number(minimum: int = 0, maximum: int = LARGEST_WHOLE) -> Reader:
 
 def one_of(*choices: str) -> Reader:
     """Read one of some texts."""
-    return _text_that(choices.__contains__, f"one of {', '.join(choices)}")
+    return matching("|".join(map(re.escape, choices)), f"one of {', '.join(choices)}")
 
 
 def matching(pattern: str, expected: str) -> Reader:
     """Read a text that matches a pattern as a whole."""
-    return _text_that(re.compile(pattern).fullmatch, expected)
+    matches = re.compile(pattern).fullmatch
 
-
-def _text_that(fits: Callable[[str], object], expected: str) -> Reader:
     def read_text(content: Content) -> str:
-        if not isinstance(content.value, str) or not fits(content.value):
+        if not isinstance(content.value, str) or not matches(content.value):
             content.refuse(expected)
         return content.value
 

@@ -3,22 +3,29 @@
 Exit codes: 0 done, 2 the user's mistake or too little memory (one message on standard error), 3 another rank was lost,
 75 stopped by SIGTERM or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C (a training saves first). An
 end that nobody reads (`| head`) is none. Any other exception is a defect of the program and keeps its traceback.
+
+torchrun, and with it `accelerate launch`, gives every rank the name of a file for its error, in a folder for each
+attempt to start the ranks. The first line of a summary that it prints is read from there; without, it says only that
+there was an error.
 """
 
 import difflib
+import hashlib
+import json
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from esl_dist import early
 from esl_dist.config_files import describe, load_config
 from esl_dist.config_values import COMMAND_LINE, settings_of
-from esl_dist.environment import launch
+from esl_dist.environment import LOCAL_RANK, launch
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
-from esl_dist.first_words import is_mine_to_say
 from esl_dist.machine import shortage
-from esl_dist.streams import make_streams_robust
 
 Config = TypeVar("Config")
 
@@ -35,10 +42,15 @@ TAKING_MEMORY = (
 )
 """Settings that decide how much memory a program takes, in the order in which lowering them helps."""
 
+WAIT_SECONDS = 1.0
+"""How long a rank lets the first one of its machine go before it says a message itself."""
+
+AS_ANOTHER = "as another rank of this machine"
+
 
 def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
-    make_streams_robust()
+    early.make_streams_robust()
     try:
         early.give_interrupt_back()
         file, overrides = _arguments(schema, sys.argv[1:])
@@ -156,3 +168,34 @@ def _rank() -> str:
     except UserError:
         return ""
     return f" (rank {launched.rank})" if launched.world_size > 1 else ""
+
+
+def is_mine_to_say(text: str) -> bool:
+    """Say whether this rank is the one on its machine to say a message, and write it where its launcher looks for it.
+
+    That is the first rank, or who has the message alone.
+    """
+    file = Path(os.environ.get("TORCHELASTIC_ERROR_FILE") or os.devnull)
+    attempt = file.parent.parent
+    if not attempt.name.startswith("attempt_") or not attempt.is_dir():
+        # No torchrun.
+        return True
+    is_mine = _claimed(attempt / f"said-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}")
+    message = {"message": text if is_mine else AS_ANOTHER, "extraInfo": {"timestamp": str(int(time.time()))}}
+    # It is only for the launcher's summary, and what is there already is an earlier error.
+    with suppress(OSError), open(file, "x", encoding="utf-8", errors="backslashreplace") as opened:
+        json.dump({"message": message}, opened)
+    return is_mine
+
+
+def _claimed(claim: Path) -> bool:
+    is_first_rank = next((os.environ[name] for name in LOCAL_RANK if name in os.environ), "0") == "0"
+    deadline = time.monotonic() + (0.0 if is_first_rank else WAIT_SECONDS)
+    while time.monotonic() < deadline and not claim.exists():
+        time.sleep(WAIT_SECONDS / 20)
+    try:
+        claim.touch(exist_ok=False)
+    except OSError as error:
+        # A message is said twice rather than never.
+        return not isinstance(error, FileExistsError)
+    return True

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from functools import cache
 from operator import attrgetter
@@ -63,7 +63,7 @@ def load_config(schema: type[Config], file: Path | None = None, overrides: Seque
         given = fill(config, _read_override(word, schema), f"{COMMAND_LINE}: {as_given(word)}")
         # A message about what the value is repeats it, and needs not the word.
         givers |= dict.fromkeys(given, COMMAND_LINE)
-    _finish(config, givers, COMMAND_LINE if file is None else str(file), _problem_here)
+    _finish(config, givers, COMMAND_LINE if file is None else str(file), is_here=True)
     return config
 
 
@@ -80,18 +80,14 @@ def from_dictionary(schema: type[Config], values: Any, origin: str) -> Config:
         # Only the user's own words and files may name variables.
         if has_reference(value := attrgetter(key)(config), origin):
             raise UserError(f"{origin}: {shortened(value)} is a reference; expected values, as it was saved with")
-    _finish(config, {}, origin, _problem)
+    _finish(config, {}, origin, is_here=False)
     return config
 
 
-def _finish(
-    config: Any, givers: Mapping[str, str], origin: str, problem_of: Callable[[Any, Setting], str | None]
-) -> None:
-    """Resolve the references of a configuration, and hold it to its bounds.
+def _finish(config: Any, givers: Mapping[str, str], origin: str, is_here: bool) -> None:
+    """Resolve the references of a configuration, and hold it to its bounds; `is_here`: to this machine's files too.
 
-    Raises:
-        UserError: a value that is missing or has a problem, or a reference that gives none; the message starts with who
-            gave it, or else with `origin`.
+    A message starts with who gave the value, or else with `origin`.
     """
     settings = settings_of(type(config))
     if missing := sorted(key for key in settings if attrgetter(key)(config) == MISSING):
@@ -108,20 +104,16 @@ def _finish(
             raise UserError(f"{place}: expected {type_name(settings[key].kind)}, which it does not give") from None
     for key, setting in settings.items():
         value = attrgetter(key)(config)
-        if (problem := problem_of(value, setting)) is not None:
+        if (problem := _problem(value, setting, is_here)) is not None:
             raise UserError(f"{givers.get(key, origin)}: {key}={as_given(value)} is impossible: {problem}")
 
 
-def _problem(value: Any, setting: Setting) -> str | None:
-    if value != "":
-        return problem_of_bounds(value, setting.bounds)
-    may_be_empty = setting.default == ""
-    return None if may_be_empty else "an empty text; leave it out, or give . for the folder where the program starts"
-
-
-def _problem_here(value: Any, setting: Setting) -> str | None:
-    """Return what is wrong with a value, a file of this machine in the place of a folder too."""
-    if (problem := _problem(value, setting)) is not None or FOLDER not in setting.bounds or not value:
+def _problem(value: Any, setting: Setting, is_here: bool) -> str | None:
+    if value == "":
+        empty = "an empty text; leave it out, or give . for the folder where the program starts"
+        return None if setting.default == "" else empty
+    problem = problem_of_bounds(value, setting.bounds)
+    if problem is not None or value is None or not is_here or FOLDER not in setting.bounds:
         return problem
     there = next(part for part in (Path(value), *Path(value).parents, Path()) if os.path.lexists(part))
     is_file = os.path.exists(there) and not os.path.isdir(there)
@@ -129,7 +121,6 @@ def _problem_here(value: Any, setting: Setting) -> str | None:
 
 
 def _resolved(tree: Any, key: str, place: str) -> Any:
-    """Return what the references in a setting stand for."""
     try:
         value = OmegaConf.select(tree, key)
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
@@ -140,7 +131,6 @@ def _resolved(tree: Any, key: str, place: str) -> Any:
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
-    """Return a value under a dotted key as mappings in each other."""
     for part in reversed(key.split(".")):
         value = {part: value}
     return cast(dict[str, Any], value)
@@ -150,11 +140,6 @@ def save_config(config: Any, path: Path) -> None:
     """Write every setting of a configuration, defaults included, as YAML."""
     with whole_file(path) as file:
         file.write(OmegaConf.to_yaml(asdict(config)).encode())
-
-
-def to_dictionary(config: Any) -> dict[str, Any]:
-    """Return a configuration as nested plain dictionaries."""
-    return asdict(config)
 
 
 def describe(schema: type) -> Iterator[tuple[str, str, str, str]]:

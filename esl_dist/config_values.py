@@ -18,11 +18,8 @@ from omegaconf.errors import GrammarParseError
 
 from esl_dist.environment import NO, YES
 from esl_dist.errors import UserError
-from esl_dist.files import problem_of_text, shortened
+from esl_dist.files import LONGEST_PATH, problem_of_text, shortened
 from esl_dist.yaml_text import Unquoted, Values
-
-LONGEST_TEXT = 4096
-"""Bytes; Linux takes no longer path."""
 
 MOST_BITS = 1023
 """Of a whole number that a float can stand for."""
@@ -101,21 +98,20 @@ class Setting(NamedTuple):
     default: Any
 
 
-def settings_of(schema: type) -> dict[str, Setting]:
-    """Return every setting by its dotted key, in the order of definition."""
-    return dict(_settings(schema()))
-
-
-def _settings(config: Any) -> Iterator[tuple[str, Setting]]:
+def settings_of(schema: Any) -> dict[str, Setting]:
+    """Return every setting of a configuration, or of a class of them, by its dotted key, in the order of definition."""
+    config = schema() if isinstance(schema, type) else schema
     owner = type(config)
     kinds, annotated = get_type_hints(owner), get_type_hints(owner, include_extras=True)
+    found: dict[str, Setting] = {}
     for name, default in ((item.name, getattr(config, item.name)) for item in fields(config)):
         if is_dataclass(default):
-            yield from ((f"{name}.{key}", setting) for key, setting in _settings(default))
+            found |= {f"{name}.{key}": setting for key, setting in settings_of(default).items()}
         else:
             parts = (annotated[name], *get_args(annotated[name]))
             bounds = next((part.__metadata__ for part in parts if hasattr(part, "__metadata__")), ())
-            yield name, Setting(owner, name, kinds[name], bounds, default)
+            found[name] = Setting(owner, name, kinds[name], bounds, default)
+    return found
 
 
 def fill(config: Any, values: Mapping[Any, Values], origin: str, outer: str = "") -> Iterator[str]:
@@ -274,7 +270,7 @@ def problem_of_bounds(value: Any, bounds: Sequence[Bound]) -> str | None:
     """Say what is wrong with a value of the right type, or with one of its list; None: nothing."""
     members = [] if value is None else value if isinstance(value, list) else [value]
     for member in members:
-        if isinstance(member, str) and (problem := problem_of_text(member, LONGEST_TEXT)) is not None:
+        if isinstance(member, str) and (problem := problem_of_text(member, LONGEST_PATH)) is not None:
             return problem
         if isinstance(member, float) and not math.isfinite(member):
             return "expected a finite number"

@@ -1,11 +1,16 @@
-"""Ctrl-C while a program still imports: one line and the exit code of an interruption, not the place in some library.
+"""What a program makes of its process before all else: Ctrl-C while it still imports, and streams that never end it.
 
-It imports nothing but what Python has loaded anyway, so that a program can call it before all other imports.
+It imports only what Python loads in a moment, so that a program can call it before all other imports. A result is
+written before it is printed, so that nobody reads the print (`| head`), or that a terminal lacks a character (LANG=C,
+PYTHONIOENCODING=ascii), is no reason to fail.
 """
 
+import io
 import os
 import signal
+import sys
 from types import FrameType
+from typing import Any
 
 EXIT_INTERRUPTED = 130
 
@@ -27,3 +32,47 @@ def _end(number: int, frame: FrameType | None) -> None:
         os.write(2, b"interrupted\n")
     finally:
         os._exit(EXIT_INTERRUPTED)
+
+
+def make_streams_robust() -> None:
+    """Let standard output and error take every character, and go on without a reader; call it before anything is said.
+
+    What was put in their places, by a test or a notebook, stays, and learns to take every character.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # Closed by who started the program: the next file to be opened would get its number, and the prints.
+            os.open(os.devnull, os.O_RDWR)
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        stream = getattr(sys, name)
+        if stream is None or stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, stream := _opened(descriptor, stream))
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _opened(descriptor: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
+    if before is not None:
+        before.flush()
+    raw = io.BufferedWriter(_Descriptor(descriptor, "wb", closefd=False))
+    encoding = "utf-8" if before is None else before.encoding
+    return io.TextIOWrapper(raw, encoding, line_buffering=descriptor == 2 or os.isatty(descriptor))
+
+
+class _Descriptor(io.FileIO):
+    """A stream's descriptor, which stays open; what nobody reads any more, or no disk takes, is thrown away."""
+
+    _is_lost = False
+
+    def write(self, content: Any) -> int:
+        try:
+            if not self._is_lost:
+                return super().write(content) or 0
+        except OSError as error:
+            self._is_lost = True
+            if not isinstance(error, BrokenPipeError):
+                name = "standard error" if self.fileno() == 2 else "standard output"
+                raise OSError(error.errno, error.strerror, name) from error
+        return memoryview(content).nbytes

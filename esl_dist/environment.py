@@ -9,10 +9,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from esl_dist.errors import UserError, beginning
+from esl_dist.errors import UserError
+from esl_dist.files import as_given
 
 MOST_RANKS = 2**20
-SHOWN_CHARACTERS = 60
 YES, NO = ("true", "1", "yes", "on", "y", "t"), ("false", "0", "no", "off", "n", "f")
 """As Accelerate takes them."""
 
@@ -61,8 +61,7 @@ def whole_number(variable: str, least: int, most: int) -> int | None:
     Raises:
         UserError: it is none, or out of range.
     """
-    text = os.environ.get(variable)
-    if text is None:
+    if (text := os.environ.get(variable)) is None:
         return None
     if re.fullmatch(r"-?[0-9]{1,18}", text) is None or not least <= int(text) <= most:
         raise _impossible(variable, text, f"a number from {least} to {most}")
@@ -104,8 +103,7 @@ def _first(variables: Sequence[str], least: int, most: int) -> int | None:
 
 
 def _impossible(variable: str, text: str, expected: str) -> UserError:
-    shown = beginning(text if text.isprintable() else repr(text), SHOWN_CHARACTERS)
     return UserError(
-        f"{variable}={shown} is impossible: expected {expected}; it is a variable of the environment, which a launcher "
-        "sets: correct it, or unset it"
+        f"{variable}={as_given(text)} is impossible: expected {expected}; it is a variable of the environment, which a "
+        "launcher sets: correct it, or unset it"
     )

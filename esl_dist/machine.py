@@ -27,28 +27,16 @@ MEMORY = {
 
 def free_memory() -> float:
     """Return how many bytes this process can still take."""
-    return min(psutil.virtual_memory().available, left_by_limits(_own_groups(), GROUPS))
+    return min(psutil.virtual_memory().available, left_by_limits())
 
 
 def usable_processors() -> int:
     """Return how many processors this process may use, at least 1: those of its affinity and its control groups."""
-    return max(1, math.floor(min(len(os.sched_getaffinity(0)), processors_by_limits(_own_groups(), GROUPS))))
+    return max(1, math.floor(min(len(os.sched_getaffinity(0)), processors_by_limits())))
 
 
-def _own_groups() -> str:
-    return OWN_GROUPS.read_text() if OWN_GROUPS.exists() else ""
-
-
-def processors_by_limits(own_groups: str, root: Path) -> float:
-    """Return the processors that are left by the limits of a process's control groups; half a one is 0.5.
-
-    Args:
-        own_groups: what /proc/self/cgroup says, of version 1, 2 or both.
-        root: where the groups are mounted.
-
-    Returns:
-        infinity where there is no limit.
-    """
+def processors_by_limits() -> float:
+    """Return the processors that this process's control groups leave it; 0.5: half a one; infinity: without limit."""
 
     def quota(group: Path, is_version_1: bool) -> float:
         if is_version_1:
@@ -57,11 +45,11 @@ def processors_by_limits(own_groups: str, root: Path) -> float:
             most, period = (group / "cpu.max").read_text().split()
         return math.inf if most in ("-1", "max") else int(most) / int(period)
 
-    return _smallest(quota, own_groups, root, "cpu")
+    return _smallest(quota, "cpu")
 
 
-def left_by_limits(own_groups: str, root: Path) -> float:
-    """Return the bytes that are left by the limits of a process's control groups; as `processors_by_limits`.
+def left_by_limits() -> float:
+    """Return the bytes that this process's control groups leave it; infinity: without limit.
 
     Pages of files count as free, for they are dropped when memory is short.
     """
@@ -73,19 +61,20 @@ def left_by_limits(own_groups: str, root: Path) -> float:
         pages = int(counts[f"{prefix}active_file"]) + int(counts[f"{prefix}inactive_file"])
         return most - int((group / used).read_text()) + pages
 
-    return _smallest(left, own_groups, root, "memory")
+    return _smallest(left, "memory")
 
 
-def _smallest(of: Callable[[Path, bool], float], own_groups: str, root: Path, controller: str) -> float:
+def _smallest(of: Callable[[Path, bool], float], controller: str) -> float:
     """Return the smallest value of the groups that may limit what `controller` counts, and of all groups above them.
 
     Args:
         of: a group's folder, and whether it is of version 1 → its value.
     """
+    own_groups = OWN_GROUPS.read_text() if OWN_GROUPS.exists() else ""
     smallest = math.inf
     for _, controllers, group in (line.split(":", 2) for line in own_groups.splitlines()):
         if controllers == "" or controller in controllers.split(","):
-            mount = root / controller if controllers else root
+            mount = GROUPS / controller if controllers else GROUPS
             for one in (PurePosixPath(group), *PurePosixPath(group).parents):
                 # The root has no limit, and from within a container the groups above it are not to be seen.
                 with suppress(OSError, KeyError, ValueError):

@@ -105,7 +105,6 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _refuse_keys(keys: list[yaml.Node]) -> None:
-    """Refuse a key that stands twice, and one that is nothing."""
     seen = set()
     for key in (key for key in keys if isinstance(key, yaml.ScalarNode)):
         place, kind = f"line {key.start_mark.line + 1}", key.tag.rpartition(":")[2]

@@ -3,7 +3,7 @@
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,6 @@ from esl_dist.config_files import (
     from_dictionary,
     load_config,
     save_config,
-    to_dictionary,
 )
 from esl_dist.config_values import limits
 from esl_dist.errors import UserError
@@ -347,7 +346,7 @@ def test_a_saved_configuration_comes_back_whole(tmp_path: Path) -> None:
     config = load_config(Train, None, [*TRAIN, "target.size=[4,2]", "optimizer.momentum=0.25", "class_set=0001"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config(Train, tmp_path / "config.yaml") == config
-    assert from_dictionary(Train, to_dictionary(config), "there") == config
+    assert from_dictionary(Train, asdict(config), "there") == config
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_a_text_in_a_list_stays_as_it_was_written_too(text: str) -> None:
         (10**7, [limits(at_most=10**6)], "expected at most 1_000_000"),
         ("a\0b", [], "it holds control characters; expected what can be printed"),
         ("\ud800", [], "it is not UTF-8; rename it"),
-        ("x" * 5000, [], "it has 5000 bytes; expected at most 4096"),
+        ("x" * 5000, [], "it has 5000 bytes; expected at most 4095"),
         (["a", "b\n"], [], "it holds control characters; expected what can be printed"),
         (None, [two_values(), limits(at_least=1)], None),
     ],

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from esl_dist import first_words
+from esl_dist import command_line
+from esl_dist.command_line import AS_ANOTHER, is_mine_to_say
 from esl_dist.environment import LOCAL_RANK
-from esl_dist.first_words import AS_ANOTHER, is_mine_to_say
 
 
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*LOCAL_RANK, "TORCHELASTIC_ERROR_FILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(first_words, "WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(command_line, "WAIT_SECONDS", 0.05)
 
 
 @pytest.fixture

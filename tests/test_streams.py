@@ -11,7 +11,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 PRINTING = """
 import sys
-from esl_dist.streams import make_streams_robust
+from esl_dist.early import make_streams_robust
 make_streams_robust()
 for _ in range(3):
     print("x" * 100_000, flush=True)

@@ -21,7 +21,7 @@ from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import Domain
 from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks, world_size
-from esl_dist.ranks.session import joined_ranks, one_thread_on_cpu
+from esl_dist.ranks.session import joined_ranks
 from esl_dist.reporting.accounts import account
 from esl_dist.runs.load import TrainedNetwork, load_trained
 
@@ -163,7 +163,9 @@ def open_inputs(
     Raises:
         UserError: they or the place of `classes_from` cannot be read, or ranks were given others.
     """
-    one_thread_on_cpu(device)
+    if device.type == "cpu":
+        # A convolution adds in another order on another number of threads: the number of ranks must not change a bit.
+        torch.set_num_threads(1)
     shards = open_shards(pictures.path)
     require_same_on_ranks(shards.fingerprint(), "shards")
     named = asked.classes_from is not None

@@ -44,13 +44,14 @@ LAST_WORDS = "last words"
 Note = dict[str, Any]
 
 
+@dataclass
 class Progress:
     """How far this process is, as its heartbeat notes it."""
 
-    def __init__(self) -> None:
-        """Begin at the start."""
-        self.begun, self.work = 0, 0
-        self.place, self.is_in_collective = "the start", False
+    begun: int = 0
+    work: int = 0
+    place: str = "the start"
+    is_in_collective: bool = False
 
     @contextmanager
     def waiting(self, place: str) -> Iterator[None]:
@@ -158,27 +159,23 @@ class Heartbeat:
             for key in keys:
                 self._store.compare_set(key, "", "{}")
             for beat in count():
-                is_last = self._ended.is_set()
+                is_last, words = self._ended.is_set(), self._own_words
                 self._store.set(f"note/{self.rank}", json.dumps({**self._note(), "beat": beat}))
                 notes = map(json.loads, self._store.multi_get(keys))
                 seen = zip(self._others.items(), notes, strict=True)
                 self._others = {rank: before.then(note, self._clock) for (rank, before), note in seen}
                 self._answered = self._clock
-                if self._have_words_been_said() or is_last:
+                # Only the first words stay.
+                if self._store.check([LAST_WORDS]):
+                    self._lost = self._store.get(LAST_WORDS).decode()
+                elif words is not None:
+                    self._store.compare_set(LAST_WORDS, "", f"rank {self.rank} ended: {words}")
+                if is_last or words is not None or self._lost is not None:
                     break
                 self._ended.wait(BEAT_SECONDS)
         except Exception as error:
             self._lost = _lost_store(_first_line(error))
         self._told.set()
-
-    def _have_words_been_said(self) -> bool:
-        """Hear the last words of another rank, or say this rank's own; only the first words stay."""
-        own = self._own_words
-        if self._store.check([LAST_WORDS]):
-            self._lost = self._store.get(LAST_WORDS).decode()
-        elif own is not None:
-            self._store.compare_set(LAST_WORDS, "", f"rank {self.rank} ended: {own}")
-        return self._lost is not None or own is not None
 
     def _watch_time(self) -> None:
         own, last = Seen({}), time.monotonic()

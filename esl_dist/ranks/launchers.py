@@ -38,12 +38,7 @@ NOT_FOLLOWED = {
 """By the variable `ACCELERATE_…` that hands it on: the option's name, what asks for nothing, what to do instead."""
 
 
-def refuse_bad_launch() -> None:
-    """Make sure that all that the launcher asks for is done: nothing is passed over.
-
-    Raises:
-        UserError: a variable of the launcher that cannot be, or an option that is not followed here.
-    """
+def _refuse_bad_launch() -> None:
     world_size = launch().world_size
     for variable, (option, nothing, instead) in NOT_FOLLOWED.items():
         given = os.environ.get(f"ACCELERATE_{variable}", nothing[0])
@@ -102,9 +97,9 @@ def asked_zero_stage() -> int | None:
     """Return the ZeRO stage that `accelerate launch` was asked for; None without DeepSpeed.
 
     Raises:
-        UserError: as `refuse_bad_launch`; a stage or an option that training several networks does not bear.
+        UserError: a variable of the launcher that cannot be, or an option or a stage that is not followed here.
     """
-    refuse_bad_launch()
+    _refuse_bad_launch()
     if not flag("ACCELERATE_USE_DEEPSPEED"):
         return None
     if "ACCELERATE_DEEPSPEED_CONFIG_FILE" in os.environ:

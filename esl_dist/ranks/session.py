@@ -72,15 +72,9 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
     try:
         with PROGRESS.waiting("the start"):
             accelerator = _accelerator(store, timeout_minutes, zero_stage, precision)
-        agreed = f"{accelerator.mixed_precision} {accelerator.device.type} {zero_stage}"
-        require_same_on_ranks(agreed, "precision, kind of device or ZeRO stage")
-        yield Ranks(
-            accelerator.device,
-            accelerator.mixed_precision,
-            accelerator.autocast,
-            accelerator.scaler,
-            zero_stage,
-        )
+        device, mixed = accelerator.device, accelerator.mixed_precision
+        require_same_on_ranks(f"{mixed} {device.type} {zero_stage}", "precision, kind of device or ZeRO stage")
+        yield Ranks(device, mixed, accelerator.autocast, accelerator.scaler, zero_stage)
     except BaseException as error:
         if heartbeat is None:
             raise
@@ -135,11 +129,7 @@ def _accelerator(store: Store | None, timeout_minutes: float, zero_stage: int | 
 
 
 def _refuse_shared_gpus(store: Store, launched: Launch) -> None:
-    """Make sure that each rank has a GPU of its own: Accelerate counts round, and NCCL names none.
-
-    Raises:
-        UserError: naming the ranks that would share one.
-    """
+    """Make sure that each rank has a GPU of its own: Accelerate counts round, and NCCL names none."""
     if (local_rank := whole_number("LOCAL_RANK", 0, MOST_RANKS)) is None:
         raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
     torch.cuda.set_device(index := local_rank % torch.cuda.device_count())
@@ -151,13 +141,3 @@ def _refuse_shared_gpus(store: Store, launched: Launch) -> None:
             f"ranks {sharing} would share one GPU: this machine shows them {torch.cuda.device_count()}; start as many "
             "processes as there are GPUs"
         )
-
-
-def one_thread_on_cpu(device: torch.device) -> None:
-    """Make inference independent of the number of ranks by a single bit.
-
-    On CPU a convolution adds in another order on another number of threads; so every rank computes on one, and more
-    ranks make it faster.
-    """
-    if device.type == "cpu":
-        torch.set_num_threads(1)

@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,7 +45,7 @@ from esl_dist.checked import (
     read_sha256,
     whole_number,
 )
-from esl_dist.config_files import from_dictionary, load_config, to_dictionary
+from esl_dist.config_files import from_dictionary, load_config
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
 from esl_dist.files import (
@@ -176,7 +176,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "step": checkpoint.step,
-        "config": to_dictionary(checkpoint.config),
+        "config": asdict(checkpoint.config),
         "class_set": checkpoint.class_set,
         "classes": class_set_to(checkpoint.classes),
         "shards": checkpoint.shards,

@@ -3,7 +3,7 @@
 import secrets
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method, build_networks
-from esl_dist.config_files import to_dictionary
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
@@ -109,7 +108,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
             being trained or has no checkpoint that can be used, or ranks that were not given the same.
     """
     method = check_training(config)
-    require_same_on_ranks(str(to_dictionary(config)), "configuration")
+    require_same_on_ranks(str(asdict(config)), "configuration")
     data = open_training_data(config, method)
     require_same_on_ranks(str(data.fingerprints), "shards")
     refuse_impossible_sizes(config, method, data, ranks.device)
@@ -270,8 +269,8 @@ def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: T
             "another name"
         )
     require_same(
-        to_dictionary(checkpoint.config),
-        to_dictionary(config),
+        asdict(checkpoint.config),
+        asdict(config),
         f"{run}: this run was begun with other settings (begun with → given now):",
         f"give those that it was begun with, which are in its {RUN_CONFIG}, or choose another name",
         MAY_CHANGE,

@@ -54,21 +54,6 @@ def snapshot_steps(config: settings.Train) -> list[int]:
     return [*(range(apart, config.steps, apart) if apart else ()), config.steps]
 
 
-def steps_to_score(run: Path, wait_minutes: float) -> list[int]:
-    """Return, alike on every rank, the steps of a run's snapshots and of all checkpoints that are there, ascending.
-
-    Raises:
-        UserError: no such run, also after `wait_minutes`.
-    """
-    if not _appears(run / RUN_CONFIG, wait_minutes):
-        raise UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
-    there = [step_of(folder) for folder in checkpoint_folders(run)]
-    # A training that goes on may remove some of them between the looks of two ranks.
-    number = int(sum_over_ranks(torch.tensor(len(there) if is_main() else 0)))
-    found = sum_over_ranks(torch.tensor(there if is_main() else [0] * number, dtype=torch.int64)).tolist()
-    return sorted({*snapshot_steps(run_config(run)), *found})
-
-
 def first_snapshot(run: Path, wait_minutes: float, load: Callable[[Path], Made]) -> Made:
     """Load the first checkpoint of a run that can be used, and wait for it if need be; called on every rank.
 
@@ -123,6 +108,17 @@ def score_snapshots(
     return scores
 
 
+def _steps_to_score(run: Path, wait_minutes: float) -> list[int]:
+    """Return, alike on every rank, the steps of a run's snapshots and of all checkpoints that are there, ascending."""
+    if not _appears(run / RUN_CONFIG, wait_minutes):
+        raise UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
+    there = [step_of(folder) for folder in checkpoint_folders(run)]
+    # A training that goes on may remove some of them between the looks of two ranks.
+    number = int(sum_over_ranks(torch.tensor(len(there) if is_main() else 0)))
+    found = sum_over_ranks(torch.tensor(there if is_main() else [0] * number, dtype=torch.int64)).tolist()
+    return sorted({*snapshot_steps(run_config(run)), *found})
+
+
 def _made_of_each(
     run: Path, wait_minutes: float, make: Callable[[Path, Manifest], Made], tell: Callable[[str], None]
 ) -> Iterator[Made]:
@@ -132,7 +128,7 @@ def _made_of_each(
         UserError: no such run, a snapshot that does not come in time, or none that can be used.
     """
     why_not, number = "", 0
-    for step in steps_to_score(run, wait_minutes):
+    for step in _steps_to_score(run, wait_minutes):
         folder = checkpoint_folder(run, step)
         try:
             manifest = _manifest_of(folder, wait_minutes, tell)

@@ -23,7 +23,7 @@ from esl_dist.models.batch_norm import Domain
 from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks, world_size
 from esl_dist.ranks.session import joined_ranks
 from esl_dist.reporting.accounts import account
-from esl_dist.runs.load import TrainedNetwork, load_trained
+from esl_dist.runs.trained import TrainedNetwork, load_trained
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Precision = Literal["no", "bf16", "fp16"]

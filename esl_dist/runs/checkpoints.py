@@ -48,14 +48,7 @@ from esl_dist.checked import (
 from esl_dist.config_files import from_dictionary, load_config
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
-from esl_dist.files import (
-    PARTIAL_SUFFIX,
-    fsync_folder,
-    make_folder,
-    refuse_as_name,
-    sha256_of_file,
-    write_json,
-)
+from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, make_folder, refuse_as_name, sha256_of_file, write_json
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.runs.fitting import (
     REMEDY,

@@ -107,8 +107,9 @@ class RunRecord:
 
     def begin(self, run: Path, ranks: Ranks, first_step: int) -> None:
         """Note a start from `first_step` in the folder `run`; called on every rank."""
-        own = f"{socket.gethostname()} {_device_name(ranks.device)}"
-        places = [place.split(" ", 1) for place in gather_texts(own)]
+        kind = ranks.device.type
+        device = torch.cuda.get_device_name(ranks.device) if kind == "cuda" else kind
+        places = [place.split(" ", 1) for place in gather_texts(f"{socket.gethostname()} {device}")]
         self.step = first_step
         if not is_main():
             return
@@ -197,10 +198,6 @@ def _as_unicode(text: str) -> str:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _versions() -> dict[str, str]:

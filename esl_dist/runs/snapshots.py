@@ -8,7 +8,7 @@ written anew after each, with the checksum of the weights they are of; a second 
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -43,7 +43,7 @@ POLL_SECONDS = 2.0
 REMEDY = "it is no whole file of a run's scores: choose another output or delete it"
 
 Scores = dict[str, Any]
-Loaded = TypeVar("Loaded")
+Made = TypeVar("Made")
 
 
 def snapshot_steps(config: settings.Train) -> list[int]:
@@ -54,43 +54,14 @@ def snapshot_steps(config: settings.Train) -> list[int]:
     return [*(range(apart, config.steps, apart) if apart else ()), config.steps]
 
 
-def steps_to_score(run: Path, wait_minutes: float) -> list[int]:
-    """Return, alike on every rank, the steps of a run's snapshots and of all checkpoints that are there, ascending.
-
-    Raises:
-        UserError: no such run, also after `wait_minutes`.
-    """
-    if not _appears(run / RUN_CONFIG, wait_minutes):
-        raise UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
-    there = [step_of(folder) for folder in checkpoint_folders(run)]
-    # A training that goes on may remove some of them between the looks of two ranks.
-    number = int(sum_over_ranks(torch.tensor(len(there) if is_main() else 0)))
-    found = sum_over_ranks(torch.tensor(there if is_main() else [0] * number, dtype=torch.int64)).tolist()
-    return sorted({*snapshot_steps(run_config(run)), *found})
-
-
-def first_snapshot(run: Path, wait_minutes: float, load: Callable[[Path], Loaded]) -> Loaded:
+def first_snapshot(run: Path, wait_minutes: float, load: Callable[[Path], Made]) -> Made:
     """Load the first checkpoint of a run that can be used, and wait for it if need be; called on every rank.
 
     Raises:
         UserError: no such run, or none of its checkpoints is there or can be used.
     """
-    why_not = ""
-    for step in steps_to_score(run, wait_minutes):
-        folder = checkpoint_folder(run, step)
-        try:
-            if _manifest_of(folder, wait_minutes, lambda text: None) is not None:
-                return load(folder)
-        except BrokenCheckpointError as error:
-            # It is told when its turn comes.
-            why_not = str(error)
-    raise _no_snapshot(run, why_not)
-
-
-def _no_snapshot(run: Path, why_not: str) -> UserError:
-    if why_not:
-        return UserError(f"{run}: none of its checkpoints can be scored (the newest: {why_not}); put a whole one back")
-    return UserError(f"{run}: no checkpoint yet that can be scored; wait for its snapshots with wait_minutes=…")
+    # What is passed over is told when its turn to be scored comes.
+    return next(_made_of_each(run, wait_minutes, lambda folder, _: load(folder), lambda text: None))
 
 
 def score_snapshots(
@@ -114,49 +85,67 @@ def score_snapshots(
     Raises:
         UserError: no such run, no snapshot at all, one that does not come in time, or a file of other scores.
     """
-    steps = steps_to_score(run, wait_minutes)
-    name = run_config(run).name
     before = read_scores(kept, made_with) if broadcast_flags([kept.is_file()])[0] else {}
     scores: dict[int, Scores] = {}
-    why_not = ""
-    for step in steps:
-        folder = checkpoint_folder(run, step)
-        try:
-            manifest = _manifest_of(folder, wait_minutes, warn)
-            if manifest is None:
-                continue
-            weights = manifest.files[file_of(SEGMENTATION)]
-            scores[step] = _known_or_new(folder, weights, before.get(step), score, is_done)
-        except BrokenCheckpointError as error:
-            # Perhaps its bytes are those that were saved, but they do not fit its run.
-            why_not = str(error)
-            warn(f"passing over a broken checkpoint: {why_not}")
-            continue
-        if scores[step] is before.get(step):
-            _refuse_other_classes(kept, step, scores[step], class_names(manifest.classes))
-            continue
-        if is_main():
-            _write(kept, made_with, {**before, **scores})
-        # After it is written: who reads may be gone.
-        print_on_main(f"{name}, step {step}: mIoU {percent(scores[step]['miou'])}")
-    if not scores:
-        raise _no_snapshot(run, why_not)
+
+    def known_or_new(folder: Path, manifest: Manifest) -> tuple[int, str | None, Scores]:
+        step, weights = step_of(folder), manifest.files[file_of(SEGMENTATION)]
+        known = before.get(step)
+        if known is not None and broadcast_flags([known["weights"] == weights and is_done(folder, known)])[0]:
+            _refuse_other_classes(kept, step, known, class_names(manifest.classes))
+            return step, manifest.config.name, known
+        return step, manifest.config.name, {**score(folder), "weights": weights}
+
+    for step, name, one in _made_of_each(run, wait_minutes, known_or_new, warn):
+        scores[step] = one
+        if one is not before.get(step):
+            if is_main():
+                _write(kept, made_with, {**before, **scores})
+            # After it is written: who reads may be gone.
+            print_on_main(f"{name}, step {step}: mIoU {percent(one['miou'])}")
     if is_main() and scores != before:
         _write(kept, made_with, scores)
     return scores
 
 
-def _known_or_new(
-    folder: Path,
-    weights: str,
-    known: Scores | None,
-    score: Callable[[Path], Scores],
-    is_done: Callable[[Path, Scores], bool],
-) -> Scores:
-    """Return the scores that are known if they are of these weights and complete; else score the checkpoint."""
-    if known is not None and broadcast_flags([known["weights"] == weights and is_done(folder, known)])[0]:
-        return known
-    return {**score(folder), "weights": weights}
+def _steps_to_score(run: Path, wait_minutes: float) -> list[int]:
+    """Return, alike on every rank, the steps of a run's snapshots and of all checkpoints that are there, ascending."""
+    if not _appears(run / RUN_CONFIG, wait_minutes):
+        raise UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
+    there = [step_of(folder) for folder in checkpoint_folders(run)]
+    # A training that goes on may remove some of them between the looks of two ranks.
+    number = int(sum_over_ranks(torch.tensor(len(there) if is_main() else 0)))
+    found = sum_over_ranks(torch.tensor(there if is_main() else [0] * number, dtype=torch.int64)).tolist()
+    return sorted({*snapshot_steps(run_config(run)), *found})
+
+
+def _made_of_each(
+    run: Path, wait_minutes: float, make: Callable[[Path, Manifest], Made], tell: Callable[[str], None]
+) -> Iterator[Made]:
+    """Yield what is made of the folder and the manifest of each checkpoint; what is passed over is told.
+
+    Raises:
+        UserError: no such run, a snapshot that does not come in time, or none that can be used.
+    """
+    why_not, number = "", 0
+    for step in _steps_to_score(run, wait_minutes):
+        folder = checkpoint_folder(run, step)
+        try:
+            manifest = _manifest_of(folder, wait_minutes, tell)
+            if manifest is None:
+                continue
+            made = make(folder, manifest)
+        except BrokenCheckpointError as error:
+            # Perhaps its bytes are those that were saved, but they do not fit its run.
+            why_not = str(error)
+            tell(f"passing over a broken checkpoint: {why_not}")
+        else:
+            number += 1
+            yield made
+    if number == 0 and why_not:
+        raise UserError(f"{run}: none of its checkpoints can be scored (the newest: {why_not}); put a whole one back")
+    if number == 0:
+        raise UserError(f"{run}: no checkpoint yet that can be scored; wait for its snapshots with wait_minutes=…")
 
 
 def best_step(scores: Mapping[int, Scores]) -> int:

@@ -18,22 +18,20 @@ from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.made_with import require_same
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.weight_files import digest_of_weights, read_weights
+from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.models.weights import initialise, load_weights
 from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks, world_size
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
     RUN_CONFIG,
     Checkpoint,
-    TensorState,
     build_network,
     checkpoint_folders,
-    find_checkpoint,
     load_newest,
     run_config,
 )
 from esl_dist.runs.folder_lock import lock_folder
-from esl_dist.runs.provenance import provenance_of_file
+from esl_dist.runs.trained import weights_and_provenance
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.sizes import refuse_impossible_sizes
@@ -220,11 +218,12 @@ def build_state(
 
 def _start_from(network: DeepLab, options: settings.Network, classes: ClassSet) -> None:
     start, without_heads = str(options.start), options.start_without == "heads"
-    weights, known = _weights_to_start_from(Path(start))
-    if known is not None and not without_heads and class_names(known) != class_names(classes):
+    weights, known = weights_and_provenance(Path(start))
+    if known is not None and not without_heads and class_names(known.classes) != class_names(classes):
+        own, asked = (", ".join(class_names(one)) for one in (known.classes, classes))
         raise UserError(
-            f"{start}: its classes are {', '.join(class_names(known))}, this run's {', '.join(class_names(classes))}; "
-            "take all but its classifiers with network.start_without=heads, or choose its class_set"
+            f"{start}: its classes are {own}, this run's {asked}; take all but its classifiers with "
+            "network.start_without=heads, or choose its class_set"
         )
     report = load_weights(network, weights, start, without_heads)
     for names, what in (
@@ -236,18 +235,6 @@ def _start_from(network: DeepLab, options: settings.Network, classes: ClassSet) 
             print_on_main(f"{start}: {len(names)} tensors {what}: {_by_module(names)}")
     if report.converted:
         print_on_main(f"{start}: torchvision's first convolution was turned to the published input (BGR, grey levels)")
-
-
-def _weights_to_start_from(path: Path) -> tuple[TensorState, ClassSet | None]:
-    """Return a network's weights, and its classes if they are known."""
-    if path.is_dir():
-        _, checkpoint = find_checkpoint(path)
-        return checkpoint.segmentation, checkpoint.classes
-    file = read_weights(path)
-    if file.wrapper is not None:
-        print_on_main(f"{path}: takes what it holds under {file.wrapper!r}")
-    known = provenance_of_file(path, file)
-    return file.tensors, None if known is None else known.classes
 
 
 def _by_module(names: list[str]) -> str:

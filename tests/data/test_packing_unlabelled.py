@@ -12,7 +12,7 @@ from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.shards import ShardReader, choose_classes, open_shards
 from esl_dist.errors import UserError
-from esl_dist.runs.load import load_trained
+from esl_dist.runs.trained import load_trained
 from tests.builders import SPLIT, drawn_shards, no_progress, write_description, write_pictures
 from tests.programs import succeed
 from tests.training.small_runs import save_run

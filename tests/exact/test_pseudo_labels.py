@@ -222,14 +222,14 @@ def test_a_piece_that_was_damaged_meanwhile_is_named_and_no_label_is_made_of_it(
 RANK_1_IS_LATE = """
 import os, sys, time
 from pathlib import Path
-from esl_dist.inference.labelling import prediction
-plain, awaited = prediction.label_and_score, [Path(one) for one in sys.argv.pop(1).split(",")]
+from esl_dist.inference.labelling import pieces
+plain, awaited = pieces.label_and_score, [Path(one) for one in sys.argv.pop(1).split(",")]
 def late(*arguments):
     while not all(one.exists() for one in awaited):
         time.sleep(0.001)
     return plain(*arguments)
 if os.environ["RANK"] == "1":
-    prediction.label_and_score = late
+    pieces.label_and_score = late
 """
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from esl_dist.adaptation.methods import advent
 from esl_dist.data.loading import Samples
 from esl_dist.inference import scoring
-from esl_dist.inference.labelling import prediction
+from esl_dist.inference.labelling import pieces
 from esl_dist.runs import async_save as saving
 from esl_dist.training import loop as trainer
 
@@ -22,7 +22,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "weights": (trainer, "write_weights"),
     "passes": (advent, "source_pass"),
     "samples": (Samples, "__getitem__"),
-    "predictions": (prediction, "label_and_score"),
+    "predictions": (pieces, "label_and_score"),
     "scores": (scoring, "confusion_matrix"),
 }
 what, seconds = sys.argv[1], float(sys.argv[2])

@@ -23,7 +23,7 @@ from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.models.weight_files import write_weights
 from esl_dist.runs.checkpoints import checkpoint_folder
-from esl_dist.runs.load import load_trained
+from esl_dist.runs.trained import load_trained
 from tests.builders import class_set, draw, drawn_shards, write_shards
 from tests.training.small_runs import configuration, reseal, save_run, save_state, tiny_network
 

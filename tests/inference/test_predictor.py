@@ -20,7 +20,7 @@ from esl_dist.inference.predictor import (
     domain_of,
     with_common_size,
 )
-from esl_dist.runs.load import TrainedNetwork
+from esl_dist.runs.trained import TrainedNetwork
 from tests.builders import drawn_shards, write_shards
 from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network

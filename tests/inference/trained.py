@@ -3,8 +3,7 @@
 from typing import Any
 
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.runs.load import TrainedNetwork
-from esl_dist.runs.provenance import Provenance
+from esl_dist.runs.trained import Provenance, TrainedNetwork
 from tests.builders import class_set
 
 

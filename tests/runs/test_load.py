@@ -15,8 +15,7 @@ from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import published_state
 from esl_dist.runs import checkpoints
 from esl_dist.runs.checkpoints import TRAINING
-from esl_dist.runs.load import TrainedNetwork, load_trained
-from esl_dist.runs.provenance import Provenance, description_of
+from esl_dist.runs.trained import Provenance, TrainedNetwork, description_of, load_trained
 from esl_dist.training.setup import build_state
 from tests.builders import CLASS_ENTRIES, as_classes, class_set
 from tests.training.small_runs import configuration, save_run, save_state, tiny_network

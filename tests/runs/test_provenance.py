@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from esl_dist.config import LONGEST_SIDE, Train
 from esl_dist.errors import UserError
 from esl_dist.runs.checkpoints import Checkpoint
-from esl_dist.runs.provenance import Provenance, description_of, provenance_from, provenance_of
+from esl_dist.runs.trained import Provenance, description_of, provenance_from, provenance_of
 from tests.builders import class_set
 from tests.training.small_runs import configuration
 

@@ -11,7 +11,7 @@ from esl_dist.data.labels import ClassSet, SemanticClass
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
-from esl_dist.runs.provenance import Provenance, description_of
+from esl_dist.runs.trained import Provenance, description_of
 from esl_dist.training.setup import build_state, check_training
 from tests.builders import class_set
 from tests.training.small_runs import configuration, save_run, tiny_network

@@ -25,8 +25,7 @@ from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.inference.labelling.labels import LABELS, level_histograms, read_summary, summary_of, write_labels
-from esl_dist.inference.labelling.pieces import LabelJob, open_unfinished, read_entry
-from esl_dist.inference.labelling.prediction import predict_pieces
+from esl_dist.inference.labelling.pieces import LabelJob, open_unfinished, predict_pieces, read_entry
 from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import require_same
 from esl_dist.models.weight_files import digest_of_weights

@@ -1,11 +1,13 @@
-"""A pseudo-label job in pieces of a few pictures, and what is kept of it until it is finished.
+"""A pseudo-label job in pieces of a few pictures: what is predicted, and kept of it until the job is finished.
 
-A killed job redoes only what is unfinished; one that goes on with other settings keeps what does not depend on them.
+At each pixel that are a class, and the score that says whether to trust it. A killed job redoes only what is
+unfinished; one that goes on with other settings keeps what does not depend on them.
 """
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esl_dist.adaptation.pseudo_labels import Trust
+from esl_dist.adaptation.pseudo_labels import Trust, label_and_score
 from esl_dist.checked import read_content
-from esl_dist.data.images import Size, decode_label
-from esl_dist.data.loading import Samples
+from esl_dist.data.images import Size, decode_label, encode_png, fitted_size
+from esl_dist.data.loading import Batch, Samples
 from esl_dist.data.shard_index import ShardEntry, ShardIndex, shard_from, shard_to
 from esl_dist.data.shards import Members, ShardReader, write_shard
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import write_json
+from esl_dist.inference.predictions import own_part, read_batches
 from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import changes, listed
-from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, wait_for_all
+from esl_dist.ranks.collectives import broadcast_flags, is_main, note_progress, print_on_main, wait_for_all
 
 UNFINISHED = ".scratch"
 JOB = "job.json"
@@ -140,6 +143,41 @@ def read_entry(folder: Path, name: str, keys: Sequence[str], kinds: Sequence[str
         if list(sample.members) != list(kinds):
             place.at("members").refuse(" and ".join(kinds))
     return entry
+
+
+@torch.inference_mode()
+def predict_pieces(job: LabelJob) -> None:
+    """Predict this rank's part of the pieces that are not there yet, one picture at a time."""
+    folder, pieces = job.unfinished, list(chain.from_iterable(pieces_by_shard(job.target.images.index)))
+    missing = broadcast_flags([not is_written(folder, folder / piece_name(piece)) for piece in pieces])
+    own = own_part([piece for piece, is_missing in zip(pieces, missing, strict=True) if is_missing])
+    positions = [[position] for piece in own for position in piece]
+    pictures, device = Samples(job.target.images, job.target.size), job.predictor.device
+    predictions = (
+        _prediction(job, batch) for batch in read_batches(pictures, positions, job.workers, device, "predicting")
+    )
+    for piece in own:
+        keys = [job.target.images.key(position) for position in piece]
+        # The keys come first: when they run out, zip takes no prediction of the next piece.
+        write_tar(folder, folder / piece_name(piece), zip(keys, predictions, strict=False))
+    if own:
+        # Asked for one more, the progress bar sees the end.
+        next(predictions, None)
+
+
+def _prediction(job: LabelJob, batch: Batch) -> Members:
+    """Predict one picture: its labels and the levels of their scores, without padding, as PNG files."""
+    images = batch["images"].to(job.predictor.device)
+    width, height = job.frame or (images.shape[3], images.shape[2])
+    logits = job.predictor.logits(images, job.target.images.where(int(batch["positions"][0])))
+    labels, levels = label_and_score(logits, (height, width), job.trust)
+    if job.target.images.index.keep_aspect_ratio:
+        own_width, own_height = batch["own_sizes"][0].tolist()
+        width, height = fitted_size((own_width, own_height), (width, height))
+    return {
+        PREDICTION[0]: encode_png(labels[0, :height, :width].cpu().numpy().astype(np.uint8)),
+        PREDICTION[1]: encode_png(levels[0, :height, :width].cpu().numpy().astype(np.uint16)),
+    }
 
 
 def read_piece(job: LabelJob, piece: range) -> Iterator[tuple[str, Tensor, Tensor]]:

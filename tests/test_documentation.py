@@ -88,10 +88,16 @@ def test_the_table_of_published_settings_names_only_settings_there_are() -> None
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/design.md", "docs/published.md", "docs/running.md", "shards/README.md"]
+    "page",
+    ["README.md", "docs/contributing.md", "docs/design.md", "docs/published.md", "docs/running.md", "shards/README.md"],
 )
 def test_files_that_a_page_names_exist(page: str) -> None:
     text = (PROJECT / page).read_text(encoding="utf-8")
     named = set(re.findall(r"\b((?:esl_dist|launch|configs|shards|docs|tests)/[\w./-]*\w\.(?:py|yaml|md|txt))\b", text))
     assert named, "the page names no file"
     assert sorted(name for name in named if not (PROJECT / name).exists()) == []
+
+
+def test_the_readme_names_every_method() -> None:
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in METHODS if f"`{name}`" not in text] == []

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
-from esl_dist.adaptation.passes import SEGMENTATION, Networks, Step, at_level, source_pass
+from esl_dist.adaptation.passes import SEGMENTATION, Networks, Step, WeightedLosses, at_level, source_pass
 from esl_dist.models.deeplab import DeepLab
 
 TEACHER, MOMENTUM = "teacher", 0.9
@@ -19,8 +19,8 @@ TEACHER, MOMENTUM = "teacher", 0.9
 
 def changed(image: Tensor, generator: torch.Generator) -> Tensor:
     """Return a picture in another light, with noise."""
-    light = 0.5 + torch.rand((), generator=generator)
-    noise = torch.randn(image.shape, generator=generator)
+    light = 0.5 + torch.rand((), generator=generator).to(image)
+    noise = torch.randn(image.shape, generator=generator).to(image)
     return image * light + 5 * noise
 
 
@@ -40,11 +40,12 @@ class MeanTeacher(Method):
         seen = torch.stack([changed(*pair) for pair in zip(images, generators, strict=True)])
         with torch.no_grad():
             expected = step.predict("target", TEACHER)
-        losses = {}
+        losses: WeightedLosses = {}
         for level, logits in step.predict("target", images=seen).items():
             distance = F.cross_entropy(logits, expected[level].softmax(1), reduction="none").mean((1, 2)).sum()
             weight = at_level(step.options.target, level)
             losses[f"target_teacher/{level}"] = distance / step.normaliser.images, weight
+            losses |= step.cross_entropy("target", level, logits)
         step.minimise(SEGMENTATION, losses)
 
     def after_update(self, networks: Networks, steps: int) -> None:

@@ -240,6 +240,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(
         score(run, data, mode=mode, **place)
 
 
+def test_a_snapshot_s_own_folder_of_predictions_is_checked_before_it_is_scored(
+    run: Path, data: ShardReader, score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_run(run, 3)
+    Path("p").mkdir()
+    Path("p/step-00000003").touch()
+    monkeypatch.setattr(evaluation, "score_networks", lambda *words: pytest.fail("it began to score"))
+    with pytest.raises(UserError, match=r"cannot write into .*p/step-00000003; choose another place as predictions=…$"):
+        score(run, data, mode="best", predictions="p")
+
+
 def test_scores_are_not_written_among_the_shards(run: Path, data: ShardReader, score: Score) -> None:
     save_run(run, 3)
     with pytest.raises(UserError, match=r"output=.*index\.json lies in data\.path="):

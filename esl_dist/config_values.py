@@ -18,7 +18,7 @@ from omegaconf.errors import GrammarParseError
 
 from esl_dist.environment import NO, YES
 from esl_dist.errors import UserError
-from esl_dist.files import LONGEST_PATH, problem_of_text, shortened
+from esl_dist.files import LONGEST_PATH, as_given, problem_of_text, shortened
 from esl_dist.yaml_text import Unquoted, Values
 
 MOST_BITS = 1023
@@ -184,7 +184,9 @@ def converted(value: Values, kind: Any, origin: str, key: str) -> Any:
     try:
         return _READERS[single](value)
     except (KeyError, ValueError):
-        given = "nothing (null)" if value is None else shortened(natural(value))
+        # What was written without quotation marks is shown without.
+        given = as_given(value) if isinstance(value, Unquoted) else shortened(natural(value))
+        given = "nothing (null)" if value is None else given
         raise UserError(f"{place(origin, key)}: expected {_expected(kind)}, got {given}") from None
 
 

@@ -88,8 +88,18 @@ def test_other_digits_and_blanks_make_no_fraction_and_no_truth_value(text: str) 
             read(text, kind)
 
 
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [("010", "010"), ("'010'", "'010'"), ("many", "many"), ("0x10", "0x10"), ("a\u200bb", "'a\\u200bb'")],
+)
+def test_what_is_refused_is_shown_as_it_was_written(text: str, given: str) -> None:
+    with pytest.raises(UserError) as found:
+        read(text, bool)
+    assert str(found.value) == f"here: key: expected bool: true or false, got {given}"
+
+
 def test_a_number_of_many_digits_is_refused_and_cut() -> None:
-    with pytest.raises(UserError, match=r"^here: key: expected int, such as 20, got '9{100}…'$"):
+    with pytest.raises(UserError, match=r"^here: key: expected int, such as 20, got 9{100}…$"):
         read("9" * 5000, int)
 
 

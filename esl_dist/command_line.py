@@ -112,20 +112,21 @@ def _memory_advice(schema: type) -> str:
 
 def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Return the file of `--config`, and the words `key=value`; `--help` ends the program."""
+    if not {"-h", "--help"}.isdisjoint(words):
+        print(_help(schema))
+        sys.exit(0)
     files, overrides, rest = list[str](), list[str](), iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
-        if word in ("-h", "--help"):
-            print(_help(schema))
-            sys.exit(0)
         if name == "--config":
             files.append(value or next(rest, ""))
+            if not files[-1] or (not value and files[-1].startswith("-")):
+                problem = "expected a file behind it; --help lists what may be given"
+                raise UserError(f"{COMMAND_LINE}: argument --config: {problem}")
         elif equals and not word.startswith("-"):
             overrides.append(word)
         else:
             raise UserError(f"{COMMAND_LINE}: {_as_setting(word, words, schema)}")
-    if "" in files:
-        raise UserError(f"{COMMAND_LINE}: --config: expected a file behind it; --help lists what may be given")
     if len(files) > 1:
         raise UserError(f"{COMMAND_LINE}: --config is given {len(files)} times; expected one file")
     return Path(files[0]) if files else None, overrides

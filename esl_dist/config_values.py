@@ -18,7 +18,7 @@ from omegaconf.errors import GrammarParseError
 
 from esl_dist.environment import NO, YES
 from esl_dist.errors import UserError
-from esl_dist.files import LONGEST_PATH, problem_of_text, shortened
+from esl_dist.files import LONGEST_PATH, as_given, problem_of_text, shortened
 from esl_dist.yaml_text import Unquoted, Values
 
 MOST_BITS = 1023
@@ -184,7 +184,9 @@ def converted(value: Values, kind: Any, origin: str, key: str) -> Any:
     try:
         return _READERS[single](value)
     except (KeyError, ValueError):
-        given = "nothing (null)" if value is None else shortened(natural(value))
+        # What was written without quotation marks is shown without.
+        given = as_given(value) if isinstance(value, Unquoted) else shortened(natural(value))
+        given = "nothing (null)" if value is None else given
         raise UserError(f"{place(origin, key)}: expected {_expected(kind)}, got {given}") from None
 
 
@@ -222,9 +224,18 @@ def _expected(kind: Any) -> str:
     return type_name(kind) if words is None else f"{words}{'' if single is kind else ' or null'}"
 
 
+def _numeral(value: Values) -> str:
+    """Return the text of a number; Python would take digits of any script, and blanks around them, too."""
+    text = str(value)
+    other_bases = "[-+]?0o" if isinstance(value, Unquoted) else "[-+]?0[box]"
+    if not text.isascii() or text != text.strip() or re.match(other_bases, text, re.IGNORECASE):
+        raise ValueError(value)
+    return text
+
+
 def _whole(value: Values) -> int:
     # As Python writes it, which everybody reads the same: not 010 or 1:30, which YAML takes for 8 and 90.
-    number = int(str(value), 0)
+    number = int(_numeral(value), 0)
     if number.bit_length() > MOST_BITS:
         raise ValueError(value)
     return number
@@ -236,7 +247,7 @@ def _number(value: Values) -> float:
     if not isinstance(value, str | float) or LEADING_ZERO.match(str(value)):
         raise ValueError(value)
     # YAML writes .inf and .nan.
-    return float(re.sub(r"\.(?=inf|nan)", "", str(value).lower()))
+    return float(re.sub(r"\.(?=inf|nan)", "", _numeral(value).lower()))
 
 
 def _text(value: Values) -> str:

@@ -132,7 +132,10 @@ def test_a_bad_launcher_does_not_hide_another_mistake(
         (("--jpg_quality",), "'--jpg_quality' is not of the form key=value; write jpg_quality=…"),
         (("--hlep",), "unrecognized arguments: --hlep; --help is near, and --help lists all settings"),
         (("-n",), "unrecognized arguments: -n; --help lists all settings"),
-        (("--config",), "--config: expected a file behind it; --help lists what may be given"),
+        *(
+            (words, "argument --config: expected a file behind it; --help lists what may be given")
+            for words in [("--config",), ("--config", "--size", "3"), ("--config", "--config", "a"), ("--config=",)]
+        ),
         (("--config", "a", "--config", "b"), "--config is given 2 times; expected one file"),
     ],
 )
@@ -197,6 +200,19 @@ def test_help_comes_at_any_width(
     monkeypatch.setenv("COLUMNS", columns)
     assert ending(monkeypatch, Prepare, ("--help",)) == 0
     assert "jpg_quality" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("-h",), ("--config", "-h"), ("--config", "--help"), ("--config", "absent.yaml", "-h"), ("novalue", "--help")],
+)
+def test_help_comes_wherever_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    assert ending(monkeypatch, Prepare, words) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("usage: ")
+    assert captured.err == ""
 
 
 @pytest.mark.parametrize("schema", [Train, PseudoLabel, Evaluate, Prepare, Demo])

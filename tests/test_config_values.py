@@ -70,8 +70,36 @@ def test_other_spellings_of_a_whole_number_are_refused_by_name(text: str) -> Non
         read(text, int)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["٣", "'٣'", "' 5'", "'5 '", "0o17", "-0O17", "'0o17'", "'0x10'", "'0b11'", "'-0X1F'", "'\u00a05'"],
+)
+@pytest.mark.parametrize("kind", [int, float, bool])
+def test_other_digits_blanks_and_bases_that_yaml_does_not_know_make_no_number(text: str, kind: type) -> None:
+    with pytest.raises(UserError, match=rf"^here: key: expected {kind.__name__}\b.*, got "):
+        read(text, kind)
+    assert isinstance(read(text, Any), str)
+
+
+@pytest.mark.parametrize("text", ["٣.5", "1e٣", "' 0.5'", "'1e-3 '", "' true'"])
+def test_other_digits_and_blanks_make_no_fraction_and_no_truth_value(text: str) -> None:
+    for kind in (float, bool):
+        with pytest.raises(UserError, match=r"^here: key: expected "):
+            read(text, kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [("010", "010"), ("'010'", "'010'"), ("many", "many"), ("0x10", "0x10"), ("a\u200bb", "'a\\u200bb'")],
+)
+def test_what_is_refused_is_shown_as_it_was_written(text: str, given: str) -> None:
+    with pytest.raises(UserError) as found:
+        read(text, bool)
+    assert str(found.value) == f"here: key: expected bool: true or false, got {given}"
+
+
 def test_a_number_of_many_digits_is_refused_and_cut() -> None:
-    with pytest.raises(UserError, match=r"^here: key: expected int, such as 20, got '9{100}…'$"):
+    with pytest.raises(UserError, match=r"^here: key: expected int, such as 20, got 9{100}…$"):
         read("9" * 5000, int)
 
 

@@ -61,13 +61,17 @@ def class_set_from(content: Content) -> ClassSet:
     if not 1 <= len(content.entries()) <= IGNORE_INDEX:
         content.refuse(f"1 to {IGNORE_INDEX} classes")
     classes = tuple(read(entry, SemanticClass) for entry in content.entries())
-    owner: dict[str, str] = {}
+    names: set[str] = set()
+    owner: dict[int, str] = {}
     for item in classes:
-        for what in (f"name {item.name!r}", *(f"raw id {one}" for one in item.ids)):
-            if what in owner:
-                both = f"class {owner[what]} and to class {item.name}"
-                raise UserError(f"{content.place()}: {what} belongs to {both}; {content.remedy}")
-            owner[what] = item.name
+        if item.name in names:
+            raise UserError(f"{content.place()}: the name {item.name!r} stands twice; {content.remedy}")
+        names.add(item.name)
+        for raw_id in item.ids:
+            if raw_id in owner:
+                both = f"class {owner[raw_id]} and to class {item.name}"
+                raise UserError(f"{content.place()}: raw id {raw_id} belongs to {both}; {content.remedy}")
+            owner[raw_id] = item.name
     return classes
 
 

@@ -257,13 +257,15 @@ def _pairs(root: Path, sides: Sequence[_Side], places: Mapping[str, str]) -> tup
 
 
 def _without_files(root: Path, missing: Sequence[tuple[str, _Side]], places: Mapping[str, str]) -> UserError:
+    # Pictures and labels may have one pattern, and a missing file then misses twice.
+    by_path = {side.pattern.first_file_of(name): (name, side) for name, side in missing}
     shown = []
     # As many as are shown, and one more: each takes a look at all entries.
-    for name, side in missing[: SHOWN + 1]:
+    for path, (name, side) in itertools.islice(by_path.items(), SHOWN + 1):
         others = [entry.inner for entry in side.entries if side.pattern.name_in(entry.inner, True) == name]
-        shown.append(f"{root / side.pattern.file_of(name)}" + (f" (there is {others[-1]})" if others else ""))
+        shown.append(f"{root / path}" + (f" (there is {others[-1]})" if others else ""))
     lines = first_few(list(dict.fromkeys(places[name] for name, _ in missing if places[name])))
     return UserError(
-        f"{len(missing)} files of the split do not exist: {first_few(shown)}; a sample is a picture and its label"
+        f"{len(by_path)} files of the split do not exist: {first_few(shown)}; a sample is a picture and its label"
         + (f"; see {lines}" if lines else "")
     )

@@ -58,6 +58,11 @@ class FilePattern:
         """Return the path of a sample's file below the root."""
         return f"{self.folder}{self.before}{name}{self.after}{self.extension}"
 
+    def first_file_of(self, name: str) -> str:
+        """Return that path with the first of the extensions that it may have."""
+        extension = EXTENSIONS[0] if self.extension == ANY_PICTURE else self.extension
+        return f"{self.folder}{self.before}{name}{self.after}{extension}"
+
     def name_in(self, path: str, other_extension: bool = False) -> str | None:
         """Return the name in the path (NFC) of a file below `folder`; None: the pattern does not take that file.
 

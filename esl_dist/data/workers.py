@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.connection import Connection, Pipe
+from typing import Any
 
 import cv2
 import torch
@@ -120,6 +121,21 @@ def _transfer(move: Callable[[int, list[memoryview], int], int], memory: int, te
             rest, offset = rest[moved:], offset + moved
 
 
+def _received(pipe: Connection) -> Any:
+    """Return what comes next.
+
+    Raises:
+        EOFError: the other process has ended, before or in the middle of it.
+    """
+    try:
+        return pipe.recv()
+    except OSError as error:
+        # The end in the middle of a message is Python's own error, without a number of the system.
+        if error.errno is None or isinstance(error, ConnectionError):
+            raise EOFError from error
+        raise
+
+
 class _Process:
     """A process that reads: what the program asks it for, and the loop that answers."""
 
@@ -162,7 +178,7 @@ class _Process:
             # Other processes may hold the parent's end of the pipe after it.
             while os.getppid() == self.parent:
                 if pipe.poll(LOOK_SECONDS):
-                    pipe.send(self.answer(*pipe.recv()))
+                    pipe.send(self.answer(*_received(pipe)))
 
     def answer(self, memory: int, wanted: list[int]) -> Layout | Exception:
         """Put a batch into memory; returns how it lies there, or what went wrong."""
@@ -200,8 +216,8 @@ class _Process:
                     "the disk does not answer; look for the cause on this machine, or raise timeout_minutes"
                 )
         try:
-            answer: Layout | Exception = self.pipe.recv()
-        except (EOFError, ConnectionError):
+            answer: Layout | Exception = _received(self.pipe)
+        except EOFError:
             raise UserError(f"{self.who} {self.cause_of_end(place)}") from None
         if isinstance(answer, Exception):
             raise answer

@@ -123,7 +123,8 @@ def _evaluate_snapshots(config: Evaluate, inputs: Inputs) -> dict[str, str]:
     def score(folder: Path) -> dict[str, Any]:
         nonlocal with_curves
         refuse_unwritable("output", kept.parent)
-        refuse_unwritable("predictions", config.predictions)
+        files = scoring_of(folder).files
+        refuse_unwritable("predictions", None if files is None else files.folder)
         ensemble = [replace(first, trained=inputs.load(folder).trained)]
         scores = score_networks(ensemble, scoring_of(folder))
         if with_curves:

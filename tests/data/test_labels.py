@@ -91,7 +91,7 @@ def entry(**changes: object) -> dict[str, object]:
         ([entry(ids=[-1])], r"\[0\]\.ids\[0\]: expected a whole number from 0 to 65535, got -1"),
         ([entry(ids=[4, 4])], "raw id 4 belongs to class x and to class x"),
         ([entry(), entry(name="y", ids=[3, 4])], "raw id 4 belongs to class x and to class y"),
-        ([entry(), entry(ids=[5])], "name 'x' belongs to class x and to class x"),
+        ([entry(), entry(ids=[5])], "the name 'x' stands twice"),
         ([], "expected 1 to 255 classes, got"),
         ([entry(name=str(raw), ids=[raw]) for raw in range(256)], "expected 1 to 255 classes, got a list of 256"),
         ([None] * 10**6, "expected 1 to 255 classes, got a list of 1000000"),

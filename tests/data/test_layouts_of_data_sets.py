@@ -1,7 +1,6 @@
 """What the data sets of the field need of a layout: raw ids by name, several extensions, labels in a channel."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +166,7 @@ def test_labels_without_pictures_are_reported_by_name(tmp_path: Path, image: str
     write_pictures(tmp_path, [f"s{number}" for number in range(4)])
     for number in (1, 3):
         (tmp_path / SPLIT / f"images/s{number}.png").unlink()
-    first, second = (re.escape(image.format(split=SPLIT, name=name)) for name in ("s1", "s3"))
+    first, second = (rf"{SPLIT}/images/{name}\.png" for name in ("s1", "s3"))
     with pytest.raises(UserError, match=rf"^2 files of the split do not exist: \S*/{first}, \S*/{second}; a sample is"):
         read_layout(write_description(tmp_path, image=image), SPLIT)
 
@@ -175,8 +174,16 @@ def test_labels_without_pictures_are_reported_by_name(tmp_path: Path, image: str
 def test_pictures_without_labels_are_reported_by_name(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a", "b"])
     (tmp_path / SPLIT / "labels/b.png").unlink()
-    with pytest.raises(UserError, match=r"^1 files of the split do not exist: \S*/labels/b\.\*; a sample is"):
+    with pytest.raises(UserError, match=r"^1 files of the split do not exist: \S*/labels/b\.png; a sample is"):
         read_layout(write_description(tmp_path, label="{split}/labels/{name}.*"), SPLIT)
+
+
+def test_a_missing_file_that_is_picture_and_label_is_counted_once(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a"])
+    (tmp_path / "some.txt").write_text("a\nb\nc\n")
+    both = dict.fromkeys(("image", "label"), "{split}/images/{name}.png")
+    with pytest.raises(UserError, match=r"^2 files of the split do not exist: \S*/b\.png, \S*/c\.png; a sample is"):
+        read_layout(write_description(tmp_path, **both, splits={SPLIT: {"list": "some.txt"}}), SPLIT)
 
 
 def test_labels_of_other_splits_and_names_are_not_missed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
@@ -141,6 +142,19 @@ def test_the_end_of_a_process_is_told_with_its_cause(
 def test_a_library_that_ends_the_process_is_not_taken_for_a_want_of_memory(shards: ShardReader) -> None:
     with pytest.raises(UserError, match=r"ended \(exit code 7\) at .*, sample 'scene_002'; look for the cause above"):
         read_all(bad_at(2, lambda: os._exit(7)), shards)
+
+
+def test_an_end_in_the_middle_of_a_long_answer_is_told_like_any_other(
+    shards: ShardReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send_half(pipe: Connection, _: object) -> None:
+        os.write(pipe.fileno(), (1000).to_bytes(4, "big") + b"a beginning")
+        os._exit(7)
+
+    # It is called in the process that reads, and so patches that one alone.
+    read = bad_at(2, lambda: monkeypatch.setattr(Connection, "_send_bytes", send_half))
+    with pytest.raises(UserError, match=r"ended \(exit code 7\) at .*, sample 'scene_002'; look for the cause above"):
+        read_all(read, shards)
 
 
 @pytest.mark.parametrize(

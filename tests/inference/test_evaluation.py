@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from esl_dist.config import Evaluate
-from esl_dist.config_files import from_dictionary
+from esl_dist.config_files import from_dictionary, save_config
 from esl_dist.data.images import encode_png
 from esl_dist.data.labels import SemanticClass, class_names
 from esl_dist.data.loading import network_input
@@ -22,7 +22,7 @@ from esl_dist.inference import evaluation
 from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.models.weight_files import write_weights
-from esl_dist.runs.checkpoints import checkpoint_folder
+from esl_dist.runs.checkpoints import RUN_CONFIG, checkpoint_folder
 from esl_dist.runs.trained import load_trained
 from tests.builders import class_set, draw, drawn_shards, write_shards
 from tests.training.small_runs import configuration, reseal, save_run, save_state, tiny_network
@@ -93,6 +93,7 @@ def per_domain_run(run: Path, shards: dict[str, str], monkeypatch: pytest.Monkey
         if name.endswith("source_mean"):
             tensor.add_(3 * torch.randn(tensor.shape))
     monkeypatch.setattr("tests.training.small_runs.FINGERPRINTS", shards)
+    save_config(config, run / RUN_CONFIG)
     save_state(run, 3, state, config, class_set())
 
 
@@ -105,6 +106,16 @@ def test_pictures_of_the_source_are_scored_with_its_statistics(
     assert score(run, data) == source
     other = drawn_shards(data.folder.parent / "other", 2, in_a_shard=1, width=SIZE[0], height=SIZE[1])
     assert score(run, other) == target
+
+
+def test_statistics_estimated_anew_are_of_no_domain_in_the_scores_of_a_run(
+    run: Path, data: ShardReader, score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_domain_run(run, {"source": data.fingerprint(), "target": "b" * 64}, monkeypatch)
+    own = score(run, data, mode="best", output="own.json")["made_with"]
+    anew = score(run, data, mode="best", statistics_from=str(data.folder), **at(data, SIZE))["made_with"]
+    assert (own["domain"], own["statistics_from"]) == ("source", None)
+    assert (anew["domain"], anew["statistics_from"]) == ("target", data.fingerprint())
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -238,6 +249,17 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_scored(
     [setting] = place
     with pytest.raises(UserError, match=rf"cannot write into .*file.*; choose another place as {setting}=…"):
         score(run, data, mode=mode, **place)
+
+
+def test_a_snapshot_s_own_folder_of_predictions_is_checked_before_it_is_scored(
+    run: Path, data: ShardReader, score: Score, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_run(run, 3)
+    Path("p").mkdir()
+    Path("p/step-00000003").touch()
+    monkeypatch.setattr(evaluation, "score_networks", lambda *words: pytest.fail("it began to score"))
+    with pytest.raises(UserError, match=r"cannot write into .*p/step-00000003; choose another place as predictions=…$"):
+        score(run, data, mode="best", predictions="p")
 
 
 def test_scores_are_not_written_among_the_shards(run: Path, data: ShardReader, score: Score) -> None:

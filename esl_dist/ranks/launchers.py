@@ -90,9 +90,9 @@ def refuse_missing_ranks() -> None:
         # It also starts the single process of a machine with GPUs, and then says False.
         where = " on CPU" if flag("ACCELERATE_USE_CPU") else ""
         raise UserError(
-            f"accelerate launch started one process{where} where several were asked for, or MASTER_ADDR and MASTER_PORT "
-            "were set before; for one, unset MASTER_PORT; for several, with N in place of their number (and --nnodes "
-            f"on several machines), type: torchrun --nproc_per_node N {shlex.join(words)}"
+            f"accelerate launch started one process{where} where several were asked for, or MASTER_ADDR and "
+            "MASTER_PORT were set before; for one, unset MASTER_PORT; for several, with N in place of their number "
+            f"(and --nnodes on several machines), type: torchrun --nproc_per_node N {shlex.join(words)}"
         )
 
 

@@ -150,7 +150,7 @@ def test_one_process_in_place_of_several_is_refused_with_the_line_to_type(
     refuse_missing_ranks()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError, match="started one process on CPU .*; for one, unset MASTER_PORT; ") as refused:
+    with pytest.raises(UserError, match=r"started one process on CPU .*; for one, unset MASTER_PORT; ") as refused:
         refuse_missing_ranks()
     assert str(refused.value).endswith(f"type: torchrun --nproc_per_node N launch/train.py 'name=a run'{more}")
     monkeypatch.setenv("WORLD_SIZE", "1")
@@ -172,7 +172,7 @@ def test_one_process_on_a_machine_with_gpus_is_not_said_to_be_on_cpu(monkeypatch
     monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError, match="^accelerate launch started one process where several were asked for, or MAST"):
+    with pytest.raises(UserError, match=r"^accelerate launch started one process where several were "):
         refuse_missing_ranks()
     monkeypatch.delenv("MASTER_PORT")
     refuse_missing_ranks()

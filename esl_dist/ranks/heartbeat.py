@@ -193,11 +193,13 @@ class Heartbeat:
         """Say for whom this rank has waited too long since it began its last collective; None: it may go on."""
         if self._is_asking or waited < SILENT_SECONDS:
             return None
-        if self._lost is not None:
-            return self._lost if self.progress.is_in_collective else None
+        waits = self.progress.is_in_collective or _is_in_torch_distributed(self._main)
+        if waits and self._lost is not None:
+            return self._lost
         seconds = self._timeout_seconds
+        # On a GPU a rank may also wait where its main thread is outside of torch.distributed.
         behind = {rank: seen for rank, seen in self._others.items() if seen.note.get("begun", 0) < begun}
-        if waited < seconds or not (self.progress.is_in_collective or behind):
+        if waited < seconds or not (waits or behind):
             return None
         idle = {rank: seen for rank, seen in self._others.items() if self._answered - seen.got_on > seconds}
         if lost := self._lost_rank(idle, min(seconds, ANSWER_SECONDS)):
@@ -226,6 +228,12 @@ def _words_of(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _is_in_torch_distributed(thread: int) -> bool:
+    """Return whether a thread is in torch's collectives, as batch norm and DeepSpeed begin them without a mark."""
+    frames = traceback.walk_stack(sys._current_frames()[thread])
+    return any("/torch/distributed/" in frame.f_code.co_filename for frame, _ in frames)
 
 
 def _line(thread: int) -> str:

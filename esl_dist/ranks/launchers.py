@@ -83,13 +83,16 @@ def refuse_missing_ranks() -> None:
         raise UserError(
             f"srun started {tasks} processes that do not know of each other; let it start one torchrun on each machine"
         )
-    # Accelerate's launcher for CPUs sets a port where several processes were asked for, and says nowhere how many.
-    if {"MASTER_PORT", "ACCELERATE_USE_CPU"} <= os.environ.keys() and launch().world_size == 1:
+    # Accelerate's launcher for CPUs sets where several processes that were asked for meet, and says nowhere how many.
+    if {"MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"} <= os.environ.keys() and launch().world_size == 1:
         precision = f"precision={asked_precision(None)}"
         words = sys.argv if precision in (*sys.argv, "precision=no") else [*sys.argv, precision]
+        # It also starts the single process of a machine with GPUs, and then says False.
+        where = " on CPU" if flag("ACCELERATE_USE_CPU") else ""
         raise UserError(
-            "accelerate launch started one process on CPU where several were asked for; with N in place of their "
-            f"number (and --nnodes on several machines), type: torchrun --nproc_per_node N {shlex.join(words)}"
+            f"accelerate launch started one process{where} where several were asked for, or MASTER_ADDR and "
+            "MASTER_PORT were set before; for one, unset MASTER_PORT; for several, with N in place of their number "
+            f"(and --nnodes on several machines), type: torchrun --nproc_per_node N {shlex.join(words)}"
         )
 
 

@@ -4,6 +4,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -230,6 +231,57 @@ def test_a_rank_that_waits_in_a_collective_that_nobody_marked_ends_too(
     assert re.search(r"rank 1 \(last at the start; .*\) hangs$", capsys.readouterr().err.rstrip())
 
 
+def in_torch_distributed(function: Callable[[], object]) -> None:
+    """Call it as torch's collectives would: with one of their files among this thread's frames."""
+    library: dict[str, Callable[[Callable[[], object]], None]] = {}
+    exec(compile("def call(function): function()", "/venv/lib/site-packages/torch/distributed/x.py", "exec"), library)
+    library["call"](function)
+
+
+@pytest.fixture
+def join_elsewhere(join: Join) -> Iterator[Join]:
+    """Join as a rank whose main thread is another one, which does nothing."""
+    with ThreadPoolExecutor(1) as thread:
+        yield lambda *arguments: thread.submit(join, *arguments).result()
+
+
+def test_all_that_wait_in_a_collective_that_nobody_marked_end_though_the_first_has_said_its_last_words(
+    join: Join, join_elsewhere: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, last, _ = join(0, 3, SOON), join(1, 3), join_elsewhere(2, 3)
+    for one in (first, last):
+        one.progress.begun += 1
+    in_torch_distributed(lambda: wait_for(lambda: len(exit_codes) == 2))
+    assert exit_codes == [EXIT_LOST_RANK] * 2
+    said = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error \(rank 0\): waited .*: rank 2 \(last at the start; .*\) hangs", said[0])
+    assert re.fullmatch(r"error \(rank 1\): waited .*: rank 0 ended: waited .*: rank 2 \(.*\) hangs", said[1])
+
+
+def test_where_frames_do_not_show_that_a_rank_waits_it_ends_after_the_timeout_though_another_has_said_its_last_words(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a GPU."""
+    first, last, _ = join(0, 3, SOON), join(1, 3, 2 * SOON), join(2, 3)
+    for one in (first, last):
+        one.progress.begun += 1
+    wait_for(lambda: len(exit_codes) == 2)
+    assert exit_codes == [EXIT_LOST_RANK] * 2
+    assert "error (rank 1): waited " in capsys.readouterr().err
+
+
+def test_ranks_that_wait_in_a_collective_that_stalls_and_that_nobody_marked_end_after_the_timeout(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ranks = [join(rank, 3, SOON) for rank in range(3)]
+    for one in ranks:
+        one.progress.begun += 1
+    in_torch_distributed(lambda: wait_for(lambda: len(exit_codes) == 3))
+    assert exit_codes == [EXIT_LOST_RANK] * 3
+    said = capsys.readouterr().err.splitlines()
+    assert all("nobody gets on, and no rank can be singled out; rank " in line for line in said)
+
+
 def test_a_rank_that_works_on_when_the_others_are_done_is_let_alone(join: Join, exit_codes: list[int]) -> None:
     own, other = join(0, timeout_seconds=SOON), join(1)
     for one in (own, other):
@@ -316,9 +368,8 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(
 
 
 def test_the_line_of_a_rank_is_that_of_the_program_and_not_of_a_library() -> None:
-    release, library = threading.Event(), {}
-    exec(compile("def call(function): function()", "/venv/lib/site-packages/torch/distributed/x.py", "exec"), library)
-    thread = threading.Thread(target=lambda: library["call"](release.wait))
+    release = threading.Event()
+    thread = threading.Thread(target=lambda: in_torch_distributed(release.wait))
     thread.start()
     wait_for(lambda: "tests/" in _line(thread.ident or 0))
     line = _line(thread.ident or 0)

@@ -13,7 +13,7 @@ DEEPSPEED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAG
 @pytest.fixture(autouse=True)
 def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [name for name in os.environ if name.startswith(("ACCELERATE_", "SLURM_"))]
-    for name in [*names, "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_PORT", "OMP_NUM_THREADS"]:
+    for name in [*names, "WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"]:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -148,11 +148,33 @@ def test_one_process_in_place_of_several_is_refused_with_the_line_to_type(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
     refuse_missing_ranks()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError, match=r"started one process on CPU .*; for one, unset MASTER_PORT; ") as refused:
         refuse_missing_ranks()
     assert str(refused.value).endswith(f"type: torchrun --nproc_per_node N launch/train.py 'name=a run'{more}")
     monkeypatch.setenv("WORLD_SIZE", "1")
+    refuse_missing_ranks()
+
+
+@pytest.mark.parametrize("uses_cpu", ["True", "False"])
+def test_one_process_that_was_asked_for_is_not_refused_for_a_port_alone(
+    monkeypatch: pytest.MonkeyPatch, uses_cpu: str
+) -> None:
+    """Accelerate's launcher sets it together with an address."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", uses_cpu)
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    refuse_missing_ranks()
+
+
+def test_one_process_on_a_machine_with_gpus_is_not_said_to_be_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accelerate's launcher then sets the flag, too."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "False")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    with pytest.raises(UserError, match=r"^accelerate launch started one process where several were "):
+        refuse_missing_ranks()
+    monkeypatch.delenv("MASTER_PORT")
     refuse_missing_ranks()
 
 

@@ -145,10 +145,16 @@ class Content:
             self.refuse("text")
         return self.value
 
-    def version_of(self, form: str, versions: Sequence[int]) -> int:
-        """Return the version of a file that has to be of the format `form`, in one of `versions`, the newest last.
+    def version_of(self, form: str, versions: Sequence[int], or_else: str | None = None) -> int:
+        """Return the version of a file that has to be of the format `form`, in one of `versions`.
+
+        Args:
+            form: its name.
+            versions: those that are read.
+            or_else: what else can be done about another version; None: the remedy of all that does not fit.
 
         Raises:
+            UserError: the format is another, or no version is named.
             OtherVersionError: the version is another.
         """
         if not isinstance(self.value, dict) or self.value.get("format") != form:
@@ -156,8 +162,8 @@ class Content:
         version = self.at("format_version").whole_number()
         if version not in versions:
             raise OtherVersionError(
-                f"{self.place()}: format version {version}, this program reads {versions[-1]}; use the version of the "
-                f"program that wrote it, or {self.remedy}"
+                f"{self.place()}: format version {version}, this program reads {' and '.join(map(str, versions))}; use "
+                f"the version of the program that wrote it, or {or_else or self.remedy}"
             )
         return version
 

@@ -8,7 +8,7 @@ the text of a setting says otherwise.
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from omegaconf import MISSING
 
@@ -24,9 +24,12 @@ LONGEST_SIDE = 2**15
 MOST_PIXELS = Bound("at most 268_435_456 pixels together", lambda size: math.prod(size) <= 2**28, is_of_list=True)
 PRECISIONS = ("no", "bf16", "fp16")
 
+Domain = Literal["source", "target"]
+DOMAINS: tuple[Domain, Domain] = ("source", "target")
+
 Folder = Annotated[str, FOLDER]
 Precision = Annotated[str, one_of(*PRECISIONS)]
-Domain = Annotated[str, one_of("source", "target")]
+DomainChoice = Annotated[str, one_of(*DOMAINS)]
 Steps = Annotated[int, limits(at_least=1, at_most=MOST_STEPS)]
 StepsOrNone = Annotated[int, limits(at_least=0, at_most=MOST_STEPS)]
 Samples = Annotated[int, limits(at_least=1, at_most=2**16)]
@@ -227,7 +230,7 @@ class Prediction:
     shards do."""
     as_packed: bool = False
     """Whether pictures are seen at the size at which they are packed, whatever that of the training."""
-    domain: Domain | None = None
+    domain: DomainChoice | None = None
     """Whose size of pictures and, where there are statistics per domain, whose batch-norm statistics the network takes:
     `source` or `target`; null: the source's for shards of the run's source data set, else the target's."""
     precision: Precision | None = None

@@ -153,8 +153,8 @@ def test_what_is_no_such_dataclass_is_refused_with_its_place(value: Any, message
 
 
 def test_a_file_of_another_format_or_version_is_refused() -> None:
-    def version_of(**header: Any) -> int:
-        return Content(header, Path("f.json"), "make it again").version_of("shards", [2, 3])
+    def version_of(*or_else: str, **header: Any) -> int:
+        return Content(header, Path("f.json"), "make it again").version_of("shards", [2, 3], *or_else)
 
     assert version_of(format="shards", format_version=2) == 2
     with pytest.raises(UserError, match=r"^f\.json: expected the format 'shards'; make it again$"):
@@ -163,6 +163,12 @@ def test_a_file_of_another_format_or_version_is_refused() -> None:
         version_of(format="shards")
     with pytest.raises(UserError, match=r"^f\.json: format_version: expected a whole number"):
         version_of(format="shards", format_version="2")
-    told = r"^f\.json: format version 4, this program reads 3; use the version of the program that wrote it, or make"
+    told = (
+        r"^f\.json: format version 4, this program reads 2 and 3; use the version of the program that wrote it, or make"
+    )
     with pytest.raises(OtherVersionError, match=told):
         version_of(format="shards", format_version=4)
+    with pytest.raises(OtherVersionError, match=r"that wrote it, or begin anew$"):
+        version_of("begin anew", format="shards", format_version=4)
+    with pytest.raises(UserError, match=r"^f\.json: expected the format 'shards'; make it again$"):
+        version_of("begin anew", format="runs")

@@ -14,14 +14,12 @@ from torch import Tensor, nn
 
 from esl_dist import config as settings
 from esl_dist.adaptation.losses import cross_entropy
+from esl_dist.config import DOMAINS, Domain
 from esl_dist.data.loading import Batch
-from esl_dist.models.batch_norm import Domain
 from esl_dist.models.deeplab import Logits, upsample
 
 SEGMENTATION = "segmentation"
 """Name of the network that is trained in the end for its own sake."""
-
-DOMAINS: tuple[Domain, Domain] = ("source", "target")
 
 Networks = nn.ModuleDict
 """Name → network: `SEGMENTATION`, and those that the method adds."""
@@ -109,10 +107,26 @@ class Step:
     losses: Losses = field(default_factory=dict)
 
     def samples(self, domain: Domain) -> Batch:
-        """Return the samples of a domain that is looked at."""
+        """Return the samples of a domain.
+
+        Raises:
+            ValueError: no target is read.
+        """
         samples = self.batch.source if domain == "source" else self.batch.target
-        assert samples is not None
+        if samples is None:
+            raise ValueError("no target is read; write `needs_target = True` in the method's class")
         return samples
+
+    def network(self, name: str) -> nn.Module:
+        """Return the network of that name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in self.networks:
+            known = ", ".join(self.networks)
+            raise ValueError(f"there is no network {name!r}; name one of {known}, or return it from `networks`")
+        return self.networks[name]
 
     def predict(self, domain: Domain, network: str = SEGMENTATION, images: Tensor | None = None) -> Logits:
         """Return a network's logits at label size, in float32 at least, for losses do not bear half precision.
@@ -121,16 +135,26 @@ class Step:
             domain: whose samples, and batch-norm statistics.
             network: a segmentation network's name.
             images: to look at in place of the domain's, changed by the method; as these are normalised.
+
+        Raises:
+            ValueError: no target is read, or there is no such network.
         """
         samples = self.samples(domain)
         labels = samples["labels"]
         size = samples["images"].shape[2:] if labels is None else labels.shape[1:]
         with self.precision.autocast():
-            logits: Logits = self.networks[network](samples["images"] if images is None else images, domain)
+            logits: Logits = self.network(network)(samples["images"] if images is None else images, domain)
         return {level: upsample(_at_least_float32(scores), size) for level, scores in logits.items()}
 
     def minimise(self, network: str, weighted: WeightedLosses) -> None:
-        """Add the gradients of weighted losses, and note the losses."""
+        """Add the gradients of weighted losses, and note the losses.
+
+        Raises:
+            ValueError: there is no such network, or no loss.
+        """
+        self.network(network)
+        if not weighted:
+            raise ValueError(f"minimise({network!r}, …) got no loss; give it one, or leave this pass out on every rank")
         self.precision.backward(torch.stack([loss * weight for loss, weight in weighted.values()]).sum(), network)
         for name, (loss, _) in weighted.items():
             self.losses[name] = self.losses[name] + loss.detach() if name in self.losses else loss.detach()

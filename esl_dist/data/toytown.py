@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from esl_dist.config import DOMAINS
 from esl_dist.data.images import encode_png
 from esl_dist.data.toytown_looks import CIRCLE, LOOKS, RGB, Face, Look, Points, photograph, shaded
 from esl_dist.files import whole_file
 
 CLASSES = ("road", "sidewalk", "building", "pole", "traffic sign", "vegetation", "sky", "person", "car")
-DOMAINS = ("source", "target")
 SPLITS = ("train", "val")
 MIN_WIDTH, MIN_HEIGHT = 64, 32
 

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from esl_dist import config as settings
+from esl_dist.config import Domain
 from esl_dist.data.class_sets import read_class_sets, same_classes
 from esl_dist.data.images import Size, as_size
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import Domain
 from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks, world_size
 from esl_dist.ranks.session import joined_ranks
 from esl_dist.reporting.accounts import account

@@ -10,14 +10,14 @@ Its scale and shift are frozen, as in the published network; its statistics are 
 """
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Domain = Literal["source", "target"]
+from esl_dist.config import Domain
 
 
 class DomainBatchNorm2d(nn.BatchNorm2d):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from esl_dist.config import Domain
 from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import Domain, DomainBatchNorm2d, set_domain
+from esl_dist.models.batch_norm import DomainBatchNorm2d, set_domain
 
 CLASSIFIER_DILATIONS = (6, 12, 18, 24)
 

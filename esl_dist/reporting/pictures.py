@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esl_dist.adaptation.losses import normalised_entropy
+from esl_dist.config import Domain
 from esl_dist.data.labels import RAW_IDS, ClassSet
 from esl_dist.data.loading import MEAN_COLOR
-from esl_dist.models.batch_norm import Domain
 from esl_dist.models.deeplab import DeepLab, upsample
 
 Picture = NDArray[np.uint8]

@@ -224,7 +224,7 @@ def read_manifest(folder: Path) -> Manifest:
         said = content.mapping()
         if said.pop("sha256", None) != _digest(said):
             raise UserError(f"{file}: not the bytes that were saved; {REMEDY}")
-        version = Content(content.value, file, BEGIN_ANEW).version_of(FORMAT, READ_VERSIONS)
+        version = content.version_of(FORMAT, READ_VERSIONS, BEGIN_ANEW)
         manifest = read(content, Manifest)
         _refuse_other_files(content.at("files"), manifest, version)
     for name, saved in manifest.files.items():

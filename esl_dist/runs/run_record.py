@@ -7,7 +7,8 @@ and the next one, which has the folder for itself, calls it `lost`. Nothing of t
 secrets. The record is for people: one that is damaged or cannot be written costs a warning, and no training.
 
 A process that must not wait for anything notes no end, either, and is called `lost` like one that was killed: at the
-second Ctrl-C (`signals`), and where it lost another rank and its own main thread is stuck (`presence`).
+second Ctrl-C (`training.stop_request`), and where it lost another rank and its own main thread is stuck
+(`ranks.heartbeat`).
 """
 
 import os

@@ -15,7 +15,7 @@ from typing import Annotated
 import torch
 
 from esl_dist.checked import Content, Label, Name, Sha256, one_of, read, whole_number
-from esl_dist.config import LONGEST_SIDE, PRECISIONS
+from esl_dist.config import DOMAINS, LONGEST_SIDE, PRECISIONS
 from esl_dist.data.labels import ClassSet, class_set_from
 from esl_dist.errors import UserError
 from esl_dist.files import parsed_json, sha256_of_file
@@ -35,12 +35,10 @@ from esl_dist.runs.checkpoints import (
 
 FORMAT = "esl-dist weights"
 FORMAT_VERSION = 1
-DOMAINS = ("source", "target")
 DESCRIBED_WEIGHTS = "weights.safetensors"
 REMEDY = "export the weights again"
 
-
-Domain = Annotated[str, one_of(*DOMAINS)]
+DomainName = Annotated[str, one_of(*DOMAINS)]
 
 
 def width_and_height(content: Content) -> list[int]:
@@ -74,9 +72,9 @@ class Provenance:
     per_domain: bool
     batch_size: Annotated[int, whole_number(1)]
     precision: Annotated[str, one_of(*PRECISIONS)] | None
-    sizes: dict[Domain, Annotated[list[int], width_and_height] | None]
-    data_sets: dict[Domain, Name]
-    shards: dict[Domain, Sha256]
+    sizes: dict[DomainName, Annotated[list[int], width_and_height] | None]
+    data_sets: dict[DomainName, Name]
+    shards: dict[DomainName, Sha256]
 
 
 def provenance_of(checkpoint: Checkpoint) -> Provenance:

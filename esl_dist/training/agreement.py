@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from esl_dist.adaptation.passes import DOMAINS, MicroBatch
+from esl_dist.adaptation.passes import MicroBatch
+from esl_dist.config import DOMAINS
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.errors import UserError
 from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from esl_dist.adaptation.optimisers import Rates
-from esl_dist.adaptation.passes import DOMAINS, Losses, MicroBatch
+from esl_dist.adaptation.passes import Losses, MicroBatch
+from esl_dist.config import DOMAINS
 from esl_dist.data.labels import ClassSet
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.ranks.collectives import is_main, sum_over_ranks

@@ -1,5 +1,7 @@
 """What each method adds to supervised training, and to which parameters it gives gradients."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,11 @@ from esl_dist import config as settings
 from esl_dist.adaptation.losses import entropy_loss
 from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.methods.advent import fool_discriminator, tell_domains_apart
+from esl_dist.adaptation.passes import Normaliser, Step
+from esl_dist.config import Domain
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
-from tests.adaptation import formulas
+from tests.adaptation import formulas, steps
 
 CLASSES = 4
 IMAGES = 3
@@ -30,7 +34,7 @@ def logits(seed: int) -> Tensor:
 
 def said_about(discriminator: nn.Module, scores: Tensor) -> np.ndarray:
     """Return the discriminator's output on the self-information of the scores, written out with NumPy."""
-    information = -formulas.plogp(formulas.softmax(scores.detach().numpy()), CLASSES)
+    information = -formulas.plogp(formulas.softmax(scores.detach().numpy()), scores.shape[1])
     with torch.no_grad():
         return discriminator(torch.from_numpy(information)).numpy()
 
@@ -39,7 +43,89 @@ def test_source_only_and_minent_add_no_network() -> None:
     network = DeepLab("tiny", CLASSES, True, False)
     for name in ("source_only", "minent"):
         assert list(build_networks(METHODS[name], network, CLASSES, settings.Method())) == ["segmentation"]
-    assert [name for name, method in METHODS.items() if method.needs_target] == ["minent", "advent"]
+    assert not METHODS["source_only"].needs_target
+
+
+WEIGHTS = {"cross_entropy": {"main": 2.0, "auxiliary": 3.0}, "target": {"main": 5.0, "auxiliary": 7.0}}
+SHARE = 0.5
+"""Of the global batch's images, on this rank."""
+
+Scores = dict[str, dict[str, np.ndarray]]
+"""Domain → level → logits at label size."""
+
+Weighted = dict[str, tuple[float, float]]
+"""Name of a loss → its value and its weight."""
+
+
+def cross_entropy(step: Step, scores: Scores, domain: Domain) -> Weighted:
+    """Return the mean over this rank's labelled pixels, times its share of those of the global batch, at each level."""
+    labels = step.samples(domain)["labels"].numpy()
+    share = (labels != 255).sum() / int(step.normaliser.valid_pixels[("source", "target").index(domain)])
+    return {
+        f"{domain}_cross_entropy/{level}": (share * formulas.cross_entropy(logits, labels), weight)
+        for (level, logits), weight in zip(scores[domain].items(), WEIGHTS["cross_entropy"].values(), strict=True)
+    }
+
+
+def minent(scores: Scores) -> Weighted:
+    return {
+        f"target_minent/{level}": (SHARE * formulas.entropy(formulas.softmax(scores["target"][level])).mean(), weight)
+        for level, weight in WEIGHTS["target"].items()
+    }
+
+
+def advent(scores: Scores, discriminators: nn.Module) -> tuple[Weighted, Weighted]:
+    """Return the loss on the target, and the discriminators'."""
+    on_target, on_both = {}, {}
+    for level, weight in WEIGHTS["target"].items():
+        source, target = (
+            said_about(discriminators[level], torch.from_numpy(scores[domain][level]))
+            for domain in ("source", "target")
+        )
+        on_target[f"target_advent/{level}"] = SHARE * formulas.binary_cross_entropy(target, 0.0), weight
+        apart = formulas.binary_cross_entropy(source, 0.0) / 2 + formulas.binary_cross_entropy(target, 1.0) / 2
+        on_both[f"discriminator/{level}"] = SHARE * apart, 1.0
+    return on_target, on_both
+
+
+@pytest.mark.parametrize("pseudo_labels", [False, True])
+@pytest.mark.parametrize("name", ["source_only", "minent", "advent"])
+def test_a_step_minimises_the_papers_losses_of_its_own_logits_with_the_weights_of_their_levels(
+    name: str, pseudo_labels: bool
+) -> None:
+    options = settings.Method(name, **{loss: settings.LevelWeights(**levels) for loss, levels in WEIGHTS.items()})
+    target = steps.domain_batch(2, pseudo_labels) if METHODS[name].needs_target or pseudo_labels else None
+    step = steps.make_step(name, target, options)
+    # Other ranks have as many images, and labelled pixels of the two domains in other numbers.
+    of_all_ranks = Normaliser(step.normaliser.valid_pixels * torch.tensor([2, 4]), round(steps.IMAGES / SHARE))
+    step = replace(step, normaliser=of_all_ranks)
+
+    passes, logits = steps.noted_passes(name, step)
+
+    scores = {
+        domain: {level: formulas.bilinear(one.numpy(), *steps.SIZE) for level, one in levels.items()}
+        for domain, levels in logits.items()
+    }
+    on_target = cross_entropy(step, scores, "target") if pseudo_labels else {}
+    on_both: Weighted = {}
+    if name == "minent":
+        on_target |= minent(scores)
+    if name == "advent":
+        fooling, on_both = advent(scores, step.networks["discriminators"])
+        on_target |= fooling
+    expected = [("segmentation", cross_entropy(step, scores, "source"))]
+    expected += [
+        (network, losses) for network, losses in (("segmentation", on_target), ("discriminators", on_both)) if losses
+    ]
+
+    close = {"rel": 1e-9, "abs": 0}
+    values = {key: loss for _, losses in expected for key, (loss, _) in losses.items()}
+    assert {key: float(loss) for key, loss in step.losses.items()} == pytest.approx(values, **close)
+    totals = [sum(loss * weight for loss, weight in losses.values()) for _, losses in expected]
+    assert [one.loss for one in passes] == pytest.approx(totals, **close)
+    networks = [network for network, _ in expected]
+    assert [one.network for one in passes] == networks
+    assert [one.reached for one in passes] == [[network] for network in networks]
 
 
 def test_minent_minimises_the_entropy_of_the_target() -> None:

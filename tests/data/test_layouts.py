@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from esl_dist.config import DOMAINS
 from esl_dist.data import toytown
 from esl_dist.data.labels import class_names
 from esl_dist.data.layouts import Layout, read_layout
@@ -225,7 +226,7 @@ def test_the_description_of_toytown_agrees_with_what_is_drawn(tmp_path: Path) ->
     assert layout.ignore_ids == {255}
     assert len(layout.pairs) == 2
     splits = yaml.safe_load((DATASETS / "toytown.yaml").read_text())["splits"]
-    assert set(splits) == {f"{domain}_{split}" for domain in toytown.DOMAINS for split in toytown.SPLITS}
+    assert set(splits) == {f"{domain}_{split}" for domain in DOMAINS for split in toytown.SPLITS}
 
 
 def test_camvid_lists_do_not_overlap_and_name_the_dusk_sequence_alone() -> None:

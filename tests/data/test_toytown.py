@@ -12,15 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esl_dist.config import DOMAINS
 from esl_dist.data import toytown
-from esl_dist.data.toytown import CLASSES, DOMAINS, SPLITS, draw_scene, write_toytown
+from esl_dist.data.toytown import CLASSES, SPLITS, draw_scene, write_toytown
 
 ROAD, VEGETATION, SKY, UNLABELLED = 0, 5, 6, 255
 KNOWN_LABELS = {*range(len(CLASSES)), UNLABELLED}
 
 DIGEST_PROGRAM = """
 import hashlib
-from esl_dist.data.toytown import DOMAINS, draw_scene
+from esl_dist.config import DOMAINS
+from esl_dist.data.toytown import draw_scene
 for domain in DOMAINS:
     for array in draw_scene(domain, "train", 3, seed=1):
         print(hashlib.sha256(array.tobytes()).hexdigest())

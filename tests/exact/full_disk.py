@@ -8,11 +8,11 @@ import runpy
 import sys
 from typing import Any
 
-from esl_dist.runs import async_save as saving
+from esl_dist.runs import async_save
 
 limit = int(sys.argv[1])
 sys.argv = sys.argv[2:]
-plain = saving.save_checkpoint
+plain = async_save.save_checkpoint
 saves = 0
 
 
@@ -24,5 +24,5 @@ def limited(*arguments: Any) -> Any:
     return plain(*arguments)
 
 
-saving.save_checkpoint = limited
+async_save.save_checkpoint = limited
 runpy.run_path(sys.argv[0], run_name="__main__")

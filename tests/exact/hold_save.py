@@ -10,15 +10,15 @@ from itertools import count
 from typing import Any
 
 from esl_dist.errors import UserError
-from esl_dist.runs import async_save as saving
+from esl_dist.runs import async_save
 from esl_dist.runs.checkpoints import Checkpoint
-from esl_dist.training import loop as trainer
+from esl_dist.training import loop
 
 HELD_UNTIL_STEP = 4
 PATIENCE_SECONDS = 20
 
 sys.argv = sys.argv[1:]
-save_checkpoint, add_gradients = saving.save_checkpoint, trainer.add_gradients
+save_checkpoint, add_gradients = async_save.save_checkpoint, loop.add_gradients
 steps, later_step = count(1), threading.Event()
 
 
@@ -35,5 +35,5 @@ def held(run: Any, checkpoint: Checkpoint, options: Any) -> Any:
     return save_checkpoint(run, checkpoint, options)
 
 
-trainer.add_gradients, saving.save_checkpoint = counted, held
+loop.add_gradients, async_save.save_checkpoint = counted, held
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import Tensor
 
-from esl_dist.models.batch_norm import Domain
+from esl_dist.config import Domain
 from esl_dist.models.deeplab import DeepLab, Logits
 
 forward = DeepLab.forward

@@ -9,16 +9,15 @@ from typing import Any
 
 from esl_dist import config as settings
 from esl_dist.ranks.heartbeat import SILENT_SECONDS
-from esl_dist.training import loop as trainer
-from esl_dist.training import setup as beginning
+from esl_dist.training import loop, setup
 
 LAST_STEP = 3
 """Where the rank's way parts from that of the others."""
 
 how, program = sys.argv[1:3]
 sys.argv = sys.argv[2:]
-train, loop, add_gradients = trainer.train, trainer._loop, trainer.add_gradients
-initialise = beginning.initialise
+train, plain_loop, add_gradients = loop.train, loop._loop, loop.add_gradients
+initialise = setup.initialise
 steps_begun = 0
 
 
@@ -28,14 +27,14 @@ def with_another_configuration(config: settings.Train, *arguments: Any) -> Any:
 
 def with_other_shards(config: settings.Train, *arguments: Any) -> Any:
     # The validation shards stand under the very path of the others, as they might on another machine.
-    plain = beginning.open_training_data
+    plain = setup.open_training_data
 
     def other(config: settings.Train, method: Any) -> Any:
         return plain(
             replace(config, target=replace(config.target, path=config.target.path.replace("train", "val"))), method
         )
 
-    beginning.open_training_data = other
+    setup.open_training_data = other
     return train(config, *arguments)
 
 
@@ -44,8 +43,8 @@ def with_other_weights(network: Any) -> None:
     network.conv1.weight.data.add_(1)
 
 
-def with_fewer_steps(training: beginning.Training, *arguments: Any) -> Any:
-    return loop(replace(training, config=replace(training.config, steps=LAST_STEP)), *arguments)
+def with_fewer_steps(training: setup.Training, *arguments: Any) -> Any:
+    return plain_loop(replace(training, config=replace(training.config, steps=LAST_STEP)), *arguments)
 
 
 def hanging(*arguments: Any) -> Any:
@@ -64,13 +63,13 @@ def computing_for_long(*arguments: Any) -> Any:
 if os.environ["RANK"] == "1":
     match how:
         case "another configuration":
-            trainer.train = with_another_configuration
+            loop.train = with_another_configuration
         case "other shards":
-            trainer.train = with_other_shards
+            loop.train = with_other_shards
         case "other weights to start from":
-            beginning.initialise = with_other_weights
+            setup.initialise = with_other_weights
         case "fewer steps":
-            trainer._loop = with_fewer_steps
+            loop._loop = with_fewer_steps
         case "another precision":
             os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
         case "another ZeRO stage":
@@ -78,7 +77,7 @@ if os.environ["RANK"] == "1":
         case "not come":
             sys.exit(0)
         case "compute for long":
-            trainer.add_gradients = computing_for_long
+            loop.add_gradients = computing_for_long
         case "hang":
-            trainer.add_gradients = hanging
+            loop.add_gradients = hanging
 runpy.run_path(program, run_name="__main__")

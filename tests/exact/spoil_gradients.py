@@ -19,14 +19,13 @@ from esl_dist.adaptation.passes import Losses
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.ranks.collectives import require_same_on_ranks
 from esl_dist.ranks.session import Ranks
-from esl_dist.training import loop as trainer
-from esl_dist.training import setup
+from esl_dist.training import loop, setup
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.setup import State
 
 what, first, last, rank, scale = sys.argv[1], *map(int, sys.argv[2:6])
 sys.argv = sys.argv[6:]
-plain_updating, plain_add_gradients = setup._updating, trainer.add_gradients
+plain_updating, plain_add_gradients = setup._updating, loop.add_gradients
 
 
 def spoiled_updating(state: State, ranks: Ranks) -> Updating:
@@ -65,7 +64,7 @@ def spoiled_updating(state: State, ranks: Ranks) -> Updating:
         require_same_on_ranks(f"{updated} {scaler and scaler.state_dict()}", f"loss scale after {place}")
         return updated
 
-    trainer.add_gradients = add_gradients
+    loop.add_gradients = add_gradients
     state.networks["segmentation"].conv1.register_forward_hook(overflow)
     updating.backward, updating.update = backward, update
     return updating

@@ -6,11 +6,11 @@ import signal
 import sys
 from typing import Any
 
-from esl_dist.training import loop as trainer
+from esl_dist.training import loop
 
 step = int(sys.argv[1])
 sys.argv = sys.argv[2:]
-agree = trainer.agree
+agree = loop.agree
 
 
 def asked_to_stop(*arguments: Any) -> Any:
@@ -20,5 +20,5 @@ def asked_to_stop(*arguments: Any) -> Any:
     return agree(*arguments)
 
 
-trainer.agree = asked_to_stop
+loop.agree = asked_to_stop
 runpy.run_path(sys.argv[0], run_name="__main__")

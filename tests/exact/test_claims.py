@@ -11,7 +11,7 @@ import pytest
 
 from esl_dist.command_line import EXIT_USER_ERROR
 from esl_dist.ranks import collectives
-from esl_dist.runs import folder_lock as claims
+from esl_dist.runs import folder_lock
 from esl_dist.runs.folder_lock import LOCK, lock_folder
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
 from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
@@ -146,10 +146,10 @@ def test_a_run_whose_checkpoints_go_during_the_start_does_not_begin_anew_without
 def test_no_rank_goes_on_before_every_rank_has_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else, were rank 0 lost at once, another start could take the folder from the ranks that are still to come."""
     calls: list[str] = []
-    monkeypatch.setattr(claims, "broadcast_flags", lambda flags: [True])
-    monkeypatch.setattr(claims, "is_main", lambda: False)
-    monkeypatch.setattr(claims, "rank", lambda: 1)
-    monkeypatch.setattr(claims, "wait_for_all", lambda: calls.append("wait"))
+    monkeypatch.setattr(folder_lock, "broadcast_flags", lambda flags: [True])
+    monkeypatch.setattr(folder_lock, "is_main", lambda: False)
+    monkeypatch.setattr(folder_lock, "rank", lambda: 1)
+    monkeypatch.setattr(folder_lock, "wait_for_all", lambda: calls.append("wait"))
     monkeypatch.setattr(fcntl, "lockf", lambda *arguments: calls.append("lock"))
     lock_folder(tmp_path, "name")
     assert calls == ["lock", "wait"]
@@ -171,9 +171,9 @@ def test_where_files_cannot_be_locked_there_is_a_warning(
 def test_of_several_ranks_one_warns_that_files_cannot_be_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(claims, "broadcast_flags", lambda flags: [True])
-    monkeypatch.setattr(claims, "wait_for_all", lambda: None)
-    for module in (claims, collectives):
+    monkeypatch.setattr(folder_lock, "broadcast_flags", lambda flags: [True])
+    monkeypatch.setattr(folder_lock, "wait_for_all", lambda: None)
+    for module in (folder_lock, collectives):
         monkeypatch.setattr(module, "is_main", lambda: False)
     monkeypatch.setattr(fcntl, "lockf", failing_with(errno.ENOLCK))
     lock_folder(tmp_path, "name")

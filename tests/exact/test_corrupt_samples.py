@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
+from esl_dist.config import DOMAINS
 from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.sampling import endless_order
 from esl_dist.data.shards import open_shards
@@ -24,7 +25,6 @@ from tests.on_ranks import RankServer
 pytestmark = pytest.mark.exact
 
 SIZE, BATCH, STEPS, WINDOW = 6, 4, 12, 8
-DOMAINS = ("source", "target")
 SKIP = "loader.skip_corrupt=0.2"
 """One of six samples, not two."""
 

@@ -27,8 +27,8 @@ ENDLESS = ("steps=1000", "checkpoints.every=1000", "log_every=1")
 NOTICE = "interrupted: finishing the step and saving; press again to end at once"
 HANGING_SAVE = """
 import time
-from esl_dist.runs import async_save as saving
-saving.save_checkpoint = lambda *_: time.sleep(600)
+from esl_dist.runs import async_save
+async_save.save_checkpoint = lambda *_: time.sleep(600)
 """
 
 

@@ -162,7 +162,7 @@ def of_another_step(checkpoint: Path) -> None:
 
 
 REASONS = {
-    of_another_format: "format version 1, this program reads 3",
+    of_another_format: "format version 1, this program reads 2 and 3",
     of_another_step: "not the bytes that were saved",
 }
 

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.exact
 
 INTERRUPTED_SAVE = """
 import os, signal, threading, time
-from esl_dist.runs import async_save as saving
-plain = saving.save_checkpoint
+from esl_dist.runs import async_save
+plain = async_save.save_checkpoint
 def late(*arguments):
     # The second one may come before the first is noted, and then they are one.
     while threading.main_thread().is_alive():
@@ -26,7 +26,7 @@ def late(*arguments):
         time.sleep(0.05)
     threading.main_thread().join()
     return plain(*arguments)
-saving.save_checkpoint = late
+async_save.save_checkpoint = late
 signal.signal(signal.SIGINT, signal.default_int_handler)
 """
 
@@ -50,10 +50,10 @@ def test_a_checkpoint_is_finished_when_the_training_is_interrupted_twice_before_
 
 FAILING_SAVE = """
 import threading
-from esl_dist.runs import async_save as saving
-from esl_dist.training import loop as trainer
+from esl_dist.runs import async_save
+from esl_dist.training import loop
 from esl_dist.errors import UserError
-plain, failing, threads, steps = trainer.add_gradients, threading.Event(), [], []
+plain, failing, threads, steps = loop.add_gradients, threading.Event(), [], []
 def fail(*_):
     threads.append(threading.current_thread())
     failing.set()
@@ -65,7 +65,7 @@ def counted(*arguments):
         failing.wait(20)
         threads[0].join()
     return plain(*arguments)
-saving.save_checkpoint, trainer.add_gradients = fail, counted
+async_save.save_checkpoint, loop.add_gradients = fail, counted
 """
 
 

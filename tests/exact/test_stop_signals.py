@@ -172,8 +172,8 @@ def test_ctrl_c_saves_and_ends_all_ranks_after_the_same_step(
 
 HANGING_SAVE = """
 import time
-from esl_dist.runs import async_save as saving
-saving.save_checkpoint = lambda *_: time.sleep(600)
+from esl_dist.runs import async_save
+async_save.save_checkpoint = lambda *_: time.sleep(600)
 """
 
 

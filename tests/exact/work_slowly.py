@@ -14,12 +14,12 @@ from esl_dist.adaptation.methods import advent
 from esl_dist.data.loading import Samples
 from esl_dist.inference import scoring
 from esl_dist.inference.labelling import pieces
-from esl_dist.runs import async_save as saving
-from esl_dist.training import loop as trainer
+from esl_dist.runs import async_save
+from esl_dist.training import loop
 
 PLACES: dict[str, tuple[Any, str]] = {
-    "saves": (saving, "save_checkpoint"),
-    "weights": (trainer, "write_weights"),
+    "saves": (async_save, "save_checkpoint"),
+    "weights": (loop, "write_weights"),
     "passes": (advent, "source_pass"),
     "samples": (Samples, "__getitem__"),
     "predictions": (pieces, "label_and_score"),

@@ -9,7 +9,7 @@ import torch
 from esl_dist.data.images import encode_png
 from esl_dist.data.loading import LabelSource, Samples, network_input
 from esl_dist.data.workers import Workers
-from esl_dist.inference import predictions as module
+from esl_dist.inference import predictions
 from esl_dist.inference.predictor import Predictor
 from esl_dist.inference.scoring import confusion_matrix
 from esl_dist.models.deeplab import DeepLab
@@ -65,7 +65,7 @@ def member(network: DeepLab, weight: float) -> Predictor:
 
 def predictions_of(members: Sequence[Predictor], samples: Samples) -> tuple[list[np.ndarray], np.ndarray]:
     """Return the prediction of each sample in turn, and the confusion matrix."""
-    positions, predicted, labels = zip(*module.predictions(members, samples, Workers(0, 1)), strict=True)
+    positions, predicted, labels = zip(*predictions.predictions(members, samples, Workers(0, 1)), strict=True)
     assert positions == tuple(range(NUMBER))
     pairs = zip(labels, predicted, strict=True)
     confusion = sum(confusion_matrix(label, prediction, CLASSES) for label, prediction in pairs)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
+from esl_dist.config import Domain
 from esl_dist.data.loading import network_input
-from esl_dist.models.batch_norm import Domain
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from esl_dist.reporting.pictures import class_colors, entropy_colors, natural_colors, prediction_pictures

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from esl_dist.reporting import progress as module
+from esl_dist.reporting import progress as progress_module
 from esl_dist.reporting.progress import (
     SECONDS_BETWEEN_LINES,
     Entry,
@@ -24,7 +24,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -10,7 +10,7 @@ import torch
 
 from esl_dist import config as settings
 from esl_dist.errors import UserError
-from esl_dist.runs import async_save as saving
+from esl_dist.runs import async_save
 from esl_dist.runs.async_save import BackgroundSaver
 from esl_dist.runs.checkpoints import Checkpoint, checkpoint_folder, load_checkpoint
 from tests.builders import class_set
@@ -47,8 +47,8 @@ class Gate:
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Gate:
-    made, plain = Gate(), saving.save_checkpoint
-    monkeypatch.setattr(saving, "save_checkpoint", lambda *arguments: made.save(plain, *arguments))
+    made, plain = Gate(), async_save.save_checkpoint
+    monkeypatch.setattr(async_save, "save_checkpoint", lambda *arguments: made.save(plain, *arguments))
     return made
 
 
@@ -113,8 +113,8 @@ def test_a_save_that_failed_ends_the_training_at_the_next_look(tmp_path: Path, g
 @pytest.fixture
 def opened_by_a_note(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> None:
     """Let saves through as soon as the rank that waits for them notes that it gets on."""
-    monkeypatch.setattr(saving, "NOTE_SECONDS", 0.01)
-    monkeypatch.setattr(saving, "note_progress", gate.open.set)
+    monkeypatch.setattr(async_save, "NOTE_SECONDS", 0.01)
+    monkeypatch.setattr(async_save, "note_progress", gate.open.set)
 
 
 @pytest.mark.usefixtures("opened_by_a_note")

@@ -27,7 +27,7 @@ from esl_dist.runs.checkpoints import (
     set_aside_after,
 )
 from esl_dist.runs.fitting import BrokenCheckpointError
-from tests.training import small_runs as runs
+from tests.training import small_runs
 from tests.training.small_runs import after_a_step, configuration, newest_whole, reseal, rewrite_as_version
 
 CLASSES = (SemanticClass("road", (1, 2, 3), (7, 8)), SemanticClass("sky", (4, 5, 6), (23,)))
@@ -39,7 +39,7 @@ CONFIG = configuration(network={"architecture": "tiny", "batch_norm": "per_domai
 
 def checkpoint(step: int) -> Checkpoint:
     torch.manual_seed(step)
-    return runs.checkpoint(step, build_network(CONFIG.network, CLASSES).state_dict(), CONFIG, CLASSES)
+    return small_runs.checkpoint(step, build_network(CONFIG.network, CLASSES).state_dict(), CONFIG, CLASSES)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -184,10 +184,24 @@ def test_a_checkpoint_of_another_format_version_is_refused_and_not_passed_over(
     save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
     folder = save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL)
     rewrite_as_version(folder, 99)
-    with pytest.raises(
-        UserError, match=r"step-00000002/manifest\.json: format version 99, this program reads 3; use the version"
-    ):
+    told = (
+        r"step-00000002/manifest\.json: format version 99, this program reads 2 and 3; use the version of the program "
+        r"that wrote it, or begin anew: train under another name"
+    )
+    with pytest.raises(UserError, match=told):
         read(folder)
+
+
+@pytest.mark.parametrize("header", [{"format": "another"}, {"format_version": "3"}])
+def test_a_checkpoint_of_no_format_is_passed_over_and_nobody_is_told_to_begin_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], header: dict[str, str]
+) -> None:
+    before = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)
+    reseal(save_checkpoint(tmp_path, checkpoint(2), KEEP_ALL), lambda manifest: {**manifest, **header})
+    assert newest_whole(tmp_path) == before
+    told = capsys.readouterr().err
+    assert told.count("passing over a broken checkpoint") == 1
+    assert told.endswith("; choose another checkpoint\n")
 
 
 def test_a_checkpoint_of_version_2_is_read_which_had_an_empty_file_where_there_were_no_discriminators(
@@ -195,7 +209,7 @@ def test_a_checkpoint_of_version_2_is_read_which_had_an_empty_file_where_there_w
 ) -> None:
     config = configuration(method={"name": "source_only"})
     state = build_network(config.network, CLASSES).state_dict()
-    folder = save_checkpoint(tmp_path, runs.checkpoint(1, state, config, CLASSES), KEEP_ALL)
+    folder = save_checkpoint(tmp_path, small_runs.checkpoint(1, state, config, CLASSES), KEEP_ALL)
     save_file({}, folder / "discriminators.safetensors")
     reseal(folder)
     with pytest.raises(UserError, match=r"files: expected the files segmentation\.safetensors, training\.pt, got"):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from esl_dist.errors import LostRankError, StoppedError, UserError
-from esl_dist.runs import run_record as module
+from esl_dist.runs import run_record
 from esl_dist.runs.run_record import RUN_RECORD, RunRecord, Start, _commit, read_record
 
 CPU: Any = SimpleNamespace(device=torch.device("cpu"), precision="bf16")
@@ -132,7 +132,7 @@ def test_a_record_that_cannot_be_written_costs_a_warning(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device", "run.json")
 
-    monkeypatch.setattr(module, "write_json", full)
+    monkeypatch.setattr(run_record, "write_json", full)
     with RunRecord() as record:
         record.begin(tmp_path, CPU, 0)
     assert capsys.readouterr().err.count("cannot be written (No space left on device)") == 2

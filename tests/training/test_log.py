@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esl_dist.adaptation.optimisers import Rates
-from esl_dist.training import log as journal
+from esl_dist.training import log
 from esl_dist.training.log import Interval, TrainingLog
 
 Step = tuple[float, bool]
@@ -31,7 +31,7 @@ def test_an_entry_shows_the_mean_losses_the_speed_and_the_skipped_steps_since_th
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(journal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
     written = TrainingLog(tmp_path, "r", 6, 4)
     spans: list[tuple[int, float, list[Step]]] = [
         (7, 6.0, [(1.0, True), (math.nan, False), (3.0, True)]),

@@ -10,60 +10,25 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.adaptation import passes
-from esl_dist.adaptation.methods import METHODS, build_networks
-from esl_dist.adaptation.passes import MicroBatch, Networks, Normaliser, Precision, Step
-from esl_dist.data.loading import Batch
-from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.weights import initialise
-from esl_dist.training.agreement import local_valid_pixels
+from esl_dist.adaptation.methods import METHODS
+from esl_dist.adaptation.passes import MicroBatch, Normaliser, Precision
 from esl_dist.training.step import add_gradients
-
-CLASSES, IMAGES = 3, 4
-PLAIN = Precision(contextlib.nullcontext, lambda loss, network: loss.backward())
-
-
-def build(method: str = "advent") -> Networks:
-    torch.manual_seed(0)
-    network = DeepLab("tiny", CLASSES, True, True)
-    initialise(network)
-    options = settings.Method(discriminator_channels=2)
-    return build_networks(METHODS[method], network, CLASSES, options).double().train()
-
-
-def micro_batch(source: Batch, target: Batch | None) -> MicroBatch:
-    return MicroBatch(source, target, seed=0, step=0, places=range(IMAGES))
-
-
-def normaliser(*own: MicroBatch) -> Normaliser:
-    return Normaliser(local_valid_pixels(own), IMAGES)
-
-
-def domain_batch(seed: int, labels: bool) -> Batch:
-    """Return four images whose labelled pixels differ much: all, one row, a corner, none."""
-    random = torch.Generator().manual_seed(seed)
-    images = 50 * torch.randn(IMAGES, 3, 32, 64, generator=random, dtype=torch.float64)
-    train_ids = torch.randint(0, CLASSES, (IMAGES, 32, 64), generator=random).to(torch.uint8)
-    train_ids[1, 1:] = 255
-    train_ids[2, 3:, 5:] = 255
-    train_ids[3] = 255
-    return Batch(images=images, labels=train_ids if labels else None, positions=torch.arange(IMAGES))
+from tests.adaptation.steps import IMAGES, PLAIN, build, domain_batch, make_step, micro_batch, normaliser
 
 
 def test_the_segmentation_passes_leave_the_discriminators_without_gradient() -> None:
-    networks = build()
     reached: list[Tensor] = []
-    for parameter in networks["discriminators"].parameters():
-        parameter.register_hook(reached.append)
-    own = micro_batch(domain_batch(1, True), domain_batch(2, False))
 
     def backward(loss: Tensor, network: str) -> None:
         loss.backward()
         assert (len(reached) > 0) == (network == "discriminators")
 
-    precision = Precision(contextlib.nullcontext, backward)
-    METHODS["advent"].passes(Step(networks, own, normaliser(own), settings.Method(), precision))
-    assert networks["segmentation"].conv1.weight.grad is not None
-    assert all(parameter.grad is not None for parameter in networks["discriminators"].parameters())
+    step = make_step("advent", domain_batch(2, False), precision=Precision(contextlib.nullcontext, backward))
+    for parameter in step.networks["discriminators"].parameters():
+        parameter.register_hook(reached.append)
+    METHODS["advent"].passes(step)
+    assert step.networks["segmentation"].conv1.weight.grad is not None
+    assert all(parameter.grad is not None for parameter in step.networks["discriminators"].parameters())
 
 
 def test_source_and_target_passes_feed_their_own_statistics() -> None:

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train
+from esl_dist.config import Prepare, Train
 from esl_dist.config_files import (
-    describe,
     from_dictionary,
     load_config,
     save_config,
@@ -21,7 +20,6 @@ from esl_dist.config_files import (
 from esl_dist.config_values import limits
 from esl_dist.errors import UserError
 
-SCHEMAS = (Train, PseudoLabel, Evaluate, Prepare, Demo)
 TRAIN = ("name=run", "source.path=a", "target.path=b")
 PREPARE = ("dataset=d", "split=s", "output=o")
 
@@ -363,35 +361,6 @@ def test_a_saved_configuration_comes_back_whole(tmp_path: Path) -> None:
 def test_dictionaries_are_read_as_strictly_as_files(values: object, message: str) -> None:
     with pytest.raises(UserError, match=f"^manifest: {message}"):
         from_dictionary(Train, values, "manifest")
-
-
-def test_the_description_names_type_and_default() -> None:
-    rows = {key: (kind, default) for key, kind, default, _ in describe(Train)}
-    assert rows["name"] == ("str or null", "null")
-    assert rows["source.path"] == ("str", "required")
-    assert rows["source.size"] == ("list[int] or null", "null")
-    assert rows["method.cross_entropy.main"] == ("float", "1.0")
-    assert rows["method.target.auxiliary"] == ("float", "0.0002")
-    assert rows["optimizer.multipliers.heads"] == ("float", "10.0")
-    assert rows["optimizer.discriminator_betas"] == ("list[float]", "[0.9, 0.99]")
-    assert rows["network.auxiliary_head"] == ("bool", "True")
-    assert {key: kind for key, kind, *_ in describe(Prepare)}["processes"] == "int or null"
-
-
-@pytest.mark.parametrize("schema", SCHEMAS)
-def test_every_setting_is_described_and_its_default_is_accepted(schema: type) -> None:
-    rows = list(describe(schema))
-    assert len({key for key, *_ in rows}) == len(rows)
-    required = [f"{key}=x" for key, _, default, _ in rows if default == "required"]
-    config = load_config(schema, None, required)
-    given = [f"{key}={default}" for key, _, default, _ in rows if default != "required"]
-    assert load_config(schema, None, required + given) == config
-    for key, kind, default, meaning in rows:
-        assert re.fullmatch(r"(str|int|float|bool|list\[(str|int|float)\])( or null)?", kind), key
-        assert default
-        assert meaning.endswith("."), key
-    assert schema.__doc__
-    assert any("One of entropy, confidence" in row[3] for row in rows) == (schema is PseudoLabel)
 
 
 def test_bounds_hold_for_every_member_of_a_list() -> None:

@@ -25,8 +25,8 @@ class Outcome:
 
     Attributes:
         step: steps done.
-        stopped: whether a wish to stop ended it.
-        interrupted: whether the wish was a Ctrl-C.
+        stopped: whether a request to stop ended it.
+        interrupted: whether that was a Ctrl-C.
         losses: those of the last entry.
         steps_of_start: steps done since the start.
         seconds: what they took.

@@ -1,11 +1,11 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C as a wish to stop: noted when it comes, granted between two steps.
+"""SIGTERM, SIGUSR1 and Ctrl-C as a request to stop: noted when it comes, granted between two steps.
 
-A cluster sends one of the first two before it takes a machine away, and to one rank only, maybe. So the wish is summed
-over the ranks once a step, and all of them stop after the same one. One that comes during the start is granted after
-the first step: a rank that dies while the others wait for it costs them the whole timeout.
+A cluster sends one of the first two before it takes a machine away, and to one rank only, maybe. So the request is
+summed over the ranks once a step, and all of them stop after the same one. One that comes during the start is granted
+after the first step: a rank that dies while the others wait for it costs them the whole timeout.
 
 Ctrl-C comes from a person who waits: during the start, when there is nothing to save, it ends the program; then the
-first one is a wish like the others, and the second ends the program at once.
+first one is a request like the others, and the second ends the program at once.
 """
 
 import os
@@ -37,11 +37,11 @@ class StopRequest:
     Attributes:
         asked: whether it was, by any signal.
         interrupted: whether by Ctrl-C.
-        has_begun: whether the first step has: from then on the trainer grants the wish.
+        has_begun: whether the first step has: from then on the training loop grants the request.
     """
 
     def __init__(self) -> None:
-        """Begin without a wish."""
+        """Begin without a request."""
         self.asked, self.interrupted, self.has_begun = False, False, False
         self._process, self._pressed = os.getpid(), 0.0
 

@@ -7,6 +7,9 @@ from typing import Any
 
 from esl_dist.data.layouts import Layout
 
+STREETS = [f"street_{number}" for number in range(5)]
+"""Names of the pictures of the fixture `layout`."""
+
 
 def as_read(layout: Layout, **changes: Any) -> Layout:
     """Return a layout whose files are read otherwise."""

@@ -1,33 +1,23 @@
 """What packing removes from the folder it packs into: its own leftovers when it writes, never what others put there."""
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from esl_dist.data import folders, packing
-from esl_dist.data.layouts import Layout, read_layout
+from esl_dist.data import folders
+from esl_dist.data.layouts import Layout
 from esl_dist.data.packing import Encoding, Packed, pack
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards, verify
 from esl_dist.errors import UserError
-from tests.builders import SPLIT, drawn_shards, no_progress, write_pictures
+from tests.builders import drawn_shards, no_progress
 from tests.data.packs import contents
 
 OTHERS = ("download.tar.partial", "shard-mine.tar", "repacked-mine.tar", "shard-7.tar", "notes.txt")
 SHARD = 20480
 
-
-@pytest.fixture(autouse=True)
-def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(map))
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    names = [f"street_{number}" for number in range(5)]
-    return read_layout(write_pictures(tmp_path / "pictures", names, width=48, height=32), SPLIT)
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def packed(layout: Layout, folder: Path, anew: bool = False, image_format: str = "keep") -> Packed:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,12 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards, verify
 from esl_dist.errors import UserError
 from tests.builders import SPLIT, draw, drawn_shards, encoded, no_progress, write_pictures
-from tests.data.packs import as_read, contents
+from tests.data.packs import STREETS, as_read, contents
 
-NAMES = [f"street_{number}" for number in range(5)]
 AS_THEY_ARE = Encoding(None, None, "keep", 95)
 SHARD = 20480
 
-
-@pytest.fixture(autouse=True)
-def _no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "worker_processes", lambda _: nullcontext(map))
-
-
-@pytest.fixture
-def layout(tmp_path: Path) -> Layout:
-    return read_layout(write_pictures(tmp_path / "pictures", NAMES, width=48, height=32), SPLIT)
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
 def packed(layout: Layout, folder: Path, encoding: Encoding = AS_THEY_ARE, size: int = SHARD) -> Packed:
@@ -79,7 +70,7 @@ def times(folder: Path) -> dict[str, int]:
 def test_the_same_files_elsewhere_are_current(layout: Layout, tmp_path: Path) -> None:
     assert packed(layout, tmp_path / "out").anew
     before = times(tmp_path / "out")
-    moved = write_pictures(tmp_path / "moved", NAMES, width=48, height=32)
+    moved = write_pictures(tmp_path / "moved", STREETS, width=48, height=32)
     for action in (packed, repacked):
         found = action(read_layout(moved, SPLIT), tmp_path / "out")
         assert (found.anew, found.index) == (False, open_shards(tmp_path / "out").index)
@@ -229,7 +220,7 @@ def test_an_index_of_an_earlier_version_is_verified_by_names_and_settings(layout
     with pytest.raises(UserError, match=r"settings: 1 samples removed \(street_0\)\. repack"):
         packed(replace(layout, pairs=layout.pairs[1:]), tmp_path / "out")
     assert repacked(layout, tmp_path / "out").anew, "nobody can say that its sources are the same"
-    assert open_shards(tmp_path / "out").index.sources.keys() == set(NAMES)
+    assert open_shards(tmp_path / "out").index.sources.keys() == set(STREETS)
 
 
 def test_shards_of_another_program_are_never_replaced(layout: Layout, tmp_path: Path) -> None:

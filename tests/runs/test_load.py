@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from esl_dist.runs.checkpoints import TRAINING
 from esl_dist.runs.trained import Provenance, TrainedNetwork, description_of, load_trained
 from esl_dist.training.setup import build_state
 from tests.builders import CLASS_ENTRIES, as_classes, class_set
-from tests.training.small_runs import configuration, save_run, save_state, tiny_network
+from tests.training.small_runs import KNOWN, configuration, save_run, save_state, tiny_network
 
 CPU = torch.device("cpu")
 OTHERS = as_classes([{**entry, "name": f"my {entry['name']}"} for entry in CLASS_ENTRIES])
@@ -176,19 +177,8 @@ def test_a_foreign_file_says_in_one_line_what_is_assumed(tmp_path: Path, capsys:
 
 
 def described(per_domain: bool = False, classes: ClassSet | None = None) -> Provenance:
-    return Provenance(
-        run="elsewhere",
-        class_set="mine",
-        classes=OTHERS if classes is None else classes,
-        architecture="tiny",
-        auxiliary_head=True,
-        per_domain=per_domain,
-        batch_size=5,
-        precision="bf16",
-        sizes={"source": None, "target": [40, 36]},
-        data_sets={"source": "a", "target": "b"},
-        shards={"source": "1" * 64, "target": "2" * 64},
-    )
+    classes = OTHERS if classes is None else classes
+    return replace(KNOWN, run="elsewhere", class_set="mine", classes=classes, per_domain=per_domain, batch_size=5)
 
 
 @pytest.mark.parametrize("per_domain", [False, True])

@@ -13,23 +13,9 @@ from hypothesis import strategies as st
 from esl_dist.config import LONGEST_SIDE, Train
 from esl_dist.errors import UserError
 from esl_dist.runs.checkpoints import Checkpoint
-from esl_dist.runs.trained import Provenance, description_of, provenance_from, provenance_of
+from esl_dist.runs.trained import description_of, provenance_from, provenance_of
 from tests.builders import class_set
-from tests.training.small_runs import configuration
-
-KNOWN = Provenance(
-    run="r",
-    class_set="village3",
-    classes=class_set(),
-    architecture="tiny",
-    auxiliary_head=True,
-    per_domain=False,
-    batch_size=3,
-    precision="bf16",
-    sizes={"source": None, "target": [40, 36]},
-    data_sets={"source": "a", "target": "b"},
-    shards={"source": "1" * 64, "target": "2" * 64},
-)
+from tests.training.small_runs import KNOWN, configuration
 
 
 def test_a_description_is_read_back_as_it_was_written() -> None:

@@ -13,15 +13,7 @@ from esl_dist.runs.checkpoints import checkpoint_folder
 from esl_dist.runs.snapshots import score_snapshots
 from tests.runs.snapshot_runs import LONG, MADE_WITH, Scorer, begin, snapshots_in, write_snapshot
 
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "snapshots/r"
-
-
-@pytest.fixture(autouse=True)
-def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "POLL_SECONDS", 0.005)
+pytestmark = pytest.mark.usefixtures("look_often")
 
 
 class Looks:

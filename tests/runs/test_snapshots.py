@@ -29,15 +29,7 @@ from tests.builders import class_set
 from tests.runs.snapshot_runs import LONG, MADE_WITH, Scorer, begin, snapshots_in, weights_of, write_snapshot
 from tests.training.small_runs import checkpoint, configuration, rewrite_as_version
 
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    return tmp_path / "snapshots/r"
-
-
-@pytest.fixture(autouse=True)
-def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshots, "POLL_SECONDS", 0.005)
+pytestmark = pytest.mark.usefixtures("look_often")
 
 
 @given(

@@ -28,11 +28,26 @@ from esl_dist.runs.checkpoints import (
     load_newest,
     save_checkpoint,
 )
+from esl_dist.runs.trained import Provenance
 from tests.builders import class_set
 
 FINGERPRINTS = {"source": "a" * 64, "target": "b" * 64}
 MORE_OF_TRAINING: dict[str, Any] = {}
 """What else of the training a checkpoint says."""
+KNOWN = Provenance(
+    run="r",
+    class_set="village3",
+    classes=class_set(),
+    architecture="tiny",
+    auxiliary_head=True,
+    per_domain=False,
+    batch_size=3,
+    precision="bf16",
+    sizes={"source": None, "target": [40, 36]},
+    data_sets={"source": "a", "target": "b"},
+    shards={"source": "1" * 64, "target": "2" * 64},
+)
+"""What is known of a run's network, in all that its weights may say."""
 KEEP_ALL = settings.Checkpoints(keep_newest=1000)
 
 

@@ -26,6 +26,7 @@ from esl_dist.config_values import COMMAND_LINE, settings_of
 from esl_dist.environment import LOCAL_RANK, launch
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
 from esl_dist.machine import shortage
+from esl_dist.slurm import adopt_step
 
 Config = TypeVar("Config")
 
@@ -54,6 +55,7 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     try:
         early.give_interrupt_back()
         file, overrides = _arguments(schema, sys.argv[1:])
+        adopt_step()
         main(load_config(schema, file, overrides))
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:

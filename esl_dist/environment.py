@@ -38,11 +38,11 @@ def launch() -> Launch:
     Raises:
         UserError: a variable that is no number or out of range, or a rank among nobody knows how many.
     """
-    world_size = _first(WORLD_SIZE, 1, MOST_RANKS)
-    rank = _first(RANK, 0, (world_size or MOST_RANKS) - 1)
-    local_world_size = _first(LOCAL_WORLD_SIZE, 1, MOST_RANKS)
+    world_size = first_number(WORLD_SIZE, 1, MOST_RANKS)
+    rank = first_number(RANK, 0, (world_size or MOST_RANKS) - 1)
+    local_world_size = first_number(LOCAL_WORLD_SIZE, 1, MOST_RANKS)
     # Some launchers say -1 where there is none.
-    _first(LOCAL_RANK, -1, (local_world_size or MOST_RANKS) - 1)
+    first_number(LOCAL_RANK, -1, (local_world_size or MOST_RANKS) - 1)
     if world_size is not None:
         return Launch(rank or 0, world_size, min(local_world_size or 1, world_size))
     # A rank but the first would train alone, or wait for nobody.
@@ -66,6 +66,16 @@ def whole_number(variable: str, least: int, most: int) -> int | None:
     if re.fullmatch(r"-?[0-9]{1,18}", text) is None or not least <= int(text) <= most:
         raise _impossible(variable, text, f"a number from {least} to {most}")
     return int(text)
+
+
+def first_number(variables: Sequence[str], least: int, most: int) -> int | None:
+    """Return the number of the first of the variables that is set; None where none is.
+
+    Raises:
+        UserError: it is none, or out of range.
+    """
+    numbers = (whole_number(variable, least, most) for variable in variables)
+    return next((number for number in numbers if number is not None), None)
 
 
 def started_by_torchrun() -> bool:
@@ -95,11 +105,6 @@ def choice(variable: str, choices: Sequence[str]) -> str:
     if text.lower() not in choices:
         raise _impossible(variable, text, f"one of {', '.join(choices)}")
     return text.lower()
-
-
-def _first(variables: Sequence[str], least: int, most: int) -> int | None:
-    numbers = (whole_number(variable, least, most) for variable in variables)
-    return next((number for number in numbers if number is not None), None)
 
 
 def _impossible(variable: str, text: str, expected: str) -> UserError:

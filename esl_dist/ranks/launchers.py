@@ -1,7 +1,7 @@
 """What launchers were asked for and leave to the program: nothing of it is passed over.
 
 Without mpirun, Accelerate's launcher for CPUs starts one process, however many it was asked for, and says nothing (its
-issue 2741); nor do processes of srun know of each other. One that trains alone where several were asked for is refused.
+issue 2741). One that trains alone where several were asked for is refused.
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import torch
 
 from esl_dist.config import PRECISIONS
-from esl_dist.environment import MOST_RANKS, NO, choice, flag, launch, whole_number
+from esl_dist.environment import NO, choice, flag, launch, whole_number
 from esl_dist.errors import UserError
 
 ZERO_STAGES = (1, 2)
@@ -76,13 +76,8 @@ def refuse_missing_ranks() -> None:
     Raises:
         UserError: they do not: each would train alone, into the same folder.
     """
-    tasks = whole_number("SLURM_STEP_NUM_TASKS", 1, MOST_RANKS) or 1
     if "WORLD_SIZE" in os.environ:
         return
-    if tasks > 1:
-        raise UserError(
-            f"srun started {tasks} processes that do not know of each other; let it start one torchrun on each machine"
-        )
     # Accelerate's launcher for CPUs sets where several processes that were asked for meet, and says nowhere how many.
     if {"MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"} <= os.environ.keys() and launch().world_size == 1:
         precision = f"precision={asked_precision(None)}"

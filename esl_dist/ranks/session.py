@@ -1,7 +1,7 @@
 """A session of ranks: join the others, get a device and a precision, part from them with a reason.
 
 Processes, devices and mixed precision come from Accelerate; every program works as well under `accelerate launch`,
-`torchrun` and plain `python`.
+`torchrun`, `srun` and plain `python`.
 """
 
 import os
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,12 +19,15 @@ from accelerate import Accelerator
 from torch._C._distributed_c10d import Store
 from torch.amp.grad_scaler import GradScaler
 
-from esl_dist.environment import MOST_RANKS, Launch, flag, launch, whole_number
+from esl_dist.environment import LOCAL_RANK, MOST_RANKS, Launch, first_number, flag, launch
 from esl_dist.errors import LostRankError, UserError
 from esl_dist.ranks.collectives import require_same_on_ranks
 from esl_dist.ranks.heartbeat import PROGRESS, Heartbeat
 from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_missing_ranks
 from esl_dist.ranks.rendezvous import meet
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Of the machine's kernel, another after every start of it."""
 
 BACKEND_FACTOR = 10
 """How much longer than `Heartbeat` the backend waits, for it cannot see whether another rank gets on with its work."""
@@ -107,8 +111,9 @@ def _accelerator(store: Store | None, timeout_minutes: float, zero_stage: int | 
     if store is not None:
         uses_gpus = torch.cuda.is_available() and not flag("ACCELERATE_USE_CPU")
         launched = launch()
+        _number_locally(store, launched)
         if uses_gpus:
-            _refuse_shared_gpus(store, launched)
+            _choose_gpu(store, launched)
         dist.init_process_group(
             "nccl" if uses_gpus else "gloo",
             timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes),
@@ -128,11 +133,26 @@ def _accelerator(store: Store | None, timeout_minutes: float, zero_stage: int | 
     return accelerator
 
 
-def _refuse_shared_gpus(store: Store, launched: Launch) -> None:
+def _number_locally(store: Store, launched: Launch) -> None:
+    """Say which of its machine's ranks this one is, where the launcher does not (Kubeflow's PyTorchJob, PMI)."""
+    # Some launchers say -1 where they do not know it.
+    if (first_number(LOCAL_RANK, -1, MOST_RANKS) or 0) >= 0 and any(name in os.environ for name in LOCAL_RANK):
+        return
+    # Containers of one machine have names of their own, and machines started from one image may share a name.
+    store.set(f"machine/{launched.rank}", f"{socket.gethostname()} {BOOT.read_text() if BOOT.exists() else ''}")
+    machines = [store.get(f"machine/{rank}") for rank in range(launched.world_size)]
+    neighbours = [rank for rank, machine in enumerate(machines) if machine == machines[launched.rank]]
+    os.environ["LOCAL_RANK"] = str(neighbours.index(launched.rank))
+    os.environ.setdefault("LOCAL_WORLD_SIZE", str(len(neighbours)))
+
+
+def _choose_gpu(store: Store, launched: Launch) -> None:
     """Make sure that each rank has a GPU of its own: Accelerate counts round, and NCCL names none."""
-    if (local_rank := whole_number("LOCAL_RANK", 0, MOST_RANKS)) is None:
-        raise UserError("several ranks were started without LOCAL_RANK; start them with torchrun or accelerate launch")
-    torch.cuda.set_device(index := local_rank % torch.cuda.device_count())
+    local_rank = first_number(LOCAL_RANK, 0, MOST_RANKS) or 0
+    # A launcher that shows each rank its own GPU alone (srun --gpus-per-task=1) numbers the ranks all the same.
+    index = local_rank % torch.cuda.device_count()
+    os.environ["LOCAL_RANK"] = str(index)
+    torch.cuda.set_device(index)
     store.set(f"gpu/{launched.rank}", f"{socket.gethostname()} {torch.cuda.get_device_properties(index).uuid}")
     gpus = [store.get(f"gpu/{rank}") for rank in range(launched.world_size)]
     sharing = [rank for rank, gpu in enumerate(gpus) if gpu == gpus[launched.rank]]

@@ -120,19 +120,6 @@ def test_other_ways_to_divide_a_network_are_refused(monkeypatch: pytest.MonkeyPa
         asked(monkeypatch, **{f"ACCELERATE_USE_{way.upper()}": "true"})
 
 
-def test_processes_of_srun_that_do_not_know_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    refuse_missing_ranks()
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
-    with pytest.raises(UserError, match="srun started 4 processes that do not know of each other"):
-        refuse_missing_ranks()
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    refuse_missing_ranks()
-    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "x")
-    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=x is impossible"):
-        refuse_missing_ranks()
-
-
 @pytest.mark.parametrize(
     ("precision", "words", "more"),
     [

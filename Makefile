@@ -12,19 +12,27 @@ GET_VENV := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "inst
   apt-get update -qq && apt-get install -y -qq python3-venv; } || \
   { echo "error: $(PYTHON) cannot make a virtual environment; as root: apt-get install python3-venv"; exit 1; }
 
-.PHONY: demo test test-all check clean
+CLUSTER_PACKAGES := slurm-wlm munge iproute2 debootstrap
+
+.PHONY: demo test test-all test-cluster check clean
 
 demo: $(INSTALLED)
 	$(RUN) launch/demo.py seed=$(SEED)
 
 # Every promise at its smallest size.
 test: $(INSTALLED)
-	$(PYTEST) -m "not grid"
+	$(PYTEST) -m "not grid and not cluster"
 	$(MAKE) check
 
 # The large grids, which `make test` leaves out.
 test-all: $(INSTALLED)
 	$(PYTEST) -m grid
+
+# What needs root and Debian: a SLURM of two nodes, hosts in network namespaces, a root to install in. One at a time.
+test-cluster: $(INSTALLED)
+	@dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1 || { echo "installing $(CLUSTER_PACKAGES)" && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); }
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -34,6 +34,7 @@ from esl_dist.endings import cause, ending, note_end
 from esl_dist.environment import LOCAL_RANK, launch
 from esl_dist.errors import StoppedError, UserError, memory_words
 from esl_dist.slurm import adopt_step
+from esl_dist.stop_signals import keep_result, own_process
 
 Config = TypeVar("Config")
 
@@ -54,9 +55,12 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     early.make_streams_robust()
     try:
         early.give_interrupt_back()
+        if main.__module__ == "__main__":
+            own_process()
         file, overrides = _arguments(schema, sys.argv[1:])
         adopt_step()
         main(load_config(schema, file, overrides))
+        keep_result()
         sys.stdout.flush()
         note_end(ending(None))
     except (Exception, KeyboardInterrupt) as error:

@@ -26,9 +26,10 @@ def end_at_interrupt() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
     if os.environ.get(STATE_FILE):
-        from esl_dist import endings
+        from esl_dist import endings, stop_signals
 
         endings.begin()
+        stop_signals.note_stop_signals()
 
 
 def give_interrupt_back() -> None:

@@ -166,6 +166,9 @@ PROGRAM = Program()
 """There is one, as there is one process group."""
 
 
+_noting = threading.Lock()
+
+
 def begin() -> None:
     """Note that this program runs; called on every rank before what takes time or may fail."""
     PROGRAM.began, PROGRAM.step = now(), None
@@ -179,8 +182,9 @@ def note_end(end: Ending) -> None:
     end = end._replace(
         rank=own_rank() if end.rank is None else end.rank, step=PROGRAM.step if end.step is None else end.step
     )
-    for note in (*PROGRAM.records, _note_state):
-        note(end)
+    with _noting:
+        for note in (*PROGRAM.records, _note_state):
+            note(end)
 
 
 def note_end_soon(end: Ending) -> None:

@@ -22,8 +22,7 @@ from esl_dist.endings import EXIT_INTERRUPTED, ending, note_end_soon
 from esl_dist.environment import started_by_torchrun
 from esl_dist.errors import LostRankError
 from esl_dist.ranks.collectives import is_main
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+from esl_dist.stop_signals import STOP_SIGNALS, keep_result
 
 ONE_PRESS_SECONDS = 2.0
 """In which torchrun may tell of one Ctrl-C more than once: it passes on SIGINT, and SIGTERM when it ends itself."""
@@ -97,10 +96,9 @@ def stop_request() -> Iterator[StopRequest]:
         KeyboardInterrupt: also where this rank was interrupted and then lost another one, which had not begun.
     """
     request = StopRequest()
-    # A shell starts its background jobs deaf to Ctrl-C.
-    deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    signals = STOP_SIGNALS if deaf else (*STOP_SIGNALS, signal.SIGINT)
-    before = {number: signal.signal(number, request.note) for number in signals}
+    # A shell starts its background jobs deaf to Ctrl-C, and nohup all of its to the end of the terminal.
+    deaf = {number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_IGN}
+    before = {number: signal.signal(number, request.note) for number in {*STOP_SIGNALS, signal.SIGINT} - deaf}
     try:
         yield request
     except LostRankError as error:
@@ -108,5 +106,6 @@ def stop_request() -> Iterator[StopRequest]:
             raise KeyboardInterrupt from error
         raise
     # After an error they stay noted: a signal must not cut short what is said and saved then.
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    if not keep_result():
+        for number, handler in before.items():
+            signal.signal(number, handler)

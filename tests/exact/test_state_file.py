@@ -216,3 +216,22 @@ def test_a_file_that_cannot_be_written_costs_a_warning_and_no_training(
     job = server.start(TRAIN, words, 1, {STATE_FILE: os.fspath(tmp_path)})
     assert job.exit_codes() == [0]
     assert f"warning: {STATE_FILE}={tmp_path}: cannot be written (Is a directory)" in job.output()
+
+
+def test_programs_that_end_at_a_signal_at_once_note_that_they_were_stopped(
+    server: RankServer, town: Path, teacher: Path, tmp_path: Path, state_file: Path
+) -> None:
+    """Also while the main thread is in a collective, where it does not come to its handler: rank 0 waits for rank 1."""
+    words = [f"data.path={town}/target_train", f"checkpoint={teacher}", f"output={tmp_path / 'scores'}", "workers=0"]
+    change = "import os, time\nif os.environ['RANK'] == '1':\n    from esl_dist.inference import scoring\n"
+    change += "    scoring.sum_over_ranks = lambda *_: time.sleep(600)\n"
+    job = server.start(CHANGED, [change, str(PROJECT / "launch/evaluate.py"), *words], 2)
+    job.wait_until(lambda: "scoring: 3/3" in job.output())
+    job.kill(0, signal.SIGUSR1)
+    job.wait_for_end(0)
+    job.kill_all()
+    assert job.exit_codes()[0] in (-signal.SIGUSR1, 128 + signal.SIGUSR1), job.output()
+    noted = read_state(state_file)
+    assert (noted.program, noted.state, noted.exit_code, noted.rank) == ("evaluate", "stopped", EXIT_STOPPED, 0)
+    assert noted.words == "stopped by SIGUSR1"
+    assert noted.step is None

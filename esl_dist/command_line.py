@@ -34,7 +34,7 @@ from esl_dist.endings import cause, ending, note_end
 from esl_dist.environment import LOCAL_RANK, launch
 from esl_dist.errors import StoppedError, UserError, memory_words
 from esl_dist.slurm import adopt_step
-from esl_dist.stop_signals import keep_result, own_process
+from esl_dist.stop_signals import keep_end, own_process
 
 Config = TypeVar("Config")
 
@@ -60,10 +60,11 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         file, overrides = _arguments(schema, sys.argv[1:])
         adopt_step()
         main(load_config(schema, file, overrides))
-        keep_result()
+        keep_end()
         sys.stdout.flush()
         note_end(ending(None))
     except (Exception, KeyboardInterrupt) as error:
+        keep_end()
         note_end(cause(error))
         end = ending(error)
         if end.code != EXIT_USER_ERROR:

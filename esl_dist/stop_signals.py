@@ -1,9 +1,10 @@
-"""Signals to stop, for what a program does not decide itself: noted before it dies of them, ignored when it is done.
+"""Signals to stop, for what a program does not decide itself: noted before it dies of them, ignored when it ends.
 
 A training takes them as a request (`training.stop_request`); all else ends at once, as it would without this module.
 But where a file is named for it (`endings`), this is said there first, by a thread, for the main thread may be in a
 collective. And a signal that comes when the result is written, while ranks part and Python shuts down, would turn a
-finished program into a failed one, which a cluster starts again.
+finished program into a failed one, which a cluster starts again; or a mistake into a death by signal, where a launcher
+ends the other ranks after the first.
 """
 
 import os
@@ -26,8 +27,8 @@ def own_process() -> None:
     _owns_process = True
 
 
-def keep_result() -> bool:
-    """Ignore signals from here on, for all is done; says whether it did so, for only a program's own process may."""
+def keep_end() -> bool:
+    """Ignore signals from here on, for the end is certain; says whether it did, as only a program's own process may."""
     if _owns_process:
         for number in (*STOP_SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)

@@ -30,7 +30,7 @@ from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import percent, score_table
 from esl_dist.runs.checkpoints import checkpoint_folder
 from esl_dist.runs.snapshots import best_step, first_snapshot, score_snapshots
-from esl_dist.stop_signals import keep_result
+from esl_dist.stop_signals import keep_end
 
 
 def evaluate(config: Evaluate, device: torch.device) -> None:
@@ -99,7 +99,7 @@ def _evaluate_once(config: Evaluate, inputs: Inputs) -> dict[str, str]:
             origin = {"checkpoints": paths, "weights": weights}
         if config.output is not None:
             write_json(Path(config.output), {**scores, **origin})
-        keep_result()
+        keep_end()
         curves = write_score_curves(ensemble, scores, scoring)
         made |= {"scores": config.output or "", "curves": "" if curves is None else f"tensorboard --logdir {curves}"}
     print_on_main(score_table({" + ".join(one.title for one in ensemble): scores}))

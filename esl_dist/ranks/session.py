@@ -26,7 +26,7 @@ from esl_dist.ranks.collectives import require_same_on_ranks
 from esl_dist.ranks.heartbeat import PROGRESS, Heartbeat
 from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_missing_ranks
 from esl_dist.ranks.rendezvous import meet
-from esl_dist.stop_signals import keep_result
+from esl_dist.stop_signals import keep_end
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Of the machine's kernel, another after every start of it."""
@@ -81,7 +81,7 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
         device, mixed = accelerator.device, accelerator.mixed_precision
         require_same_on_ranks(f"{mixed} {device.type} {zero_stage}", "precision, kind of device or ZeRO stage")
         yield Ranks(device, mixed, accelerator.autocast, accelerator.scaler, zero_stage)
-        keep_result()
+        keep_end()
     except BaseException as error:
         if heartbeat is None:
             raise

@@ -22,7 +22,7 @@ from esl_dist.endings import EXIT_INTERRUPTED, ending, note_end_soon
 from esl_dist.environment import started_by_torchrun
 from esl_dist.errors import LostRankError
 from esl_dist.ranks.collectives import is_main
-from esl_dist.stop_signals import STOP_SIGNALS, keep_result
+from esl_dist.stop_signals import STOP_SIGNALS, keep_end
 
 ONE_PRESS_SECONDS = 2.0
 """In which torchrun may tell of one Ctrl-C more than once: it passes on SIGINT, and SIGTERM when it ends itself."""
@@ -106,6 +106,6 @@ def stop_request() -> Iterator[StopRequest]:
             raise KeyboardInterrupt from error
         raise
     # After an error they stay noted: a signal must not cut short what is said and saved then.
-    if not keep_result():
+    if not keep_end():
         for number, handler in before.items():
             signal.signal(number, handler)

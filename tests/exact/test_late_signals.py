@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from esl_dist.endings import STATE_FILE, read_state
+from esl_dist.endings import EXIT_USER_ERROR, STATE_FILE, read_state
 from esl_dist.runs.run_record import RUN_RECORD, read_record
 from tests.exact.trainings import TRAIN, assert_whole, newest_step, run_in, training_words
 from tests.on_ranks import CHANGED, PROJECT, RankServer
@@ -73,3 +73,10 @@ def test_a_signal_while_python_shuts_down_is_too_late(town: Path, tmp_path: Path
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert newest_step(run) == 1
+
+
+def test_a_signal_after_a_mistake_does_not_change_its_code(town: Path, tmp_path: Path) -> None:
+    """Launchers send SIGTERM to the other ranks when the first has ended."""
+    words = [SIGNALLED, "shutdown", ALL, str(PROJECT / TRAIN), *training_words(town, run_in(tmp_path), "steps=soon")]
+    done = subprocess.run(command(CHANGED, *words), env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == EXIT_USER_ERROR, done.stderr

@@ -14,6 +14,7 @@ from esl_dist.endings import STATE_FILE, State, read_state
 from esl_dist.runs.run_record import RUN_RECORD, Start, read_record
 from tests.exact.shards import copied_shards, corrupt
 from tests.exact.trainings import TRAIN, newest_step, run_in, training_words
+from tests.grids import grid
 from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
@@ -81,7 +82,7 @@ def test_a_mistake_of_one_rank_is_the_end_and_not_the_loss_that_follows_from_it(
     assert record.words.startswith(f"rank 1 ended: {named}")
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", grid([0, 1], stay=[0]))
 def test_the_loss_of_a_rank_is_noted_by_one_that_is_left(
     server: RankServer, town: Path, tmp_path: Path, state_file: Path, lost: int
 ) -> None:
@@ -158,7 +159,7 @@ def test_a_rank_that_gives_up_from_beside_its_stuck_work_notes_who_hangs(
     assert noted.step == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+@pytest.mark.parametrize("number", grid([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], stay=[signal.SIGHUP]))
 def test_a_stop_is_noted_with_the_step_that_is_saved(
     server: RankServer, town: Path, tmp_path: Path, state_file: Path, number: signal.Signals
 ) -> None:

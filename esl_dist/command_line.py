@@ -53,7 +53,6 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
     early.make_streams_robust()
     try:
-        early.give_interrupt_back()
         file, overrides = _arguments(schema, sys.argv[1:])
         adopt_step()
         main(load_config(schema, file, overrides))

@@ -9,8 +9,6 @@ import re
 import shlex
 import sys
 
-import torch
-
 from esl_dist.config import PRECISIONS
 from esl_dist.environment import NO, choice, flag, launch, whole_number
 from esl_dist.errors import UserError
@@ -38,6 +36,24 @@ NOT_FOLLOWED = {
 """By the variable `ACCELERATE_…` that hands it on: the option's name, what asks for nothing, what to do instead."""
 
 
+def asked_of_launcher(precision: str | None) -> tuple[int | None, str]:
+    """Return the ZeRO stage and the precision that a program is to take, as `asked_zero_stage` and `asked_precision`.
+
+    Raises:
+        UserError: also where processes are missing that the launcher was asked for.
+    """
+    zero_stage, precision = asked_zero_stage(), asked_precision(precision)
+    refuse_missing_ranks()
+    return zero_stage, precision
+
+
+def _gpus() -> int:
+    # Not before GPUs are asked for: torch takes seconds, and what else is wrong is known without it.
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def _refuse_bad_launch() -> None:
     world_size = launch().world_size
     for variable, (option, nothing, instead) in NOT_FOLLOWED.items():
@@ -52,7 +68,7 @@ def _refuse_bad_launch() -> None:
         whole_number("OMP_NUM_THREADS", 1, MOST_THREADS)
     # Accelerate's launcher for CPUs says in a variable that it is that.
     is_multi_gpu = "ACCELERATE_DYNAMO_MODE" in os.environ and "ACCELERATE_USE_CPU" not in os.environ
-    if world_size > 1 and is_multi_gpu and not flag("ACCELERATE_USE_DEEPSPEED") and not torch.cuda.is_available():
+    if world_size > 1 and is_multi_gpu and not flag("ACCELERATE_USE_DEEPSPEED") and not _gpus():
         raise UserError(
             "accelerate launch --multi_gpu was asked for GPUs, and PyTorch sees none; start on a machine with GPUs, or "
             "with torchrun"
@@ -65,8 +81,7 @@ def _refuse_device(variable: str) -> None:
         raise UserError(
             f"{variable}={name} is impossible: expected cpu, cuda or such as cuda:0; correct it, or unset it"
         )
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name != "cpu" and int(found[1] or 0) >= gpus:
+    if name != "cpu" and int(found[1] or 0) >= (gpus := _gpus()):
         raise UserError(f"{variable}={name} is impossible: PyTorch sees {gpus} GPUs; correct it, or unset it")
 
 

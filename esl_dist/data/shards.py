@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esl_dist.data.labels import ClassSet, class_set_to
-from esl_dist.data.shard_index import INDEX_NAME, SampleEntry, ShardEntry, ShardIndex, read_index, shard_to
+from esl_dist.data.shard_index import (
+    INDEX_NAME,
+    SampleEntry,
+    ShardEntry,
+    ShardIndex,
+    read_index,
+    refuse_missing_shards,
+    shard_to,
+)
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import refuse_as_key, refuse_as_name, sha256_of_file, whole_file
 from esl_dist.machine import shortage
@@ -192,8 +200,7 @@ def open_shards(folder: str | Path, whole: bool = True) -> ShardReader:
             lost.
     """
     path = Path(folder)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder of shards; make it with shards/prepare.py")
+    refuse_missing_shards(path)
     reader = ShardReader(path, read_index(path))
     if len(reader) == 0:
         raise UserError(f"{path}: its {INDEX_NAME} lists no samples; make the shards again")

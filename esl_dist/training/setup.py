@@ -20,10 +20,9 @@ from esl_dist.made_with import require_same
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.models.weights import initialise, load_weights
-from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks, world_size
+from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
-    RUN_CONFIG,
     Checkpoint,
     build_network,
     checkpoint_folders,
@@ -31,6 +30,7 @@ from esl_dist.runs.checkpoints import (
     run_config,
 )
 from esl_dist.runs.folder_lock import lock_folder
+from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.runs.trained import weights_and_provenance
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
@@ -102,10 +102,10 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     """Return the training that settings describe, gone on from the run's newest whole checkpoint if it has one.
 
     Raises:
-        UserError: settings that cannot be, shards that do not fit, a run of the same name that has other settings, is
+        UserError: shards that do not fit, a run of the same name that has other settings, is
             being trained or has no checkpoint that can be used, or ranks that were not given the same.
     """
-    method = check_training(config)
+    method = METHODS[config.method.name]
     require_same_on_ranks(str(asdict(config)), "configuration")
     data = open_training_data(config, method)
     require_same_on_ranks(str(data.fingerprints), "shards")
@@ -156,39 +156,6 @@ def agreed_seed(run: Path) -> int:
     """Return the seed that the run was begun with or, at its beginning, a random one; the same on every rank."""
     own = run_config(run).seed if (run / RUN_CONFIG).is_file() else secrets.randbelow(2**32)
     return int(sum_over_ranks(torch.tensor(own if is_main() else 0, dtype=torch.int64)))
-
-
-def check_training(config: settings.Train) -> Method:
-    """Refuse settings that contradict each other; returns the method.
-
-    Raises:
-        UserError: naming the settings.
-    """
-    if config.method.name not in METHODS:
-        raise UserError(f"method.name={config.method.name} is impossible: expected one of {', '.join(METHODS)}")
-    method = METHODS[config.method.name]
-    if config.steps > config.optimizer.schedule_steps:
-        raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
-    share = config.accumulate * world_size()
-    if config.batch_size % share:
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {world_size()} processes in {config.accumulate} "
-            f"passes; expected a multiple of {share}"
-        )
-    if config.target.path == "" and (method.needs_target or config.pseudo_labels is not None):
-        raise UserError(
-            "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
-        )
-    if config.network.batch_norm == "per_domain" and not method.needs_target and config.pseudo_labels is None:
-        raise UserError(
-            f"network.batch_norm=per_domain needs passes over the target, and {config.method.name} without "
-            "pseudo-labels has none; choose network.batch_norm=shared"
-        )
-    if config.network.start_without is not None and config.network.start is None:
-        raise UserError(
-            f"network.start_without={config.network.start_without} needs weights to start from: network.start=…"
-        )
-    return method
 
 
 def build_state(

@@ -25,6 +25,7 @@ from esl_dist.inference.predictor import on_ranks, open_inputs, print_plan
 from esl_dist.ranks.collectives import print_on_main, warn
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import kept_table
+from esl_dist.urls import is_url
 
 
 def main(config: PseudoLabel) -> None:
@@ -42,7 +43,7 @@ def check(config: PseudoLabel) -> None:
     output, target = Path(config.output).resolve(), Path(config.target.path).resolve()
     inputs = [("target.path", config.target.path), ("checkpoint", config.checkpoint)]
     refuse_among_inputs("output", config.output, [*inputs, ("classes_from", config.classes_from)])
-    if target.is_relative_to(output):
+    if not is_url(config.target.path) and target.is_relative_to(output):
         raise UserError(f"output={config.output} holds target.path={config.target.path}; choose a folder of its own")
     refuse_other_use("output", Path(config.output))
 

@@ -16,6 +16,7 @@ from esl_dist.inference.labelling.pieces import UNFINISHED
 from esl_dist.ranks.collectives import is_main
 from esl_dist.runs.checkpoints import MANIFEST, RUN_CONFIG
 from esl_dist.runs.folder_lock import LOCK
+from esl_dist.urls import is_url
 
 SCORES = {"iou", "snapshots"}
 """Keys of which a JSON file of scores has one: those of one evaluation, or those of a run."""
@@ -27,7 +28,9 @@ def refuse_among_inputs(setting: str, place: str | None, inputs: Iterable[tuple[
     Elsewhere in a run's folder, scores/ say, there is room for results.
     """
     for read, value in inputs:
-        if place is not None and value is not None and _is_part_of(Path(place).resolve(), Path(value).resolve()):
+        if place is None or value is None or is_url(value):
+            continue
+        if _is_part_of(Path(place).resolve(), Path(value).resolve()):
             how = "is" if Path(place).resolve() == Path(value).resolve() else "lies in"
             raise UserError(f"{setting}={place} {how} {read}={value}, which is read; choose another place")
 

@@ -1,4 +1,4 @@
-"""Servers far away, on loopback: one for HTTP that knows parts of files and can be told to misbehave, and one for S3."""
+"""Servers far away, on loopback: one for HTTP that can be told to misbehave, and one for S3."""
 
 import hashlib
 import http.server
@@ -51,7 +51,8 @@ class FarServer:
 
     def tars(self) -> dict[str, int]:
         """Return how often each tar was asked for from its beginning."""
-        return {name.removeprefix("GET "): n for name, n in self.asked.items() if name.endswith(".tar")}
+        gets = {name.removeprefix("GET "): number for name, number in self.asked.items() if name.startswith("GET ")}
+        return {name: number for name, number in gets.items() if name.endswith(".tar")}
 
     def start(self) -> None:
         far = self
@@ -84,7 +85,7 @@ class FarServer:
         if start == 0:
             self.asked[f"{request.command} {name}"] += 1
         file = self.folder / name
-        status, body, headers = 404, b"", {"Connection": "close"}
+        status, body, headers = 404, b"", dict[str, str]()
         if (fault := self.fault(request.command, name)) is not None:
             status, body = fault
         elif file.is_file():
@@ -97,7 +98,10 @@ class FarServer:
     def send(
         self, request: http.server.BaseHTTPRequestHandler, status: int, body: bytes, headers: Mapping[str, str]
     ) -> None:
+        # Else a connection would outlive the server.
+        request.close_connection = True
         request.send_response(status)
+        request.send_header("Connection", "close")
         for key, value in headers.items():
             request.send_header(key, value)
         if status in (301, 302):
@@ -110,7 +114,6 @@ class FarServer:
         if self.cut and request.path.endswith(".tar"):
             self.cut -= 1
             body = body[: len(body) // 2]
-            request.close_connection = True
         request.wfile.write(body)
 
 

@@ -163,7 +163,9 @@ def _fetched(cache: Cache, name: str, size: int, fill: Callable[[int], None], ne
             _take_room(cache, descriptor, size, need)
             fill(descriptor)
             os.fsync(descriptor)
-            os.rename(partial, final)
+            with _whole_folder(cache.folder):
+                # Who lists the folder sees one of the names.
+                os.rename(partial, final)
             is_whole = True
     finally:
         if not is_whole:

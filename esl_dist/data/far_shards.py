@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from esl_dist.checked import Content
@@ -104,10 +105,12 @@ class FarShards:
     def _filling(self, shard: ShardEntry, attempts: int, tell_of: Callable[[int], None]) -> Callable[[int], None]:
         def fill(descriptor: int) -> None:
             self._refuse_other_index(attempts)
-            for _ in range(min(FETCHES, attempts)):
-                problem = self._fetch(shard, descriptor, attempts, tell_of)
-                if problem is None:
-                    return
+            problem = f"{self._url(shard)} is missing; put it back"
+            with suppress(FileNotFoundError):
+                for _ in range(min(FETCHES, attempts)):
+                    if (damage := self._fetch(shard, descriptor, attempts, tell_of)) is None:
+                        return
+                    problem = damage
             # It would be asked for again for each of its samples.
             self.lost[shard.sha256] = problem
             raise CorruptSampleError(problem)
@@ -118,10 +121,7 @@ class FarShards:
         """Write a shard's bytes; returns what is wrong with them."""
         url, done, digest = self._url(shard), 0, hashlib.sha256()
         while done < shard.size:
-            try:
-                part = part_of(url, done, min(PART_BYTES, shard.size - done), attempts)
-            except FileNotFoundError:
-                return f"{url} is missing; put it back"
+            part = part_of(url, done, min(PART_BYTES, shard.size - done), attempts)
             if not part:
                 return f"{url} has {done} bytes, the index says {shard.size}; copy it there again"
             digest.update(part)

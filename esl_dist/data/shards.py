@@ -229,8 +229,9 @@ def open_shards(folder: str | Path, whole: bool = True, cache: Cache | None = No
 
 def _opened_reader(folder: str | Path, cache: Cache | None) -> ShardReader:
     if is_url(str(folder)) and cache is not None:
-        far, index = open_far_shards(str(folder), cache)
-        return ShardReader(str(folder), index, far)
+        url = str(folder).rstrip("/")
+        far, index = open_far_shards(url, cache)
+        return ShardReader(url, index, far)
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder of shards; make it with shards/prepare.py")

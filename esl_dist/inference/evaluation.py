@@ -53,7 +53,7 @@ def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], s
     statistics = files = None
     plan = {"predictions": f"{config.predictions}, {form}" if config.predictions else "", "scores": scores or ""}
     if config.statistics_from is not None:
-        plan["statistics"], statistics = config.statistics_from, open_shards(config.statistics_from)
+        plan["statistics"], statistics = config.statistics_from, open_shards(config.statistics_from, cache=inputs.cache)
         require_same_on_ranks(statistics.fingerprint(), "statistics_from")
     if config.predictions is not None:
         values = values_of(inputs.named_classes(first) or first.classes, form)

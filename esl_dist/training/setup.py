@@ -49,6 +49,8 @@ MAY_CHANGE = frozenset(
         "pictures_every",
         "loader.workers",
         "loader.skip_corrupt",
+        "cache.folder",
+        "cache.gigabytes",
         "checkpoints.every",
         "checkpoints.keep_newest",
         "checkpoints.keep_every",

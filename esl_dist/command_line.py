@@ -18,24 +18,24 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from esl_dist import early
 from esl_dist.config_files import describe, load_config
 from esl_dist.config_values import COMMAND_LINE, settings_of
+
+# The codes are named here, too, as those of every program.
+from esl_dist.endings import EXIT_DEFECT as EXIT_DEFECT
+from esl_dist.endings import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from esl_dist.endings import EXIT_LOST_RANK as EXIT_LOST_RANK
+from esl_dist.endings import EXIT_STOPPED as EXIT_STOPPED
+from esl_dist.endings import EXIT_USER_ERROR as EXIT_USER_ERROR
+from esl_dist.endings import cause, ending, note_end
 from esl_dist.environment import LOCAL_RANK, launch
-from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
-from esl_dist.machine import shortage
+from esl_dist.errors import StoppedError, UserError, memory_words
 from esl_dist.slurm import adopt_step
 
 Config = TypeVar("Config")
-
-EXIT_DEFECT = 1
-EXIT_USER_ERROR = 2
-EXIT_LOST_RANK = 3
-EXIT_STOPPED = 75
-"""Of sysexits.h's codes the one that says: try again later."""
-EXIT_INTERRUPTED = early.EXIT_INTERRUPTED
 
 TAKING_MEMORY = (
     *("batch_size", "source.size", "target.size", "data.size", "size", "label_size"),
@@ -58,7 +58,9 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         adopt_step()
         main(load_config(schema, file, overrides))
         sys.stdout.flush()
+        note_end(ending(None))
     except (Exception, KeyboardInterrupt) as error:
+        note_end(cause(error))
         end = ending(error)
         if end.code == EXIT_DEFECT:
             raise
@@ -73,39 +75,6 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         sys.exit(end.code)
 
 
-class Ending(NamedTuple):
-    """How a program ends.
-
-    Attributes:
-        state: `finished`, `stopped` (by a signal), `interrupted` (Ctrl-C) or `failed`.
-        code: the exit code.
-        words: what there is to say, on its own lines; without the advice on settings.
-    """
-
-    state: str
-    code: int
-    words: str
-
-
-def ending(error: BaseException | None) -> Ending:
-    """Return how a program ends with an error, or without one."""
-    match error:
-        case None:
-            return Ending("finished", 0, "")
-        case StoppedError(interrupted=False):
-            return Ending("stopped", EXIT_STOPPED, str(error))
-        case StoppedError() | KeyboardInterrupt():
-            return Ending("interrupted", EXIT_INTERRUPTED, str(error))
-        case LostRankError():
-            return Ending("failed", EXIT_LOST_RANK, str(error))
-        case UserError():
-            return Ending("failed", EXIT_USER_ERROR, str(error))
-    words = memory_words(error) or shortage(error)
-    if words is None and isinstance(error, OSError) and error.filename is not None:
-        words = f"{error.filename}: {error.strerror}"
-    return Ending("failed", EXIT_DEFECT, str(error)) if words is None else Ending("failed", EXIT_USER_ERROR, words)
-
-
 def _memory_advice(schema: type) -> str:
     keys = settings_of(schema)
     less = ", ".join(key for key in TAKING_MEMORY if key in keys)
@@ -116,6 +85,7 @@ def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[st
     """Return the file of `--config`, and the words `key=value`; `--help` ends the program."""
     if not {"-h", "--help"}.isdisjoint(words):
         print(_help(schema))
+        note_end(ending(None))
         sys.exit(0)
     files, overrides, rest = list[str](), list[str](), iter(words)
     for word in rest:

@@ -14,11 +14,21 @@ from typing import Any
 
 EXIT_INTERRUPTED = 130
 
+STATE_FILE = "ESL_DIST_STATE"
+"""Variable of the environment that names a file in which a program says how it gets on (`esl_dist.endings`)."""
+
 
 def end_at_interrupt() -> None:
-    """End this process at Ctrl-C, at once, until `give_interrupt_back`; one that is deaf to it stays so."""
+    """End this process at Ctrl-C, at once, until `give_interrupt_back`; one that is deaf to it stays so.
+
+    Where a file is named for it, it is noted there that the program runs.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+    if os.environ.get(STATE_FILE):
+        from esl_dist import endings
+
+        endings.begin()
 
 
 def give_interrupt_back() -> None:
@@ -30,6 +40,10 @@ def give_interrupt_back() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     try:
         os.write(2, b"interrupted\n")
+        if os.environ.get(STATE_FILE):
+            from esl_dist import endings
+
+            endings.note_end(endings.ending(KeyboardInterrupt()))
     finally:
         os._exit(EXIT_INTERRUPTED)
 

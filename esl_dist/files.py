@@ -26,16 +26,17 @@ SHOWN_CHARACTERS = 100
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, by: str = "") -> Iterator[IO[bytes]]:
     """Open a binary file that appears under `path` only when the block ends without an exception.
 
-    The bytes go to `path` + ".partial" first; they are fsynced before the rename, the folder after it.
+    The bytes go to `path` + `by` + ".partial" first; they are fsynced before the rename, the folder after it. `by` is
+    for files that several processes may write at once: a text of this one's own.
 
     Raises:
         OSError: the disk is full or fails; its `filename` says of which file.
     """
     make_folder(path.parent)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(path.name + by + PARTIAL_SUFFIX)
     try:
         with open_to_write(partial) as file:
             yield file
@@ -206,9 +207,9 @@ def fsync_folder(folder: Path) -> None:
         _told_of_folders = True
 
 
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write `content` as JSON (on one line if `indent` is None), whole or not at all."""
-    with whole_file(path) as file:
+def write_json(path: Path, content: Any, indent: int | None = 1, by: str = "") -> None:
+    """Write `content` as JSON (on one line if `indent` is None), whole or not at all; `by` as of `whole_file`."""
+    with whole_file(path, by) as file:
         file.write((json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 

@@ -1,6 +1,7 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C as a request to stop: noted when it comes, granted between two steps.
+"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C as a request to stop: noted when it comes, granted between two steps.
 
-A cluster sends one of the first two before it takes a machine away, and to one rank only, maybe. So the request is
+A cluster sends one of the first two before it takes a machine away, and to one rank only, maybe; a terminal that is
+closed sends SIGHUP. So the request is
 summed over the ranks once a step, and all of them stop after the same one. One that comes during the start is granted
 after the first step: a rank that dies while the others wait for it costs them the whole timeout.
 
@@ -17,12 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from esl_dist.command_line import EXIT_INTERRUPTED
+from esl_dist.endings import EXIT_INTERRUPTED, ending, note_end_soon
 from esl_dist.environment import started_by_torchrun
 from esl_dist.errors import LostRankError
 from esl_dist.ranks.collectives import is_main
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 ONE_PRESS_SECONDS = 2.0
 """In which torchrun may tell of one Ctrl-C more than once: it passes on SIGINT, and SIGTERM when it ends itself."""
@@ -82,6 +83,7 @@ def _tell(text: str) -> None:
 
 
 def _end() -> None:
+    note_end_soon(ending(KeyboardInterrupt()))
     if is_main():
         _tell("interrupted; the same command goes on from what is saved")
     os._exit(EXIT_INTERRUPTED)

@@ -185,7 +185,7 @@ class Train:
 
     name: str | None = None
     """Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>; null: made of data sets, number of
-    classes, network and method."""
+    classes, network, method and seed; a random seed is left out."""
     experiments: Folder = "experiments"
     """Folder of all runs."""
     seed: Seed | None = 0

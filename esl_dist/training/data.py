@@ -133,12 +133,16 @@ def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | N
 
 
 def run_name(config: settings.Train, data: TrainingData) -> str:
-    """Return the name of a run that was given none: data sets, number of classes, network, method."""
+    """Return the name of a run that was given none: data sets, number of classes, network, method.
+
+    Its seed stands behind it where it is given, so that runs that differ in it have folders of their own.
+    """
     data_sets = [data.source.images.index.dataset]
     if data.target is not None:
         data_sets.append(data.target.images.index.dataset)
     parts = ["_to_".join(data_sets), str(len(data.classes)), config.network.architecture, config.method.name]
-    return "_".join(parts + (["esl"] if config.pseudo_labels is not None else []))
+    parts += ["esl"] if config.pseudo_labels is not None else []
+    return "_".join(parts + ([f"seed_{config.seed}"] if config.seed is not None else []))
 
 
 @dataclass(frozen=True)

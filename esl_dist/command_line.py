@@ -65,6 +65,8 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     except (Exception, KeyboardInterrupt) as error:
         note_end(cause(error))
         end = ending(error)
+        if end.code != EXIT_USER_ERROR:
+            _tell_launcher(end.line())
         if end.code == EXIT_DEFECT:
             raise
         words = end.words if memory_words(error) is None else f"{end.words}; {_memory_advice(schema)}"
@@ -133,7 +135,7 @@ def _as_setting(word: str, words: Sequence[str], schema: type) -> str:
 
 def _say(text: str) -> None:
     # At once: two ranks may share the stream, and print may write the end of a line apart.
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{early.line_end()}{text}\n")
     sys.stderr.flush()
 
 
@@ -157,11 +159,17 @@ def is_mine_to_say(text: str) -> bool:
         # No torchrun.
         return True
     is_mine = _claimed(attempt / f"said-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}")
-    message = {"message": text if is_mine else AS_ANOTHER, "extraInfo": {"timestamp": str(int(time.time()))}}
-    # It is only for the launcher's summary, and what is there already is an earlier error.
-    with suppress(OSError), open(file, "x", encoding="utf-8", errors="backslashreplace") as opened:
-        json.dump({"message": message}, opened)
+    _tell_launcher(text if is_mine else AS_ANOTHER)
     return is_mine
+
+
+def _tell_launcher(text: str) -> None:
+    """Write what a launcher says of this rank in its summary."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+        # What is there already is an earlier error.
+        with suppress(OSError), open(file, "x", encoding="utf-8", errors="backslashreplace") as opened:
+            json.dump({"message": message}, opened)
 
 
 def _claimed(claim: Path) -> bool:

@@ -68,6 +68,12 @@ def make_streams_robust() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def line_end() -> str:
+    """Return what makes the next text on standard error begin a line: a bar leaves it within one."""
+    raw = getattr(getattr(sys.stderr, "buffer", None), "raw", None)
+    return "\n" if isinstance(raw, _Descriptor) and raw.is_within_line else ""
+
+
 def _opened(descriptor: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
     if before is not None:
         before.flush()
@@ -80,8 +86,10 @@ class _Descriptor(io.FileIO):
     """A stream's descriptor, which stays open; what nobody reads any more, or no disk takes, is thrown away."""
 
     _is_lost = False
+    is_within_line = False
 
     def write(self, content: Any) -> int:
+        self.is_within_line = bytes(memoryview(content)[-1:]) not in (b"", b"\n")
         try:
             if not self._is_lost:
                 return super().write(content) or 0

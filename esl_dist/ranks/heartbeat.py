@@ -23,6 +23,7 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import _world
 
+from esl_dist.early import line_end
 from esl_dist.endings import EXIT_LOST_RANK, PROGRAM, Ending, as_unicode, cause, ending, note_end_soon
 from esl_dist.errors import LostRankError
 
@@ -217,7 +218,7 @@ class Heartbeat:
     def _give_up(self, text: str) -> None:
         # Whatever is wrong with standard error, the process has to end.
         with suppress(Exception):
-            sys.stderr.write(f"error (rank {self.rank}): {text}\n")
+            sys.stderr.write(f"{line_end()}error (rank {self.rank}): {text}\n")
             sys.stderr.flush()
         note_end_soon(cause(self.lost(text)))
         self.end_with(text)

@@ -33,6 +33,7 @@ class FarServer:
         fault: called with method and name before a file is sent; returns what is sent in its place, or None.
         damage: changes what is sent of a file.
         knows_parts: whether parts of files may be asked for.
+        hold: files that are sent only when they are not in here any more.
         cut: bodies that break off in their middle, still to come.
     """
 
@@ -41,6 +42,7 @@ class FarServer:
     fault: Callable[[str, str], Answer] = lambda method, name: None
     damage: Callable[[str, bytes], bytes] = lambda name, content: content
     knows_parts: bool = True
+    hold: set[str] = field(default_factory=set)
     cut: int = 0
     port: int = 0
     server: Any = None
@@ -84,6 +86,8 @@ class FarServer:
         start = int(part[1]) if part else 0
         if start == 0:
             self.asked[f"{request.command} {name}"] += 1
+        while name in self.hold and start > 0:
+            time.sleep(0.005)
         file = self.folder / name
         status, body, headers = 404, b"", dict[str, str]()
         if (fault := self.fault(request.command, name)) is not None:

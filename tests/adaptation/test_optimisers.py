@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from esl_dist.adaptation.optimisers import SGD, Adam
 
 
-def steps(kind: type[Optimizer], **options: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
+def steps(kind: Any, **options: Any) -> tuple[list[torch.Tensor], dict[str, Any]]:
     """Make steps, reload the state half way; returns the weights and the state."""
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 # The package of this checkout, whichever one the environment has.
@@ -35,7 +36,7 @@ from benchmarks.cost_model import (
     predict,
 )
 from benchmarks.programs import PROJECT, output_of_first_rank, packed_toytown, run, slow_hosts
-from benchmarks.step_counts import Sent, Workload, count_step, sent_in_step
+from benchmarks.step_counts import PASSES, Sent, Workload, count_step, sent_in_step
 from benchmarks.timed_step import SMALL_BYTES
 from esl_dist.data.images import decode_image, decode_label, encode_png, resize_image, resize_label
 from esl_dist.data.loading import network_input
@@ -100,24 +101,26 @@ def print_counts(workload: Workload) -> None:
     print(
         f"\nCounted: AdvEnt, {workload.architecture}, source {width}×{height}, target {target_width}×{target_height};"
     )
-    print("memory is what waits for the backward pass of the part.")
+    print("kept is what waits for a backward pass, of a whole step that of the pass with the most.")
+
+    def row(pictures: int, half: bool, ranks: int, parts: Sequence[str]) -> Sequence[str]:
+        counts = count_step(workload, pictures, ranks, half)
+        operations = [one for part in parts for one in counts.operations[part]]
+        kept = max(counts.kept.get(part, 0) for part in parts)
+        return (
+            f"{pictures}, {'bf16' if half else 'float32'}, {'alone' if ranks == 1 else 'over ranks'}",
+            parts[0] if len(parts) == 1 else "whole step",
+            f"{sum(one.flops for one in operations) / 1e12:.2f}",
+            str(len(operations)),
+            f"{sum(one.traffic for one in operations) / 1e9:.1f}",
+            f"{kept / 2**30:.2f}",
+        )
 
     def rows() -> Iterator[Sequence[str]]:
-        for pictures in PICTURES:
-            for half in (False, True):
-                for ranks in (1, 2):
-                    counts = count_step(workload, pictures, ranks, half)
-                    for part, operations in counts.operations.items():
-                        if ranks == 1 or part in ("source", "target"):
-                            how = f"{'bf16' if half else 'float32'}, {'alone' if ranks == 1 else 'over ranks'}"
-                            yield (
-                                f"{pictures}, {how}",
-                                part,
-                                f"{sum(one.flops for one in operations) / 1e12:.2f}",
-                                str(len(operations)),
-                                f"{sum(one.traffic for one in operations) / 1e9:.1f}",
-                                f"{counts.kept.get(part, 0) / 2**30:.2f}",
-                            )
+        for part in PASSES:
+            yield row(1, True, 1, [part])
+        for pictures, half, ranks in product(PICTURES, (False, True), (1, 2)):
+            yield row(pictures, half, ranks, PASSES)
 
     table("pictures, precision, batch norm | part | TFLOP | operations | GB read and written | GiB kept", rows())
 
@@ -304,9 +307,9 @@ def _on_loopback(sent: Sent, measured: Mapping[str, Sequence[float]]) -> float:
 def print_loader(works: Mapping[tuple[int, int], Work], gpu: Gpu) -> None:
     """Print how many reading processes a GPU needs: their time for a picture is measured, the step's predicted."""
     print(
-        "\nReading: one process here, the median of 9, milliseconds for a picture with its label from PNG to a tensor"
+        "\nReading: milliseconds of one process here (median of 9) for a source picture with its label, from PNG to a"
     )
-    print("(a drawn street with noise, of GTA5's size), and the processes that one GPU's predicted steps then need.")
+    print("tensor (a drawn street with noise, of GTA5's size), and what one GPU's predicted steps then need of it.")
     picture, labels = draw_scene("source", "train", 0, seed=0, width=1914, height=1052)
     noise = np.random.default_rng(0).normal(0, 4, picture.shape)
     packed = encode_png(np.clip(picture + noise, 0, 255).astype(np.uint8)), encode_png(labels)
@@ -319,14 +322,13 @@ def print_loader(works: Mapping[tuple[int, int], Work], gpu: Gpu) -> None:
     def rows() -> Iterator[Sequence[str]]:
         for name, files in (("packed as it is, 1914×1052", packed), ("packed at 1280×720", smaller)):
             seconds = statistics.median(_seconds_to_read(*files) for _ in range(9))
-            needed = [
-                f"{pictures * seconds / predict(works[pictures, 1], 1, INFINIBAND, gpu).total():.1f}"
-                for pictures in PICTURES
-            ]
-            yield name, f"{len(files[0]) / 1e6:.1f}", f"{1e3 * seconds:.0f}", f"{1 / seconds:.0f}", *needed
+            size = sum(len(file) for file in files) / 1e6
+            rates = [pictures / predict(works[pictures, 1], 1, INFINIBAND, gpu).total() for pictures in PICTURES]
+            needed = [f"{seconds * rate:.1f}, {size * rate:.0f} MB/s" for rate in rates]
+            yield name, f"{size:.1f}", f"{1e3 * seconds:.0f}", f"{1 / seconds:.0f}", *needed
 
-    head = "picture | MB | ms | pictures/s | " + " | ".join(f"processes, {pictures} a GPU" for pictures in PICTURES)
-    table(head, rows())
+    needs = " | ".join(f"processes, disk: {pictures} a GPU" for pictures in PICTURES)
+    table(f"picture | MB | ms | pictures/s | {needs}", rows())
 
 
 def _seconds_to_read(picture: bytes, label: bytes) -> float:

@@ -119,9 +119,14 @@ def count_step(workload: Workload, pictures: int, ranks: int = 1, half: bool = T
 
 def _batch(size: tuple[int, int], pictures: int, labelled: bool) -> Batch:
     width, height = size
-    images = torch.empty(pictures, 3, height, width, device="meta")
-    labels = torch.empty(pictures, height, width, dtype=torch.uint8, device="meta") if labelled else None
-    return Batch(images=images, labels=labels, positions=torch.arange(pictures))  # type: ignore[typeddict-item]
+    return Batch(
+        images=torch.empty(pictures, 3, height, width, device="meta"),
+        labels=torch.empty(pictures, height, width, dtype=torch.uint8, device="meta") if labelled else None,
+        positions=torch.arange(pictures),
+        own_sizes=torch.tensor([size] * pictures),
+        label_sizes=torch.tensor([size] * pictures) if labelled else None,
+        replaced=torch.zeros(pictures, dtype=torch.bool),
+    )
 
 
 @contextmanager
@@ -151,11 +156,11 @@ class _Autocast(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _NoteOperations(TorchDispatchMode):
+class _NoteOperations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation that reads or writes memory; views and bare allocations do not."""
 
     def __init__(self, counts: Counts) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._counts, self._parts = counts, iter(PASSES)
         self.part = next(self._parts)
 
@@ -199,7 +204,7 @@ class _Kept:
         return tensor
 
     def total(self) -> int:
-        total = sum(storage.nbytes() for storage in self._storages.values())
+        total: int = sum(storage.nbytes() for storage in self._storages.values())
         self._storages.clear()
         return total
 

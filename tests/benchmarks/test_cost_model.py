@@ -105,6 +105,13 @@ def test_each_answer_shortens_what_it_is_an_answer_to(fabric: Fabric) -> None:
     assert four.statistics == pytest.approx(4 * before.statistics)
 
 
+def test_an_overlapped_sum_waits_for_its_last_bucket_alone_where_the_passes_are_long_enough() -> None:
+    long = replace(work(), sent=Sent((), (), (10**8, 10**8, 10**6), 0))
+    agreement = all_reduce(0, 64, INFINIBAND) + GPU.wait
+    found = predict(long, 64, INFINIBAND, GPU, Way(overlap=True))
+    assert found.gradients == pytest.approx(agreement + all_reduce(10**6, 64, INFINIBAND))
+
+
 def test_a_host_that_launches_slowly_is_waited_for_beyond_what_the_device_does() -> None:
     slow = replace(GPU, launch=1.0)
     found = predict(work(), 1, INFINIBAND, slow)

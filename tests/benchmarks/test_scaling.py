@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import scaling
 from benchmarks.cost_model import Gpu
-from benchmarks.step_counts import PASSES, count_step, sent_in_step
+from benchmarks.step_counts import PASSES, _Kept, count_step, sent_in_step
 from benchmarks.timed_step import networks_of_demo, step_of, timed
 from tests.on_ranks import PROJECT, shared_server
 from tests.programs import small_town
@@ -55,6 +56,15 @@ def test_half_precision_keeps_less_and_computes_the_same() -> None:
     assert sum(one.flops for one in half.all_operations()) == sum(one.flops for one in full.all_operations())
     assert any(one.half for one in half.all_operations())
     assert not any(one.half for one in full.all_operations())
+
+
+def test_of_what_waits_for_the_backward_pass_weights_are_not_counted_and_nothing_twice() -> None:
+    kept = _Kept()
+    waits = torch.empty(10)
+    for one in (waits, waits[:5], nn.Parameter(torch.empty(100))):
+        kept.note(one)
+    assert kept.total() == 10 * waits.element_size()
+    assert kept.total() == 0, "another pass begins"
 
 
 def test_the_tables_of_predictions_are_whole(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -133,13 +133,17 @@ class Training:
 def print_weights(folder: Path, shards: Path) -> None:
     """Print how far apart the weights of two trainings of one seed are."""
     by_seed = " | ".join(f"seed {seed}" for seed in SEEDS)
-    print(f"\nWeights of two trainings of AdvEnt, `tiny`, pictures of {SMALL[0]}×{SMALL[1]}, batch 4. Of all tensors,")
     print(
-        "running statistics too: the largest |a − b| / max |b|, by seed, and the median over tensors; and the share of"
+        f"\nTwo trainings of AdvEnt, `tiny`, pictures of {SMALL[0]}×{SMALL[1]}, batch 4. Of the segmentation network's"
     )
-    print("the ReLUs of a source pass that are on in one and off in the other (both: of the middle seed).\n")
-    print(f"| {ONE} and | precision | after steps | {by_seed} | median | ReLUs |")
-    print("| --- | --- | ---: |" + " ---: |" * (len(SEEDS) + 2))
+    print(
+        "tensors, running statistics too, the largest |a − b| / max |b|, by seed; then, of the middle seed, the median over"
+    )
+    print(
+        "these, the largest of the discriminator's, and the share of ReLUs that are on in one and off in the other.\n"
+    )
+    print(f"| {ONE} and | precision | after steps | {by_seed} | median | discriminator | ReLUs |")
+    print("| --- | --- | ---: |" + " ---: |" * (len(SEEDS) + 3))
     for other, double in ((TWO, False), (OFF, False), (TWO, True)):
         pairs = [[Training(started, seed, double) for started in (ONE, other)] for seed in SEEDS]
         for one in chain(*pairs):
@@ -147,22 +151,46 @@ def print_weights(folder: Path, shards: Path) -> None:
             one.train(folder, shards, LATE[-1], f"checkpoints.every={LATE[0]}", KEEP_ALL)
         for step in (*EARLY, *LATE):
             apart = [compare(*(load_checkpoint(one.checkpoint(folder, step)) for one in pair)) for pair in pairs]
-            largest, median, flipped = zip(*apart, strict=True)
-            shown = [*largest, statistics.median(median), statistics.median(flipped)]
+            largest, *others = zip(*apart, strict=True)
+            shown = [*largest, *(statistics.median(column) for column in others)]
             cells = " | ".join(f"{value:.1e}" if value else "0" for value in shown)
             print(f"| {other} | {'float64' if double else 'float32'} | {step} | {cells} |", flush=True)
 
 
-def compare(one: Checkpoint, other: Checkpoint) -> tuple[float, float, float]:
-    """Return the largest and the median over tensors of |a − b| / max |b|, and the share of ReLUs that differ."""
-    apart = []
-    for name, network in one.networks.items():
-        for key, value in network.items():
-            if value.is_floating_point() and float(value.abs().max()) > 0:
-                difference = float((value - other.networks[name][key]).abs().max())
-                apart.append(difference / float(value.abs().max()))
+class Apart(NamedTuple):
+    """How far apart two checkpoints are.
+
+    Attributes:
+        largest: of the segmentation network's tensors, running statistics too, the largest max |a − b| / max |b|.
+        median: over these tensors.
+        others: the largest of the other networks' tensors.
+        relus: share of the ReLUs that are on in one and off in the other.
+    """
+
+    largest: float
+    median: float
+    others: float
+    relus: float
+
+
+def compare(one: Checkpoint, other: Checkpoint) -> Apart:
+    """Return how far apart two checkpoints of one training are."""
+    apart = {
+        name: [
+            _relative(network[key], other.networks[name][key]) for key in network if network[key].is_floating_point()
+        ]
+        for name, network in one.networks.items()
+    }
+    own = apart.pop(SEGMENTATION)
     masks, others = (relus_on(checkpoint) for checkpoint in (one, other))
-    return max(apart), statistics.median(apart), float((masks != others).double().mean())
+    flipped = float((masks != others).double().mean())
+    return Apart(max(own), statistics.median(own), max(chain(*apart.values()), default=0.0), flipped)
+
+
+def _relative(one: Tensor, other: Tensor) -> float:
+    """Return max |one − other| / max |other|; 0 for two tensors of zeros."""
+    largest = float(other.abs().max())
+    return float((one - other).abs().max()) / largest if largest > 0 else float(one.abs().max() > 0)
 
 
 class NoteReLUs(TorchFunctionMode):

@@ -24,15 +24,22 @@ def checkpoint(change: float = 0.0) -> Any:
 
 
 def test_equal_weights_are_equal() -> None:
-    assert one_result.compare(checkpoint(), checkpoint()) == (0, 0, 0)
+    assert one_result.compare(checkpoint(), checkpoint()) == (0, 0, 0, 0)
 
 
 def test_a_change_shows_by_its_size_and_by_the_relus_it_turns_over() -> None:
-    largest, median, flipped = one_result.compare(checkpoint(), checkpoint(0.01))
-    first = checkpoint().networks[SEGMENTATION]["conv1.weight"]
+    largest, median, others, flipped = one_result.compare(checkpoint(), checkpoint(0.01))
+    first = checkpoint(0.01).networks[SEGMENTATION]["conv1.weight"]
     assert largest == pytest.approx(0.01 / float(first.abs().max()), rel=1e-3)
-    assert median == 0, "all other tensors are the same"
+    assert median == others == 0, "all other tensors are the same"
     assert 0 < flipped < 0.5
+
+
+def test_other_networks_are_compared_by_themselves() -> None:
+    one, other = checkpoint(), checkpoint()
+    for each, value in ((one, 1.0), (other, 2.0)):
+        each.networks["discriminators"] = {"weight": torch.tensor([0.0, value])}
+    assert one_result.compare(one, other) == (0, 0, 0.5, 0)
 
 
 def test_a_weight_a_last_place_off_is_the_next_number(tmp_path: Path) -> None:

@@ -54,7 +54,6 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
     early.make_streams_robust()
     try:
-        early.give_interrupt_back()
         if main.__module__ == "__main__":
             own_process()
         file, overrides = _arguments(schema, sys.argv[1:])

@@ -44,7 +44,7 @@ def _end(number: int, frame: FrameType | None) -> None:
         if os.environ.get(STATE_FILE):
             from esl_dist import endings
 
-            endings.note_end(endings.ending(KeyboardInterrupt()))
+            endings.note_end_soon(endings.ending(KeyboardInterrupt()))
     finally:
         os._exit(EXIT_INTERRUPTED)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from esl_dist.errors import UserError, beginning
+from esl_dist.urls import without_secrets
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -152,9 +153,9 @@ def problem_of_text(text: str, most: int, forbidden: Collection[str] = ()) -> st
 def shortened(value: object) -> str:
     """Return a value from outside as a message shows it: on one line, and cut."""
     if isinstance(value, str):
-        return repr(beginning(value, SHOWN_CHARACTERS))
+        return repr(beginning(without_secrets(value), SHOWN_CHARACTERS))
     try:
-        return beginning(repr(value), SHOWN_CHARACTERS)
+        return beginning(without_secrets(repr(value)), SHOWN_CHARACTERS)
     except Exception:
         # Of a whole number with thousands of digits, say.
         return f"a {type(value).__name__} that cannot be shown"
@@ -163,7 +164,7 @@ def shortened(value: object) -> str:
 def as_given(value: object) -> str:
     """Return what the user gave as a message repeats it: a text that can be printed as it was written, and cut."""
     if isinstance(value, str) and value.isprintable():
-        return beginning(value, SHOWN_CHARACTERS)
+        return beginning(without_secrets(value), SHOWN_CHARACTERS)
     return shortened(value)
 
 

@@ -14,25 +14,18 @@ from typing import Any
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from esl_dist.early import STATE_FILE, end_at_interrupt
+from esl_dist.early import STATE_FILE, end_at_interrupt, give_interrupt_back
 
 if __name__ == "__main__":
-    # What follows takes seconds to import.
+    # What follows takes its time to import.
     end_at_interrupt()
 
 from esl_dist.checked import read_content
 from esl_dist.command_line import run_program
 from esl_dist.config import Demo
-from esl_dist.data.shard_index import INDEX_NAME
-from esl_dist.data.toytown import write_toytown
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
-from esl_dist.inference.labelling.job import SUMMARY
-from esl_dist.inference.labelling.labels import read_summary
 from esl_dist.made_with import require_same
-from esl_dist.reporting.progress import progress
-from esl_dist.reporting.scores import score_table
-from esl_dist.runs.snapshots import scores_from
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
@@ -88,6 +81,11 @@ def refuse_other_demo(folder: Path, asked: dict[str, Any]) -> None:
 
 def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
     """Go through all programs and return the summary."""
+    # Not before: torch takes seconds, and a finished demo does without it.
+    from esl_dist.inference.labelling.job import SUMMARY
+    from esl_dist.inference.labelling.labels import read_summary
+
+    give_interrupt_back()
     shards = prepare_shards(folder, seed)
     data = [f"source.path={shards}/source_train", f"target.path={shards}/target_train"]
 
@@ -116,6 +114,10 @@ def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
 
 def prepare_shards(folder: Path, seed: int) -> Path:
     """Draw Toytown and pack its splits, if that is not done; returns the folder of the splits' shards."""
+    from esl_dist.data.shard_index import INDEX_NAME
+    from esl_dist.data.toytown import write_toytown
+    from esl_dist.reporting.progress import progress
+
     shards = folder / "shards"
     if all((shards / split / INDEX_NAME).is_file() for split in SCENES):
         return shards
@@ -148,6 +150,8 @@ def train(folder: Path, recipes: Path, name: str, seed: int, *settings: str) -> 
 
 def evaluate(folder: Path, shards: Path, run: str, name: str, *settings: str) -> dict[str, Any]:
     """Score a run on the target's validation set and return the scores."""
+    from esl_dist.reporting.scores import scores_from
+
     output = folder / "scores" / f"{name}.json"
     run_step(
         "launch/evaluate.py",
@@ -180,6 +184,8 @@ def read_demo_summary(file: Path) -> dict[str, Any]:
     Raises:
         UserError: they are not those that `run_demo` returns.
     """
+    from esl_dist.reporting.scores import scores_from
+
     content = read_content(file, "delete it and start again")
     for name in ROWS:
         scores_from(content.at(name))
@@ -191,6 +197,8 @@ def read_demo_summary(file: Path) -> dict[str, Any]:
 
 def print_summary(summary: dict[str, Any]) -> None:
     """Print the table of the four rows and a line on the pseudo-labels."""
+    from esl_dist.reporting.scores import score_table
+
     print(score_table({title: summary[name] for name, (title, _) in ROWS.items()}))
     kept, accuracy = (100 * summary["pseudo_labels"][key] for key in ("kept", "accuracy"))
     print(f"\npseudo-labels: {kept:.1f} % of the target's pixels kept, {accuracy:.1f} % of them right")

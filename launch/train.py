@@ -6,22 +6,31 @@ from pathlib import Path
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from esl_dist.early import end_at_interrupt
+from esl_dist.early import end_at_interrupt, give_interrupt_back
 
 if __name__ == "__main__":
-    # What follows takes seconds to import.
+    # What follows takes its time to import.
     end_at_interrupt()
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Train
-from esl_dist.ranks.session import joined_ranks
-from esl_dist.runs.run_record import RunRecord
-from esl_dist.training.loop import train
-from esl_dist.training.stop_request import stop_request
+from esl_dist.ranks.launchers import asked_of_launcher
 
 
 def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
+    from esl_dist.training.contradictions import check_shards, check_training
+
+    asked_of_launcher(config.precision)
+    check_training(config)
+    check_shards(config)
+    # Not before: torch takes seconds, and what is wrong with the settings is known without it.
+    from esl_dist.ranks.session import joined_ranks
+    from esl_dist.runs.run_record import RunRecord
+    from esl_dist.training.loop import train
+    from esl_dist.training.stop_request import stop_request
+
+    give_interrupt_back()
     with (
         RunRecord() as record,
         stop_request() as request,

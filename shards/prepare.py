@@ -1,35 +1,44 @@
 """Pack a data set split: `python shards/prepare.py dataset=configs/datasets/… root=… split=… output=…`."""
 
+from __future__ import annotations
+
 import shlex
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from esl_dist.early import end_at_interrupt
+from esl_dist.early import end_at_interrupt, give_interrupt_back
 
 if __name__ == "__main__":
-    # What follows takes seconds to import.
+    # What follows takes its time to import.
     end_at_interrupt()
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Prepare
-from esl_dist.data.changes import SKIPPED
-from esl_dist.data.images import Size, as_size
-from esl_dist.data.layouts import Layout, read_layout
-from esl_dist.data.packing import Encoding, Packed, pack
 from esl_dist.errors import UserError
 from esl_dist.machine import usable_processors
 from esl_dist.reporting.accounts import account, duration
-from esl_dist.reporting.progress import progress
+
+if TYPE_CHECKING:
+    from esl_dist.data.layouts import Layout
+    from esl_dist.data.packing import Packed
 
 
 def main(config: Prepare) -> None:
     """Pack the split, or verify that it is packed already."""
     begin = time.monotonic()
     _refuse_too_large(config)
+    # Not before: what is wrong with the settings is known without them.
+    from esl_dist.data.images import as_size
+    from esl_dist.data.layouts import read_layout
+    from esl_dist.data.packing import Encoding, pack
+    from esl_dist.reporting.progress import progress
+
+    give_interrupt_back()
     root = None if config.root is None else Path(config.root)
     layout = read_layout(Path(config.dataset), config.split, root, config.largest_megapixels * 10**6)
     encoding = Encoding(
@@ -49,21 +58,21 @@ def main(config: Prepare) -> None:
 
 def _refuse_too_large(config: Prepare) -> None:
     for name in ("size", "label_size"):
-        size = as_size(getattr(config, name))
+        size = getattr(config, name)
         if size is not None and size[0] * size[1] > config.largest_megapixels * 10**6:
             raise UserError(
-                f"{name}={list(size)} has {size[0] * size[1] / 1e6:.0f} megapixels; expected at most "
+                f"{name}={size} has {size[0] * size[1] / 1e6:.0f} megapixels; expected at most "
                 f"largest_megapixels={config.largest_megapixels}"
             )
 
 
 def _beginning(config: Prepare, layout: Layout, processes: int) -> str:
-    labels = "" if layout.pairs[0].label is None else f", labels {_size(as_size(config.label_size))}"
+    labels = "" if layout.pairs[0].label is None else f", labels {_size(config.label_size)}"
     form = f"jpg of quality {config.jpg_quality}" if config.image_format == "jpg" else config.image_format
     facts = {
         "data": f"{len(layout.pairs)} {'pairs of picture and label' if labels else 'pictures without labels'}, "
         f"{layout.pairs[0].image} first",
-        "sizes": f"pictures {_size(as_size(config.size))}{labels}",
+        "sizes": f"pictures {_size(config.size)}{labels}",
         "format": f"{form}, shards of at most {config.shard_megabytes} MB",
         "output": config.output,
         "processes": str(processes),
@@ -71,11 +80,13 @@ def _beginning(config: Prepare, layout: Layout, processes: int) -> str:
     return account(f"packing {layout.dataset}, split {layout.split}", facts)
 
 
-def _size(size: Size | None) -> str:
+def _size(size: list[int] | None) -> str:
     return "as they are" if size is None else f"{size[0]}×{size[1]}"
 
 
 def _warn(packed: Packed, output: str) -> None:
+    from esl_dist.data.changes import SKIPPED
+
     skipped = packed.index.made_with.get(SKIPPED) or []
     if skipped:
         print(

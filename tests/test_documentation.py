@@ -9,7 +9,7 @@ import pytest
 from esl_dist import config
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.config_files import describe, load_config, read_yaml
-from esl_dist.training.setup import check_training
+from esl_dist.training.contradictions import check_training
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -32,7 +32,7 @@ def test_every_recipe_is_a_configuration_that_can_be(recipe: Path) -> None:
     given = ["source.path=s", "target.path=t"] if recipe.parent.name == "demo" else []
     loaded = load_config(config.Train, recipe, given)
     assert loaded.steps <= loaded.optimizer.schedule_steps
-    assert check_training(loaded) is METHODS[loaded.method.name]
+    check_training(loaded)
 
 
 PUBLISHED = [path for path in RECIPES if path.parent.name not in ("demo", "camvid")]

@@ -1,5 +1,7 @@
 """Ctrl-C while a program imports ends it with one line, and later raises as Python has it."""
 
+import inspect
+import runpy
 import signal
 import subprocess
 import sys
@@ -7,44 +9,81 @@ from pathlib import Path
 
 import pytest
 
-from esl_dist.command_line import EXIT_INTERRUPTED, run_program
-from esl_dist.config import Demo
+from esl_dist.command_line import EXIT_INTERRUPTED
+from esl_dist.config_files import load_config
 from esl_dist.early import end_at_interrupt
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-INTERRUPTED_AT_THE_FIRST_HEAVY_IMPORT = """
+INTERRUPTED_AT_AN_IMPORT = """
 import os, runpy, signal, sys
 
 class Presses:
     def find_spec(self, name, path=None, target=None):
-        if name in ("torch", "esl_dist.command_line"):
+        if name == module:
             os.kill(os.getpid(), signal.SIGINT)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Presses())
-runpy.run_path(sys.argv[1], run_name="__main__")
+module, *sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
+HEAVY = {
+    "launch/train": ("torch", "source.path={here}", "target.path={here}"),
+    "launch/evaluate": ("torch", "checkpoint={here}", "data.path={here}"),
+    "launch/pseudo_label": ("torch", "checkpoint={here}", "target.path={here}", "output={here}-output"),
+    "launch/demo": ("torch", "output={here}", f"recipes={PROJECT}/configs/demo"),
+    "shards/prepare": ("cv2", "dataset=d.yaml", "split=s", "output={here}-output"),
+}
+"""By program: a module that it imports when its settings are known to be right, and such settings."""
 
-@pytest.mark.parametrize(
-    "program", ["launch/train", "launch/evaluate", "launch/pseudo_label", "launch/demo", "shards/prepare"]
-)
-def test_ctrl_c_during_the_imports_is_one_line(program: str) -> None:
-    file = PROJECT / f"{program}.py"
-    words = [sys.executable, "-c", INTERRUPTED_AT_THE_FIRST_HEAVY_IMPORT, str(file)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+
+@pytest.mark.parametrize("program", HEAVY)
+@pytest.mark.parametrize("when", ["before the settings are read", "after"])
+def test_ctrl_c_during_the_imports_is_one_line(program: str, when: str, tmp_path: Path) -> None:
+    module, *words = HEAVY[program]
+    module = module if when == "after" else "esl_dist.command_line"
+    words = [module, str(PROJECT / f"{program}.py"), *(word.format(here=tmp_path) for word in words)]
+    called = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, *words]
+    done = subprocess.run(called, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (EXIT_INTERRUPTED, "interrupted\n")
 
 
+class _ReachedError(Exception):
+    pass
+
+
+FIRST_WORK = {
+    "launch/train": "esl_dist.training.stop_request.stop_request",
+    "launch/evaluate": "esl_dist.inference.predictor.on_ranks",
+    "launch/pseudo_label": "esl_dist.inference.predictor.on_ranks",
+    "launch/demo": "esl_dist.data.toytown.write_toytown",
+    "shards/prepare": "esl_dist.data.layouts.read_layout",
+}
+
+
+@pytest.mark.parametrize("program", HEAVY)
 @pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
-def test_the_program_itself_has_the_handler_that_was_there(monkeypatch: pytest.MonkeyPatch, before: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["program"])
-    own = signal.signal(signal.SIGINT, before)  # type: ignore[arg-type]
+def test_the_work_of_a_program_has_the_handler_that_was_there(
+    program: str, before: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then Ctrl-C tells what is saved; a program that was started deaf to it stays so."""
+
+    def note(*arguments: object, **more: object) -> None:
+        seen.append(signal.getsignal(signal.SIGINT))
+        raise _ReachedError
+
     seen: list[object] = []
+    monkeypatch.setattr(FIRST_WORK[program], note)
+    names = runpy.run_path(str(PROJECT / f"{program}.py"))
+    schema = inspect.get_annotations(names["main"], eval_str=True)["config"]
+    config = load_config(schema, None, [word.format(here=tmp_path) for word in HEAVY[program][1:]])
+    own = signal.signal(signal.SIGINT, before)  # type: ignore[arg-type]
     try:
         end_at_interrupt()
-        run_program(Demo, lambda config: seen.append(signal.getsignal(signal.SIGINT)))
+        with pytest.raises(_ReachedError):
+            names["main"](config)
     finally:
         signal.signal(signal.SIGINT, own)
     assert seen == [before]

@@ -1,12 +1,34 @@
-"""The segmentation network's optimiser, and the polynomial schedule of all optimisers: pure functions of the step."""
+"""Optimisers as torch has them, the segmentation network's, and the polynomial schedule of all: a function of the step.
 
+`SGD` and `Adam` are torch's own but for one thing: torch marks some of their methods as not to be compiled, by wrappers
+that import its compiler (torch._dynamo, more than a second) at their first call. Nothing is compiled here, so these
+classes have the methods inside of the wrappers.
+"""
+
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
-from torch.optim import SGD, Optimizer
+import torch
+from torch.optim import Optimizer
 
 from esl_dist import config as settings
 from esl_dist.models.deeplab import DeepLab
+
+Kind = TypeVar("Kind", bound=Optimizer)
+
+
+def _without_compiler(kind: type[Kind]) -> type[Kind]:
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    # The wrapper of this one also takes away the gradients.
+    methods["step"] = torch.no_grad()(methods["step"])
+    return cast("type[Kind]", type(kind.__name__, (kind,), methods))
+
+
+SGD = _without_compiler(torch.optim.SGD)
+Adam = _without_compiler(torch.optim.Adam)
 
 
 def segmentation_sgd(network: DeepLab, options: settings.Optimizer) -> Optimizer:

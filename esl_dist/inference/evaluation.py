@@ -16,12 +16,7 @@ from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
-from esl_dist.inference.output_places import (
-    refuse_among_inputs,
-    refuse_in_each_other,
-    refuse_replacing,
-    refuse_unwritable,
-)
+from esl_dist.inference.output_places import is_writable
 from esl_dist.inference.prediction_files import PredictionFiles, values_of
 from esl_dist.inference.predictor import Inputs, Predictor, open_inputs, print_plan, with_common_size
 from esl_dist.inference.scoring import Scoring, score_networks, write_score_curves
@@ -37,30 +32,19 @@ def evaluate(config: Evaluate, device: torch.device) -> None:
     """Score on the ranks that have joined."""
     began = time.monotonic()
     inputs = open_inputs(config.data, config, device)
-    _check_places(config, inputs.shards)
+    _refuse_unlabelled(config, inputs.shards)
     made = (_evaluate_snapshots if config.mode == "best" else _evaluate_once)(config, inputs)
     print_on_main(account(f"done in {duration(time.monotonic() - began)}", made))
 
 
-def _check_places(config: Evaluate, shards: ShardReader) -> None:
-    """Refuse scores of pictures without labels, and to write over what is read or is no scores."""
+def _refuse_unlabelled(config: Evaluate, shards: ShardReader) -> None:
+    """Refuse scores of pictures without labels."""
     of_scores = config.mode == "best" or config.output is not None or config.predictions is None
     if not shards.index.class_sets and of_scores:
         raise UserError(
             f"{shards.folder}: its pictures have no labels, so nothing can be scored; for predictions alone give "
             "predictions=FOLDER with mode=single or mode=ensemble, and no output"
         )
-    inputs = [
-        ("data.path", config.data.path),
-        ("statistics_from", config.statistics_from),
-        ("classes_from", config.classes_from),
-        ("checkpoint", config.checkpoint),
-        *(("checkpoints", one) for one in config.checkpoints),
-    ]
-    refuse_among_inputs("output", config.output, inputs)
-    refuse_among_inputs("predictions", config.predictions, inputs)
-    refuse_replacing("output", config.output)
-    refuse_in_each_other("output", config.output, "predictions", config.predictions)
 
 
 def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], scores: str | None) -> Scoring:
@@ -69,7 +53,7 @@ def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], s
     statistics = files = None
     plan = {"predictions": f"{config.predictions}, {form}" if config.predictions else "", "scores": scores or ""}
     if config.statistics_from is not None:
-        plan["statistics"], statistics = config.statistics_from, open_shards(config.statistics_from)
+        plan["statistics"], statistics = config.statistics_from, open_shards(config.statistics_from, cache=inputs.cache)
         require_same_on_ranks(statistics.fingerprint(), "statistics_from")
     if config.predictions is not None:
         values = values_of(inputs.named_classes(first) or first.classes, form)
@@ -82,8 +66,8 @@ def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], s
 
 def _evaluate_once(config: Evaluate, inputs: Inputs) -> dict[str, str]:
     """Score one network or an ensemble; returns what was made."""
-    refuse_unwritable("output", config.output and Path(config.output).parent)
-    refuse_unwritable("predictions", config.predictions)
+    _refuse_unwritable("output", config.output and Path(config.output).parent)
+    _refuse_unwritable("predictions", config.predictions)
     paths = config.checkpoints if config.mode == "ensemble" else [str(config.checkpoint)]
     weights = config.ensemble_weights or [1.0] * len(paths)
     loaded = [replace(inputs.load(path), weight=weight) for path, weight in zip(paths, weights, strict=True)]
@@ -124,9 +108,9 @@ def _evaluate_snapshots(config: Evaluate, inputs: Inputs) -> dict[str, str]:
 
     def score(folder: Path) -> dict[str, Any]:
         nonlocal with_curves
-        refuse_unwritable("output", kept.parent)
+        _refuse_unwritable("output", kept.parent)
         files = scoring_of(folder).files
-        refuse_unwritable("predictions", None if files is None else files.folder)
+        _refuse_unwritable("predictions", None if files is None else files.folder)
         ensemble = [replace(first, trained=inputs.load(folder).trained)]
         scores = score_networks(ensemble, scoring_of(folder))
         if with_curves:
@@ -142,6 +126,13 @@ def _evaluate_snapshots(config: Evaluate, inputs: Inputs) -> dict[str, str]:
     following = f"checkpoint={checkpoint_folder(run, best)} target.path=… output=…"
     made = {"scores": str(kept), "predictions": config.predictions or ""}
     return {**made, "next": f"python launch/pseudo_label.py {following}"}
+
+
+def _refuse_unwritable(setting: str, folder: str | Path | None) -> None:
+    """Refuse, on the main rank, a folder into which no files can be written."""
+    if folder is not None and is_main() and not is_writable(Path(folder)):
+        where = Path(folder).absolute()
+        raise UserError(f"{setting}: cannot write into {where}; choose another place as {setting}=…")
 
 
 def _made_with(predictor: Predictor, scoring: Scoring) -> dict[str, Any]:

@@ -12,10 +12,8 @@ from pathlib import Path
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX, read_json
-from esl_dist.inference.labelling.pieces import UNFINISHED
-from esl_dist.ranks.collectives import is_main
-from esl_dist.runs.checkpoints import MANIFEST, RUN_CONFIG
-from esl_dist.runs.folder_lock import LOCK
+from esl_dist.runs.layout import LOCK, MANIFEST, RUN_CONFIG, UNFINISHED
+from esl_dist.urls import is_url
 
 SCORES = {"iou", "snapshots"}
 """Keys of which a JSON file of scores has one: those of one evaluation, or those of a run."""
@@ -27,7 +25,9 @@ def refuse_among_inputs(setting: str, place: str | None, inputs: Iterable[tuple[
     Elsewhere in a run's folder, scores/ say, there is room for results.
     """
     for read, value in inputs:
-        if place is not None and value is not None and _is_part_of(Path(place).resolve(), Path(value).resolve()):
+        if place is None or value is None or is_url(value):
+            continue
+        if _is_part_of(Path(place).resolve(), Path(value).resolve()):
             how = "is" if Path(place).resolve() == Path(value).resolve() else "lies in"
             raise UserError(f"{setting}={place} {how} {read}={value}, which is read; choose another place")
 
@@ -78,13 +78,6 @@ def refuse_other_use(setting: str, folder: Path) -> None:
         # A kill may have left a job's shards, or half a file, without the rest.
         if name != LOCK and not name.startswith("shard-") and not name.endswith(PARTIAL_SUFFIX):
             raise UserError(f"{setting}={folder}: exists and holds other files ({name!r}); choose a folder of its own")
-
-
-def refuse_unwritable(setting: str, folder: str | Path | None) -> None:
-    """Refuse, on the main rank, a folder into which no files can be written."""
-    if folder is not None and is_main() and not is_writable(Path(folder)):
-        where = Path(folder).absolute()
-        raise UserError(f"{setting}: cannot write into {where}; choose another place as {setting}=…")
 
 
 def is_writable(folder: Path) -> bool:

@@ -9,22 +9,28 @@ import re
 import shlex
 import sys
 
-import torch
-
 from esl_dist.config import PRECISIONS
 from esl_dist.environment import NO, choice, flag, launch, whole_number
 from esl_dist.errors import UserError
+from esl_dist.files import as_given
+from esl_dist.ranks.accelerate_options import asked_options, gpus, refuse_what_is_not_followed
 
 ZERO_STAGES = (1, 2)
 MOST_THREADS = 2**16
 
 MORE_PASSES = ", or give accumulate to the training"
 ZERO_INSTEAD = ", or use DeepSpeed's ZeRO stage 1 or 2"
+NOT_COMPILED = ": networks are not compiled"
 NOTHING = (*NO, "none", "")
 NOT_FOLLOWED = {
     "GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", ("1", "auto"), MORE_PASSES),
     "GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto", "0", "0.0"), ": no method here clips"),
-    "DYNAMO_BACKEND": ("dynamo_backend", NOTHING, ": networks are not compiled"),
+    "DYNAMO_BACKEND": ("dynamo_backend", NOTHING, NOT_COMPILED),
+    "DYNAMO_MODE": ("dynamo_mode", ("default",), NOT_COMPILED),
+    "DYNAMO_USE_FULLGRAPH": ("dynamo_use_fullgraph", NOTHING, NOT_COMPILED),
+    "DYNAMO_USE_DYNAMIC": ("dynamo_use_dynamic", NOTHING, NOT_COMPILED),
+    "DYNAMO_USE_REGIONAL_COMPILATION": ("dynamo_use_regional_compilation", NOTHING, NOT_COMPILED),
+    "DEBUG_MODE": ("debug", NOTHING, ": it checks sums of Accelerate's own, of which there are none here"),
     "USE_FSDP": ("use_fsdp", NOTHING, ZERO_INSTEAD),
     "USE_MEGATRON_LM": ("use_megatron_lm", NOTHING, ZERO_INSTEAD),
     "USE_PARALLELISM_CONFIG": ("use_parallelism_config", NOTHING, ""),
@@ -36,6 +42,23 @@ NOT_FOLLOWED = {
     "DEEPSPEED_MOE_LAYER_CLS_NAMES": ("deepspeed_moe_layer_cls_names", NOTHING, ""),
 }
 """By the variable `ACCELERATE_…` that hands it on: the option's name, what asks for nothing, what to do instead."""
+FOLLOWED = {
+    *("MIXED_PRECISION", "USE_CPU", "CPU_AFFINITY", "TORCH_DEVICE", "USE_DEEPSPEED", "DEEPSPEED_CONFIG_FILE"),
+    *("DEEPSPEED_ZERO_STAGE", "CONFIG_DS_FIELDS", "LOG_LEVEL", "ENABLE_RICH", "DISABLE_RICH", "DEBUG_RDV_FILE"),
+}
+"""Variables `ACCELERATE_…` that are read here, or change nothing but what the launcher says."""
+
+
+def asked_of_launcher(precision: str | None) -> tuple[int | None, str]:
+    """Return the ZeRO stage and the precision that a program is to take, as `asked_zero_stage` and `asked_precision`.
+
+    Raises:
+        UserError: also where processes are missing that the launcher was asked for.
+    """
+    zero_stage, precision = asked_zero_stage(), asked_precision(precision)
+    refuse_missing_ranks()
+    refuse_what_is_not_followed(asked_options())
+    return zero_stage, precision
 
 
 def _refuse_bad_launch() -> None:
@@ -45,14 +68,19 @@ def _refuse_bad_launch() -> None:
         if given.lower() not in nothing:
             raise UserError(f"{option} {given} is not supported; leave it out{instead}")
     choice("ACCELERATE_MIXED_PRECISION", PRECISIONS)
-    for variable in ("ACCELERATE_USE_CPU", "ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE"):
-        flag(variable)
+    flag("ACCELERATE_USE_CPU")
+    if flag("ACCELERATE_CPU_AFFINITY") and not gpus():
+        raise UserError("enable_cpu_affinity true is not supported without GPUs; leave it out")
+    for variable, text in os.environ.items():
+        is_known = variable.removeprefix("ACCELERATE_") in FOLLOWED | NOT_FOLLOWED.keys()
+        if variable.startswith("ACCELERATE_") and not is_known and text.lower() not in NOTHING:
+            raise UserError(f"{variable}={as_given(text)} is not followed here; unset it")
     _refuse_device("ACCELERATE_TORCH_DEVICE")
     if world_size > 1:
         whole_number("OMP_NUM_THREADS", 1, MOST_THREADS)
     # Accelerate's launcher for CPUs says in a variable that it is that.
     is_multi_gpu = "ACCELERATE_DYNAMO_MODE" in os.environ and "ACCELERATE_USE_CPU" not in os.environ
-    if world_size > 1 and is_multi_gpu and not flag("ACCELERATE_USE_DEEPSPEED") and not torch.cuda.is_available():
+    if is_multi_gpu and not flag("ACCELERATE_USE_DEEPSPEED") and not gpus():
         raise UserError(
             "accelerate launch --multi_gpu was asked for GPUs, and PyTorch sees none; start on a machine with GPUs, or "
             "with torchrun"
@@ -65,9 +93,8 @@ def _refuse_device(variable: str) -> None:
         raise UserError(
             f"{variable}={name} is impossible: expected cpu, cuda or such as cuda:0; correct it, or unset it"
         )
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name != "cpu" and int(found[1] or 0) >= gpus:
-        raise UserError(f"{variable}={name} is impossible: PyTorch sees {gpus} GPUs; correct it, or unset it")
+    if name != "cpu" and int(found[1] or 0) >= (found_gpus := gpus()):
+        raise UserError(f"{variable}={name} is impossible: PyTorch sees {found_gpus} GPUs; correct it, or unset it")
 
 
 def refuse_missing_ranks() -> None:

@@ -24,7 +24,7 @@ from esl_dist.environment import LOCAL_RANK, MOST_RANKS, Launch, first_number, f
 from esl_dist.errors import UserError
 from esl_dist.ranks.collectives import require_same_on_ranks
 from esl_dist.ranks.heartbeat import PROGRESS, Heartbeat
-from esl_dist.ranks.launchers import asked_precision, asked_zero_stage, refuse_missing_ranks
+from esl_dist.ranks.launchers import asked_of_launcher
 from esl_dist.ranks.rendezvous import meet
 from esl_dist.stop_signals import keep_end
 
@@ -69,8 +69,7 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
             are not supported.
         LostRankError: a rank ended, or did not come where this one waited for it; the message names it.
     """
-    zero_stage, precision = asked_zero_stage(), asked_precision(precision)
-    refuse_missing_ranks()
+    zero_stage, precision = asked_of_launcher(precision)
     launched, store, heartbeat = launch(), None, None
     if (stores := meet(timeout_minutes)) is not None:
         store, own_store = stores

@@ -4,11 +4,13 @@ IoU = TP / (TP + FP + FN) per class; mIoU is its mean over the classes that occu
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from esl_dist.checked import Content, Share, read
 from esl_dist.data.labels import CITYSCAPES_13, CITYSCAPES_16, CITYSCAPES_19
 
 
@@ -52,6 +54,27 @@ def scores_of(confusion: NDArray[np.int64], class_names: Sequence[str]) -> dict[
         "iou": {name: _or_none(float(value)) for name, value in zip(class_names, iou, strict=True)},
         "accuracy": pixel_accuracy(confusion),
     }
+
+
+@dataclass(frozen=True)
+class ScoreEntries:
+    """What scores hold, as `scores_of` makes them."""
+
+    miou: Share | None
+    iou: dict[str, Share | None]
+    miou_over: dict[str, Share | None] = field(default_factory=dict)
+    accuracy: Share | None = None
+
+
+def scores_from(content: Content) -> dict[str, Any]:
+    """Return scores as `scores_of` makes them, and what else is kept with them.
+
+    Raises:
+        UserError: a score is no share.
+    """
+    read(content, ScoreEntries)
+    scores: dict[str, Any] = content.value
+    return scores
 
 
 def score_table(rows: Mapping[str, Mapping[str, Any]]) -> str:

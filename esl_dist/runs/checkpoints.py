@@ -57,13 +57,11 @@ from esl_dist.runs.fitting import (
     refuse_other_training,
     told_as_broken,
 )
+from esl_dist.runs.layout import MANIFEST, RUN_CONFIG, no_checkpoint
 
 FORMAT = "esl-dist checkpoint"
 FORMAT_VERSION = 3
 READ_VERSIONS = (2, FORMAT_VERSION)
-MANIFEST = "manifest.json"
-RUN_CONFIG = "config.yaml"
-"""In a run's folder: its settings, defaults, name and seed included."""
 BROKEN_SUFFIX = ".broken"
 TRAINING = "training.pt"
 
@@ -331,10 +329,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
         return folder, load_checkpoint(folder)
     newest = _find_newest(folder)
     if newest is None:
-        raise UserError(
-            f"{folder}: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file "
-            "of weights"
-        )
+        raise no_checkpoint(folder)
     return newest
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import Optimizer
 
+from esl_dist.adaptation.optimisers import SGD, Adam
 from esl_dist.checked import Content, OtherVersionError, one_of
 from esl_dist.config import PRECISIONS
 from esl_dist.errors import UserError
@@ -21,7 +22,10 @@ REMEDY = "choose another checkpoint"
 NOT_NEGATIVE = ("exp_avg_sq", "step")
 """An optimiser's second moments and counts."""
 LARGEST = torch.finfo(torch.float32).max
-STATE_KEYS: dict[type[Optimizer], set[str]] = {SGD: {"momentum_buffer"}, Adam: {"step", "exp_avg", "exp_avg_sq"}}
+STATE_KEYS: dict[type[Optimizer], set[str]] = {
+    **{kind: {"momentum_buffer"} for kind in (SGD, torch.optim.SGD)},
+    **{kind: {"step", "exp_avg", "exp_avg_sq"} for kind in (Adam, torch.optim.Adam)},
+}
 COUNTS = ("epochs", "in_epoch", "totals")
 SHOWN_NAMES = 3
 

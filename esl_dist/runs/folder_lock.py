@@ -14,8 +14,7 @@ from pathlib import Path
 from esl_dist.errors import UserError
 from esl_dist.files import make_folder
 from esl_dist.ranks.collectives import broadcast_flags, is_main, rank, wait_for_all, warn
-
-LOCK = ".lock"
+from esl_dist.runs.layout import LOCK
 
 
 def lock_folder(folder: Path, setting: str) -> None:

@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -18,16 +18,14 @@ import torch
 
 from esl_dist import config as settings
 from esl_dist.adaptation.passes import SEGMENTATION
-from esl_dist.checked import Content, Sha256, Share, matching, read, read_content
+from esl_dist.checked import Sha256, matching, read, read_content
 from esl_dist.data.labels import class_names
 from esl_dist.errors import UserError
 from esl_dist.files import shortened, write_json
 from esl_dist.made_with import require_same
 from esl_dist.ranks.collectives import broadcast_flags, is_main, print_on_main, sum_over_ranks, warn
-from esl_dist.reporting.scores import percent, scores_of
+from esl_dist.reporting.scores import ScoreEntries, percent, scores_of
 from esl_dist.runs.checkpoints import (
-    MANIFEST,
-    RUN_CONFIG,
     Manifest,
     checkpoint_folder,
     checkpoint_folders,
@@ -37,6 +35,7 @@ from esl_dist.runs.checkpoints import (
     step_of,
 )
 from esl_dist.runs.fitting import BrokenCheckpointError
+from esl_dist.runs.layout import MANIFEST, RUN_CONFIG
 
 POLL_SECONDS = 2.0
 
@@ -187,16 +186,8 @@ def _appears(path: Path, wait_minutes: float) -> bool:
     return found
 
 
-@dataclass(frozen=True)
-class _Scores:
-    miou: Share | None
-    iou: dict[str, Share | None]
-    miou_over: dict[str, Share | None] = field(default_factory=dict)
-    accuracy: Share | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
-class _KeptScores(_Scores):
+class _KeptScores(ScoreEntries):
     weights: Sha256
 
 
@@ -217,17 +208,6 @@ def read_scores(kept: Path, made_with: Mapping[str, Any]) -> dict[int, Scores]:
     before = {key: value for key, value in before.items() if key in made_with}
     require_same(before, made_with, f"{kept}: holds scores made with another", "choose another output, or delete it")
     return {int(step): scores for step, scores in content.value["snapshots"].items()}
-
-
-def scores_from(content: Content) -> Scores:
-    """Return scores as `reporting.scores.scores_of` makes them, and what else is kept with them.
-
-    Raises:
-        UserError: a score is no share.
-    """
-    read(content, _Scores)
-    scores: Scores = content.value
-    return scores
 
 
 def _refuse_other_classes(kept: Path, step: int, scores: Scores, names: list[str]) -> None:

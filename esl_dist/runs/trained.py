@@ -24,14 +24,13 @@ from esl_dist.models.weight_files import digest_of_weights, read_weights
 from esl_dist.models.weights import describe_weights, load_weights, published_state
 from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks
 from esl_dist.runs.checkpoints import (
-    MANIFEST,
-    RUN_CONFIG,
     Checkpoint,
     TensorState,
     build_network,
     find_checkpoint,
     load_newest,
 )
+from esl_dist.runs.layout import MANIFEST, RUN_CONFIG
 
 FORMAT = "esl-dist weights"
 FORMAT_VERSION = 1

@@ -21,7 +21,8 @@ from esl_dist.models.weights import published_state
 from esl_dist.ranks.collectives import is_main, print_on_main, wait_for_all
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.async_save import BackgroundSaver
-from esl_dist.runs.checkpoints import RUN_CONFIG, Checkpoint, set_aside_after
+from esl_dist.runs.checkpoints import Checkpoint, set_aside_after
+from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.runs.run_record import RunRecord
 from esl_dist.runs.trained import description_of, provenance_of
 from esl_dist.training.account import Outcome, beginning, end, logs_of

@@ -20,10 +20,9 @@ from esl_dist.made_with import require_same
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.models.weights import initialise, load_weights
-from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks, world_size
+from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
-    RUN_CONFIG,
     Checkpoint,
     build_network,
     checkpoint_folders,
@@ -31,6 +30,7 @@ from esl_dist.runs.checkpoints import (
     run_config,
 )
 from esl_dist.runs.folder_lock import lock_folder
+from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.runs.trained import weights_and_provenance
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
@@ -49,6 +49,8 @@ MAY_CHANGE = frozenset(
         "pictures_every",
         "loader.workers",
         "loader.skip_corrupt",
+        "cache.folder",
+        "cache.gigabytes",
         "checkpoints.every",
         "checkpoints.keep_newest",
         "checkpoints.keep_every",
@@ -102,15 +104,15 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     """Return the training that settings describe, gone on from the run's newest whole checkpoint if it has one.
 
     Raises:
-        UserError: settings that cannot be, shards that do not fit, a run of the same name that has other settings, is
+        UserError: shards that do not fit, a run of the same name that has other settings, is
             being trained or has no checkpoint that can be used, or ranks that were not given the same.
     """
-    method = check_training(config)
+    method = METHODS[config.method.name]
     require_same_on_ranks(str(asdict(config)), "configuration")
     data = open_training_data(config, method)
     require_same_on_ranks(str(data.fingerprints), "shards")
     refuse_impossible_sizes(config, method, data, ranks.device)
-    config = replace(config, name=config.name or run_name(config, data))
+    config = replace(config, name=config.name or automatic_name(config, data))
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)
     config = replace(config, seed=agreed_seed(run) if config.seed is None else config.seed)
@@ -146,6 +148,17 @@ def _updating(state: State, ranks: Ranks) -> Updating:
     return DividedUpdating(state.networks, state.optimizers, ranks.zero_stage)
 
 
+def automatic_name(config: settings.Train, data: TrainingData) -> str:
+    """Return the name of a run that was given none; a run of the same seed keeps the name it was begun with.
+
+    Before, such names did not tell the seed, and those of drawn seeds still do not.
+    """
+    unseeded = run_name(replace(config, seed=None), data)
+    begun = run_folder(replace(config, name=unseeded))
+    is_same = (begun / RUN_CONFIG).is_file() and run_config(begun).seed == config.seed
+    return unseeded if is_same else run_name(config, data)
+
+
 def run_folder(config: settings.Train) -> Path:
     """Return the folder of a run's configuration, checkpoints and weights."""
     assert config.name is not None
@@ -156,39 +169,6 @@ def agreed_seed(run: Path) -> int:
     """Return the seed that the run was begun with or, at its beginning, a random one; the same on every rank."""
     own = run_config(run).seed if (run / RUN_CONFIG).is_file() else secrets.randbelow(2**32)
     return int(sum_over_ranks(torch.tensor(own if is_main() else 0, dtype=torch.int64)))
-
-
-def check_training(config: settings.Train) -> Method:
-    """Refuse settings that contradict each other; returns the method.
-
-    Raises:
-        UserError: naming the settings.
-    """
-    if config.method.name not in METHODS:
-        raise UserError(f"method.name={config.method.name} is impossible: expected one of {', '.join(METHODS)}")
-    method = METHODS[config.method.name]
-    if config.steps > config.optimizer.schedule_steps:
-        raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
-    share = config.accumulate * world_size()
-    if config.batch_size % share:
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {world_size()} processes in {config.accumulate} "
-            f"passes; expected a multiple of {share}"
-        )
-    if config.target.path == "" and (method.needs_target or config.pseudo_labels is not None):
-        raise UserError(
-            "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
-        )
-    if config.network.batch_norm == "per_domain" and not method.needs_target and config.pseudo_labels is None:
-        raise UserError(
-            f"network.batch_norm=per_domain needs passes over the target, and {config.method.name} without "
-            "pseudo-labels has none; choose network.batch_norm=shared"
-        )
-    if config.network.start_without is not None and config.network.start is None:
-        raise UserError(
-            f"network.start_without={config.network.start_without} needs weights to start from: network.start=…"
-        )
-    return method
 
 
 def build_state(

@@ -12,7 +12,8 @@ from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.runs.trained import Provenance, description_of
-from esl_dist.training.setup import build_state, check_training
+from esl_dist.training.contradictions import check_training
+from esl_dist.training.setup import build_state
 from tests.builders import class_set
 from tests.training.small_runs import configuration, save_run, tiny_network
 

@@ -1,14 +1,6 @@
-"""The adaptation methods. A new one is one new file with a `Method`, and one line in the table below."""
+"""The adaptation methods. A new one is one new file with a `Method`, and one line in `adaptation/catalogue.py`."""
 
-from esl_dist.adaptation.methods.advent import AdvEnt
+from esl_dist.adaptation.catalogue import METHODS
 from esl_dist.adaptation.methods.method import Method, build_networks
-from esl_dist.adaptation.methods.minent import MinEnt
-from esl_dist.adaptation.methods.source_only import SourceOnly
-
-METHODS: dict[str, Method] = {
-    "source_only": SourceOnly(),
-    "minent": MinEnt(),
-    "advent": AdvEnt(),
-}
 
 __all__ = ["METHODS", "Method", "build_networks"]

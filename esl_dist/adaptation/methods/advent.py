@@ -1,11 +1,12 @@
 """AdvEnt: make the target's entropy look like the source's to a discriminator (arXiv 1811.12833, section 3.2)."""
 
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from esl_dist import config as settings
 from esl_dist.adaptation.losses import SOURCE, TARGET, domain_loss, self_information, without_gradient
 from esl_dist.adaptation.methods.method import Method
+from esl_dist.adaptation.optimisers import Adam
 from esl_dist.adaptation.passes import Networks, Step, source_pass, target_pass
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator

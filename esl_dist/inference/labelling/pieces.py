@@ -28,8 +28,8 @@ from esl_dist.inference.predictions import own_part, read_batches
 from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import changes, listed
 from esl_dist.ranks.collectives import broadcast_flags, is_main, note_progress, print_on_main, wait_for_all
+from esl_dist.runs.layout import UNFINISHED
 
-UNFINISHED = ".scratch"
 JOB = "job.json"
 PREDICTION = ("label.png", "level.png")
 """What a piece's tar has of each sample: predicted train ids (8 bits), and the levels of their scores (16 bits)."""

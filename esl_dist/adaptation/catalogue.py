@@ -1,0 +1,45 @@
+"""The methods by name: what a configuration can be checked with before torch, which takes seconds, is imported."""
+
+from __future__ import annotations
+
+from collections import UserDict
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from esl_dist.adaptation.methods.method import Method
+
+
+class Entry(NamedTuple):
+    """A method that is not imported yet.
+
+    Attributes:
+        place: `file:class` in the folder `methods`.
+        needs_target: as the class says.
+    """
+
+    place: str
+    needs_target: bool
+
+
+class Catalogue(UserDict[str, Any]):
+    """Methods by name; one that is an `Entry` is imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Method:
+        """Return a method, a KeyError if there is none of this name."""
+        if isinstance(self.data[name], Entry):
+            self.data[name] = resolve_name(f"esl_dist.adaptation.methods.{self.data[name].place}")()
+        method: Method = self.data[name]
+        return method
+
+    def needs_target(self, name: str) -> bool:
+        """Say whether a method looks at target pictures without labels, without importing it."""
+        return bool(self.data[name].needs_target)
+
+
+LINES = {
+    "source_only": Entry("source_only:SourceOnly", needs_target=False),
+    "minent": Entry("minent:MinEnt", needs_target=True),
+    "advent": Entry("advent:AdvEnt", needs_target=True),
+}
+METHODS = Catalogue(LINES)

@@ -1,0 +1,35 @@
+"""What lies in the folders of runs, checkpoints and jobs, by name, for those who look there without torch."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from esl_dist.environment import launch
+from esl_dist.errors import UserError
+
+MANIFEST = "manifest.json"
+"""In a checkpoint's folder: what it holds, with checksums."""
+RUN_CONFIG = "config.yaml"
+"""In a run's folder: its settings, defaults, name and seed included."""
+LOCK = ".lock"
+"""Where one start at a time is at work."""
+UNFINISHED = ".scratch"
+"""In the folder of a pseudo-label job until it is done."""
+
+
+def refuse_missing_networks(places: Iterable[str]) -> None:
+    """Make sure that trained networks are there, as far as this process is the only one (`data.shard_index` says why).
+
+    Raises:
+        UserError: one is missing.
+    """
+    for place in map(Path, places):
+        if launch().world_size == 1 and not place.exists():
+            raise no_checkpoint(place)
+
+
+def no_checkpoint(place: Path) -> UserError:
+    """Return the message of a place that holds no trained network."""
+    return UserError(
+        f"{place}: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file of "
+        "weights"
+    )

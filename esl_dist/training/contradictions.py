@@ -1,0 +1,55 @@
+"""Settings of a training that contradict each other, or what the launcher started: known before torch is imported."""
+
+from esl_dist import config as settings
+from esl_dist.adaptation.catalogue import METHODS
+from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
+from esl_dist.environment import launch
+from esl_dist.errors import UserError
+from esl_dist.files import refuse_as_name
+
+
+def check_training(config: settings.Train) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    name = config.method.name
+    if name not in METHODS:
+        raise UserError(f"method.name={name} is impossible: expected one of {', '.join(METHODS)}")
+    if config.steps > config.optimizer.schedule_steps:
+        raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
+    world_size = launch().world_size
+    share = config.accumulate * world_size
+    if config.batch_size % share:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {world_size} processes in {config.accumulate} "
+            f"passes; expected a multiple of {share}"
+        )
+    needs_target = METHODS.needs_target(name) or config.pseudo_labels is not None
+    if config.target.path == "" and needs_target:
+        raise UserError(
+            "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
+        )
+    if config.network.batch_norm == "per_domain" and not needs_target:
+        raise UserError(
+            f"network.batch_norm=per_domain needs passes over the target, and {name} without pseudo-labels has none; "
+            "choose network.batch_norm=shared"
+        )
+    if config.network.start_without is not None and config.network.start is None:
+        raise UserError(
+            f"network.start_without={config.network.start_without} needs weights to start from: network.start=…"
+        )
+    if config.name is not None:
+        refuse_as_name(config.name, "name")
+
+
+def check_shards(config: settings.Train) -> None:
+    """Refuse shards that are not there.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    needs_target = METHODS.needs_target(config.method.name) or config.pseudo_labels is not None
+    read = [config.source.path, config.target.path if needs_target else None, config.pseudo_labels]
+    refuse_missing_before_ranks_meet(read)

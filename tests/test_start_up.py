@@ -1,0 +1,109 @@
+"""What takes long to import is imported when it is needed: not for `--help`, nor for a mistake in the settings."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.on_ranks import PROJECT
+from tests.programs import TINY_TRAINING, environment
+
+HEAVY = ("torch", "numpy", "cv2", "PIL", "accelerate", "tensorboard", "torchvision", "webdataset", "deepspeed")
+PROGRAMS = ("launch/train", "launch/pseudo_label", "launch/evaluate", "launch/demo", "shards/prepare")
+GIVEN = {
+    "launch/train": ("source.path={here}", "target.path={here}"),
+    "launch/pseudo_label": ("checkpoint={here}", "target.path={here}", "output={here}-output"),
+    "launch/evaluate": ("checkpoint={here}", "data.path={here}"),
+    "launch/demo": (),
+    "shards/prepare": ("dataset={here}/d.yaml", "split=train", "output={here}-output"),
+}
+WATCHED = """
+import atexit, os, runpy, sys
+atexit.register(lambda: open(os.environ["NOTES"], "w").write(" ".join(sys.modules)))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(tmp_path: Path, program: str, *words: str, **variables: str) -> tuple[int, str, set[str]]:
+    """Run a program; returns its exit code, what it said, and the modules that it had imported at its end."""
+    notes = tmp_path / "modules"
+    called = [sys.executable, "-c", WATCHED, str(PROJECT / f"{program}.py"), *words]
+    done = subprocess.run(
+        called, capture_output=True, text=True, check=False, env={**environment(), "NOTES": str(notes), **variables}
+    )
+    return done.returncode, done.stdout + done.stderr, set(notes.read_text().split())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_needs_nothing_that_is_slow_to_import(program: str, tmp_path: Path) -> None:
+    code, said, modules = run(tmp_path, program, "--help")
+    assert (code, said.startswith("usage: ")) == (0, True), said
+    assert modules.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (("no_such_setting=1",), "no_such_setting"),
+        (("--confg", "x.yaml"), "--config is near"),
+        (("--config", "{here}/missing.yaml"), "missing.yaml"),
+        (("seed=many", "timeout_minutes=long", "processes=all"), "expected"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_told_before_anything_slow_is_imported(
+    program: str, mistake: Sequence[str], message: str, tmp_path: Path
+) -> None:
+    known = {"launch/demo": ("seed",), "shards/prepare": ("processes",)}.get(program, ("timeout_minutes",))
+    wrong = [word for word in mistake if message != "expected" or word.startswith(known)]
+    words = [word.format(here=tmp_path) for word in (*GIVEN[program], *wrong)]
+    code, said, modules = run(tmp_path, program, *words)
+    assert (code, message in said, len(said.splitlines())) == (2, True, 1), said
+    assert modules.isdisjoint(HEAVY)
+
+
+CONTRADICTIONS = [
+    ("launch/train", ("method.name=advnet",), {}, "method.name=advnet is impossible"),
+    ("launch/train", ("target.path=",), {}, "no value for target.path"),
+    ("launch/train", ("steps=9", "optimizer.schedule_steps=8"), {}, "goes beyond optimizer.schedule_steps=8"),
+    ("launch/train", ("batch_size=3", "accumulate=2"), {}, "batch_size=3 cannot be shared"),
+    ("launch/train", ("network.start_without=heads",), {}, "needs weights to start from"),
+    ("launch/train", ("name=a/b",), {}, "name"),
+    ("launch/train", ("source.path={here}/gone",), {}, "gone: no such folder of shards"),
+    ("launch/train", ("pseudo_labels={here}/gone",), {}, "gone: no such folder of shards"),
+    ("launch/train", (), {"WORLD_SIZE": "two"}, "WORLD_SIZE=two is impossible"),
+    ("launch/train", (), {"ACCELERATE_USE_FSDP": "true"}, "use_fsdp true is not supported"),
+    ("launch/train", ("precision=bf16",), {"ACCELERATE_MIXED_PRECISION": "fp16"}, "contradicts the launcher"),
+    ("launch/evaluate", ("mode=ensemble",), {}, "mode=ensemble needs its networks"),
+    ("launch/evaluate", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
+    ("launch/evaluate", ("statistics_from={here}/gone",), {}, "gone: no such folder of shards"),
+    ("launch/evaluate", ("output={here}/index.json",), {}, "index.json"),
+    ("launch/pseudo_label", ("output={here}",), {}, "is target.path="),
+    ("launch/pseudo_label", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
+    ("launch/pseudo_label", (), {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend INDUCTOR"),
+    ("shards/prepare", ("size=[30000,8000]", "largest_megapixels=1"), {}, "expected at most largest_megapixels=1"),
+    ("launch/demo", ("recipes={here}",), {}, "no such recipe"),
+]
+
+
+@pytest.mark.parametrize(("program", "words", "variables", "message"), CONTRADICTIONS)
+def test_settings_that_cannot_be_are_told_before_torch_is_imported(
+    program: str, words: Sequence[str], variables: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "index.json").write_text("{}")
+    own = [word.format(here=tmp_path) for word in (*GIVEN[program], *words)]
+    code, said, modules = run(tmp_path, program, *own, **variables)
+    assert (code, message in said, len(said.splitlines())) == (2, True, 1), said
+    assert "torch" not in modules
+
+
+def test_a_training_does_without_torchs_compiler(town: Path, tmp_path: Path) -> None:
+    """Its import takes longer than a short training."""
+    shards = (f"source.path={town}/source_train", f"target.path={town}/target_train", f"experiments={tmp_path}")
+    code, said, modules = run(tmp_path, "launch/train", *TINY_TRAINING, *shards, "steps=1")
+    assert code == 0, said
+    assert "torch" in modules
+    assert modules.isdisjoint({"torch._dynamo", "sympy", "torchvision", "webdataset", "deepspeed"})

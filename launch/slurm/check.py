@@ -1,4 +1,4 @@
-"""Refuse settings before a job waits for hours to do it: `check.py train|pseudo_label|evaluate --config FILE key=value …`.
+"""Refuse settings before a job waits for hours to do it: `check.py train --config FILE key=value …`, and so on.
 
 It looks at what is there at this time: the settings and the shards that they name. What jobs have yet to make, the
 words leave out.

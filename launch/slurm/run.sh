@@ -3,8 +3,8 @@
 # helps. They source it with PROJECT set; docs/cluster.md says what happens when.
 
 : "${PYTHON:=$PROJECT/.venv/bin/python}"
-: "${STATES:=$PWD}"       # folder of the state files, of a job one
-: "${MOST_LOSSES:=3}"     # starts that may lose a rank before the training gets on by a step; then the job fails
+: "${STATES:=$PWD}"     # folder for each job's state file
+: "${MOST_LOSSES:=3}"   # times in a row that a rank may be lost and the training not have got on before; then the job fails
 
 JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 JOB=${JOB:-$SLURM_JOB_ID}
@@ -51,10 +51,14 @@ run() { # program, words…
   srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task="$OMP_NUM_THREADS" \
     "$PYTHON" "$PROJECT/$program" "${@//\{seed\}/${SLURM_ARRAY_TASK_ID:-0}}"
   code=$(documented $?)
-  case $code in
-    75) why="stopped, and saved" ;;
-    3) if another_start_may_help; then why="lost a rank"; else say "lost a rank $((MOST_LOSSES + 1)) times and did not get on"; fi ;;
-  esac
+  [ "$code" -eq 3 ] || rm -f "$LOSSES"
+  if [ "$code" -eq 75 ]; then
+    why="stopped, and saved"
+  elif [ "$code" -eq 3 ] && another_start_may_help; then
+    why="lost a rank"
+  elif [ "$code" -eq 3 ]; then
+    say "lost ranks in $((MOST_LOSSES + 1)) starts and did not get on: the job ends (code 3)"
+  fi
   # Not while SLURM ends it: scancel is for good, and a requeue or a dead node brings the job back without this.
   if [ -n "$why" ] && [ "$(squeue --noheader --jobs="$JOB" --format=%T)" = RUNNING ]; then
     say "$why (code $code): back to the queue"

@@ -1,14 +1,13 @@
-"""A SLURM of two nodes on this machine, for tests that need root: started on ports of its own, ended whatever happens."""
+"""A SLURM of two nodes on this machine, for tests that need root: on ports of its own, ended whatever happens."""
 
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +44,11 @@ class Cluster:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start a client; what it says is not kept."""
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(words, cwd=self.folder, env=self.variables, stdin=quiet, stdout=quiet, stderr=quiet)
+
     def submit(self, *words: str) -> str:
         """Submit a batch script; returns its job's number."""
         return self.ask("sbatch", "--parsable", *words).strip()
@@ -59,8 +63,7 @@ class Cluster:
 
     def log(self, job: str) -> str:
         """Return what the job's log has so far."""
-        found = [path for path in self.folder.glob(f"**/*-{job}.log")]
-        return found[0].read_text() if found else ""
+        return "".join(path.read_text() for path in self.folder.glob(f"**/*-{job}.log"))
 
     def wait_until(self, condition: Callable[[], bool], job: str = "", seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
@@ -125,16 +128,17 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
         "PYTHON": sys.executable,
     }
     cluster = Cluster(folder, variables)
+    # For a test process that is killed.
+    watch = subprocess.Popen(["bash", str(SCRIPT), "watch", str(os.getpid())], env=variables, start_new_session=True)
     try:
         cluster.ask("bash", str(SCRIPT), "start")
         yield cluster
     finally:
-        cluster.call("scancel", "--signal=KILL", "--full", "--me")
-        cluster.call("scancel", "--me")
         cluster.call("bash", str(SCRIPT), "stop")
         for process in cluster.processes():
             with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+                process.kill()
+        watch.wait()
 
 
 def _free_ports(count: int) -> int:

@@ -2,7 +2,8 @@
 # A SLURM of two nodes (n1, n2) on this machine, for tests. As root, with Debian's slurm-wlm and munge:
 #   apt-get install -y --no-install-recommends slurm-wlm munge
 # cluster.sh start      start what does not run yet; return when both nodes are idle
-# cluster.sh stop       end its daemons, by pid
+# cluster.sh stop       end its jobs and its daemons, by pid
+# cluster.sh watch 123  stop when process 123 has ended, whatever ended it
 # cluster.sh node n2    start one slurmd again (after a kill)
 # Clients need: export SLURM_CONF=$DIR/slurm.conf. All it writes lies in DIR ($SLURM_TEST_DIR, else run/ beside this file).
 # SLURM_TEST_PORT (default 36817) and the two behind it are its ports; two clusters at once need others each.
@@ -46,8 +47,15 @@ start() {
   until_true 30 idle
 }
 
+no_job() { [ -z "$(squeue -h -o %A 2>/dev/null)" ]; }
+
 stop() {
   local file pid
+  if answers; then
+    scancel --quiet --full --signal=KILL --me || true
+    scancel --quiet --me || true
+    until_true 10 no_job || true
+  fi
   for file in "$DIR"/slurmd.{n1,n2}.pid "$DIR/slurmctld.pid" "$DIR/munge/pid"; do
     alive "$file" || continue
     pid=$(cat "$file")
@@ -60,6 +68,7 @@ stop() {
 case ${1:-} in
   start) start ;;
   stop) stop ;;
+  watch) tail --pid="$2" -f /dev/null; stop ;;
   node) start_node "$2" ;;
-  *) sed -n '2,10p' "$0"; exit 2 ;;
+  *) sed -n '2,11p' "$0"; exit 2 ;;
 esac

@@ -34,7 +34,8 @@ def problem_of_url(url: str) -> str | None:
         _ = parts.port
     except ValueError as error:
         return f"{EXPECTED} ({without_secrets(str(error))})"
-    if parts.scheme not in SCHEMES or not parts.hostname or not url.startswith(f"{parts.scheme}://"):
+    is_host = bool(parts.hostname) and parts.netloc.isascii()
+    if parts.scheme not in SCHEMES or not is_host or not url.startswith(f"{parts.scheme}://"):
         return EXPECTED
     if "@" in parts.netloc:
         return (

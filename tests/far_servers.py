@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class FarServer:
         fault: called with method and name before a file is sent; returns what is sent in its place, or None.
         damage: changes what is sent of a file.
         knows_parts: whether parts of files may be asked for.
+        password: what has to be given with each request, `user:password`; empty: nothing.
         hold: files that are sent only when they are not in here any more.
         cut: bodies that break off in their middle, still to come.
     """
@@ -43,6 +45,7 @@ class FarServer:
     damage: Callable[[str, bytes], bytes] = lambda name, content: content
     knows_parts: bool = True
     hold: set[str] = field(default_factory=set)
+    password: str = ""
     cut: int = 0
     port: int = 0
     server: Any = None
@@ -90,7 +93,10 @@ class FarServer:
             time.sleep(0.005)
         file = self.folder / name
         status, body, headers = 404, b"", dict[str, str]()
-        if (fault := self.fault(request.command, name)) is not None:
+        given = request.headers.get("Authorization", "Basic ").removeprefix("Basic ")
+        if self.password and b64decode(given).decode() != self.password:
+            status = 401
+        elif (fault := self.fault(request.command, name)) is not None:
             status, body = fault
         elif file.is_file():
             content = self.damage(name, file.read_bytes())

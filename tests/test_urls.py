@@ -64,7 +64,7 @@ def test_what_is_written_or_read_by_what_knows_no_network_is_here(
             "://x",
             "hdfs://x",
         ),
-        *("http://", "http:///x", "s3://", "s3:///x", "http://host:port/x", "http://[::1/x"),
+        *("http://", "http:///x", "s3://", "s3:///x", "http://host:port/x", "http://[::1/x", "http://münchen/x"),
         *("https://host/x?token=abc", "https://host/x#y", "s3://bucket/x?versionId=1"),
     ],
 )

@@ -62,8 +62,8 @@ class Cache:
 
 def cache_of(folder: str | None, gigabytes: float, timeout_minutes: float, note: Callable[[], None]) -> Cache:
     """Return the cache that the settings describe; without a folder, in the user's own (XDG base directories)."""
-    users = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    place = users / "esl-dist/shards" if folder is None else Path(folder)
+    users = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    place = Path(users, "esl-dist/shards") if folder is None else Path(folder)
     return Cache(place, int(gigabytes * 1e9), timeout_minutes, note)
 
 
@@ -120,6 +120,8 @@ def forget(cache: Cache, name: str) -> None:
 
 @contextmanager
 def _usable(folder: Path) -> Iterator[None]:
+    if folder.parts[0] == "~":
+        raise UserError("cache.folder: this user has no home folder for a cache of shards; give one as cache.folder=…")
     try:
         # What lies in it is read as it is: nobody else writes there.
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from esl_dist.checked import Content
 from esl_dist.data import cache as cached
 from esl_dist.data.cache import Cache
-from esl_dist.data.remote import ATTEMPTS, PART_BYTES, part_of, tell, version_of, whole_of
+from esl_dist.data.remote import ATTEMPTS, PART_BYTES, Version, part_of, tell, version_of, whole_of
 from esl_dist.data.shard_index import INDEX_NAME, REMEDY, ShardEntry, ShardIndex, index_from
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import parsed_json
@@ -33,14 +33,14 @@ class FarShards:
         url: of the folder.
         cache: where they are kept.
         index_digest: SHA-256 of the index's bytes.
-        index_mark: what the server said of the index when it was last seen to have these bytes; None: nothing.
+        index_version: what the server said of the index when it was last seen to have these bytes.
         lost: digest of a shard → why it cannot be had.
     """
 
     url: str
     cache: Cache
     index_digest: str
-    index_mark: str | None
+    index_version: Version
     lost: dict[str, str] = field(default_factory=dict)
 
     def opened(self, shard: ShardEntry, where: str) -> int:
@@ -136,10 +136,10 @@ class FarShards:
         """Make sure that the index is still the one that this program began with, before more is fetched by it."""
         url = file_of(self.url, INDEX_NAME)
         try:
-            size, mark = version_of(url, attempts)
-            if mark is not None and mark == self.index_mark:
+            version = version_of(url, attempts)
+            if version == self.index_version and (version.etag or version.modified):
                 return
-            is_same = hashlib.sha256(whole_of(url, size, attempts)).hexdigest() == self.index_digest
+            is_same = hashlib.sha256(whole_of(url, version.size, attempts)).hexdigest() == self.index_digest
         except FileNotFoundError:
             is_same = False
         if not is_same:
@@ -147,7 +147,7 @@ class FarShards:
                 f"{url}: was changed or removed since this program began with it; put back the shards and the index "
                 "that it began with, then start again"
             )
-        self.index_mark = mark
+        self.index_version = version
 
 
 def _write(descriptor: int, part: bytes, offset: int) -> None:
@@ -167,7 +167,7 @@ def open_far_shards(url: str, cache: Cache) -> tuple[FarShards, ShardIndex]:
     place = file_of(url, INDEX_NAME)
     try:
         version = version_of(place)
-        text = _index_text(place, version.mark, version.size, cache)
+        text = _index_text(place, version, cache)
     except FileNotFoundError:
         raise UserError(
             f"{url}: no {INDEX_NAME} there, so no complete folder of shards; check the URL, or copy one there that "
@@ -180,7 +180,7 @@ def open_far_shards(url: str, cache: Cache) -> tuple[FarShards, ShardIndex]:
             f"{file_of(url, largest.name)}: has {largest.size} bytes, more than cache.gigabytes={cache.limit / 1e9:g} "
             "holds; raise it"
         )
-    return FarShards(url, cache, hashlib.sha256(text).hexdigest(), version.mark), index
+    return FarShards(url, cache, hashlib.sha256(text).hexdigest(), version), index
 
 
 def _read(text: bytes, place: str) -> ShardIndex:
@@ -192,9 +192,11 @@ def _read(text: bytes, place: str) -> ShardIndex:
     return index_from(Content(content, place, REMEDY))
 
 
-def _index_text(place: str, mark: str | None, size: int | None, cache: Cache) -> bytes:
-    """Return the index's bytes; where its version is known, one process of this machine fetches them for all."""
-    if mark is None or size is None or size > cache.limit:
+def _index_text(place: str, version: Version, cache: Cache) -> bytes:
+    """Return the index's bytes; where its version has a name, one process of this machine fetches them for all."""
+    size = version.size
+    # The time of its last change is in seconds, which is not enough.
+    if version.etag is None or size is None or size > cache.limit:
         return whole_of(place, size)
 
     def fill(descriptor: int) -> None:
@@ -204,7 +206,7 @@ def _index_text(place: str, mark: str | None, size: int | None, cache: Cache) ->
         os.ftruncate(descriptor, len(text))
         _write(descriptor, text, 0)
 
-    name = hashlib.sha256(json.dumps([place, mark]).encode()).hexdigest()
+    name = hashlib.sha256(json.dumps([place, *version]).encode()).hexdigest()
     descriptor = cached.opened(cache, name, size, fill, place)
     with open(descriptor, "rb") as file:
         return file.read()

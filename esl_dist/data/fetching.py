@@ -20,6 +20,7 @@ from esl_dist.data.far_shards import FarShards
 from esl_dist.data.remote import tell
 from esl_dist.data.shard_index import ShardEntry
 from esl_dist.data.shards import ShardReader
+from esl_dist.data.workers import end_with
 from esl_dist.errors import CorruptSampleError, UserError
 
 SAMPLES_AHEAD = 4096
@@ -103,7 +104,8 @@ def _serve(
         signal.signal(number, signal.SIG_IGN)
     ahead, seen, needs = _Ahead(positions, readers), -1, dict[str, tuple[int, FarShards, ShardEntry]]()
     notice: Notice | None = None
-    while os.getppid() == parent:
+    end_with(parent)
+    while True:
         try:
             notice = notice or Notice(cache)
             if (now := int.from_bytes(received[:], "little")) != seen:

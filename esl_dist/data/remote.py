@@ -33,17 +33,18 @@ MISSING = (404, 410)
 BEYOND_THE_END = 416
 LIBRARIES = ("aiohttp", "botocore", "aiobotocore", "fsspec", "yarl")
 """Whose errors are those of a server, a network or a URL; those of the system are OSErrors."""
-WILL_NOT_PASS = ("NoCredentialsError", "PartialCredentialsError", "PermissionError", "InvalidURL")
+WILL_NOT_PASS = (
+    *("NoCredentialsError", "PartialCredentialsError", "PermissionError"),
+    *("InvalidURL", "ParamValidationError"),
+)
 
 
 class Version(NamedTuple):
-    """What a server says of a file without sending it; None where it does not say.
-
-    `mark` is another where the file is another: ETag, time and size in one text.
-    """
+    """What a server says of a file without sending it; None where it does not say."""
 
     size: int | None
-    mark: str | None
+    etag: str | None
+    modified: str | None
 
 
 def version_of(url: str, attempts: int = ATTEMPTS) -> Version:
@@ -55,8 +56,8 @@ def version_of(url: str, attempts: int = ATTEMPTS) -> Version:
     """
     known = _answer(url, lambda files: files._info(url), attempts)
     assert isinstance(known, dict)
-    marks = [known.get(name) for name in ("ETag", "Last-Modified", "LastModified")]
-    return Version(known.get("size"), f"{marks} {known.get('size')}" if any(marks) else None)
+    modified = known.get("Last-Modified") or known.get("LastModified")
+    return Version(known.get("size"), known.get("ETag") or None, None if modified is None else str(modified))
 
 
 def whole_of(url: str, size: int | None, attempts: int = ATTEMPTS) -> bytes:

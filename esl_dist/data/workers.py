@@ -10,6 +10,7 @@ it starts. Its end closes its pipe, so it is noticed at once, and its exit statu
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -136,6 +137,17 @@ def _received(pipe: Connection) -> Any:
         raise
 
 
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, also while it waits for a disk or a server."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 class _Process:
     """A process that reads: what the program asks it for, and the loop that answers."""
 
@@ -172,6 +184,7 @@ class _Process:
         # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
+        end_with(self.parent)
         torch.set_num_threads(1)
         cv2.setNumThreads(0)
         with suppress(EOFError, ConnectionError):

@@ -220,7 +220,7 @@ def test_a_server_that_only_calls_the_same_index_another_version_is_believed(
 ) -> None:
     reader = open_shards(far.url, cache=cache)
     assert reader.far is not None
-    reader.far.index_mark = "before it was copied there again"
+    reader.far.index_version = reader.far.index_version._replace(etag="before it was copied there again")
     assert everything(reader) == everything(near)
 
 
@@ -303,3 +303,15 @@ def test_no_credentials_are_one_message_that_says_where_they_are_looked_for(
     assert "Unable to locate credentials" in message
     assert "AWS_ACCESS_KEY_ID" in message
     assert "FSSPEC_S3_ANON=true" in message
+
+
+def test_a_password_for_a_server_is_that_of_the_users_netrc(
+    near: ShardReader, far: FarServer, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    far.password = "me:hush"
+    assert "refuses it (HTTP 401" in refusal(lambda: open_shards(far.url, cache=cache))
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password hush")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert everything(open_shards(far.url, cache=cache)) == everything(near)

@@ -46,14 +46,14 @@ class Content:
 
     Attributes:
         value: as JSON or torch's restricted unpickler gives it.
-        file: where it was read.
+        file: where it was read: a path, or a URL as text.
         remedy: what the user may do if it does not fit.
         outer: what it lies in; None for the whole file.
         key: its place there, a name or, in a list, a number; None: it is itself a key.
     """
 
     value: Any
-    file: Path
+    file: Path | str
     remedy: str
     outer: "Content | None" = None
     key: str | int | None = ""

@@ -18,24 +18,25 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from esl_dist import early
 from esl_dist.config_files import describe, load_config
 from esl_dist.config_values import COMMAND_LINE, settings_of
+
+# The codes are named here, too, as those of every program.
+from esl_dist.endings import EXIT_DEFECT as EXIT_DEFECT
+from esl_dist.endings import EXIT_INTERRUPTED as EXIT_INTERRUPTED
+from esl_dist.endings import EXIT_LOST_RANK as EXIT_LOST_RANK
+from esl_dist.endings import EXIT_STOPPED as EXIT_STOPPED
+from esl_dist.endings import EXIT_USER_ERROR as EXIT_USER_ERROR
+from esl_dist.endings import cause, ending, note_end
 from esl_dist.environment import LOCAL_RANK, launch
-from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
-from esl_dist.machine import shortage
+from esl_dist.errors import StoppedError, UserError, memory_words
 from esl_dist.slurm import adopt_step
+from esl_dist.stop_signals import keep_end, own_process
 
 Config = TypeVar("Config")
-
-EXIT_DEFECT = 1
-EXIT_USER_ERROR = 2
-EXIT_LOST_RANK = 3
-EXIT_STOPPED = 75
-"""Of sysexits.h's codes the one that says: try again later."""
-EXIT_INTERRUPTED = early.EXIT_INTERRUPTED
 
 TAKING_MEMORY = (
     *("batch_size", "source.size", "target.size", "data.size", "size", "label_size"),
@@ -53,12 +54,20 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
     early.make_streams_robust()
     try:
+        if main.__module__ == "__main__":
+            own_process()
         file, overrides = _arguments(schema, sys.argv[1:])
         adopt_step()
         main(load_config(schema, file, overrides))
+        keep_end()
         sys.stdout.flush()
+        note_end(ending(None))
     except (Exception, KeyboardInterrupt) as error:
+        keep_end()
+        note_end(cause(error))
         end = ending(error)
+        if end.code != EXIT_USER_ERROR:
+            _tell_launcher(end.line())
         if end.code == EXIT_DEFECT:
             raise
         words = end.words if memory_words(error) is None else f"{end.words}; {_memory_advice(schema)}"
@@ -72,39 +81,6 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         sys.exit(end.code)
 
 
-class Ending(NamedTuple):
-    """How a program ends.
-
-    Attributes:
-        state: `finished`, `stopped` (by a signal), `interrupted` (Ctrl-C) or `failed`.
-        code: the exit code.
-        words: what there is to say, on its own lines; without the advice on settings.
-    """
-
-    state: str
-    code: int
-    words: str
-
-
-def ending(error: BaseException | None) -> Ending:
-    """Return how a program ends with an error, or without one."""
-    match error:
-        case None:
-            return Ending("finished", 0, "")
-        case StoppedError(interrupted=False):
-            return Ending("stopped", EXIT_STOPPED, str(error))
-        case StoppedError() | KeyboardInterrupt():
-            return Ending("interrupted", EXIT_INTERRUPTED, str(error))
-        case LostRankError():
-            return Ending("failed", EXIT_LOST_RANK, str(error))
-        case UserError():
-            return Ending("failed", EXIT_USER_ERROR, str(error))
-    words = memory_words(error) or shortage(error)
-    if words is None and isinstance(error, OSError) and error.filename is not None:
-        words = f"{error.filename}: {error.strerror}"
-    return Ending("failed", EXIT_DEFECT, str(error)) if words is None else Ending("failed", EXIT_USER_ERROR, words)
-
-
 def _memory_advice(schema: type) -> str:
     keys = settings_of(schema)
     less = ", ".join(key for key in TAKING_MEMORY if key in keys)
@@ -115,6 +91,7 @@ def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[st
     """Return the file of `--config`, and the words `key=value`; `--help` ends the program."""
     if not {"-h", "--help"}.isdisjoint(words):
         print(_help(schema))
+        note_end(ending(None))
         sys.exit(0)
     files, overrides, rest = list[str](), list[str](), iter(words)
     for word in rest:
@@ -159,7 +136,7 @@ def _as_setting(word: str, words: Sequence[str], schema: type) -> str:
 
 def _say(text: str) -> None:
     # At once: two ranks may share the stream, and print may write the end of a line apart.
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{early.line_end()}{text}\n")
     sys.stderr.flush()
 
 
@@ -183,11 +160,17 @@ def is_mine_to_say(text: str) -> bool:
         # No torchrun.
         return True
     is_mine = _claimed(attempt / f"said-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}")
-    message = {"message": text if is_mine else AS_ANOTHER, "extraInfo": {"timestamp": str(int(time.time()))}}
-    # It is only for the launcher's summary, and what is there already is an earlier error.
-    with suppress(OSError), open(file, "x", encoding="utf-8", errors="backslashreplace") as opened:
-        json.dump({"message": message}, opened)
+    _tell_launcher(text if is_mine else AS_ANOTHER)
     return is_mine
+
+
+def _tell_launcher(text: str) -> None:
+    """Write what a launcher says of this rank in its summary."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        message = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+        # What is there already is an earlier error.
+        with suppress(OSError), open(file, "x", encoding="utf-8", errors="backslashreplace") as opened:
+            json.dump({"message": message}, opened)
 
 
 def _claimed(claim: Path) -> bool:

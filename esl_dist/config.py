@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from omegaconf import MISSING
 
-from esl_dist.config_values import FOLDER, Bound, limits, one_of, two_values
+from esl_dist.config_values import FAR, FOLDER, LOCAL, Bound, limits, one_of, two_values
 
 # Every number has an upper bound, so that a slip of the keyboard is told at once and neither fills the memory nor
 # overflows in a step. Each is chosen a hundred times or more beyond what published trainings use and what one machine
@@ -27,7 +27,9 @@ PRECISIONS = ("no", "bf16", "fp16")
 Domain = Literal["source", "target"]
 DOMAINS: tuple[Domain, Domain] = ("source", "target")
 
-Folder = Annotated[str, FOLDER]
+Folder = Annotated[str, FOLDER, LOCAL]
+ShardFolder = Annotated[str, FOLDER, FAR]
+LocalPath = Annotated[str, LOCAL]
 Precision = Annotated[str, one_of(*PRECISIONS)]
 DomainChoice = Annotated[str, one_of(*DOMAINS)]
 Steps = Annotated[int, limits(at_least=1, at_most=MOST_STEPS)]
@@ -49,8 +51,8 @@ Timeout = Annotated[float, limits(more_than=0, at_most=A_YEAR)]
 class Shards:
     """One packed data set split and the size at which a network sees it."""
 
-    path: Folder = MISSING
-    """Folder of shards with an index.json, as written by shards/prepare.py."""
+    path: ShardFolder = MISSING
+    """Folder of shards with an index.json, as written by shards/prepare.py; a URL (http, https, s3) of one, too."""
     size: Size | None = None
     """Width and height in pixels to which pictures and labels are resized when read; null: as packed."""
 
@@ -68,7 +70,7 @@ class Network:
     batch_norm: Annotated[str, one_of("shared", "per_domain")] = "shared"
     """Running statistics of batch norm: `shared` by source and target passes, as published, or `per_domain`: each
     keeps its own, and evaluation, pseudo-labels and exported weights use the target's."""
-    start: str | None = None
+    start: LocalPath | None = None
     """Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published names
     or torchvision's; null: random ones."""
     start_without: Annotated[str, one_of("heads")] | None = None
@@ -155,6 +157,17 @@ class Loader:
 
 
 @dataclass
+class Cache:
+    """Where shards that come from a URL are kept on this machine, for all its processes and for the next start."""
+
+    folder: Folder | None = None
+    """Folder of the cache, on a local disk; null: esl-dist/shards in XDG_CACHE_HOME or, where that is not set, in
+    ~/.cache."""
+    gigabytes: Annotated[float, limits(more_than=0, at_most=1e6)] = 100.0
+    """Largest size of the cache in units of 10⁹ bytes; shards that are needed last make room. Each has to fit in."""
+
+
+@dataclass
 class Checkpoints:
     """When to save, and what to keep."""
 
@@ -172,7 +185,7 @@ class Train:
 
     name: str | None = None
     """Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>; null: made of data sets, number of
-    classes, network and method."""
+    classes, network, method and seed; a random seed is left out."""
     experiments: Folder = "experiments"
     """Folder of all runs."""
     seed: Seed | None = 0
@@ -183,8 +196,8 @@ class Train:
     """The labelled domain."""
     target: Shards = field(default_factory=lambda: Shards(path=""))
     """The unlabelled domain; its labels, if it has any, are not read. Source-only training needs none."""
-    pseudo_labels: Folder | None = None
-    """Folder of pseudo-label shards of the target; null: train without."""
+    pseudo_labels: ShardFolder | None = None
+    """Folder of pseudo-label shards of the target, or its URL; null: train without."""
     network: Network = field(default_factory=Network)
     method: Method = field(default_factory=Method)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -201,6 +214,7 @@ class Train:
     pictures_every: StepsOrNone = 1000
     """Steps between two sets of pictures in TensorBoard: image, prediction and entropy of both domains; 0: none."""
     loader: Loader = field(default_factory=Loader)
+    cache: Cache = field(default_factory=Cache)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
     timeout_minutes: Timeout = 10.0
     """How long a process waits for others that do not get on before it names the lost one, and ends."""
@@ -219,15 +233,15 @@ class Pictures(Shards):
 class Prediction:
     """What every program that uses a trained network asks for: which network, and how it sees the pictures."""
 
-    checkpoint: str | None = None
+    checkpoint: LocalPath | None = None
     """Run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors, .pth) with the
     published names."""
     class_set: str | None = None
     """Class set of a file of weights that does not say its own; null: the first of the shards, or of `classes_from`,
     with as many classes."""
-    classes_from: str | None = None
-    """Data set's description (YAML) or folder of labelled shards that names the classes of such a file; null: the
-    shards do."""
+    classes_from: Annotated[str, FAR] | None = None
+    """Data set's description (YAML) or folder of labelled shards, or its URL, that names the classes of such a file;
+    null: the shards do."""
     as_packed: bool = False
     """Whether pictures are seen at the size at which they are packed, whatever that of the training."""
     domain: DomainChoice | None = None
@@ -238,6 +252,7 @@ class Prediction:
     else that of the training where the device has it."""
     workers: Workers = 2
     """Reading processes a rank."""
+    cache: Cache = field(default_factory=Cache)
     timeout_minutes: Timeout = 10.0
     """How long a process waits for others that do not get on before it names the lost one, and ends."""
 
@@ -246,7 +261,7 @@ class Prediction:
 class PseudoLabel(Prediction):
     """launch/pseudo_label.py: label the target where the network may be trusted."""
 
-    checkpoint: str = MISSING
+    checkpoint: LocalPath = MISSING
     target: Pictures = field(default_factory=Pictures)
     """The pictures to label, and the size at which the network sees them."""
     output: Folder = MISSING
@@ -267,22 +282,22 @@ class PseudoLabel(Prediction):
 class Evaluate(Prediction):
     """launch/evaluate.py: score a network, an ensemble, or all snapshots of a run on labelled shards."""
 
-    checkpoint: str | None = None
+    checkpoint: LocalPath | None = None
     """For `single`: run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors,
     .pth) with the published names; for `best`: run folder."""
-    classes_from: str | None = None
-    """Data set's description (YAML) or folder of labelled shards that names the classes of such a file, and the colours
-    and raw ids of `predictions`; null: the shards do."""
+    classes_from: Annotated[str, FAR] | None = None
+    """Data set's description (YAML) or folder of labelled shards, or its URL, that names the classes of such a file,
+    and the colours and raw ids of `predictions`; null: the shards do."""
     mode: Annotated[str, one_of("single", "ensemble", "best")] = "single"
     """`single`: one network; `ensemble`: the weighted sum of several networks' logits; `best`: every checkpoint of a
     run, those that are scored already excepted."""
-    checkpoints: list[str] = field(default_factory=list)
+    checkpoints: Annotated[list[str], LOCAL] = field(default_factory=list)
     """For `ensemble`: its networks, each given as `checkpoint` is."""
     ensemble_weights: Annotated[list[float], limits(at_least=0, at_most=LARGEST_FACTOR)] = field(default_factory=list)
     """For `ensemble`: factor on each network's logits, no unit; empty: 1 for each."""
     data: Pictures = field(default_factory=Pictures)
     """The labelled pictures, scored at their labels' own size; for predictions alone, unlabelled ones."""
-    output: str | None = None
+    output: LocalPath | None = None
     """JSON file for the scores; null: none, but for `best`, whose scores are kept in <run>/scores/<data
     set>_<split>.json."""
     experiments: Folder = "experiments"
@@ -296,16 +311,16 @@ class Evaluate(Prediction):
     set lists, 8 bits or, where an id needs them, 16."""
     wait_minutes: Annotated[float, limits(at_least=0, at_most=A_YEAR)] = 0.0
     """For `best`: how long to wait for each snapshot that a running training has yet to write."""
-    statistics_from: Folder | None = None
-    """Folder of shards on which the batch-norm statistics are estimated anew before scoring; null: those of the
-    checkpoint."""
+    statistics_from: ShardFolder | None = None
+    """Folder of shards, or its URL, on which the batch-norm statistics are estimated anew before scoring; null: those
+    of the checkpoint."""
 
 
 @dataclass
 class Prepare:
     """shards/prepare.py: pack one split of a data set into WebDataset shards."""
 
-    dataset: str = MISSING
+    dataset: LocalPath = MISSING
     """YAML file that describes the data set (configs/datasets/)."""
     root: Folder | None = None
     """Folder of the data set; null: the one its description names."""

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from esl_dist.config_values import (
     COMMAND_LINE,
     EXPECTED_REFERENCE,
+    FAR,
     FOLDER,
     Setting,
     described_bounds,
@@ -36,6 +37,7 @@ from esl_dist.config_values import (
 )
 from esl_dist.errors import UserError
 from esl_dist.files import as_given, shortened, whole_file
+from esl_dist.urls import is_url, problem_of_url
 from esl_dist.yaml_text import Values, values_of
 
 Config = TypeVar("Config")
@@ -113,8 +115,12 @@ def _problem(value: Any, setting: Setting, is_here: bool) -> str | None:
         empty = "an empty text; leave it out, or give . for the folder where the program starts"
         return None if setting.default == "" else empty
     problem = problem_of_bounds(value, setting.bounds)
-    if problem is not None or value is None or not is_here or FOLDER not in setting.bounds:
+    if problem is not None or value is None or not is_here:
         return problem
+    if FAR in setting.bounds and is_url(value):
+        return problem_of_url(value)
+    if FOLDER not in setting.bounds:
+        return None
     there = next(part for part in (Path(value), *Path(value).parents, Path()) if os.path.lexists(part))
     is_file = os.path.exists(there) and not os.path.isdir(there)
     return f"{there} is a file; expected a folder" if is_file else None

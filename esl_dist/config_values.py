@@ -19,6 +19,7 @@ from omegaconf.errors import GrammarParseError
 from esl_dist.environment import NO, YES
 from esl_dist.errors import UserError
 from esl_dist.files import LONGEST_PATH, as_given, problem_of_text, shortened
+from esl_dist.urls import is_url
 from esl_dist.yaml_text import Unquoted, Values
 
 MOST_BITS = 1023
@@ -49,6 +50,12 @@ class Bound(NamedTuple):
 
 FOLDER = Bound("", lambda _: True)
 """Marks a path that can be no file's."""
+
+FAR = Bound("", lambda _: True)
+"""Marks a place that may be a URL."""
+
+LOCAL = Bound("a place on this machine, not a URL", lambda value: not is_url(value))
+"""Holds a path that is written to, or read by what knows no network."""
 
 
 COMPARISONS = {"at_least": operator.ge, "more_than": operator.gt, "less_than": operator.lt, "at_most": operator.le}

@@ -14,11 +14,22 @@ from typing import Any
 
 EXIT_INTERRUPTED = 130
 
+STATE_FILE = "ESL_DIST_STATE"
+"""Variable of the environment that names a file in which a program says how it gets on (`esl_dist.endings`)."""
+
 
 def end_at_interrupt() -> None:
-    """End this process at Ctrl-C, at once, until `give_interrupt_back`; one that is deaf to it stays so."""
+    """End this process at Ctrl-C, at once, until `give_interrupt_back`; one that is deaf to it stays so.
+
+    Where a file is named for it, it is noted there that the program runs.
+    """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+    if os.environ.get(STATE_FILE):
+        from esl_dist import endings, stop_signals
+
+        endings.begin()
+        stop_signals.note_stop_signals()
 
 
 def give_interrupt_back() -> None:
@@ -30,6 +41,10 @@ def give_interrupt_back() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     try:
         os.write(2, b"interrupted\n")
+        if os.environ.get(STATE_FILE):
+            from esl_dist import endings
+
+            endings.note_end_soon(endings.ending(KeyboardInterrupt()))
     finally:
         os._exit(EXIT_INTERRUPTED)
 
@@ -53,6 +68,12 @@ def make_streams_robust() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def line_end() -> str:
+    """Return what makes the next text on standard error begin a line: a bar leaves it within one."""
+    raw = getattr(getattr(sys.stderr, "buffer", None), "raw", None)
+    return "\n" if isinstance(raw, _Descriptor) and raw.is_within_line else ""
+
+
 def _opened(descriptor: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
     if before is not None:
         before.flush()
@@ -65,8 +86,10 @@ class _Descriptor(io.FileIO):
     """A stream's descriptor, which stays open; what nobody reads any more, or no disk takes, is thrown away."""
 
     _is_lost = False
+    is_within_line = False
 
     def write(self, content: Any) -> int:
+        self.is_within_line = bytes(memoryview(content)[-1:]) not in (b"", b"\n")
         try:
             if not self._is_lost:
                 return super().write(content) or 0

@@ -13,7 +13,17 @@ class CorruptSampleError(UserError):
 
 
 class LostRankError(Exception):
-    """Another rank ended, or did not come where this one waited for it: the message names it and says why."""
+    """Another rank ended, or did not come where this one waited for it: the message names it and says why.
+
+    Args:
+        message: the words.
+        cause: how the other rank ended (`esl_dist.endings.Ending`); None where it left no last words.
+    """
+
+    def __init__(self, message: str, cause: object = None) -> None:
+        """Say who is lost."""
+        super().__init__(message)
+        self.cause = cause
 
 
 class StoppedError(Exception):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from esl_dist.errors import UserError, beginning
+from esl_dist.urls import without_secrets
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -26,16 +27,17 @@ SHOWN_CHARACTERS = 100
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, by: str = "") -> Iterator[IO[bytes]]:
     """Open a binary file that appears under `path` only when the block ends without an exception.
 
-    The bytes go to `path` + ".partial" first; they are fsynced before the rename, the folder after it.
+    The bytes go to `path` + `by` + ".partial" first; they are fsynced before the rename, the folder after it. `by` is
+    for files that several processes may write at once: a text of this one's own.
 
     Raises:
         OSError: the disk is full or fails; its `filename` says of which file.
     """
     make_folder(path.parent)
-    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    partial = path.with_name(path.name + by + PARTIAL_SUFFIX)
     try:
         with open_to_write(partial) as file:
             yield file
@@ -151,9 +153,9 @@ def problem_of_text(text: str, most: int, forbidden: Collection[str] = ()) -> st
 def shortened(value: object) -> str:
     """Return a value from outside as a message shows it: on one line, and cut."""
     if isinstance(value, str):
-        return repr(beginning(value, SHOWN_CHARACTERS))
+        return repr(beginning(without_secrets(value), SHOWN_CHARACTERS))
     try:
-        return beginning(repr(value), SHOWN_CHARACTERS)
+        return beginning(without_secrets(repr(value)), SHOWN_CHARACTERS)
     except Exception:
         # Of a whole number with thousands of digits, say.
         return f"a {type(value).__name__} that cannot be shown"
@@ -162,7 +164,7 @@ def shortened(value: object) -> str:
 def as_given(value: object) -> str:
     """Return what the user gave as a message repeats it: a text that can be printed as it was written, and cut."""
     if isinstance(value, str) and value.isprintable():
-        return beginning(value, SHOWN_CHARACTERS)
+        return beginning(without_secrets(value), SHOWN_CHARACTERS)
     return shortened(value)
 
 
@@ -206,9 +208,9 @@ def fsync_folder(folder: Path) -> None:
         _told_of_folders = True
 
 
-def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write `content` as JSON (on one line if `indent` is None), whole or not at all."""
-    with whole_file(path) as file:
+def write_json(path: Path, content: Any, indent: int | None = 1, by: str = "") -> None:
+    """Write `content` as JSON (on one line if `indent` is None), whole or not at all; `by` as of `whole_file`."""
+    with whole_file(path, by) as file:
         file.write((json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 

@@ -4,6 +4,7 @@ It starts the programs a user would start, one after another, and prints each co
 stopped; a finished one only prints its table.
 """
 
+import os
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from esl_dist.early import end_at_interrupt, give_interrupt_back
+from esl_dist.early import STATE_FILE, end_at_interrupt, give_interrupt_back
 
 if __name__ == "__main__":
     # What follows takes its time to import.
@@ -170,7 +171,9 @@ def run_step(program: str, *arguments: str) -> None:
         UserError: it failed; its own message stands above.
     """
     print(f"\n$ python {program} {shlex.join(arguments)}", flush=True)
-    done = subprocess.run([sys.executable, str(PROJECT / program), *arguments], check=False)
+    # The file is for how the demonstration gets on, not its parts.
+    variables = {name: text for name, text in os.environ.items() if name != STATE_FILE}
+    done = subprocess.run([sys.executable, str(PROJECT / program), *arguments], check=False, env=variables)
     if done.returncode:
         raise UserError(f"{program} ended with exit code {done.returncode}; its message is above")
 

@@ -7,8 +7,10 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from esl_dist import command_line
-from esl_dist.command_line import AS_ANOTHER, is_mine_to_say
+from esl_dist.command_line import AS_ANOTHER, is_mine_to_say, run_program
+from esl_dist.config import Demo
 from esl_dist.environment import LOCAL_RANK
+from esl_dist.errors import LostRankError, StoppedError
 
 
 @pytest.fixture(autouse=True)
@@ -69,3 +71,24 @@ def test_an_error_file_that_is_there_already_stays(monkeypatch: pytest.MonkeyPat
     (attempt / "0/error.json").write_text(json.dumps({"message": "first", "timestamp": 1}))
     assert says(monkeypatch, attempt, 0, "wrong")
     assert json.loads((attempt / "0/error.json").read_text())["message"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (LostRankError("rank 1 hangs"), "rank 1 hangs"),
+        (StoppedError("r: saved at step 5"), "r: saved at step 5"),
+        (ZeroDivisionError("by zero"), "ZeroDivisionError: by zero"),
+    ],
+)
+def test_the_launchers_summary_says_every_end(
+    monkeypatch: pytest.MonkeyPatch, attempt: Path, error: Exception, words: str
+) -> None:
+    def main(_: Demo) -> None:
+        raise error
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(attempt / "1/error.json"))
+    monkeypatch.setattr("sys.argv", ["demo"])
+    with pytest.raises((SystemExit, ZeroDivisionError)):
+        run_program(Demo, main)
+    assert told(attempt, 1) == words

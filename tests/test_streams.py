@@ -77,3 +77,24 @@ def test_a_full_disk_behind_standard_output_is_named_once(tmp_path: Path) -> Non
             env={**os.environ, "PYTHONPATH": str(PROJECT)},
         )
     assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
+
+
+BEHIND_A_BAR = """
+import sys
+from esl_dist import command_line
+from esl_dist.config import Demo
+from esl_dist.errors import UserError
+def main(config):
+    sys.stderr.write("\\rscoring:  33%|###       | 1/3")
+    sys.stderr.flush()
+    raise UserError("a sample is corrupt")
+sys.argv = ["demo"]
+command_line.run_program(Demo, main)
+"""
+
+
+def test_a_message_begins_a_line_though_a_bar_does_not_end_its_own(tmp_path: Path) -> None:
+    """Where a terminal is written to a log, `grep '^error'` is to find it."""
+    _, errors = started(BEHIND_A_BAR, tmp_path).communicate(timeout=60)
+    assert errors.decode().splitlines()[-1] == "error: a sample is corrupt"
+    assert b"\nerror: " in errors

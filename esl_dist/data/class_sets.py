@@ -9,7 +9,9 @@ from typing import Any
 
 from esl_dist.checked import Content, read_content
 from esl_dist.config_files import read_yaml
+from esl_dist.data.cache import Cache
 from esl_dist.data.descriptions import Description, leads_out
+from esl_dist.data.far_shards import open_far_shards
 from esl_dist.data.labels import (
     IGNORE_INDEX,
     RAW_IDS,
@@ -22,6 +24,7 @@ from esl_dist.data.labels import (
 )
 from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
+from esl_dist.urls import is_url
 
 Labels = tuple[dict[str, ClassSet], frozenset[int], dict[Color, int] | None]
 """What a split's labels mean: class sets by name, the raw ids that belong to no class, and the raw id that each colour
@@ -101,8 +104,8 @@ def _class_sets(content: Content, ids: Callable[[Content], list[int]] | None) ->
     }
 
 
-def read_class_sets(place: Path) -> dict[str, ClassSet]:
-    """Return the class sets, by name, of a folder of shards or of a YAML description (configs/datasets/).
+def read_class_sets(place: str | Path, cache: Cache | None = None) -> dict[str, ClassSet]:
+    """Return the class sets, by name, of a folder of shards here or far away, or of a YAML description.
 
     A description that gives raw ids as names of its data set (`id_names`) gives classes without raw ids here, for the
     data set need not be at hand.
@@ -110,12 +113,15 @@ def read_class_sets(place: Path) -> dict[str, ClassSet]:
     Raises:
         UserError: it is neither, or names no class set.
     """
-    if place.is_dir():
-        class_sets = read_index(place).class_sets
+    file = Path(place)
+    if is_url(str(place)) and cache is not None:
+        class_sets = open_far_shards(str(place), cache)[1].class_sets
+    elif file.is_dir():
+        class_sets = read_index(file).class_sets
     else:
-        described = {"class_sets": {}, "id_names": None} | read_yaml(place)
+        described = {"class_sets": {}, "id_names": None} | read_yaml(file)
         no_ids: Callable[[Content], list[int]] | None = None if described["id_names"] is None else lambda _: []
-        class_sets = _class_sets(Content(described, place, REMEDY), no_ids)
+        class_sets = _class_sets(Content(described, file, REMEDY), no_ids)
     if not class_sets:
         raise UserError(f"{place}: names no class set; expected labelled shards, or a description with class_sets")
     return class_sets

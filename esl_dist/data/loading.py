@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from esl_dist.data.fetching import fetching_ahead
 from esl_dist.data.images import (
     LARGEST_PIXELS,
     Size,
@@ -229,7 +230,13 @@ def _refuse_misaligned(images: ShardReader, labels: ShardReader) -> None:
 
 def batches(samples: Samples, positions: Iterator[list[int]], workers: Workers, pin_memory: bool) -> Generator[Batch]:
     """Yield the batches named by `positions`, in this order, as `workers.read_ahead` gives and refuses them."""
+    readers = [samples.images, *([] if samples.labels is None else [samples.labels.shards])]
+    cache = next((reader.far.cache for reader in readers if reader.far is not None), None)
     # Closed with this generator, not when garbage is collected: then the processes end at once.
-    with closing(read_ahead(samples.__getitem__, positions, workers, samples.images, pin_memory)) as read:
-        for tensors in read:
+    with (
+        fetching_ahead(positions, readers, cache) as note_received,
+        closing(read_ahead(samples.__getitem__, positions, workers, samples.images, pin_memory)) as read,
+    ):
+        for number, tensors in enumerate(read, 1):
+            note_received(number)
             yield cast(Batch, {"labels": None, "label_sizes": None, **tensors})

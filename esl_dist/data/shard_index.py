@@ -17,6 +17,7 @@ from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.environment import launch
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
+from esl_dist.urls import is_url
 
 FORMAT = "esl-dist shards"
 FORMAT_VERSION = 2
@@ -156,7 +157,7 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     if index.sources is not None:
         content["sources"] = index.sources
     # As it will be read: lists in place of tuples.
-    _index_from(Content(json.loads(json.dumps(content)), folder / INDEX_NAME, REMEDY))
+    index_from(Content(json.loads(json.dumps(content)), folder / INDEX_NAME, REMEDY))
     write_json(folder / INDEX_NAME, content, indent=None)
 
 
@@ -180,7 +181,7 @@ def refuse_missing_before_ranks_meet(folders: Iterable[str | None]) -> None:
     """
     if launch().world_size == 1:
         for folder in folders:
-            if folder is not None and "://" not in folder:
+            if folder is not None and not is_url(folder):
                 refuse_missing_shards(Path(folder))
 
 
@@ -193,10 +194,11 @@ def read_index(folder: Path) -> ShardIndex:
     path = folder / INDEX_NAME
     if not path.is_file():
         raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with shards/prepare.py")
-    return _index_from(read_content(path, REMEDY))
+    return index_from(read_content(path, REMEDY))
 
 
-def _index_from(content: Content) -> ShardIndex:
+def index_from(content: Content) -> ShardIndex:
+    """Check what an index.json holds; raises as `read_index`."""
     content.version_of(FORMAT, [FORMAT_VERSION])
     index = read(content, ShardIndex)
     _refuse_other_count(content.at("samples"), sum(len(shard.samples) for shard in index.shards))

@@ -19,6 +19,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from esl_dist.data.cache import Cache
+from esl_dist.data.far_shards import FarShards, open_far_shards
 from esl_dist.data.labels import ClassSet, class_set_to
 from esl_dist.data.shard_index import (
     INDEX_NAME,
@@ -32,6 +34,7 @@ from esl_dist.data.shard_index import (
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import refuse_as_key, refuse_as_name, sha256_of_file, whole_file
 from esl_dist.machine import shortage
+from esl_dist.urls import is_url
 
 OPEN_SHARDS = 16
 """Files that a reader keeps open. Samples come from a few shards at a time; a process may often open no more than 1,024
@@ -107,22 +110,23 @@ class ShardReader:
     """Reads any sample of a folder of shards, in any order, from any process.
 
     Attributes:
-        folder: where the shards lie.
+        folder: where the shards lie: a folder here or, as text, the URL of one far away.
         index: their index.
+        far: where to get those that lie far away; None: they lie here.
     """
 
-    folder: Path
+    folder: Path | str
     index: ShardIndex
+    far: FarShards | None = None
 
     def __post_init__(self) -> None:
         """Number the samples."""
-        shards = [(self.folder / shard.name, shard.samples) for shard in self.index.shards]
-        self._places = [(path, sample) for path, samples in shards for sample in samples]
+        self._places = [(shard, sample) for shard in self.index.shards for sample in shard.samples]
         self._opened = lru_cache(OPEN_SHARDS)(_opened)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Leave open files behind when a copy goes to another process."""
-        return ShardReader, (self.folder, self.index)
+        return ShardReader, (self.folder, self.index, self.far)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -138,8 +142,16 @@ class ShardReader:
 
     def where(self, position: int) -> str:
         """Name a sample in messages: folder, shard and key."""
-        path, sample = self._places[position]
-        return f"{path}, sample {sample.key!r}"
+        shard, sample = self._places[position]
+        return f"{self.place(shard)}, sample {sample.key!r}"
+
+    def place(self, shard: ShardEntry) -> str:
+        """Name a shard in messages."""
+        return f"{self.folder}/{shard.name}"
+
+    def shard(self, position: int) -> ShardEntry:
+        """Return the shard that holds the sample at `position`."""
+        return self._places[position][0]
 
     def read(self, position: int, kind: str) -> bytes:
         """Return the bytes of a sample's member whose extension is `kind` or starts with `kind` and a dot.
@@ -148,25 +160,38 @@ class ShardReader:
             CorruptSampleError: its bytes are not those that were packed, or its shard is not there.
             UserError: the sample has no such member, or the shard cannot be read though it may be whole.
         """
-        path, sample = self._places[position]
+        shard, sample = self._places[position]
         extension = next((name for name in sample.members if name == kind or name.startswith(f"{kind}.")), None)
         if extension is None:
             raise UserError(f"{self.where(position)}: no {kind}; it has {', '.join(sample.members)}")
         offset, count, checksum = sample.members[extension]
+        for is_last in (self.far is None, True):
+            content = self._bytes(shard, offset, count, self.where(position))
+            if zlib.crc32(content) == checksum:
+                return content
+            if is_last or self.far is None:
+                break
+            # What was whole when it was fetched was damaged here.
+            self.far.forget(shard)
+        raise CorruptSampleError(
+            f"{self.where(position)}: the bytes of {extension} are not the packed ones; pack it again"
+        )
+
+    def _bytes(self, shard: ShardEntry, offset: int, count: int, where: str) -> bytes:
         try:
-            content = os.pread(self._open(path).descriptor, count, offset)
+            if self.far is not None:
+                # Not kept open: it would take room on the disk after it has gone from the cache.
+                opened = _OpenFile(self.far.opened(shard, where))
+            else:
+                opened = self._open(Path(self.folder) / shard.name)
+            return os.pread(opened.descriptor, count, offset)
         except FileNotFoundError as error:
-            raise CorruptSampleError(f"{self.where(position)}: the shard is missing; pack it again") from error
+            raise CorruptSampleError(f"{where}: the shard is missing; pack it again") from error
         except OSError as error:
             raise UserError(
-                f"{self.where(position)}: cannot be read ({shortage(error) or error.strerror}); the shard may "
+                f"{where}: cannot be read ({shortage(error) or error.strerror}); the shard may "
                 "be intact: look for the cause on this machine, then start again"
             ) from error
-        if zlib.crc32(content) != checksum:
-            raise CorruptSampleError(
-                f"{self.where(position)}: the bytes of {extension} are not the packed ones; pack it again"
-            )
-        return content
 
     def _open(self, path: Path) -> _OpenFile:
         try:
@@ -187,27 +212,37 @@ class ShardReader:
         return digest.hexdigest()
 
 
-def open_shards(folder: str | Path, whole: bool = True) -> ShardReader:
-    """Open a folder of shards.
+def open_shards(folder: str | Path, whole: bool = True, cache: Cache | None = None) -> ShardReader:
+    """Open a folder of shards, here or far away.
 
     Args:
-        folder: where they lie.
-        whole: whether every shard has to be there with its size; its bytes are checked by `verify`.
+        folder: where they lie, a path or a URL.
+        whole: whether every shard has to be there with its size; its bytes are checked by `verify`. Of those far away
+            only the first and the last are asked for, and each is checked when it is fetched.
+        cache: where those from far away are kept.
 
     Raises:
         UserError: the folder is missing, incomplete or without samples, its index is damaged or, if it has to be
             `whole`, a shard is missing or of another size; the message names the shard and the first sample that is
             lost.
     """
-    path = Path(folder)
-    refuse_missing_shards(path)
-    reader = ShardReader(path, read_index(path))
+    reader = _opened_reader(folder, cache)
     if len(reader) == 0:
-        raise UserError(f"{path}: its {INDEX_NAME} lists no samples; make the shards again")
+        raise UserError(f"{folder}: its {INDEX_NAME} lists no samples; make the shards again")
     if whole:
         for shard in broken_shards(reader):
             raise UserError(f"{shard.damage}; pack the data set again")
     return reader
+
+
+def _opened_reader(folder: str | Path, cache: Cache | None) -> ShardReader:
+    if is_url(str(folder)) and cache is not None:
+        url = str(folder).rstrip("/")
+        far, index = open_far_shards(url, cache)
+        return ShardReader(url, index, far)
+    path = Path(folder)
+    refuse_missing_shards(path)
+    return ShardReader(path, read_index(path))
 
 
 class BrokenShard(NamedTuple):
@@ -222,10 +257,10 @@ class BrokenShard(NamedTuple):
 
 
 def broken_shards(reader: ShardReader) -> Iterator[BrokenShard]:
-    """Yield the shards that are not there with their size, in the order of the index."""
-    for shard in reader.index.shards:
-        path = reader.folder / shard.name
-        size = path.stat().st_size if path.is_file() else None
+    """Yield the shards that are not there with their size, in the order of the index; far away, of first and last."""
+    shards = reader.index.shards
+    for shard in shards if reader.far is None else (*shards[:1], *shards[1:][-1:]):
+        size = _size(reader, shard)
         if size == shard.size:
             continue
         lost = [
@@ -235,8 +270,16 @@ def broken_shards(reader: ShardReader) -> Iterator[BrokenShard]:
         ]
         found = "is missing" if size is None else f"has {size} bytes"
         first = f", {lost[0]!r} first" if lost else ""
-        damage = f"{path}: {found}, the index says {shard.size}; "
+        damage = f"{reader.place(shard)}: {found}, the index says {shard.size}; "
         yield BrokenShard(f"{damage}{len(lost)} of its {len(shard.samples)} samples are lost{first}", len(lost))
+
+
+def _size(reader: ShardReader, shard: ShardEntry) -> int | None:
+    """Return a shard's bytes; None: it is not there."""
+    if reader.far is not None:
+        return reader.far.size(shard)
+    path = Path(reader.folder) / shard.name
+    return path.stat().st_size if path.is_file() else None
 
 
 def verify(reader: ShardReader) -> None:
@@ -246,7 +289,7 @@ def verify(reader: ShardReader) -> None:
         UserError: a shard was changed after it was packed, or its index is that of another.
     """
     for shard in reader.index.shards:
-        path = reader.folder / shard.name
+        path = Path(reader.folder) / shard.name
         if sha256_of_file(path) != shard.sha256:
             raise UserError(f"{path}: its bytes are not those that were packed (checksum differs); pack it again")
         listed = {

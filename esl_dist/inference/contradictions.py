@@ -12,6 +12,7 @@ from esl_dist.inference.output_places import (
     refuse_replacing,
 )
 from esl_dist.runs.layout import refuse_missing_networks
+from esl_dist.urls import is_url
 
 
 def check_evaluation(config: Evaluate) -> None:
@@ -69,7 +70,7 @@ def check_labelling(config: PseudoLabel) -> None:
     output, target = Path(config.output).resolve(), Path(config.target.path).resolve()
     inputs = [("target.path", config.target.path), ("checkpoint", config.checkpoint)]
     refuse_among_inputs("output", config.output, [*inputs, ("classes_from", config.classes_from)])
-    if target.is_relative_to(output):
+    if not is_url(config.target.path) and target.is_relative_to(output):
         raise UserError(f"output={config.output} holds target.path={config.target.path}; choose a folder of its own")
     refuse_other_use("output", Path(config.output))
     refuse_missing_before_ranks_meet([config.target.path])

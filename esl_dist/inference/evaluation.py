@@ -25,6 +25,7 @@ from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import percent, score_table
 from esl_dist.runs.checkpoints import checkpoint_folder
 from esl_dist.runs.snapshots import best_step, first_snapshot, score_snapshots
+from esl_dist.stop_signals import keep_end
 
 
 def evaluate(config: Evaluate, device: torch.device) -> None:
@@ -52,7 +53,7 @@ def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], s
     statistics = files = None
     plan = {"predictions": f"{config.predictions}, {form}" if config.predictions else "", "scores": scores or ""}
     if config.statistics_from is not None:
-        plan["statistics"], statistics = config.statistics_from, open_shards(config.statistics_from)
+        plan["statistics"], statistics = config.statistics_from, open_shards(config.statistics_from, cache=inputs.cache)
         require_same_on_ranks(statistics.fingerprint(), "statistics_from")
     if config.predictions is not None:
         values = values_of(inputs.named_classes(first) or first.classes, form)
@@ -82,6 +83,7 @@ def _evaluate_once(config: Evaluate, inputs: Inputs) -> dict[str, str]:
             origin = {"checkpoints": paths, "weights": weights}
         if config.output is not None:
             write_json(Path(config.output), {**scores, **origin})
+        keep_end()
         curves = write_score_curves(ensemble, scores, scoring)
         made |= {"scores": config.output or "", "curves": "" if curves is None else f"tensorboard --logdir {curves}"}
     print_on_main(score_table({" + ".join(one.title for one in ensemble): scores}))

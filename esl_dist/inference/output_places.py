@@ -13,6 +13,7 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX, read_json
 from esl_dist.runs.layout import LOCK, MANIFEST, RUN_CONFIG, UNFINISHED
+from esl_dist.urls import is_url
 
 SCORES = {"iou", "snapshots"}
 """Keys of which a JSON file of scores has one: those of one evaluation, or those of a run."""
@@ -24,7 +25,9 @@ def refuse_among_inputs(setting: str, place: str | None, inputs: Iterable[tuple[
     Elsewhere in a run's folder, scores/ say, there is room for results.
     """
     for read, value in inputs:
-        if place is not None and value is not None and _is_part_of(Path(place).resolve(), Path(value).resolve()):
+        if place is None or value is None or is_url(value):
+            continue
+        if _is_part_of(Path(place).resolve(), Path(value).resolve()):
             how = "is" if Path(place).resolve() == Path(value).resolve() else "lies in"
             raise UserError(f"{setting}={place} {how} {read}={value}, which is read; choose another place")
 

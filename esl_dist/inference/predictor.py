@@ -15,12 +15,13 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.config import Domain
+from esl_dist.data.cache import Cache, cache_of
 from esl_dist.data.class_sets import read_class_sets, same_classes
 from esl_dist.data.images import Size, as_size
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
-from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks, world_size
+from esl_dist.ranks.collectives import note_progress, print_on_main, require_same_on_ranks, world_size
 from esl_dist.ranks.session import joined_ranks
 from esl_dist.reporting.accounts import account
 from esl_dist.runs.trained import TrainedNetwork, load_trained
@@ -106,6 +107,7 @@ class Inputs:
         device: where networks compute.
         size: the setting of the pictures' width and height; null: those of the training.
         asked: the other settings: `as_packed`, `domain` and `precision`, where null is those of the training.
+        cache: where shards from far away are kept.
     """
 
     shards: ShardReader
@@ -113,6 +115,7 @@ class Inputs:
     device: torch.device
     size: list[int] | None
     asked: settings.Evaluate | settings.PseudoLabel
+    cache: Cache | None = None
 
     def load(self, path: str | Path) -> Predictor:
         """Load a run, a checkpoint, or a file of weights, which takes one of the class sets if it has none of its own.
@@ -166,11 +169,12 @@ def open_inputs(
     if device.type == "cpu":
         # A convolution adds in another order on another number of threads: the number of ranks must not change a bit.
         torch.set_num_threads(1)
-    shards = open_shards(pictures.path)
+    cache = cache_of(asked.cache.folder, asked.cache.gigabytes, asked.timeout_minutes, note_progress)
+    shards = open_shards(pictures.path, cache=cache)
     require_same_on_ranks(shards.fingerprint(), "shards")
     named = asked.classes_from is not None
-    class_sets = read_class_sets(Path(str(asked.classes_from))) if named else shards.index.class_sets
-    return Inputs(shards, class_sets, device, pictures.size, asked)
+    class_sets = read_class_sets(str(asked.classes_from), cache) if named else shards.index.class_sets
+    return Inputs(shards, class_sets, device, pictures.size, asked, cache)
 
 
 def _is_possible(precision: str, device: torch.device) -> bool:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._utils import _take_tensors
 
+from esl_dist.early import line_end
 from esl_dist.errors import UserError
 from esl_dist.ranks.heartbeat import PROGRESS
 
@@ -53,7 +54,7 @@ def print_on_main(text: str) -> None:
 def warn(text: str) -> None:
     """Print a warning to standard error, on rank 0 only."""
     if is_main():
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"{line_end()}warning: {text}", file=sys.stderr, flush=True)
 
 
 def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:

@@ -23,8 +23,9 @@ from typing import Any
 from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import _world
 
-from esl_dist.command_line import EXIT_LOST_RANK
-from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
+from esl_dist.early import line_end
+from esl_dist.endings import EXIT_LOST_RANK, PROGRAM, Ending, as_unicode, cause, ending, note_end_soon
+from esl_dist.errors import LostRankError
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
@@ -39,7 +40,7 @@ HEARING_BEATS = 1.5
 LIBRARIES = ("<", sysconfig.get_path("stdlib"))
 
 LAST_WORDS = "last words"
-"""Key of what the first rank that ended said: what the others say then follows from it."""
+"""Key of how the first rank ended: what the others say then follows from it."""
 
 Note = dict[str, Any]
 
@@ -105,7 +106,8 @@ class Heartbeat:
         self._main = threading.get_ident()
         self._clock, self._answered = 0.0, 0.0
         self._others = {other: Seen({}) for other in range(world_size) if other != rank}
-        self._own_words: str | None = None
+        self._own_end: Ending | None = None
+        self._first_end: Ending | None = None
         self._lost: str | None = None
         self._is_asking = False
         self._told, self._ended = threading.Event(), threading.Event()
@@ -118,9 +120,7 @@ class Heartbeat:
 
         With this process the store may go: rank 0 keeps it, or a launcher that ends when a rank of its machine has.
         """
-        words = error if isinstance(error, str) else _words_of(error)
-        # A path need not be Unicode, and a store takes nothing else.
-        self._own_words = words.encode("utf-8", "backslashreplace").decode()
+        self._own_end = ending(LostRankError(error) if isinstance(error, str) else error)
         self._ended.set()
         if self._told.wait(ANSWER_SECONDS):
             time.sleep(HEARING_BEATS * BEAT_SECONDS)
@@ -136,6 +136,10 @@ class Heartbeat:
         self._is_asking = True
         self._told.wait(SILENT_SECONDS + 3 * BEAT_SECONDS)
         return self._lost_rank(self._others, SILENT_SECONDS)
+
+    def lost(self, words: str) -> LostRankError:
+        """Return the error that says `words` of a lost rank, with how it ended as far as it has said that."""
+        return LostRankError(words, self._first_end)
 
     def _lost_rank(self, among: dict[int, Seen], answer_seconds: float) -> str | None:
         """Say who ended, or does not answer; None if everybody does."""
@@ -159,7 +163,7 @@ class Heartbeat:
             for key in keys:
                 self._store.compare_set(key, "", "{}")
             for beat in count():
-                is_last, words = self._ended.is_set(), self._own_words
+                is_last, end = self._ended.is_set(), self._own_end
                 self._store.set(f"note/{self.rank}", json.dumps({**self._note(), "beat": beat}))
                 notes = map(json.loads, self._store.multi_get(keys))
                 seen = zip(self._others.items(), notes, strict=True)
@@ -167,10 +171,11 @@ class Heartbeat:
                 self._answered = self._clock
                 # Only the first words stay.
                 if self._store.check([LAST_WORDS]):
-                    self._lost = self._store.get(LAST_WORDS).decode()
-                elif words is not None:
-                    self._store.compare_set(LAST_WORDS, "", f"rank {self.rank} ended: {words}")
-                if is_last or words is not None or self._lost is not None:
+                    self._first_end = Ending(*json.loads(self._store.get(LAST_WORDS)))
+                    self._lost = f"rank {self._first_end.rank} ended: {as_unicode(self._first_end.line())}"
+                elif end is not None:
+                    self._store.compare_set(LAST_WORDS, "", json.dumps(end._replace(rank=self.rank, step=PROGRAM.step)))
+                if is_last or end is not None or self._lost is not None:
                     break
                 self._ended.wait(BEAT_SECONDS)
         except Exception as error:
@@ -213,17 +218,12 @@ class Heartbeat:
     def _give_up(self, text: str) -> None:
         # Whatever is wrong with standard error, the process has to end.
         with suppress(Exception):
-            sys.stderr.write(f"error (rank {self.rank}): {text}\n")
+            sys.stderr.write(f"{line_end()}error (rank {self.rank}): {text}\n")
             sys.stderr.flush()
+        note_end_soon(cause(self.lost(text)))
         self.end_with(text)
         # The main thread cannot be woken inside a collective.
         os._exit(EXIT_LOST_RANK)
-
-
-def _words_of(error: BaseException) -> str:
-    if isinstance(error, UserError | LostRankError | StoppedError) or not str(error):
-        return _first_line(error)
-    return memory_words(error) or f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:

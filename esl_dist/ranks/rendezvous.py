@@ -83,8 +83,9 @@ def _address(world_size: int) -> tuple[str, int]:
     port = whole_number("MASTER_PORT", 1, 2**16 - 1)
     if port is None or "MASTER_ADDR" not in os.environ:
         raise UserError(
-            f"{world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; start them "
-            "with torchrun or accelerate launch"
+            f"{world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; set them on "
+            "every rank to the address of rank 0's machine and a free port there, or start them with torchrun, srun or "
+            "accelerate launch"
         )
     if not any(variable in os.environ for variable in RANK):
         raise UserError(

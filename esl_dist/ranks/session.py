@@ -19,12 +19,14 @@ from accelerate import Accelerator
 from torch._C._distributed_c10d import Store
 from torch.amp.grad_scaler import GradScaler
 
+from esl_dist.endings import cause, note_end_soon
 from esl_dist.environment import LOCAL_RANK, MOST_RANKS, Launch, first_number, flag, launch
-from esl_dist.errors import LostRankError, UserError
+from esl_dist.errors import UserError
 from esl_dist.ranks.collectives import require_same_on_ranks
 from esl_dist.ranks.heartbeat import PROGRESS, Heartbeat
 from esl_dist.ranks.launchers import asked_of_launcher
 from esl_dist.ranks.rendezvous import meet
+from esl_dist.stop_signals import keep_end
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 """Of the machine's kernel, another after every start of it."""
@@ -78,18 +80,22 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
         device, mixed = accelerator.device, accelerator.mixed_precision
         require_same_on_ranks(f"{mixed} {device.type} {zero_stage}", "precision, kind of device or ZeRO stage")
         yield Ranks(device, mixed, accelerator.autocast, accelerator.scaler, zero_stage)
+        keep_end()
     except BaseException as error:
         if heartbeat is None:
             raise
         # A launcher sends SIGTERM when it sees another rank die; there are seconds left to say which, and why.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not _is_broken_connection(error):
+            note_end_soon(cause(error))
             heartbeat.end_with(error)
             raise
         reason = str(error).splitlines()[0]
-        cause = heartbeat.missing() or f"the ranks cannot exchange tensors, though all of them answer: {reason}"
-        heartbeat.end_with(cause)
-        raise LostRankError(cause) from error
+        words = heartbeat.missing() or f"the ranks cannot exchange tensors, though all of them answer: {reason}"
+        lost = heartbeat.lost(words)
+        note_end_soon(cause(lost))
+        heartbeat.end_with(words)
+        raise lost from error
     finally:
         if heartbeat is not None:
             heartbeat.stop()

@@ -2,13 +2,11 @@
 
     {"format": "esl-dist run", "format_version": 1, "starts": [{"command": […], "began": …, "state": …, …}, …]}
 
-The main rank writes it whole when training begins and when it ends. So a start that was killed is left as `running`,
-and the next one, which has the folder for itself, calls it `lost`. Nothing of the environment is noted, which may hold
-secrets. The record is for people: one that is damaged or cannot be written costs a warning, and no training.
-
-A process that must not wait for anything notes no end, either, and is called `lost` like one that was killed: at the
-second Ctrl-C (`training.stop_request`), and where it lost another rank and its own main thread is stuck
-(`ranks.heartbeat`).
+The main rank writes it whole when training begins. How it ends is noted as in the file for batch scripts
+(`esl_dist.endings`): by the rank that ends first, or by one that lost it. So only a start that was killed as a whole is
+left as `running`, and the next one, which has the folder for itself, calls it `lost`. Nothing of the environment is
+noted, which may hold secrets. The record is for people: one that is damaged or cannot be written costs a warning, and
+no training.
 """
 
 import os
@@ -18,7 +16,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Self
@@ -26,7 +23,20 @@ from typing import Annotated, Self
 import torch
 
 from esl_dist.checked import Content, one_of, read, read_content, whole_number
-from esl_dist.command_line import ending
+from esl_dist.endings import (
+    EXIT_LOST_RANK,
+    PROGRAM,
+    STATES,
+    Ending,
+    Time,
+    as_unicode,
+    cause,
+    goes_before,
+    note_end,
+    now,
+    own_rank,
+    own_suffix,
+)
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.ranks.collectives import gather_texts, is_main, warn, world_size
@@ -35,22 +45,10 @@ from esl_dist.ranks.session import Ranks
 RUN_RECORD = "run.json"
 FORMAT, FORMAT_VERSION = "esl-dist run", 1
 DAMAGED_SUFFIX = ".damaged"
-STATES = ("running", "finished", "stopped", "interrupted", "failed", "lost")
 CHECKOUT = Path(__file__).resolve().parents[2]
 GIT_SECONDS = 5.0
 
 
-def time_with_zone(content: Content) -> str:
-    """Read a time in ISO 8601 that says its time zone."""
-    try:
-        if datetime.fromisoformat(content.text()).tzinfo is not None:
-            return content.text()
-    except ValueError:
-        pass
-    content.refuse("a time in ISO 8601 with its time zone")
-
-
-Time = Annotated[str, time_with_zone]
 AtLeastOne = Annotated[int, whole_number(1)]
 
 
@@ -73,8 +71,8 @@ class Start:
             without a word.
         step: steps done at its end; None until then.
         ended: when, as `began`; None until then.
-        exit_code: of the main rank; None until then.
-        words: what the program said of its end.
+        exit_code: of the rank that ended first; None until then.
+        words: what it said of its end.
     """
 
     command: list[str]
@@ -87,7 +85,7 @@ class Start:
     versions: dict[str, str]
     commit: str | None
     first_step: int
-    state: Annotated[str, one_of(*STATES)] = "running"
+    state: Annotated[str, one_of(*STATES, "lost")] = "running"
     step: int | None = None
     ended: Time | None = None
     exit_code: int | None = None
@@ -95,29 +93,39 @@ class Start:
 
 
 class RunRecord:
-    """The record of the start that this process is, on the main rank; on the others, and before it begins, of none.
+    """The record of the start that this process is a rank of; before it begins, of none.
 
     As a context, it notes how a start ends that begins while the block runs.
+
+    Attributes:
+        step: steps done.
     """
 
     def __init__(self) -> None:
         """Wait for the beginning."""
-        self.step = 0
         self._file: Path | None = None
         self._starts: list[Start] = []
+
+    @property
+    def step(self) -> int:
+        """Steps done, which the end is noted with."""
+        return PROGRAM.step or 0
+
+    @step.setter
+    def step(self, step: int) -> None:
+        PROGRAM.step = step
 
     def begin(self, run: Path, ranks: Ranks, first_step: int) -> None:
         """Note a start from `first_step` in the folder `run`; called on every rank."""
         kind = ranks.device.type
         device = torch.cuda.get_device_name(ranks.device) if kind == "cuda" else kind
         places = [place.split(" ", 1) for place in gather_texts(f"{socket.gethostname()} {device}")]
-        self.step = first_step
+        self.step, self._file = first_step, run / RUN_RECORD
         if not is_main():
             return
-        file = run / RUN_RECORD
-        before = [replace(one, state="lost") if one.state == "running" else one for one in _read(file)]
+        before = [replace(one, state="lost") if one.state == "running" else one for one in _read(self._file)]
         start = Start(
-            command=[_as_unicode(word) for word in sys.argv],
+            command=[as_unicode(word) for word in sys.argv],
             began=_now(),
             host=socket.gethostname(),
             processes=world_size(),
@@ -128,34 +136,39 @@ class RunRecord:
             commit=_commit(CHECKOUT),
             first_step=first_step,
         )
-        self._file, self._starts = file, [*before, start]
-        self._write()
+        self._starts = [*before, start]
+        self._write(self._starts)
 
     def __enter__(self) -> Self:
         """Wait for the beginning."""
+        PROGRAM.records.append(self._note)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Note how the start ended that was begun, if one was: with an error, or without."""
-        if self._file is None:
-            return
-        end = ending(error)
-        words = "" if error is None else next(iter(end.words.splitlines()), type(error).__name__)
-        self._starts[-1] = replace(
-            self._starts[-1],
-            state=end.state,
-            step=self.step,
-            ended=_now(),
-            exit_code=end.code,
-            words=_as_unicode(words),
-        )
-        self._write()
+        note_end(cause(error))
+        PROGRAM.records.remove(self._note)
 
-    def _write(self) -> None:
-        assert self._file is not None
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "starts": [asdict(one) for one in self._starts]}
+    def _note(self, end: Ending) -> None:
+        if self._file is None or (end.state == "finished" and own_rank() != 0):
+            return
         try:
-            write_json(self._file, content)
+            starts = read_record(self._file)
+        except UserError:
+            starts = self._starts
+        # That of this start is the last one: it has the folder for itself.
+        if not starts or not goes_before(end, starts[-1].state, starts[-1].exit_code):
+            return
+        is_others = bool(end.rank) and end.code != EXIT_LOST_RANK
+        words = as_unicode(f"rank {end.rank} ended: {end.first_line()}" if is_others else end.first_line())
+        ended = replace(starts[-1], state=end.state, step=end.step, ended=_now(), exit_code=end.code, words=words)
+        self._write([*starts[:-1], ended])
+
+    def _write(self, starts: list[Start]) -> None:
+        assert self._file is not None
+        content = {"format": FORMAT, "format_version": FORMAT_VERSION, "starts": [asdict(one) for one in starts]}
+        try:
+            write_json(self._file, content, 1, own_suffix())
         except OSError as error:
             warn(f"{self._file}: cannot be written ({error.strerror}); how this start was made and ended is not noted")
 
@@ -192,13 +205,8 @@ def _start_from(content: Content) -> Start:
     return read(content, Start)
 
 
-def _as_unicode(text: str) -> str:
-    """Spell out what of a path is none, which JSON does not take."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return now().isoformat(timespec="seconds")
 
 
 def _versions() -> dict[str, str]:

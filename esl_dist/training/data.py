@@ -10,6 +10,7 @@ import torch
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
 from esl_dist.adaptation.passes import MicroBatch
+from esl_dist.data.cache import Cache, cache_of
 from esl_dist.data.images import Size, as_size, same_aspect_ratio
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet
 from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
@@ -47,7 +48,8 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
             without a labelled pixel.
     """
     largest_share = config.loader.skip_corrupt
-    source = _open_shards(config.source.path, largest_share)
+    cache = cache_of(config.cache.folder, config.cache.gigabytes, config.timeout_minutes, note_progress)
+    source = _open_shards(config.source.path, largest_share, cache)
     class_set, classes = choose_classes(source, config.class_set)
     fingerprints = {"source": source.fingerprint()}
     size = as_size(config.source.size)
@@ -57,13 +59,13 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     _refuse_unlabelled(source_samples, class_set)
     if not method.needs_target and config.pseudo_labels is None:
         return TrainingData(source_samples, None, class_set, classes, fingerprints)
-    target = _open_shards(config.target.path, largest_share)
+    target = _open_shards(config.target.path, largest_share, cache)
     fingerprints["target"] = target.fingerprint()
     size = as_size(config.target.size)
     refuse_mixed_sizes(target, size, "target.size")
     labels = None
     if config.pseudo_labels is not None:
-        pseudo = _open_shards(config.pseudo_labels, largest_share)
+        pseudo = _open_shards(config.pseudo_labels, largest_share, cache)
         fingerprints["pseudo_labels"] = pseudo.fingerprint()
         labels = label_source(pseudo, class_set, classes)
         _refuse_other_frame(target, pseudo, size)
@@ -71,11 +73,11 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     return TrainingData(source_samples, Samples(target, size, labels, size, replace), class_set, classes, fingerprints)
 
 
-def _open_shards(folder: str, largest_share: float) -> ShardReader:
+def _open_shards(folder: str, largest_share: float, cache: Cache) -> ShardReader:
     """Open a folder of which shards may be lost, up to a share of its samples, with a warning for each."""
     if largest_share == 0:
-        return open_shards(folder)
-    shards = open_shards(folder, whole=False)
+        return open_shards(folder, cache=cache)
+    shards = open_shards(folder, whole=False, cache=cache)
     broken = list(broken_shards(shards))
     require_same_on_ranks(str([shard.damage for shard in broken]), f"broken shards in {folder}")
     lost = sum(shard.lost for shard in broken)
@@ -131,12 +133,16 @@ def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | N
 
 
 def run_name(config: settings.Train, data: TrainingData) -> str:
-    """Return the name of a run that was given none: data sets, number of classes, network, method."""
+    """Return the name of a run that was given none: data sets, number of classes, network, method.
+
+    Its seed stands behind it where it is given, so that runs that differ in it have folders of their own.
+    """
     data_sets = [data.source.images.index.dataset]
     if data.target is not None:
         data_sets.append(data.target.images.index.dataset)
     parts = ["_to_".join(data_sets), str(len(data.classes)), config.network.architecture, config.method.name]
-    return "_".join(parts + (["esl"] if config.pseudo_labels is not None else []))
+    parts += ["esl"] if config.pseudo_labels is not None else []
+    return "_".join(parts + ([f"seed_{config.seed}"] if config.seed is not None else []))
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ def train(config: settings.Train, ranks: Ranks, request: StopRequest, record: Ru
     training = set_up(config, ranks)
     config, run, step = training.config, training.run, training.first_step
     before = training.before.get("precision", ranks.precision)
+    record.step = step
     if step >= config.steps:
         fewer = f", though only {config.steps} were asked for now" if step > config.steps else ""
         print_on_main(f"{config.name}: finished already, at step {step}{fewer}")

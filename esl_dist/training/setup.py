@@ -49,6 +49,8 @@ MAY_CHANGE = frozenset(
         "pictures_every",
         "loader.workers",
         "loader.skip_corrupt",
+        "cache.folder",
+        "cache.gigabytes",
         "checkpoints.every",
         "checkpoints.keep_newest",
         "checkpoints.keep_every",
@@ -110,7 +112,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     data = open_training_data(config, method)
     require_same_on_ranks(str(data.fingerprints), "shards")
     refuse_impossible_sizes(config, method, data, ranks.device)
-    config = replace(config, name=config.name or run_name(config, data))
+    config = replace(config, name=config.name or automatic_name(config, data))
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)
     config = replace(config, seed=agreed_seed(run) if config.seed is None else config.seed)
@@ -144,6 +146,17 @@ def _updating(state: State, ranks: Ranks) -> Updating:
             "steps on its own; choose bf16, or start without DeepSpeed"
         )
     return DividedUpdating(state.networks, state.optimizers, ranks.zero_stage)
+
+
+def automatic_name(config: settings.Train, data: TrainingData) -> str:
+    """Return the name of a run that was given none; a run of the same seed keeps the name it was begun with.
+
+    Before, such names did not tell the seed, and those of drawn seeds still do not.
+    """
+    unseeded = run_name(replace(config, seed=None), data)
+    begun = run_folder(replace(config, name=unseeded))
+    is_same = (begun / RUN_CONFIG).is_file() and run_config(begun).seed == config.seed
+    return unseeded if is_same else run_name(config, data)
 
 
 def run_folder(config: settings.Train) -> Path:

@@ -1,6 +1,7 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C as a request to stop: noted when it comes, granted between two steps.
+"""SIGTERM, SIGUSR1, SIGHUP and Ctrl-C as a request to stop: noted when it comes, granted between two steps.
 
-A cluster sends one of the first two before it takes a machine away, and to one rank only, maybe. So the request is
+A cluster sends one of the first two before it takes a machine away, and to one rank only, maybe; a terminal that is
+closed sends SIGHUP. So the request is
 summed over the ranks once a step, and all of them stop after the same one. One that comes during the start is granted
 after the first step: a rank that dies while the others wait for it costs them the whole timeout.
 
@@ -17,12 +18,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from esl_dist.command_line import EXIT_INTERRUPTED
+from esl_dist.endings import EXIT_INTERRUPTED, ending, note_end_soon
 from esl_dist.environment import started_by_torchrun
 from esl_dist.errors import LostRankError
 from esl_dist.ranks.collectives import is_main
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from esl_dist.stop_signals import STOP_SIGNALS, keep_end
 
 ONE_PRESS_SECONDS = 2.0
 """In which torchrun may tell of one Ctrl-C more than once: it passes on SIGINT, and SIGTERM when it ends itself."""
@@ -82,6 +82,7 @@ def _tell(text: str) -> None:
 
 
 def _end() -> None:
+    note_end_soon(ending(KeyboardInterrupt()))
     if is_main():
         _tell("interrupted; the same command goes on from what is saved")
     os._exit(EXIT_INTERRUPTED)
@@ -95,10 +96,9 @@ def stop_request() -> Iterator[StopRequest]:
         KeyboardInterrupt: also where this rank was interrupted and then lost another one, which had not begun.
     """
     request = StopRequest()
-    # A shell starts its background jobs deaf to Ctrl-C.
-    deaf = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    signals = STOP_SIGNALS if deaf else (*STOP_SIGNALS, signal.SIGINT)
-    before = {number: signal.signal(number, request.note) for number in signals}
+    # A shell starts its background jobs deaf to Ctrl-C, and nohup all of its to the end of the terminal.
+    deaf = {number for number in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_IGN}
+    before = {number: signal.signal(number, request.note) for number in {*STOP_SIGNALS, signal.SIGINT} - deaf}
     try:
         yield request
     except LostRankError as error:
@@ -106,5 +106,6 @@ def stop_request() -> Iterator[StopRequest]:
             raise KeyboardInterrupt from error
         raise
     # After an error they stay noted: a signal must not cut short what is said and saved then.
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    if not keep_end():
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -24,7 +24,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.grids import grid
-from tests.on_ranks import RankServer, free_port
+from tests.on_ranks import CHANGED, PROJECT, RankServer, free_port
 from tests.programs import TORCHRUN, command, environment
 
 pytestmark = pytest.mark.exact
@@ -131,6 +131,37 @@ def test_a_signal_to_the_launched_processes_saves_what_was_done(
     for rank in (0, 1):
         assert f"stopped (rank {rank}): {run.name}: saved at step {step}; the same command" in launched.output()
     assert_whole(run, step)
+
+
+AS_ANOTHER_LAUNCHER = """
+import os, sys
+from esl_dist.ranks import session
+names = dict(pair.split("=") for pair in sys.argv.pop(1).split(","))
+for old in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+    value = os.environ.pop(old)
+    if old in names:
+        os.environ[names[old]] = value
+plain = session.Accelerator
+def told(*arguments, **options):
+    sys.stderr.write(f"local rank {os.environ['LOCAL_RANK']} of {os.environ['LOCAL_WORLD_SIZE']}\\n")
+    return plain(*arguments, **options)
+session.Accelerator = told
+"""
+
+
+@pytest.mark.parametrize("names", ["RANK=RANK,WORLD_SIZE=WORLD_SIZE", "RANK=PMI_RANK,WORLD_SIZE=PMI_SIZE"])
+def test_ranks_without_a_number_on_their_machine_train_to_the_same_bits(
+    server: RankServer, town: Path, tmp_path: Path, names: str
+) -> None:
+    """As Kubeflow's PyTorchJob and MPI's process managers start them."""
+    run, numbered = run_in(tmp_path), run_in(tmp_path, "numbered")
+    words = [AS_ANOTHER_LAUNCHER, names, str(PROJECT / TRAIN), *training_words(town, run, "steps=3")]
+    job = server.start(CHANGED, words, 2)
+    assert job.exit_codes() == [0, 0], job.output()
+    for rank in (0, 1):
+        assert f"local rank {rank} of 2\n" in job.output()
+    train(server, town, numbered, 2, "steps=3")
+    assert_same_bits(everything_learned(run), everything_learned(numbered))
 
 
 def nodes(launch: Launch, words: Sequence[str]) -> list[Launched]:

@@ -1,15 +1,19 @@
 """Ranks: what they sum, what they agree on. Real processes over gloo."""
 
+import os
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from esl_dist.environment import LOCAL_RANK, LOCAL_WORLD_SIZE, Launch, launch
 from esl_dist.errors import UserError
-from esl_dist.ranks import collectives
+from esl_dist.ranks import collectives, session
 from esl_dist.ranks.collectives import broadcast_flags, require_same_on_ranks, sum_gradients, sum_over_ranks
+from esl_dist.ranks.session import _choose_gpu, _number_locally
 from tests.on_ranks import run_on_ranks
 
 
@@ -73,3 +77,46 @@ def test_one_process_needs_no_ranks() -> None:
     require_same_on_ranks("anything", "configuration")
     assert torch.equal(parameter.grad, torch.ones(2))
     assert broadcast_flags([True, False]) == [True, False]
+
+
+def numbered_locally(boots: list[str]) -> tuple[str, str]:
+    """Return what a rank is told that its launcher has not numbered, on machines of these boots."""
+    for name in (*LOCAL_RANK, *LOCAL_WORLD_SIZE):
+        os.environ.pop(name, None)
+    session.BOOT = SimpleNamespace(exists=lambda: True, read_text=lambda: boots[dist.get_rank()])
+    store = dist.PrefixStore("numbers", dist.distributed_c10d._get_default_store())
+    _number_locally(store, launch())
+    return os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]
+
+
+@pytest.mark.parametrize(
+    ("boots", "numbers"),
+    [
+        (["a", "a"], [("0", "2"), ("1", "2")]),
+        (["a", "b"], [("0", "1"), ("0", "1")]),
+        (["a", "b", "a"], [("0", "2"), ("0", "1"), ("1", "2")]),
+    ],
+)
+def test_ranks_that_a_launcher_does_not_number_on_their_machine_number_themselves(
+    boots: list[str], numbers: list[tuple[str, str]]
+) -> None:
+    assert run_on_ranks(numbered_locally, boots, ranks=len(boots)) == numbers
+
+
+@pytest.mark.parametrize(("local_rank", "visible", "index"), [(3, 1, 0), (0, 8, 0), (5, 8, 5), (5, 4, 1)])
+def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_that_it_is_shown(
+    monkeypatch: pytest.MonkeyPatch, local_rank: int, visible: int, index: int
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=f"gpu {number}"))
+    store = dist.HashStore()
+    store.set("gpu/1", "another machine's")
+    _choose_gpu(store, Launch(0, 2, 1))
+    assert chosen == [index]
+    assert os.environ["LOCAL_RANK"] == str(index)
+    store.set("gpu/1", store.get("gpu/0"))
+    with pytest.raises(UserError, match=r"ranks \[0, 1\] would share one GPU: this machine shows them"):
+        _choose_gpu(store, Launch(0, 2, 1))

@@ -1,5 +1,6 @@
 """What a training leaves besides checkpoints: a name and a seed if none was given, pictures, weights in two forms."""
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -70,9 +71,25 @@ def test_a_seed_that_is_drawn_is_the_same_on_all_processes(town: Path, tmp_path:
 
 def test_an_automatic_name_does_not_mix_runs_of_other_settings(town: Path, tmp_path: Path) -> None:
     succeed("launch/train.py", *words(town, tmp_path, "steps=1"))
-    done = run("launch/train.py", *words(town, tmp_path, "steps=1", "seed=7"))
+    done = run("launch/train.py", *words(town, tmp_path, "steps=1", "batch_size=3"))
     assert done.returncode == 2
-    assert f"{AUTOMATIC}: this run was begun with other settings (begun with → given now): seed: 0 → 7;" in done.stderr
+    assert f"{AUTOMATIC}_seed_0: this run was begun with other settings" in done.stderr
+
+
+def test_runs_that_differ_in_their_seed_alone_have_folders_of_their_own(town: Path, tmp_path: Path) -> None:
+    for seed in (0, 7):
+        succeed("launch/train.py", *words(town, tmp_path, "steps=1", f"seed={seed}"))
+    names = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
+    assert names == [f"{AUTOMATIC}_seed_0", f"{AUTOMATIC}_seed_7"]
+    assert settings_of(tmp_path, names[1])["seed"] == 7
+
+
+def test_a_run_whose_automatic_name_lacks_the_seed_goes_on_under_it_with_that_seed_alone(
+    town: Path, tmp_path: Path
+) -> None:
+    succeed("launch/train.py", *words(town, tmp_path, "steps=2", "seed=7", f"name={AUTOMATIC}"))
+    assert f"{AUTOMATIC}: finished already" in succeed("launch/train.py", *words(town, tmp_path, "steps=2", "seed=7"))
+    assert f"{AUTOMATIC}_seed_8: advent" in succeed("launch/train.py", *words(town, tmp_path, "steps=1", "seed=8"))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +101,7 @@ def test_an_automatic_name_does_not_mix_runs_of_other_settings(town: Path, tmp_p
         ("advent", "pseudo", "game_to_city_3_resnet50_advent_esl"),
     ],
 )
-def test_a_name_is_made_of_data_sets_classes_network_and_method(
+def test_a_name_is_made_of_data_sets_classes_network_method_and_seed(
     tmp_path: Path, method: str, pseudo_labels: str | None, expected: str
 ) -> None:
     size = {"image_size": (16, 12), "label_size": (16, 12)}
@@ -98,7 +115,9 @@ def test_a_name_is_made_of_data_sets_classes_network_and_method(
         method={"name": method},
         pseudo_labels=None if pseudo_labels is None else str(tmp_path / pseudo_labels),
     )
-    assert run_name(config, open_training_data(config, METHODS[method])) == expected
+    data = open_training_data(config, METHODS[method])
+    assert run_name(replace(config, seed=3), data) == f"{expected}_seed_3"
+    assert run_name(replace(config, seed=None), data) == expected, "a seed that is drawn is none of the name"
 
 
 def test_pictures_of_both_domains_are_shown_and_do_not_change_what_is_trained(town: Path, tmp_path: Path) -> None:

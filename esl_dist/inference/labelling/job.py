@@ -31,6 +31,7 @@ from esl_dist.made_with import require_same
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.ranks.collectives import broadcast_flags, is_main, wait_for_all
 from esl_dist.runs.folder_lock import lock_folder
+from esl_dist.stop_signals import keep_end
 
 SUMMARY = "summary.json"
 
@@ -84,6 +85,7 @@ def write_pseudo_labels(job: LabelJob) -> dict[str, Any]:
         lock_folder(job.output, "output")
     # Asked again: another start may have finished just before the lock.
     summary = _summary_of_finished(job) if _is_finished(job) else _label(job)
+    keep_end()
     wait_for_all()
     if is_main():
         # Another start, which finds the index, may be removing it, too.

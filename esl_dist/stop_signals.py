@@ -1,0 +1,71 @@
+"""Signals to stop, for what a program does not decide itself: noted before it dies of them, ignored when it ends.
+
+A training takes them as a request (`training.stop_request`); all else ends at once, as it would without this module.
+But where a file is named for it (`endings`), this is said there first, by a thread, for the main thread may be in a
+collective. And a signal that comes when the result is written, while ranks part and Python shuts down, would turn a
+finished program into a failed one, which a cluster starts again; or a mistake into a death by signal, where a launcher
+ends the other ranks after the first.
+"""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from esl_dist.endings import EXIT_STOPPED, NOTE_SECONDS, Ending, note_end_soon
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+_noted = threading.Event()
+_owns_process = False
+
+
+def own_process() -> None:
+    """Say that this process is a program's, and no notebook's or test's: it ends when the program does."""
+    global _owns_process
+    _owns_process = True
+
+
+def keep_end() -> bool:
+    """Ignore signals from here on, for the end is certain; says whether it did, as only a program's own process may."""
+    if _owns_process:
+        for number in (*STOP_SIGNALS, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+    return _owns_process
+
+
+def note_stop_signals() -> None:
+    """Have this process note that it was stopped before a signal ends it, unless it is deaf to that signal."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _end)
+    os.register_at_fork(after_in_child=_forget)
+    threading.Thread(target=_note, args=(reading,), daemon=True).start()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    _noted.wait(2 * NOTE_SECONDS)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def _note(reading: int) -> None:
+    while number := os.read(reading, 1):
+        if signal.getsignal(number[0]) is _end:
+            note_end_soon(Ending("stopped", EXIT_STOPPED, f"stopped by {signal.Signals(number[0]).name}"))
+            _noted.set()
+            time.sleep(NOTE_SECONDS)
+            # The main thread has not come to its handler.
+            os._exit(128 + number[0])
+
+
+def _forget() -> None:
+    """Leave a process that was forked, such as one that reads samples, with signals of its own."""
+    signal.set_wakeup_fd(-1)
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is _end:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,47 @@
+"""Refuse settings before a job waits for hours to do it: `check.py train|pseudo_label|evaluate --config FILE key=value …`.
+
+It looks at what is there at this time: the settings and the shards that they name. What jobs have yet to make, the
+words leave out.
+"""
+
+import sys
+from pathlib import Path
+
+# The package of this checkout, whichever one the environment has.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from esl_dist.early import end_at_interrupt
+
+if __name__ == "__main__":
+    # What follows takes seconds to import.
+    end_at_interrupt()
+
+from esl_dist.command_line import run_program
+from esl_dist.config import Evaluate, PseudoLabel, Train
+from esl_dist.data.shards import open_shards
+from esl_dist.files import refuse_as_name
+
+PROGRAMS: dict[str, type] = {"train": Train, "pseudo_label": PseudoLabel, "evaluate": Evaluate}
+
+
+def check(config: Train | PseudoLabel | Evaluate) -> None:
+    """Refuse what the program would refuse on one process.
+
+    Raises:
+        UserError: settings that cannot be, or shards that are missing, damaged or do not fit each other.
+    """
+    match config:
+        case Train():
+            from esl_dist.training.data import open_training_data
+            from esl_dist.training.setup import check_training
+
+            refuse_as_name(config.name or "run", "name")
+            open_training_data(config, check_training(config))
+        case PseudoLabel():
+            open_shards(config.target.path)
+        case Evaluate():
+            open_shards(config.data.path)
+
+
+if __name__ == "__main__":
+    run_program(PROGRAMS[sys.argv.pop(1)], check)

@@ -1,0 +1,63 @@
+"""A program that a signal ends notes it first, whatever it is at; processes that it forks have signals of their own."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_STOPPED
+from esl_dist.early import STATE_FILE
+from esl_dist.endings import read_state
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+SIGNALLED_AT_THE_FIRST_HEAVY_IMPORT = """
+import os, runpy, signal, sys
+
+class Sends:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "esl_dist.command_line"):
+            os.kill(os.getpid(), int(sys.argv.pop(1)))
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Sends())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("program", ["launch/train", "launch/evaluate", "launch/pseudo_label", "shards/prepare"])
+def test_a_signal_during_the_imports_is_noted(tmp_path: Path, program: str, number: signal.Signals) -> None:
+    file = tmp_path / "state.json"
+    words = [sys.executable, "-c", SIGNALLED_AT_THE_FIRST_HEAVY_IMPORT, f"{PROJECT / program}.py", str(int(number))]
+    done = subprocess.run(words, env={STATE_FILE: str(file)}, capture_output=True, text=True, check=False)
+    interrupted = number == signal.SIGINT
+    assert done.returncode == (EXIT_INTERRUPTED if interrupted else -number), done.stderr
+    noted = read_state(file)
+    assert (noted.program, noted.exit_code) == (Path(program).name, EXIT_INTERRUPTED if interrupted else EXIT_STOPPED)
+    assert noted.state == ("interrupted" if interrupted else "stopped")
+
+
+FORKS = """
+import os, signal
+from esl_dist import endings, stop_signals
+endings.begin()
+stop_signals.note_stop_signals()
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_signal_to_a_process_that_was_forked_ends_that_one_alone(tmp_path: Path) -> None:
+    variables = {STATE_FILE: str(tmp_path / "state.json"), "PYTHONPATH": str(PROJECT)}
+    words = [sys.executable, "-c", FORKS]
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == -signal.SIGTERM
+    assert read_state(tmp_path / "state.json").state == "running"

@@ -19,11 +19,11 @@ from esl_dist.ranks.launchers import asked_of_launcher
 
 def main(config: Train) -> None:
     """Train, or go on with, the run that `config` names."""
-    from esl_dist.training.contradictions import check_shards, check_training
+    from esl_dist.training.contradictions import check_inputs, check_training
 
     asked_of_launcher(config.precision)
     check_training(config)
-    check_shards(config)
+    check_inputs(config)
     # Not before: torch takes seconds, and what is wrong with the settings is known without it.
     from esl_dist.ranks.session import joined_ranks
     from esl_dist.runs.run_record import RunRecord

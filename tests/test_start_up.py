@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
+from esl_dist.errors import UserError
+from esl_dist.runs.layout import refuse_missing_networks
 from tests.on_ranks import PROJECT
 from tests.programs import TINY_TRAINING, environment
 
@@ -74,6 +77,7 @@ CONTRADICTIONS = [
     ("launch/train", ("name=a/b",), {}, "name"),
     ("launch/train", ("source.path={here}/gone",), {}, "gone: no such folder of shards"),
     ("launch/train", ("pseudo_labels={here}/gone",), {}, "gone: no such folder of shards"),
+    ("launch/train", ("experiments={here}", "network.start={here}/gone"), {}, "gone: no such file of weights"),
     ("launch/train", (), {"WORLD_SIZE": "two"}, "WORLD_SIZE=two is impossible"),
     ("launch/train", (), {"ACCELERATE_USE_FSDP": "true"}, "use_fsdp true is not supported"),
     ("launch/train", ("precision=bf16",), {"ACCELERATE_MIXED_PRECISION": "fp16"}, "contradicts the launcher"),
@@ -107,3 +111,16 @@ def test_a_training_does_without_torchs_compiler(town: Path, tmp_path: Path) -> 
     assert code == 0, said
     assert "torch" in modules
     assert modules.isdisjoint({"torch._dynamo", "sympy", "torchvision", "webdataset", "deepspeed"})
+
+
+def test_what_another_machine_may_have_is_not_missed_before_the_ranks_meet(tmp_path: Path) -> None:
+    """A rank that ended for it would be waited for."""
+    alone = [str(tmp_path / "gone")]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("WORLD_SIZE", "2")
+        patched.setenv("RANK", "1")
+        refuse_missing_before_ranks_meet(alone)
+        refuse_missing_networks(alone)
+    for refuse in (refuse_missing_before_ranks_meet, refuse_missing_networks):
+        with pytest.raises(UserError, match="gone: no "):
+            refuse(alone)

@@ -1,5 +1,8 @@
 """Settings of a training that contradict each other, or what the launcher started: known before torch is imported."""
 
+from glob import escape
+from pathlib import Path
+
 from esl_dist import config as settings
 from esl_dist.adaptation.catalogue import METHODS
 from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
@@ -44,12 +47,18 @@ def check_training(config: settings.Train) -> None:
         refuse_as_name(config.name, "name")
 
 
-def check_shards(config: settings.Train) -> None:
-    """Refuse shards that are not there.
+def check_inputs(config: settings.Train) -> None:
+    """Refuse shards, and weights to start from, that are not there.
 
     Raises:
-        UserError: naming the folder.
+        UserError: naming the folder or the file.
     """
     needs_target = METHODS.needs_target(config.method.name) or config.pseudo_labels is not None
     read = [config.source.path, config.target.path if needs_target else None, config.pseudo_labels]
     refuse_missing_before_ranks_meet(read)
+    # A run that goes on reads them no more; one without a name may be any of those that are there.
+    run = "*" if config.name is None else escape(config.name)
+    begun = Path(config.experiments).glob(f"snapshots/{run}/checkpoints")
+    start = config.network.start
+    if launch().world_size == 1 and start is not None and not any(begun) and not Path(start).exists():
+        raise UserError(f"{start}: no such file of weights")

@@ -19,6 +19,7 @@ from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
 from esl_dist.files import read_json
 from esl_dist.inference import evaluation
+from esl_dist.inference.contradictions import check_evaluation
 from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.models.weight_files import write_weights
@@ -55,6 +56,8 @@ def score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
     def evaluated(checkpoint: Path, shards: ShardReader, **changes: Any) -> dict[str, Any]:
         given = {"output": str(tmp_path / "scores.json"), "data": {"path": str(shards.folder)}, "workers": 0}
         config = from_dictionary(Evaluate, {**given, "checkpoint": str(checkpoint), **changes}, "tests")
+        # As the program does.
+        check_evaluation(config)
         evaluate(config, CPU)
         content: dict[str, Any] = read_json(Path(config.output)) if config.output else {}
         return content

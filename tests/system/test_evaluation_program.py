@@ -1,7 +1,6 @@
 """launch/evaluate.py as a whole: every snapshot of a run that is still training, ensembles, files of weights."""
 
 import json
-import runpy
 import shutil
 import subprocess
 from io import BytesIO
@@ -19,8 +18,9 @@ from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Samples, label_source
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
+from esl_dist.inference.contradictions import check_evaluation
 from esl_dist.reporting.scores import percent, scores_of
-from tests.programs import PROJECT, TINY_TRAINING, command, environment, run, succeed
+from tests.programs import TINY_TRAINING, command, environment, run, succeed
 
 DATA = "toytown_target_val"
 SNAPSHOTS = [4, 8, 12]
@@ -236,9 +236,8 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize(("words", "message"), CONTRADICTIONS)
 def test_settings_that_contradict_each_other_are_named(words: list[str], message: str) -> None:
-    check = runpy.run_path(str(PROJECT / "launch/evaluate.py"))["check"]
     with pytest.raises(UserError) as found:
-        check(load_config(Evaluate, None, ["data.path=x", *words]))
+        check_evaluation(load_config(Evaluate, None, ["data.path=x", *words]))
     assert message in str(found.value)
 
 

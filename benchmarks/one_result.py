@@ -137,10 +137,10 @@ def print_weights(folder: Path, shards: Path) -> None:
         f"\nTwo trainings of AdvEnt, `tiny`, pictures of {SMALL[0]}×{SMALL[1]}, batch 4. Of the segmentation network's"
     )
     print(
-        "tensors, running statistics too, the largest |a − b| / max |b|, by seed; then, of the middle seed, the median over"
+        "tensors, running statistics too, the largest |a − b| / max |b|, by seed; then, of the middle seed, the median"
     )
     print(
-        "these, the largest of the discriminator's, and the share of ReLUs that are on in one and off in the other.\n"
+        "over these, the largest of the discriminator's, and the share of ReLUs that are on in one, off in the other.\n"
     )
     print(f"| {ONE} and | precision | after steps | {by_seed} | median | discriminator | ReLUs |")
     print("| --- | --- | ---: |" + " ---: |" * (len(SEEDS) + 3))

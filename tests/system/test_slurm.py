@@ -197,7 +197,8 @@ def test_a_mistake_that_only_the_job_can_see_ends_it_with_2_and_those_behind_it(
     ends = [cluster.wait_for_end(f"{job}_0") for job in jobs]
     assert [end["JobState"] for end in ends] == ["FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]
     assert (ends[0]["ExitCode"], ends[0]["Restarts"]) == ("2:0", "0")
-    assert "error: batch_size=3 cannot be shared by 2 processes" in cluster.log(f"{jobs[0]}_0")
+    said = cluster.log(f"{jobs[0]}_0")
+    assert re.search(r"^error.*: batch_size=3 cannot be shared by 2 processes", said, re.MULTILINE), said
     assert not run_of(cluster, "odd_advent_seed_0").exists()
 
 
@@ -243,7 +244,7 @@ def test_scancel_saves_and_is_for_good(cluster: Cluster, loop_jobs: list[str], t
 
 
 def test_a_run_goes_on_with_fewer_nodes(cluster: Cluster, loop_jobs: list[str], train: Train) -> None:
-    job = train("shrunk", "--nodes=1-2", "--cpus-per-task=1")
+    job = train("shrunk", "--nodes=1-2", "--cpus-per-task=1", "--export=ALL,RANKS_PER_NODE=1")
     wait_for_step(cluster, job, "shrunk")
     cluster.ask("scontrol", "update", "NodeName=n2", "State=DRAIN", "Reason=test")
     try:

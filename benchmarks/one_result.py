@@ -31,8 +31,8 @@ from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import initialise, published_state
+from esl_dist.reporting.scores import scores_from
 from esl_dist.runs.checkpoints import Checkpoint, checkpoint_folder, load_checkpoint
-from esl_dist.runs.snapshots import scores_from
 
 RECIPE = PROJECT / "configs/demo/advent.yaml"
 CLASSES = 9

@@ -26,6 +26,8 @@ from torch.distributed.distributed_c10d import _world
 from esl_dist.early import line_end
 from esl_dist.endings import EXIT_LOST_RANK, PROGRAM, Ending, as_unicode, cause, ending, note_end_soon
 from esl_dist.errors import LostRankError
+from esl_dist.ranks.network import machine, machine_of_store, network_advice
+from esl_dist.ranks.stuck_launcher import watch_launcher
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
@@ -103,6 +105,7 @@ class Heartbeat:
         """
         self.rank, self.progress = rank, progress
         self._store, self._timeout_seconds = store, timeout_seconds
+        self._machine, self._machine_of_store = machine(), machine_of_store()
         self._main = threading.get_ident()
         self._clock, self._answered = 0.0, 0.0
         self._others = {other: Seen({}) for other in range(world_size) if other != rank}
@@ -122,7 +125,10 @@ class Heartbeat:
         """
         self._own_end = ending(LostRankError(error) if isinstance(error, str) else error)
         self._ended.set()
-        if self._told.wait(ANSWER_SECONDS):
+        if isinstance(error, str | LostRankError):
+            watch_launcher(self.rank)
+        silent_seconds = self._clock - self._answered
+        if self._told.wait(max(ANSWER_SECONDS - silent_seconds, BEAT_SECONDS)):
             time.sleep(HEARING_BEATS * BEAT_SECONDS)
 
     def stop(self) -> None:
@@ -146,16 +152,28 @@ class Heartbeat:
         if self._lost is not None:
             return self._lost
         if self._clock - self._answered > answer_seconds:
-            return _lost_store("no answer")
+            return self._lost_store("no answer")
         silent = {rank: seen for rank, seen in among.items() if self._answered - seen.changed > SILENT_SECONDS}
-        return f"{_described(silent)} does not answer any more: killed, or stopped" if silent else None
+        if not silent:
+            return None
+        return f"{_described(silent)} does not answer any more: killed, or stopped{self.network_advice(silent)}"
+
+    def network_advice(self, ranks: dict[int, Seen] | None = None) -> str:
+        """Return what to add to a message on some of the other ranks (None: on all), if they are on other machines."""
+        seen = (self._others if ranks is None else ranks).values()
+        return network_advice(self._machine, [one.note.get("machine", self._machine) for one in seen])
+
+    def _lost_store(self, reason: str) -> str:
+        advice = network_advice(self._machine, [self._machine_of_store])
+        return f"the store of the ranks is lost ({reason}), and with it rank 0 or the launcher that keeps it{advice}"
 
     def _note(self) -> Note:
         # Batch norm and DeepSpeed begin collectives that are not marked; every group counts its own.
         groups: list[Any] = list(_world.pg_map)
         own = self.progress
         begun = own.begun + sum(group._get_sequence_number_for_group() for group in groups)
-        return {"begun": begun, "work": own.work, "place": own.place, "line": _line(self._main)}
+        place = {"place": own.place, "line": _line(self._main), "machine": self._machine}
+        return {"begun": begun, "work": own.work, **place}
 
     def _exchange_notes(self) -> None:
         keys = [f"note/{rank}" for rank in self._others]
@@ -179,7 +197,7 @@ class Heartbeat:
                     break
                 self._ended.wait(BEAT_SECONDS)
         except Exception as error:
-            self._lost = _lost_store(_first_line(error))
+            self._lost = self._lost_store(_first_line(error))
         self._told.set()
 
     def _watch_time(self) -> None:
@@ -210,9 +228,9 @@ class Heartbeat:
         if lost := self._lost_rank(idle, min(seconds, ANSWER_SECONDS)):
             return lost
         if hanging := {rank: seen for rank, seen in behind.items() if rank in idle}:
-            return f"{_described(hanging)} hangs"
+            return f"{_described(hanging)} hangs{self.network_advice(hanging)}"
         if len(idle) == len(self._others):
-            return f"nobody gets on, and no rank can be singled out; {_described(idle)}"
+            return f"nobody gets on, and no rank can be singled out; {_described(idle)}{self.network_advice(idle)}"
         return None
 
     def _give_up(self, text: str) -> None:
@@ -249,7 +267,3 @@ def _described(ranks: dict[int, Seen]) -> str:
     notes = {rank: seen.note for rank, seen in ranks.items()}
     places = {rank: f"{note['place']}; {note['line']}" if note else "its start" for rank, note in notes.items()}
     return ", ".join(f"rank {rank} (last at {place})" for rank, place in places.items())
-
-
-def _lost_store(reason: str) -> str:
-    return f"the store of the ranks is lost ({reason}), and with it rank 0 or the launcher that keeps it"

@@ -6,13 +6,16 @@ of PyTorch). The launcher's count of restarts does not tell attempts apart: each
 every attempt a name of its own in the store, and it holds when all have joined it.
 """
 
+import ipaddress
 import json
 import os
+import re
 import socket
 import threading
 import time
 import uuid
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -20,7 +23,9 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from esl_dist.environment import RANK, flag, launch, whole_number
 from esl_dist.errors import LostRankError, UserError
+from esl_dist.files import as_given
 from esl_dist.machine import allow_open_files
+from esl_dist.ranks.network import host_of, is_this_machine, machine, machine_of_store
 
 STORE_TIMEOUT = timedelta(seconds=30)
 RETRY_SECONDS = 0.1
@@ -29,6 +34,12 @@ FILES, FILES_A_RANK = 20, 3
 
 ANSWER_SECONDS = 10.0
 """After the timeout, until a store that does not answer is given up."""
+
+LOOPBACK = "127.0.0.1"
+REACH = (
+    "; if rank 0 runs, MASTER_ADDR or MASTER_PORT is not that of its machine, or the network or a firewall between the "
+    "two machines lets nothing through"
+)
 
 
 def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
@@ -53,11 +64,16 @@ def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
     host, port = _address(launched.world_size)
     seconds = 60 * timeout_minutes
     joined: Future[tuple[Store, Store]] = Future()
+    is_found = threading.Event()
+    keeps_it = launched.rank == 0 and not flag("TORCHELASTIC_USE_AGENT_STORE")
 
     def join() -> None:
         try:
             deadline = time.monotonic() + seconds
-            store = _open_store(host, port, launched.rank, deadline)
+            if not keeps_it:
+                _wait_for_keeper(host, port, deadline)
+            is_found.set()
+            store = _open_store(host, port, launched.rank, keeps_it)
             own = PrefixStore(_join(store, launched.rank, launched.world_size, deadline), store)
             joined.set_result((own, own.clone()))
         except dist.DistError as error:
@@ -72,7 +88,13 @@ def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
     threading.Thread(target=join, daemon=True).start()
     try:
         return joined.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
+    except LostRankError as error:
+        if keeps_it and machine_of_store() != machine():
+            raise LostRankError(f"{error}; MASTER_ADDR={host} is no address of this machine, rank 0's") from error
+        raise
     except TimeoutError as error:
+        if not is_found.is_set():
+            raise _nobody_at(host, port, "no answer where names are looked up", is_far=True) from error
         raise LostRankError(
             f"what listens at {host}:{port} does not answer: rank 0 or the launcher is stopped, or it is no store of "
             "theirs"
@@ -92,33 +114,55 @@ def _address(world_size: int) -> tuple[str, int]:
             f"WORLD_SIZE={world_size} without RANK: which of the processes this one is cannot be known; start them "
             "with torchrun or accelerate launch"
         )
-    return os.environ["MASTER_ADDR"], port
+    return _host(os.environ["MASTER_ADDR"]), port
 
 
-def _open_store(host: str, port: int, rank: int, deadline: float) -> TCPStore:
-    keeps_it = rank == 0 and not flag("TORCHELASTIC_USE_AGENT_STORE")
-    if not keeps_it:
-        _wait_for_keeper(host, port, deadline)
+def _host(given: str) -> str:
+    host = host_of(given)
+    with suppress(ValueError):
+        # "a..b" is no name, and "a:29500" no address of IPv6.
+        if re.fullmatch(r"[\w.-]+", host) and host.encode("idna"):
+            return host
+        ipaddress.IPv6Address(host)
+        return host
+    raise UserError(
+        f"MASTER_ADDR={as_given(given)} is impossible: expected the name or the address of rank 0's machine, without a "
+        "port, which goes into MASTER_PORT; correct it in the environment"
+    )
+
+
+def _open_store(host: str, port: int, rank: int, keeps_it: bool) -> TCPStore:
+    # Its own machine reaches it whatever becomes of the network, and of the addresses that go with an interface.
+    place = LOOPBACK if keeps_it or is_this_machine() else host
     try:
-        return TCPStore(host, port, None, keeps_it, STORE_TIMEOUT, wait_for_workers=False)
+        return TCPStore(place, port, None, keeps_it, STORE_TIMEOUT, wait_for_workers=False)
     except dist.DistError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"rank {rank} cannot use a store at {host}:{port} ({reason}); choose another port") from error
 
 
 def _wait_for_keeper(host: str, port: int, deadline: float) -> None:
-    """Return when somebody listens there. The store would wait as well, with pages of warnings."""
+    """Return when somebody listens there. The store would wait as well, with pages of warnings.
+
+    A name that is not known yet is waited for, too: that of a container may come later than the container.
+    """
     while True:
         try:
             socket.create_connection((host, port), 10 * RETRY_SECONDS).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise LostRankError(
-                    "rank 0 did not come to the start within timeout_minutes: neither it nor a launcher keeps a store "
-                    f"at {host}:{port} ({error})"
-                ) from error
+                is_unknown = isinstance(error, socket.gaierror)
+                reason = f"this machine does not know the name in MASTER_ADDR: {error}" if is_unknown else str(error)
+                raise _nobody_at(host, port, reason, is_unknown or machine_of_store() != machine()) from error
             time.sleep(RETRY_SECONDS)
+
+
+def _nobody_at(host: str, port: int, reason: str, is_far: bool) -> LostRankError:
+    return LostRankError(
+        "rank 0 did not come to the start within timeout_minutes: neither it nor a launcher keeps a store at "
+        f"{host}:{port} ({reason}){REACH if is_far else ''}"
+    )
 
 
 def _join(store: Store, rank: int, world_size: int, deadline: float) -> str:

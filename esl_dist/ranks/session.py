@@ -21,11 +21,13 @@ from torch.amp.grad_scaler import GradScaler
 
 from esl_dist.endings import cause, note_end_soon
 from esl_dist.environment import LOCAL_RANK, MOST_RANKS, Launch, first_number, flag, launch
-from esl_dist.errors import UserError
+from esl_dist.errors import LostRankError, UserError
 from esl_dist.ranks.collectives import require_same_on_ranks
 from esl_dist.ranks.heartbeat import PROGRESS, Heartbeat
 from esl_dist.ranks.launchers import asked_of_launcher
+from esl_dist.ranks.network import choose_interface
 from esl_dist.ranks.rendezvous import meet
+from esl_dist.ranks.stuck_launcher import watch_launcher
 from esl_dist.stop_signals import keep_end
 
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -71,7 +73,12 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
     """
     zero_stage, precision = asked_of_launcher(precision)
     launched, store, heartbeat = launch(), None, None
-    if (stores := meet(timeout_minutes)) is not None:
+    try:
+        stores = meet(timeout_minutes)
+    except LostRankError:
+        watch_launcher(launched.rank)
+        raise
+    if stores is not None:
         store, own_store = stores
         heartbeat = Heartbeat(own_store, launched.rank, launched.world_size, 60 * timeout_minutes)
     try:
@@ -91,7 +98,9 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
             heartbeat.end_with(error)
             raise
         reason = str(error).splitlines()[0]
-        words = heartbeat.missing() or f"the ranks cannot exchange tensors, though all of them answer: {reason}"
+        words = heartbeat.missing() or (
+            f"the ranks cannot exchange tensors, though all of them answer: {reason}{heartbeat.network_advice()}"
+        )
         lost = heartbeat.lost(words)
         note_end_soon(cause(lost))
         heartbeat.end_with(words)
@@ -119,6 +128,9 @@ def _accelerator(store: Store | None, timeout_minutes: float, zero_stage: int | 
         _number_locally(store, launched)
         if uses_gpus:
             _choose_gpu(store, launched)
+        else:
+            # NCCL takes no loopback by itself.
+            choose_interface(store, launched.rank, launched.world_size)
         dist.init_process_group(
             "nccl" if uses_gpus else "gloo",
             timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes),

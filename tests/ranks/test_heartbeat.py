@@ -126,6 +126,22 @@ def test_a_rank_that_writes_no_more_is_named_with_its_last_place(join: Join) -> 
     )
 
 
+def test_a_rank_of_another_machine_and_a_store_there_may_be_lost_for_the_network(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = iter(["a (1)", "b (2)", "b (2)"])
+    monkeypatch.setattr(heartbeat, "machine", lambda: next(machines))
+    monkeypatch.setattr(heartbeat, "machine_of_store", lambda: "b (2)")
+    own, other, neighbour = join(0, 3), join(1, 3), join(2, 3)
+    wait_for(lambda: len([one for one in own._others.values() if one.note]) == 2 and neighbour._others[1].note)
+    other.stop()
+    network = "; or the network between a (1) and b (2) is down"
+    assert network in (own.missing() or "")
+    assert (neighbour.missing() or "").endswith("killed, or stopped")
+    assert network in own._lost_store("no answer")
+    assert neighbour._lost_store("no answer").endswith("the launcher that keeps it")
+
+
 def test_a_rank_that_never_wrote_is_named(join: Join) -> None:
     assert join(0).missing() == "rank 1 (last at its start) does not answer any more: killed, or stopped"
 

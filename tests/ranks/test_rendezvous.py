@@ -1,6 +1,8 @@
 """Where ranks meet: real stores, every rank a thread with a connection of its own."""
 
+import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -121,6 +123,48 @@ def test_a_port_that_is_none_is_refused(port: int, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MASTER_PORT", number)
     with pytest.raises(UserError, match=f"MASTER_PORT={number} is impossible: expected a number from 1 to 65535"):
         meet(SOON / 60)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "host:29500", "10.0.0.1:29500", "tcp://host", "a..b", "[fd77::1", "[fd77::1]:29500", "two hosts"]
+)
+def test_an_address_that_is_none_is_refused_at_once(port: int, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", address)
+    with pytest.raises(UserError, match=f"^MASTER_ADDR={re.escape(address)} is impossible: expected the name or"):
+        meet(LONG)
+
+
+@pytest.mark.parametrize("address", ["::1", "[::1]", "localhost", "127.0.0.1"])
+def test_ranks_meet_at_a_name_or_an_address_of_either_kind(
+    port: int, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", address)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(_join, store, 0, 2, time.monotonic() + LONG)
+        assert meet(LONG / 60) is not None
+        first.result()
+
+
+def test_a_name_that_stays_unknown_is_told_after_the_timeout(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "nowhere.invalid")
+    told = "^rank 0 did not come .*this machine does not know the name in MASTER_ADDR: .*; if rank 0 runs, MASTER_ADDR"
+    with pytest.raises(LostRankError, match=told):
+        meet(SOON / 60)
+
+
+def test_names_that_are_looked_up_without_an_answer_are_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", SOON)
+    monkeypatch.setenv("RANK", "1")
+    answer = threading.Event()
+    monkeypatch.setattr(socket, "create_connection", lambda *arguments: answer.wait(LONG))
+    with pytest.raises(LostRankError, match="no answer where names are looked up"):
+        meet(SOON / 60)
+    answer.set()
 
 
 def test_ranks_without_an_address_are_refused(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

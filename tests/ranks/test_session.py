@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from esl_dist.environment import LOCAL_RANK, LOCAL_WORLD_SIZE, Launch, launch
-from esl_dist.errors import UserError
+from esl_dist.errors import LostRankError, UserError
 from esl_dist.ranks import collectives, session
 from esl_dist.ranks.collectives import broadcast_flags, require_same_on_ranks, sum_gradients, sum_over_ranks
 from esl_dist.ranks.session import _choose_gpu, _number_locally
@@ -120,3 +120,18 @@ def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_that_it_is_shown(
     store.set("gpu/1", store.get("gpu/0"))
     with pytest.raises(UserError, match=r"ranks \[0, 1\] would share one GPU: this machine shows them"):
         _choose_gpu(store, Launch(0, 2, 1))
+
+
+def test_a_launcher_is_watched_also_where_the_ranks_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched: list[int] = []
+
+    def lost(timeout_minutes: float) -> None:
+        raise LostRankError("rank 0 did not come")
+
+    monkeypatch.setattr(session, "meet", lost)
+    monkeypatch.setattr(session, "watch_launcher", watched.append)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LostRankError), session.joined_ranks(1):
+        pass
+    assert watched == [1]

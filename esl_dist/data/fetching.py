@@ -69,6 +69,7 @@ def fetching_ahead(
         # It may be in the middle of a file, which is then not there.
         process.kill()
         process.join()
+        process.close()
 
 
 @dataclass

@@ -74,6 +74,8 @@ def slow_hosts(megabits: int) -> Iterator[list[str]]:
     names = ["esl-scaling-1", "esl-scaling-2"]
     try:
         for name in names:
+            # One that a killed start has left.
+            subprocess.run(["ip", "netns", "delete", name], check=False, stderr=subprocess.DEVNULL)
             _ip("netns", "add", name)
         _ip("link", "add", "slow", "netns", names[0], "type", "veth", "peer", "name", "slow", "netns", names[1])
         for number, name in enumerate(names, 1):

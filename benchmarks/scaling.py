@@ -8,7 +8,6 @@ over loopback and (as root, with iproute2) over a slow link.
 
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -307,7 +306,7 @@ def _on_loopback(sent: Sent, measured: Mapping[str, Sequence[float]]) -> float:
 def print_loader(works: Mapping[tuple[int, int], Work], gpu: Gpu) -> None:
     """Print how many reading processes a GPU needs: their time for a picture is measured, the step's predicted."""
     print(
-        "\nReading: milliseconds of one process here (median of 9) for a source picture with its label, from PNG to a"
+        "\nReading: milliseconds of one process here (least of 15) for a source picture with its label, from PNG to a"
     )
     print("tensor (a drawn street with noise, of GTA5's size), and what one GPU's predicted steps then need of it.")
     picture, labels = draw_scene("source", "train", 0, seed=0, width=1914, height=1052)
@@ -321,7 +320,7 @@ def print_loader(works: Mapping[tuple[int, int], Work], gpu: Gpu) -> None:
 
     def rows() -> Iterator[Sequence[str]]:
         for name, files in (("packed as it is, 1914×1052", packed), ("packed at 1280×720", smaller)):
-            seconds = statistics.median(_seconds_to_read(*files) for _ in range(9))
+            seconds = min(_seconds_to_read(*files) for _ in range(15))
             size = sum(len(file) for file in files) / 1e6
             rates = [pictures / predict(works[pictures, 1], 1, INFINIBAND, gpu).total() for pictures in PICTURES]
             needed = [f"{seconds * rate:.1f}, {size * rate:.0f} MB/s" for rate in rates]

@@ -75,7 +75,8 @@ class FarServer:
                 pass
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.server.daemon_threads = True
+        # At the end, the answers that are still being given are waited for.
+        self.server.daemon_threads = False
         self.port = self.server.server_port
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 

@@ -20,6 +20,7 @@ GIVEN = {
     "launch/pseudo_label": ("checkpoint={here}", "target.path={here}", "output={here}-output"),
     "launch/evaluate": ("checkpoint={here}", "data.path={here}"),
     "launch/demo": (),
+    "launch/slurm/check": ("train", "source.path={here}", "target.path={here}"),
     "shards/prepare": ("dataset={here}/d.yaml", "split=train", "output={here}-output"),
 }
 WATCHED = """
@@ -89,6 +90,7 @@ CONTRADICTIONS = [
     ("launch/pseudo_label", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
     ("launch/pseudo_label", (), {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend INDUCTOR"),
     ("shards/prepare", ("size=[30000,8000]", "largest_megapixels=1"), {}, "expected at most largest_megapixels=1"),
+    ("launch/slurm/check", ("method.name=advnet",), {}, "method.name=advnet is impossible"),
     ("launch/demo", ("recipes={here}",), {}, "no such recipe"),
 ]
 

@@ -69,6 +69,7 @@ def fetching_ahead(
         # It may be in the middle of a file, which is then not there.
         process.kill()
         process.join()
+        process.close()
 
 
 @dataclass
@@ -90,10 +91,11 @@ class _Ahead:
             self.number += 1
             self.samples += len(wanted)
         needs: dict[str, tuple[int, FarShards, ShardEntry]] = {}
+        far = [(reader, reader.far) for reader in self.readers if reader.far is not None]
         for number, wanted in self.batches:
-            for reader in self.readers:
-                for shard in map(reader.shard, wanted) if reader.far is not None else ():
-                    needs.setdefault(shard.sha256, (number - received, reader.far, shard))
+            for reader, origin in far:
+                for shard in map(reader.shard, wanted):
+                    needs.setdefault(shard.sha256, (number - received, origin, shard))
         return needs
 
 

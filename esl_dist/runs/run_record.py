@@ -24,7 +24,8 @@ import torch
 
 from esl_dist.checked import Content, one_of, read, read_content, whole_number
 from esl_dist.endings import (
-    EXIT_LOST_RANK,
+    EXIT_DEFECT,
+    EXIT_USER_ERROR,
     PROGRAM,
     STATES,
     Ending,
@@ -159,8 +160,8 @@ class RunRecord:
         # That of this start is the last one: it has the folder for itself.
         if not starts or not goes_before(end, starts[-1].state, starts[-1].exit_code):
             return
-        is_others = bool(end.rank) and end.code != EXIT_LOST_RANK
-        words = as_unicode(f"rank {end.rank} ended: {end.first_line()}" if is_others else end.first_line())
+        is_of_one_rank = end.rank and end.code in (EXIT_DEFECT, EXIT_USER_ERROR)
+        words = as_unicode(f"rank {end.rank} ended: {end.first_line()}" if is_of_one_rank else end.first_line())
         ended = replace(starts[-1], state=end.state, step=end.step, ended=_now(), exit_code=end.code, words=words)
         self._write([*starts[:-1], ended])
 

@@ -22,13 +22,9 @@ def check_training(config: settings.Train) -> None:
         raise UserError(f"method.name={name} is impossible: expected one of {', '.join(METHODS)}")
     if config.steps > config.optimizer.schedule_steps:
         raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
-    world_size = launch().world_size
-    share = config.accumulate * world_size
-    if config.batch_size % share:
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {world_size} processes in {config.accumulate} "
-            f"passes; expected a multiple of {share}"
-        )
+    # Ranks of which some do not come have to meet before the others can say so.
+    if launch().world_size == 1:
+        refuse_unequal_shares(config)
     needs_target = METHODS.needs_target(name) or config.pseudo_labels is not None
     if config.target.path == "" and needs_target:
         raise UserError(
@@ -45,6 +41,21 @@ def check_training(config: settings.Train) -> None:
         )
     if config.name is not None:
         refuse_as_name(config.name, "name")
+
+
+def refuse_unequal_shares(config: settings.Train) -> None:
+    """Make sure that each rank has as many samples of a step as every other one, in each pass.
+
+    Raises:
+        UserError: they do not.
+    """
+    world_size = launch().world_size
+    share = config.accumulate * world_size
+    if config.batch_size % share:
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {world_size} processes in {config.accumulate} "
+            f"passes; expected a multiple of {share}"
+        )
 
 
 def check_inputs(config: settings.Train) -> None:

@@ -32,6 +32,7 @@ from esl_dist.runs.checkpoints import (
 from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.runs.trained import weights_and_provenance
+from esl_dist.training.contradictions import refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.sizes import refuse_impossible_sizes
@@ -107,6 +108,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
         UserError: shards that do not fit, a run of the same name that has other settings, is
             being trained or has no checkpoint that can be used, or ranks that were not given the same.
     """
+    refuse_unequal_shares(config)
     method = METHODS[config.method.name]
     require_same_on_ranks(str(asdict(config)), "configuration")
     data = open_training_data(config, method)

@@ -10,7 +10,7 @@ from pathlib import Path
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from esl_dist.early import end_at_interrupt
+from esl_dist.early import end_at_interrupt, give_interrupt_back
 
 if __name__ == "__main__":
     # What follows takes seconds to import.
@@ -18,8 +18,6 @@ if __name__ == "__main__":
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate, PseudoLabel, Train
-from esl_dist.data.shards import open_shards
-from esl_dist.files import refuse_as_name
 
 PROGRAMS: dict[str, type] = {"train": Train, "pseudo_label": PseudoLabel, "evaluate": Evaluate}
 
@@ -30,13 +28,18 @@ def check(config: Train | PseudoLabel | Evaluate) -> None:
     Raises:
         UserError: settings that cannot be, or shards that are missing, damaged or do not fit each other.
     """
+    from esl_dist.data.shards import open_shards
+    from esl_dist.training.contradictions import check_training
+
     match config:
         case Train():
+            check_training(config)
+            # Not before: torch takes seconds, and what is wrong with the settings is known without it.
+            from esl_dist.adaptation.methods import METHODS
             from esl_dist.training.data import open_training_data
-            from esl_dist.training.setup import check_training
 
-            refuse_as_name(config.name or "run", "name")
-            open_training_data(config, check_training(config))
+            give_interrupt_back()
+            open_training_data(config, METHODS[config.method.name])
         case PseudoLabel():
             open_shards(config.target.path)
         case Evaluate():

@@ -60,13 +60,13 @@ mkdir -p "$STATES" || fail "logs have no place"
 names=("${NAME}_advent" "${NAME}_pseudo_label" "${NAME}_advent_esl" "${NAME}_evaluate")
 queued=$(IFS=, && squeue --me --noheader --format=%i --name="${names[*]}") || fail "SLURM does not answer"
 [ -z "$queued" ] || fail "jobs of NAME=$NAME are in the queue: ${queued//$'\n'/, }; wait for them, or scancel them"
-check train "${first[@]}"
-check pseudo_label "${label[@]}"
-check train "${second[@]}" pseudo_labels=null
-check evaluate "${score[@]}"
 for script in train pseudo_label evaluate; do
   said=$(sbatch --test-only "${options[@]}" "$SCRIPTS/$script.sbatch" 2>&1) || fail "$script.sbatch: $said"
 done
+check pseudo_label "${label[@]}"
+check evaluate "${score[@]}"
+check train "${first[@]}"
+check train "${second[@]}" pseudo_labels=null
 
 jobs=()
 trap 'scancel "${jobs[@]}"; echo "error: not all jobs could be submitted; those that were are cancelled" >&2' ERR

@@ -48,8 +48,8 @@ run() { # program, words…
   # SLURM ends a job with SIGTERM: the ranks save, and this script waits for their code.
   trap : TERM
   # The ranks themselves name a lost one; srun would kill those that do.
-  srun --kill-on-bad-exit=0 --wait=0 --cpus-per-task="$OMP_NUM_THREADS" \
-    "$PYTHON" "$PROJECT/$program" "${@//\{seed\}/${SLURM_ARRAY_TASK_ID:-0}}"
+  srun --kill-on-bad-exit=0 --wait=0 ${RANKS_PER_NODE:+--ntasks-per-node="$RANKS_PER_NODE"} \
+    --cpus-per-task="$OMP_NUM_THREADS" "$PYTHON" "$PROJECT/$program" "${@//\{seed\}/${SLURM_ARRAY_TASK_ID:-0}}"
   code=$(documented $?)
   [ "$code" -eq 3 ] || rm -f "$LOSSES"
   if [ "$code" -eq 75 ]; then

@@ -91,6 +91,8 @@ def test_the_process_ends_with_the_block_and_with_its_parent(far: FarServer, tmp
             os._exit(0)
     os.waitpid(parent, 0)
     orphan = int(os.read(report, 20))
+    os.close(report)
+    os.close(told)
     wait_for(lambda: not psutil.pid_exists(orphan) or psutil.Process(orphan).status() == psutil.STATUS_ZOMBIE)
 
 

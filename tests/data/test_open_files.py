@@ -22,7 +22,7 @@ SHARDS = 3 * OPEN_SHARDS
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of more shards than are kept open, with a sample each."""
-    return drawn_shards(tmp_path_factory.mktemp("shards"), SHARDS, in_a_shard=1).folder
+    return Path(drawn_shards(tmp_path_factory.mktemp("shards"), SHARDS, in_a_shard=1).folder)
 
 
 def open_files() -> set[str]:

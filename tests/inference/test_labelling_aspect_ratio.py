@@ -32,7 +32,7 @@ KEEP_ALL = {"entropy_floor": 1.0}
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return target_of(tmp_path_factory.mktemp("target"), SIZES).folder
+    return Path(target_of(tmp_path_factory.mktemp("target"), SIZES).folder)
 
 
 def target_of(folder: Path, sizes: list[tuple[int, int]]) -> ShardReader:
@@ -94,7 +94,7 @@ def open_data(target: Path, pseudo: Path, source: Path, size: tuple[int, int] | 
 def source(tmp_path: Path) -> Path:
     shards = drawn_shards(tmp_path / "drawn", 1)
     samples = [("a", {"image.png": shards.read(0, "image"), "label.png": shards.read(0, "label")})]
-    return write_shards(tmp_path / "source", samples, image_size=(16, 12), label_size=(16, 12)).folder
+    return Path(write_shards(tmp_path / "source", samples, image_size=(16, 12), label_size=(16, 12)).folder)
 
 
 @pytest.mark.parametrize("label_size", [None, (128, 96)])

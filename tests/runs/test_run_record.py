@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from esl_dist.endings import Ending
 from esl_dist.errors import LostRankError, StoppedError, UserError
 from esl_dist.runs import run_record
 from esl_dist.runs.run_record import RUN_RECORD, RunRecord, Start, _commit, read_record
@@ -66,6 +67,13 @@ def test_the_end_is_noted_as_the_program_tells_it(
     noted = start(tmp_path, error=error)
     assert (noted["state"], noted["exit_code"], noted["step"]) == (state, code, 5)
     assert noted["words"].startswith(words)
+
+
+def test_the_end_of_the_rank_that_ended_first_is_noted_and_not_its_loss(tmp_path: Path) -> None:
+    theirs = Ending("failed", 2, "a sample is corrupt", "UserError", rank=1, step=4)
+    noted = start(tmp_path, error=LostRankError("rank 1 ended: a sample is corrupt", theirs))
+    assert (noted["state"], noted["exit_code"], noted["step"]) == ("failed", 2, 4)
+    assert noted["words"] == "rank 1 ended: a sample is corrupt"
 
 
 def test_a_start_that_was_killed_is_lost_to_the_next_one_and_all_stay(tmp_path: Path) -> None:

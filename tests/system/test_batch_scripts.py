@@ -97,7 +97,13 @@ def test_the_number_of_an_array_s_task_is_put_in_for_the_seed_and_requeued_alone
     run_script(tmp_path, 75, state(75), SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="12", SLURM_CPUS_PER_TASK="3")
     assert "seed=12" in (tmp_path / "srun.words").read_text()
     assert "--cpus-per-task=3 " in (tmp_path / "srun.words").read_text()
+    assert "--ntasks-per-node" not in (tmp_path / "srun.words").read_text()
     assert (tmp_path / "scontrol.words").read_text() == "requeue 7_12\n"
+
+
+def test_a_range_of_nodes_has_its_ranks_a_node_from_a_variable(tmp_path: Path) -> None:
+    run_script(tmp_path, 0, RANKS_PER_NODE="8")
+    assert "--ntasks-per-node=8 " in (tmp_path / "srun.words").read_text()
 
 
 def test_a_job_submitted_elsewhere_says_what_to_set(tmp_path: Path) -> None:

@@ -65,13 +65,13 @@ class Cluster:
         """Return what the job's log has so far."""
         return "".join(path.read_text() for path in self.folder.glob(f"**/*-{job}.log"))
 
-    def wait_until(self, condition: Callable[[], bool], job: str = "", seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], bool], job: str = "", seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, f"{self.call('squeue').stdout}\n{self.log(job) if job else ''}"
             time.sleep(0.02)
 
-    def wait_for_end(self, job: str, seconds: float = 120) -> dict[str, str]:
+    def wait_for_end(self, job: str, seconds: float = 240) -> dict[str, str]:
         """Wait until a job has left the cluster for good; returns what SLURM says of it."""
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         self.wait_until(lambda: self.is_state(job, *over), job, seconds)

@@ -283,8 +283,8 @@ def print_bits(folder: Path, shards: Path) -> None:
         ("scores", "1 and 2 ranks", (folder / "scores_1", folder / "scores_2")),
     ):
         first, second = contents(one), contents(two)
-        size = sum(len(content) for content in first.values()) / 1e6
-        print(f"| {what}: {len(first)} files, {size:.1f} MB | {compared} | {'yes' if first == second else 'NO'} |")
+        size = sum(len(content) for content in first.values()) / 1e3
+        print(f"| {what}: {len(first)} files, {size:,.0f} kB | {compared} | {'yes' if first == second else 'NO'} |")
     steps, same = order_is_the_same(ranks=2)
     print(
         f"| order of samples: {steps} steps of batch 4 over 400 pictures | 1 and 2 ranks | {'yes' if same else 'NO'} |"

@@ -172,8 +172,11 @@ def run_step(program: str, *arguments: str) -> None:
     """
     print(f"\n$ python {program} {shlex.join(arguments)}", flush=True)
     # The file is for how the demonstration gets on, not its parts.
-    variables = {name: text for name, text in os.environ.items() if name != STATE_FILE}
-    done = subprocess.run([sys.executable, str(PROJECT / program), *arguments], check=False, env=variables)
+    own = {name: os.environ.pop(name) for name in (STATE_FILE,) if name in os.environ}
+    try:
+        done = subprocess.run([sys.executable, str(PROJECT / program), *arguments], check=False)
+    finally:
+        os.environ.update(own)
     if done.returncode:
         raise UserError(f"{program} ended with exit code {done.returncode}; its message is above")
 

@@ -109,14 +109,15 @@ async def _streamed(files: Any, url: str, part: slice, note: Callable[[], None])
     """Return bytes as `_bytes_of`, by HTTP; fsspec's own way does not say whether they are a part or the whole."""
     limits = {} if part.start is None else {"Range": f"bytes={part.start}-{part.stop - 1}"}
     session = await files.set_session()
-    asked = session.get(files.encode_url(url), headers={**files.kwargs["headers"], **limits})
+    options = files.kwargs | {"headers": files.kwargs["headers"] | limits}
+    asked = session.get(files.encode_url(url), **options)
     async with await asyncio.wait_for(asked, PART_SECONDS) as answer:
         if answer.status == BEYOND_THE_END and part.start == 0:
             # An empty file, or a server that takes no part at all.
             return await _streamed(files, url, slice(part.stop), note)
         answer.raise_for_status()
         content = await _received(answer, note)
-        if answer.status == 206:
+        if answer.status == 206 and content:
             return content
         is_length_known = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
         if not is_length_known and len(content) < (part.stop or 0):

@@ -1,5 +1,6 @@
 """Servers far away, on loopback: one for HTTP that can be told to misbehave, and one for S3."""
 
+import gzip
 import hashlib
 import http.server
 import os
@@ -11,7 +12,7 @@ import time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ class FarServer:
         password: what has to be given with each request, `user:password`; empty: nothing.
         hold: files that are sent only when they are not in here any more.
         cut: bodies that break off in their middle, still to come.
+        ending: how one knows where a body ends: by its `length`, its `chunked` form, or as the connection is closed;
+            `gzip`: by a length that is not the file's.
+        pace: a body's bytes that are sent at once, and the seconds between.
     """
 
     folder: Path
@@ -47,6 +51,8 @@ class FarServer:
     hold: set[str] = field(default_factory=set)
     password: str = ""
     cut: int = 0
+    ending: str = "length"
+    pace: tuple[int, float] | None = None
     port: int = 0
     server: Any = None
 
@@ -118,14 +124,29 @@ class FarServer:
         if status in (301, 302):
             request.send_header("Location", body.decode())
             body = b""
-        request.send_header("Content-Length", str(len(body)))
+        ending = self.ending if status in (200, 206) else "length"
+        if ending == "gzip":
+            body = gzip.compress(body)
+            request.send_header("Content-Encoding", "gzip")
+        if ending == "chunked":
+            request.send_header("Transfer-Encoding", "chunked")
+            body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        elif ending != "close":
+            request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         if request.command == "HEAD":
             return
         if self.cut and request.path.endswith(".tar"):
             self.cut -= 1
             body = body[: len(body) // 2]
-        request.wfile.write(body)
+        if self.pace is None or not request.path.endswith(".tar"):
+            request.wfile.write(body)
+            return
+        at_once, seconds = self.pace
+        with suppress(ConnectionError):
+            for start in range(0, len(body), at_once):
+                request.wfile.write(body[start : start + at_once])
+                time.sleep(seconds)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,8 +36,7 @@ NOW = -1
 """When a file is needed that is waited for; else the batches until then."""
 LOOK_SECONDS = 0.05
 TELL_SECONDS = 10.0
-BLOCK_BYTES = 512
-"""In which Linux counts what a file takes on the disk."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NoRoomError(Exception):
@@ -51,7 +51,7 @@ class Cache:
         folder: on a disk of this machine.
         limit: bytes of all its files together.
         timeout_minutes: how long another process may fetch without getting on.
-        note: called while this process waits or fetches, so that others know that it gets on.
+        note: called while this process waits or fetches, in any of its threads, so that others know that it gets on.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ def opened(cache: Cache, name: str, size: int, fill: Callable[[int], None], url:
         cache: where it is kept.
         name: 64 hexadecimal digits that no file of other bytes has.
         size: its bytes.
-        fill: writes them to a descriptor.
+        fill: writes them to a descriptor; whoever waits for it looks at the time of the file's last change.
         url: where they come from, for messages.
 
     Raises:
@@ -115,7 +115,8 @@ def is_there(cache: Cache, name: str) -> bool:
 
 def forget(cache: Cache, name: str) -> None:
     """Remove a file that turned out to be damaged."""
-    (cache.folder / name).unlink(missing_ok=True)
+    with _usable(cache.folder):
+        (cache.folder / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -130,7 +131,7 @@ def _usable(folder: Path) -> Iterator[None]:
         if error.errno is None:
             # Not the system's, but what `fill` says of a file far away.
             raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             remedy = "free some, lower cache.gigabytes, or choose another disk as cache.folder=…"
         else:
             remedy = "choose a folder on a local disk as cache.folder=…"
@@ -205,27 +206,42 @@ class _Waiting:
     """The wait for a file that another process fetches, or for room that others take."""
 
     def __init__(self, cache: Cache, name: str, url: str) -> None:
-        self.cache, self.url, self.partial = cache, url, cache.folder / (name + PARTIAL_SUFFIX)
+        self.cache, self.name, self.url = cache, name + PARTIAL_SUFFIX, url
         self.told = self.got_on = time.monotonic()
-        self.bytes = -1
+        self.filled = dict[str, int]()
 
     def look(self) -> None:
         """Wait a moment, and tell of it every ten seconds."""
         time.sleep(LOOK_SECONDS)
         self.cache.note()
-        now, before = time.monotonic(), self.bytes
-        with suppress(FileNotFoundError):
-            self.bytes = self.partial.stat().st_blocks * BLOCK_BYTES
-        if self.bytes != before:
+        now, before, self.filled = time.monotonic(), self.filled, _being_filled(self.cache.folder)
+        if self.name in self.filled:
+            # What others do is not waited for.
+            self.filled = {self.name: self.filled[self.name]}
+            problem = "another process of this machine fetches it into"
+        else:
+            problem = "other processes of this machine take the room for it in"
+        if self.filled != before:
             self.got_on = now
         if now - self.got_on > 60 * self.cache.timeout_minutes:
             raise UserError(
-                f"{self.url}: another process of this machine fetches it into {self.cache.folder} and has got nothing "
-                f"for {self.cache.timeout_minutes:g} minutes; end that process, or choose another cache.folder"
+                f"{self.url}: {problem} {self.cache.folder} and got nothing for "
+                f"{self.cache.timeout_minutes:g} minutes; end them, or choose another cache.folder"
             )
         if now - self.told > TELL_SECONDS:
             self.told = now
-            tell(f"{self.url}: another process fetches it, {max(self.bytes, 0) / 1e6:.0f} MB so far")
+            tell(f"{self.url}: {problem} {self.cache.folder}; waiting for that")
+
+
+def _being_filled(folder: Path) -> dict[str, int]:
+    """Return when the files were last changed, by name, that have got room and are not whole yet."""
+    changed = dict[str, int]()
+    for path in folder.glob(f"*{PARTIAL_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_size > 0:
+                changed[path.name] = status.st_mtime_ns
+    return changed
 
 
 class _File(NamedTuple):
@@ -241,18 +257,36 @@ def _take_room(cache: Cache, descriptor: int, size: int, need: int) -> None:
         # A file that is being filled has its full size from the start.
         files = _files(cache.folder)
         excess = sum(file.size for file in files) + size - cache.limit
-        going = list[_File]()
-        for file in sorted(files, key=lambda one: (-one.need, one.used)):
-            if excess <= 0:
-                break
-            if file.need > need and file.path.suffix != PARTIAL_SUFFIX:
-                going.append(file)
-                excess -= file.size
-        if excess > 0:
+        others = [file for file in files if file.need > need and file.path.suffix != PARTIAL_SUFFIX]
+        going = deque(sorted(others, key=lambda one: (-one.need, one.used)))
+        if sum(file.size for file in going) < excess:
             raise NoRoomError
-        for file in going:
-            file.path.unlink(missing_ok=True)
-        os.ftruncate(descriptor, size)
+        while excess > 0:
+            excess -= _gone(going)
+        while not _reserved(descriptor, size):
+            # The disk holds less than the limit allows.
+            if not going:
+                raise NoRoomError if _being_filled(cache.folder) else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            _gone(going)
+
+
+def _gone(going: deque[_File]) -> int:
+    """Remove the first file; returns its bytes."""
+    file = going.popleft()
+    file.path.unlink(missing_ok=True)
+    return file.size
+
+
+def _reserved(descriptor: int, size: int) -> bool:
+    """Give an empty file its size and the room for it on the disk; returns whether there was enough."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        os.ftruncate(descriptor, 0)
+        if error.errno in DISK_FULL:
+            return False
+        raise
+    return True
 
 
 def _files(folder: Path) -> list[_File]:
@@ -306,13 +340,23 @@ class Notice:
 
     def __init__(self, cache: Cache) -> None:
         """Put up an empty one."""
-        self.folder = cache.folder
-        with _usable(self.folder), _whole_folder(self.folder):
-            self.descriptor = os.open(self.folder / f"{NOTICE}{uuid4().hex}", os.O_RDWR | os.O_CREAT, 0o600)
-            _lock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.path = cache.folder / f"{NOTICE}{uuid4().hex}"
+        self.descriptor: int | None = None
+        self.say({})
 
     def say(self, needs: Mapping[str, int]) -> None:
-        """Say which files are needed in how many batches, instead of what was said before."""
-        with _whole_folder(self.folder):
+        """Say which files are needed in how many batches, instead of what was said before.
+
+        Raises:
+            UserError: the folder cannot be used.
+        """
+        with _usable(self.path.parent), _whole_folder(self.path.parent):
+            if self.descriptor is not None and not self.path.exists():
+                # Somebody emptied the folder.
+                os.close(self.descriptor)
+                self.descriptor = None
+            if self.descriptor is None:
+                self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+                _lock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self.descriptor, 0)
             os.pwrite(self.descriptor, json.dumps(dict(needs)).encode(), 0)

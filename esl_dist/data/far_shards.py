@@ -25,6 +25,14 @@ FETCHES = 2
 """Of a shard whose bytes are not those of the index, before it is called damaged."""
 
 
+DIGEST_BYTES = 32
+"""Of the SHA-256 in front of an index in the cache."""
+
+
+class _ReplacedError(Exception):
+    """The index is another one than when its version was asked for."""
+
+
 @dataclass
 class FarShards:
     """Where shards come from, and which of them proved to be lost.
@@ -120,8 +128,14 @@ class FarShards:
     def _fetch(self, shard: ShardEntry, descriptor: int, attempts: int, tell_of: Callable[[int], None]) -> str | None:
         """Write a shard's bytes; returns what is wrong with them."""
         url, done, digest = self._url(shard), 0, hashlib.sha256()
+
+        def note() -> None:
+            # Who waits looks at the time of the file's last change.
+            os.utime(descriptor)
+            self.cache.note()
+
         while done < shard.size:
-            part = part_of(url, done, min(PART_BYTES, shard.size - done), attempts)
+            part = part_of(url, done, min(PART_BYTES, shard.size - done), attempts, note)
             if not part:
                 return f"{url} has {done} bytes, the index says {shard.size}; copy it there again"
             digest.update(part)
@@ -140,6 +154,8 @@ class FarShards:
             if version == self.index_version and (version.etag or version.modified):
                 return
             is_same = hashlib.sha256(whole_of(url, version.size, attempts)).hexdigest() == self.index_digest
+            if is_same and version_of(url, attempts) == version:
+                self.index_version = version
         except FileNotFoundError:
             is_same = False
         if not is_same:
@@ -147,7 +163,6 @@ class FarShards:
                 f"{url}: was changed or removed since this program began with it; put back the shards and the index "
                 "that it began with, then start again"
             )
-        self.index_version = version
 
 
 def _write(descriptor: int, part: bytes, offset: int) -> None:
@@ -166,8 +181,7 @@ def open_far_shards(url: str, cache: Cache) -> tuple[FarShards, ShardIndex]:
     """
     place = file_of(url, INDEX_NAME)
     try:
-        version = version_of(place)
-        text = _index_text(place, version, cache)
+        version, text = _index_text(place, cache)
     except FileNotFoundError:
         raise UserError(
             f"{url}: no {INDEX_NAME} there, so no complete folder of shards; check the URL, or copy one there that "
@@ -192,21 +206,30 @@ def _read(text: bytes, place: str) -> ShardIndex:
     return index_from(Content(content, place, REMEDY))
 
 
-def _index_text(place: str, version: Version, cache: Cache) -> bytes:
-    """Return the index's bytes; where its version has a name, one process of this machine fetches them for all."""
+def _index_text(place: str, cache: Cache) -> tuple[Version, bytes]:
+    """Return the index's bytes and version; where that has a name, one process of this machine fetches them for all."""
+    version = version_of(place)
     size = version.size
     # The time of its last change is in seconds, which is not enough.
-    if version.etag is None or size is None or size > cache.limit:
-        return whole_of(place, size)
+    if version.etag is None or size is None or size + DIGEST_BYTES > cache.limit:
+        return version, whole_of(place, size)
 
     def fill(descriptor: int) -> None:
         text = whole_of(place, size)
+        if version_of(place) != version:
+            raise _ReplacedError
         # What is damaged is not kept.
         _read(text, place)
-        os.ftruncate(descriptor, len(text))
-        _write(descriptor, text, 0)
+        os.ftruncate(descriptor, DIGEST_BYTES + len(text))
+        _write(descriptor, hashlib.sha256(text).digest() + text, 0)
 
     name = hashlib.sha256(json.dumps([place, *version]).encode()).hexdigest()
-    descriptor = cached.opened(cache, name, size, fill, place)
-    with open(descriptor, "rb") as file:
-        return file.read()
+    with suppress(_ReplacedError):
+        for _ in range(FETCHES):
+            with open(cached.opened(cache, name, DIGEST_BYTES + size, fill, place), "rb") as file:
+                digest, text = file.read(DIGEST_BYTES), file.read()
+            if hashlib.sha256(text).digest() == digest:
+                return version, text
+            cached.forget(cache, name)
+    # Without a version it is compared by its bytes.
+    return Version(None, None, None), whole_of(place, None)

@@ -115,8 +115,9 @@ def _serve(
                 notice.say({digest: need for digest, (need, _, _) in needs.items()})
             if not _fetch_first(needs.values(), cache):
                 time.sleep(LOOK_SECONDS)
-        except UserError:
+        except (UserError, OSError):
             # Who needs the shard says it.
+            seen = -1
             time.sleep(PAUSE_SECONDS)
 
 

@@ -5,16 +5,18 @@ patience is switched off, and that of the libraries below it: one place counts t
 were. Nothing is unpickled or run, and a redirection leads to HTTP or HTTPS alone.
 """
 
+import asyncio
 import os
 import sys
 import time
 from collections.abc import Callable, Coroutine
 from functools import lru_cache
+from itertools import count
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from esl_dist.errors import UserError, beginning
-from esl_dist.urls import without_secrets
+from esl_dist.urls import is_url, without_secrets
 
 ATTEMPTS = 6
 FIRST_PAUSE_SECONDS = 1.0
@@ -25,18 +27,22 @@ SILENCE_SECONDS = 30
 PART_BYTES = 8 * 2**20
 """Asked for at once; what a lost connection costs."""
 PART_SECONDS = 300.0
-"""How long an attempt may take, and after which there is no further one: a server may send a byte now and then."""
+"""How long that may take, and after which there is no further attempt: a server may send a byte now and then."""
+NOTE_SECONDS = 1.0
 
 MAY_PASS = (408, 425, 429)
 """Answers of the 400s that may be others in a moment."""
 MISSING = (404, 410)
+MISSING_ATTEMPTS = 3
+"""After which a file is missing: a server says so for a moment while a file is copied there again."""
 BEYOND_THE_END = 416
 LIBRARIES = ("aiohttp", "botocore", "aiobotocore", "fsspec", "yarl")
 """Whose errors are those of a server, a network or a URL; those of the system are OSErrors."""
-WILL_NOT_PASS = (
+WILL_NOT_PASS = {
     *("NoCredentialsError", "PartialCredentialsError", "PermissionError"),
-    *("InvalidURL", "ParamValidationError"),
-)
+    *("InvalidURL", "RedirectClientError", "ParamValidationError", "UnicodeError", "SSLCertVerificationError"),
+}
+"""Names of errors, or of the kinds they are."""
 
 
 class Version(NamedTuple):
@@ -54,29 +60,27 @@ def version_of(url: str, attempts: int = ATTEMPTS) -> Version:
         FileNotFoundError: there is none.
         UserError: the server does not answer, or refuses; the message names the URL and the attempts.
     """
-    known = _answer(url, lambda files: files._info(url), attempts)
-    assert isinstance(known, dict)
+    known = _answer(url, lambda files: asyncio.wait_for(files._info(url), PART_SECONDS), attempts)
     modified = known.get("Last-Modified") or known.get("LastModified")
-    return Version(known.get("size"), known.get("ETag") or None, None if modified is None else str(modified))
+    # Nothing that is asked for is empty: 0 is what some servers say that do not know.
+    return Version(known.get("size") or None, known.get("ETag") or None, None if modified is None else str(modified))
 
 
 def whole_of(url: str, size: int | None, attempts: int = ATTEMPTS) -> bytes:
-    """Return a file's bytes, `size` of them if that is known; raises as `version_of`."""
-    content = bytearray()
-    while (size is None or len(content) < size) and (part := part_of(url, len(content), PART_BYTES, attempts)):
-        content += part
-    return bytes(content)
+    """Return a file's bytes, of one answer, `size` of them if that is known; raises as `version_of`."""
+    return _bytes_of(url, slice(size), attempts, lambda: None)
 
 
-def part_of(url: str, start: int, count: int, attempts: int = ATTEMPTS) -> bytes:
+def part_of(
+    url: str, start: int, count: int, attempts: int = ATTEMPTS, note: Callable[[], None] = lambda: None
+) -> bytes:
     """Return `count` bytes of a file from `start` on; raises as `version_of`.
 
     They are fewer where the server sends fewer, none behind the file's end, and the whole file, if that is asked for
-    from its beginning, where the server knows no parts.
+    from its beginning, where the server knows no parts. That may take long: `note` is called every second, from
+    another thread.
     """
-    part = _answer(url, lambda files: files._cat_file(url, start=start, end=start + count), attempts)
-    assert isinstance(part, bytes)
-    return part if len(part) <= count or start == 0 else part[start : start + count]
+    return _bytes_of(url, slice(start, start + count), attempts, note)
 
 
 def tell(text: str) -> None:
@@ -86,38 +90,91 @@ def tell(text: str) -> None:
         sys.stderr.flush()
 
 
-def _answer(url: str, ask: Callable[[Any], Coroutine[Any, Any, Any]], attempts: int) -> dict[str, Any] | bytes:
+def _bytes_of(url: str, part: slice, attempts: int, note: Callable[[], None]) -> bytes:
+    """Return a part of a file, or all of it if the part has no beginning."""
+
+    async def ask(files: Any) -> bytes:
+        if urlsplit(url).scheme != "s3":
+            return await _streamed(files, url, part, note)
+        seconds = PART_SECONDS * (1 + ((part.stop or 0) - (part.start or 0)) // PART_BYTES)
+        limits = {} if part.start is None else {"start": part.start, "end": part.stop}
+        content: bytes = await asyncio.wait_for(files._cat_file(url, **limits), seconds)
+        return content
+
+    content: bytes = _answer(url, ask, attempts)
+    return content
+
+
+async def _streamed(files: Any, url: str, part: slice, note: Callable[[], None]) -> bytes:
+    """Return bytes as `_bytes_of`, by HTTP; fsspec's own way does not say whether they are a part or the whole."""
+    limits = {} if part.start is None else {"Range": f"bytes={part.start}-{part.stop - 1}"}
+    session = await files.set_session()
+    options = files.kwargs | {"headers": files.kwargs["headers"] | limits}
+    asked = session.get(files.encode_url(url), **options)
+    async with await asyncio.wait_for(asked, PART_SECONDS) as answer:
+        if answer.status == BEYOND_THE_END and part.start == 0:
+            # An empty file, or a server that takes no part at all.
+            return await _streamed(files, url, slice(part.stop), note)
+        answer.raise_for_status()
+        content = await _received(answer, note)
+        if answer.status == 206 and content:
+            return content
+        is_length_known = "Content-Length" in answer.headers or "Transfer-Encoding" in answer.headers
+        if not is_length_known and len(content) < (part.stop or 0):
+            raise ConnectionError(f"the answer ended after {len(content)} of {part.stop} bytes")
+        return content[part.start : part.stop] if part.start else content
+
+
+async def _received(answer: Any, note: Callable[[], None]) -> bytes:
+    """Return an answer's bytes, unless each `PART_BYTES` take too long; silence is the library's to notice."""
+    pieces, size, began = list[bytes](), 0, time.monotonic()
+    noted = began
+    async for piece in answer.content.iter_any():
+        pieces.append(piece)
+        size, now = size + len(piece), time.monotonic()
+        if now - began > PART_SECONDS * (1 + size // PART_BYTES):
+            raise TimeoutError(f"{size} bytes in {now - began:.0f} seconds are too few")
+        if now - noted > NOTE_SECONDS:
+            noted = now
+            note()
+    return b"".join(pieces)
+
+
+def _answer(url: str, ask: Callable[[Any], Coroutine[Any, Any, Any]], attempts: int) -> Any:
     """Return what fsspec answers, in the end; nothing where the part that is asked for lies behind the file's end."""
     files = _files(urlsplit(url).scheme, os.getpid())
     from fsspec.asyn import sync
 
-    began = time.monotonic()
-    for attempt in range(1, attempts + 1):
+    began, missing = time.monotonic(), 0
+    for attempt in count(1):
         try:
-            answer: dict[str, Any] | bytes = sync(files.loop, ask, files, timeout=PART_SECONDS)
-            return answer
+            return sync(files.loop, ask, files)
         except Exception as error:
-            if not isinstance(error, OSError) and type(error).__module__.split(".")[0] not in LIBRARIES:
+            if not isinstance(error, OSError | UnicodeError) and type(error).__module__.split(".")[0] not in LIBRARIES:
                 raise
             failure = error
         status, cause = _status(failure), failure.__cause__ or failure
         if status == BEYOND_THE_END:
             return b""
-        if status in MISSING or (isinstance(failure, FileNotFoundError) and failure.__cause__ is None):
+        is_missing = status in MISSING or (isinstance(failure, FileNotFoundError) and failure.__cause__ is None)
+        missing += is_missing
+        if missing == MISSING_ATTEMPTS:
             raise FileNotFoundError(url) from failure
-        if not _may_pass(cause, status):
+        if not is_missing and not _may_pass(cause, status):
             raise UserError(
                 f"{url}: the server refuses it ({_words(cause, status)}); check the URL and your rights: ~/.netrc; for "
                 "s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws, or FSSPEC_S3_ANON=true for a public bucket"
             ) from failure
-        seconds = time.monotonic() - began
-        if attempt == attempts or seconds > PART_SECONDS:
+        number, most = (missing, MISSING_ATTEMPTS) if is_missing else (attempt - missing, attempts)
+        # Of the errors of this type, those of a network have other names.
+        if number == most or type(cause) is TimeoutError:
             break
-        pause = FIRST_PAUSE_SECONDS * 2 ** (attempt - 1)
-        tell(f"warning: {url}: {_words(cause, status)}; attempt {attempt + 1} of {attempts} in {pause:g} s")
+        pause = FIRST_PAUSE_SECONDS * 2 ** (number - 1)
+        tell(f"warning: {url}: {_words(cause, status)}; attempt {number + 1} of {most} in {pause:g} s")
         time.sleep(pause)
     raise UserError(
-        f"{url}: cannot be fetched ({_words(cause, status)}), after {attempt} attempts in {seconds:.0f} seconds"
+        f"{url}: cannot be fetched ({_words(cause, status)}), after {attempt} attempts in "
+        f"{time.monotonic() - began:.0f} seconds"
         "; look whether the server runs and can be reached from this machine, then start again"
     ) from failure
 
@@ -148,7 +205,7 @@ def _files(scheme: str, process: int) -> Any:
             "them: pip install -e '.[remote]'"
         ) from error
     if scheme == "s3":
-        files.retries = 1
+        files.retries, files.max_concurrency = 1, 1
     return files
 
 
@@ -166,9 +223,12 @@ def _status(error: BaseException) -> int | None:
 def _may_pass(cause: BaseException, status: int | None) -> bool:
     if status is not None:
         return status in MAY_PASS or status >= 500
-    return type(cause).__name__ not in WILL_NOT_PASS
+    return WILL_NOT_PASS.isdisjoint(kind.__name__ for kind in type(cause).__mro__)
 
 
 def _words(cause: BaseException, status: int | None) -> str:
-    text = " ".join(str(getattr(cause, "message", "") or cause).split()) or type(cause).__name__
+    text = " ".join(str(getattr(cause, "message", "") or cause).split())
+    if not text or is_url(text.split()[0]):
+        # A URL alone does not say what is wrong with it.
+        text = f"{type(cause).__name__} {text}".rstrip()
     return without_secrets(beginning(text if status is None else f"HTTP {status}: {text}", 200))

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -244,8 +245,111 @@ def test_who_waits_for_a_process_that_gets_nothing_says_so(cache: Cache) -> None
         read(impatient, 1)
     go_on.set()
     thread.join(LONG)
-    told = f"http://there/x: another process of this machine fetches it into {cache.folder} and has got nothing"
+    told = f"http://there/x: another process of this machine fetches it into {cache.folder} and got nothing"
     assert str(error.value).startswith(told)
+
+
+def test_who_waits_for_room_that_others_take_and_do_not_fill_says_so(cache: Cache) -> None:
+    small = Cache(cache.folder, SIZE, 0.3 / 60)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def fill(descriptor: int) -> None:
+        begun.set()
+        go_on.wait(LONG)
+        fills(1)(descriptor)
+
+    thread = threading.Thread(target=read, args=(small, 1, fill))
+    thread.start()
+    assert begun.wait(LONG)
+    with pytest.raises(UserError) as error:
+        read(small, 2)
+    go_on.set()
+    thread.join(LONG)
+    told = f"http://there/x: other processes of this machine take the room for it in {cache.folder} and got nothing"
+    assert str(error.value).startswith(told)
+    assert read(small, 2) == content(2)
+
+
+def test_a_fetch_that_begins_anew_is_waited_for(cache: Cache) -> None:
+    impatient = Cache(cache.folder, cache.limit, 0.6 / 60)
+    begun = threading.Event()
+
+    def fill(descriptor: int) -> None:
+        until = time.monotonic() + 1.2
+        while time.monotonic() < until:
+            fills(1)(descriptor)
+            begun.set()
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=read, args=(cache, 1, fill))
+    thread.start()
+    assert begun.wait(LONG)
+    assert read(impatient, 1) == content(1)
+    thread.join(LONG)
+
+
+@pytest.fixture
+def small_disk(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    """Return a cache whose limit is beyond its disk, which holds three files."""
+
+    def reserve(descriptor: int, start: int, size: int) -> None:
+        if sum(path.stat().st_size for path in cache.folder.iterdir() if len(path.name) >= 64) + size > 3 * SIZE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.ftruncate(descriptor, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    return Cache(cache.folder, 100 * SIZE, 1)
+
+
+def test_on_a_full_disk_what_is_needed_last_makes_room(small_disk: Cache) -> None:
+    for number in (1, 2, 3):
+        read(small_disk, number)
+        os.utime(small_disk.folder / name(number), (number, number))
+    assert read(small_disk, 4) == content(4)
+    assert kept(small_disk) == {2, 3, 4}
+    notice = Notice(small_disk)
+    notice.say({name(number): number for number in (2, 3, 4)})
+    with pytest.raises(UserError, match=r"free some, lower cache\.gigabytes"):
+        ahead(small_disk, 5, 7)
+    assert kept(small_disk) == {2, 3, 4}
+    assert ahead(small_disk, 5, 3)
+    assert kept(small_disk) == {2, 3, 5}
+
+
+def test_on_a_full_disk_what_others_fill_is_waited_for(small_disk: Cache) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def fill(descriptor: int) -> None:
+        begun.release()
+        go_on.wait(LONG)
+
+    threads = [threading.Thread(target=read, args=(small_disk, number, fill)) for number in (1, 2, 3)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert begun.acquire(timeout=LONG)
+    with pytest.raises(NoRoomError):
+        ahead(small_disk, 4, 0)
+    go_on.set()
+    for thread in threads:
+        thread.join(LONG)
+    assert read(small_disk, 4) == content(4)
+
+
+def test_a_notice_in_a_folder_that_was_removed_is_put_up_again(cache: Cache) -> None:
+    for number in (1, 2, 3):
+        read(cache, number)
+    notice = Notice(cache)
+    shutil.rmtree(cache.folder)
+    cache.folder.touch()
+    with pytest.raises(UserError, match="cannot be used as a cache"):
+        notice.say({name(1): 0})
+    cache.folder.unlink()
+    notice.say({name(number): 0 for number in (1, 2, 3)})
+    for number in (1, 2, 3):
+        read(cache, number)
+    with pytest.raises(NoRoomError):
+        ahead(cache, 4, 7)
 
 
 @pytest.mark.parametrize(

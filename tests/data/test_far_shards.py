@@ -114,6 +114,76 @@ def test_a_server_that_went_and_came_back_is_waited_for(near: ShardReader, far: 
 
 
 @pytest.mark.parametrize(
+    ("ending", "knows_parts"), [("chunked", False), ("close", False), ("gzip", False), ("chunked", True)]
+)
+def test_files_whose_length_is_not_said_are_those_of_the_folder(
+    near: ShardReader, far: FarServer, cache: Cache, ending: str, knows_parts: bool
+) -> None:
+    far.ending, far.knows_parts = ending, knows_parts
+    # Better than one that asks for ever.
+    far.fault = lambda method, name: (403, b"") if far.asked[f"GET {name}"] > 10 else None
+    reader = open_shards(far.url, cache=cache)
+    assert everything(reader) == everything(near)
+    assert reader.fingerprint() == near.fingerprint()
+
+
+@pytest.mark.parametrize("knows_parts", [True, False])
+def test_an_answer_without_length_that_breaks_off_is_not_taken_for_the_file(
+    near: ShardReader, far: FarServer, cache: Cache, knows_parts: bool
+) -> None:
+    far.ending, far.knows_parts = "close", knows_parts
+    reader = open_shards(far.url, cache=cache)
+    far.cut = 2
+    at_once = iter([(206, b"")] if knows_parts else [])
+    far.fault = lambda method, name: next(at_once, None) if name == SECOND else None
+    assert everything(reader) == everything(near)
+
+
+def test_answers_that_always_break_off_are_told_as_that(near: ShardReader, far: FarServer, cache: Cache) -> None:
+    far.ending, far.knows_parts = "close", False
+    reader = open_shards(far.url, cache=cache)
+    far.cut = 100
+    message = refusal(lambda: reader.read(0, "image"))
+    assert f"{far.url}/{FIRST}: cannot be fetched (the answer ended after 5120 of 10240 bytes), after 6" in message
+
+
+def test_a_shard_without_parts_may_take_as_long_as_its_parts_would(
+    near: ShardReader, far: FarServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    far.knows_parts = False
+    reader = open_shards(far.url, cache=cache)
+    monkeypatch.setattr(remote, "PART_SECONDS", 0.8)
+    monkeypatch.setattr(remote, "PART_BYTES", 1000)
+    far.pace = (1000, 0.1)
+    assert reader.read(0, "image") == near.read(0, "image")
+
+
+def test_a_server_that_sends_a_few_bytes_now_and_then_is_given_up(
+    near: ShardReader, far: FarServer, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = open_shards(far.url, cache=cache)
+    monkeypatch.setattr(remote, "PART_SECONDS", 0.2)
+    far.pace = (1, 0.01)
+    message = refusal(lambda: reader.read(0, "image"))
+    assert f"{far.url}/{FIRST}: cannot be fetched (" in message
+    assert "are too few), after 1 attempts" in message
+
+
+def test_a_server_that_knows_neither_lengths_nor_parts_of_what_it_has_is_asked_for_the_whole(
+    near: ShardReader, far: FarServer, cache: Cache
+) -> None:
+    no_part = iter([(416, b"")])
+
+    def fault(method: str, name: str) -> tuple[int, bytes] | None:
+        if method == "HEAD":
+            return 200, b""
+        return next(no_part, None) if name == SECOND else None
+
+    far.fault = fault
+    assert everything(open_shards(far.url, cache=cache)) == everything(near)
+
+
+@pytest.mark.parametrize(
     ("status", "words"), [(403, "refuses it (HTTP 403"), (401, "refuses it (HTTP 401"), (503, "after 6 attempts in")]
 )
 def test_a_server_that_refuses_is_asked_again_only_where_that_may_help(
@@ -142,15 +212,16 @@ def flipped(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "words", "asked"),
     [
-        (flipped, "the bytes of {url} are not those of the index (checksum differs); copy both there again"),
-        (lambda content: content[:-10], "{url} has 10230 bytes, the index says 10240; copy it there again"),
-        (lambda content: b"", "{url} has 0 bytes, the index says 10240; copy it there again"),
+        (flipped, "the bytes of {url} are not those of the index (checksum differs); copy both there again", 2),
+        (lambda content: content[:-10], "{url} has 10230 bytes, the index says 10240; copy it there again", 2),
+        # Each time for a part and, as there is none, for the whole.
+        (lambda content: b"", "{url} has 0 bytes, the index says 10240; copy it there again", 4),
     ],
 )
 def test_a_damaged_shard_is_fetched_twice_then_named_and_not_fetched_for_its_other_samples(
-    near: ShardReader, far: FarServer, cache: Cache, damage: Callable[[bytes], bytes], words: str
+    near: ShardReader, far: FarServer, cache: Cache, damage: Callable[[bytes], bytes], words: str, asked: int
 ) -> None:
     far.damage = lambda name, content: damage(content) if name == SECOND else content
     reader = open_shards(far.url, cache=cache)
@@ -158,7 +229,7 @@ def test_a_damaged_shard_is_fetched_twice_then_named_and_not_fetched_for_its_oth
     for position in (3, 4):
         message = refusal(lambda at=position: reader.read(at, "image"), CorruptSampleError)
         assert message.startswith(f"{url}, sample 'scene_00{position}': {words.format(url=url)}")
-    assert far.tars() == {SECOND: 2}
+    assert far.tars() == {SECOND: asked}
     assert reader.read(0, "image") == near.read(0, "image")
     assert not list(cache.folder.glob("*.partial"))
 
@@ -191,7 +262,17 @@ def test_a_shard_in_the_middle_that_is_missing_is_told_when_it_is_read(
     for position in (3, 5):
         message = refusal(lambda at=position: reader.read(at, "image"), CorruptSampleError)
         assert message == f"{url}, sample 'scene_00{position}': {url} is missing; put it back"
-    assert far.tars() == {SECOND: 1}
+    assert far.tars() == {SECOND: remote.MISSING_ATTEMPTS}
+
+
+@pytest.mark.parametrize("name", [SECOND, INDEX_NAME])
+def test_a_file_that_is_missing_for_a_moment_is_asked_for_again(
+    near: ShardReader, far: FarServer, cache: Cache, name: str
+) -> None:
+    reader = open_shards(far.url, cache=cache)
+    missing = iter([name, name])
+    far.fault = lambda method, asked: (404, b"") if asked == name and next(missing, None) else None
+    assert everything(reader) == everything(near)
 
 
 def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(near: ShardReader, far: FarServer, cache: Cache) -> None:
@@ -201,6 +282,39 @@ def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(near: ShardReader
     (cache.folder / shard.sha256).write_bytes(bytes(shard.size))
     assert everything(reader) == everything(near)
     assert far.tars()[FIRST] == 2
+
+
+@pytest.mark.parametrize("damage", [lambda content: bytes(len(content)), lambda content: content.replace(b"7", b"8")])
+def test_an_index_that_was_damaged_in_the_cache_is_fetched_again(
+    near: ShardReader, far: FarServer, cache: Cache, damage: Callable[[bytes], bytes]
+) -> None:
+    open_shards(far.url, cache=cache)
+    [file] = (path for path in cache.folder.iterdir() if not path.name.startswith("."))
+    assert damage(file.read_bytes()) != file.read_bytes()
+    file.write_bytes(damage(file.read_bytes()))
+    for _ in range(2):
+        assert open_shards(far.url, cache=cache).fingerprint() == near.fingerprint()
+    assert far.asked[f"GET {INDEX_NAME}"] == 2
+
+
+def test_an_index_that_was_replaced_while_it_was_fetched_is_not_kept_as_the_one_before(
+    near: ShardReader, far: FarServer, cache: Cache
+) -> None:
+    there = far.folder / INDEX_NAME
+    before = there.read_bytes()
+
+    def replace(method: str, name: str) -> None:
+        if (method, name) == ("GET", INDEX_NAME):
+            there.write_bytes(before.replace(b"scene_000", b"scene_999"))
+
+    far.fault = replace
+    other = open_shards(far.url, cache=cache)
+    assert other.fingerprint() != near.fingerprint()
+    assert other.where(0).endswith("'scene_999'")
+    far.fault = lambda method, name: None
+    there.write_bytes(before)
+    assert open_shards(far.url, cache=cache).fingerprint() == near.fingerprint()
+    assert "was changed or removed" in refusal(lambda: other.read(0, "image"))
 
 
 def test_an_index_that_was_changed_while_a_program_runs_is_refused_before_more_is_fetched(
@@ -272,7 +386,17 @@ def test_a_redirection_leads_to_http_alone(near: ShardReader, far: FarServer, ca
     reader = open_shards(far.url, False, cache)
     message = refusal(lambda: reader.read(0, "image"))
     assert message.startswith(f"{far.url}/{FIRST}: ")
-    assert "secret'" not in message
+    assert "refuses it (NonHttpUrlRedirectClientError file://" in message
+    assert far.tars()[FIRST] == 3, "twice for the other shard, and once"
+
+
+def test_a_redirection_to_what_is_no_host_is_one_message_at_once(
+    near: ShardReader, far: FarServer, cache: Cache
+) -> None:
+    far.fault = lambda method, name: (302, f"http://{'a' * 70}.x/y".encode()) if name == FIRST else None
+    reader = open_shards(far.url, False, cache)
+    assert "the server refuses it (" in refusal(lambda: reader.read(0, "image"))
+    assert far.tars()[FIRST] == 1
 
 
 def test_a_limit_that_holds_no_shard_is_refused(near: ShardReader, far: FarServer, tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Shards are fetched before they are needed, in the order in which they are, as far as there is room."""
 
+import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -73,6 +76,38 @@ def test_no_more_is_fetched_than_there_is_room_for_until_batches_have_been_recei
             wait_for(lambda now=needed: now <= held(near, cache))
     assert fetched(far) == ORDER
     assert set(far.tars().values()) == {1}, "what is about to be needed does not go"
+
+
+def test_a_folder_that_is_removed_or_full_for_a_while_ends_no_fetching_ahead(
+    near: ShardReader,
+    far: FarServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    cache, full = Cache(tmp_path / "cache", 10**9, 1), tmp_path / "full"
+    reader = open_shards(far.url, cache=cache)
+    write = os.pwrite
+
+    def write_if_there_is_room(*words: Any) -> int:
+        if full.exists():
+            (tmp_path / "refused").touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(*words)
+
+    monkeypatch.setattr("esl_dist.data.fetching.PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(os, "pwrite", write_if_there_is_room)
+    with fetching_ahead(positions(), [reader], cache) as note_received:
+        wait_for(lambda: len(held(near, cache)) == SHARDS)
+        full.touch()
+        shutil.rmtree(cache.folder)
+        note_received(1)
+        wait_for((tmp_path / "refused").exists)
+        full.unlink()
+        wait_for(lambda: held(near, cache) >= set(ORDER[1:]))
+        [notice] = cache.folder.glob("needed-*")
+        assert near.index.shards[ORDER[1]].sha256 in notice.read_text()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_process_ends_with_the_block_and_with_its_parent(far: FarServer, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def print_sensitivity(works: Mapping[tuple[int, int], Work]) -> None:
         "with sums, a fused layer, overlap": ANSWERS["+ gradients summed during the backward pass"],
     }
     print(
-        "\nPredicted efficiency on 64 GPUs, 1 picture a GPU, where an assumption is another; InfiniBand but where said."
+        "\nPredicted efficiency on 64 GPUs, 1 picture a GPU, where an assumption is another (InfiniBand if not said)."
     )
     plain, fast, slow = Gpu(), ETHERNET.hop / 4, ETHERNET.hop * 4
     on_infiniband = {

@@ -27,6 +27,7 @@ class Gpu:
         launch: the host's time to launch one from Python (assumed; PyTorch's eager mode takes 5 to 8 µs).
         collective: the host's time to launch a collective (assumed).
         wait: for the host to hear that the device is done, and the device to get work again (assumed).
+        jitter: standard deviation of what a rank does by itself in a step, relative (assumed).
     """
 
     half_peak: float = 989e12
@@ -38,6 +39,7 @@ class Gpu:
     launch: float = 6.5 * MICRO
     collective: float = 25 * MICRO
     wait: float = 20 * MICRO
+    jitter: float = 0.02
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,6 @@ class Prediction:
         return self.passes + self.layers + self.statistics + self.gradients + self.host + self.slowest
 
 
-JITTER = 0.02
-"""Standard deviation of a rank's step, relative (assumed)."""
-
-
 def predict(work: Work, gpus: int, fabric: Fabric, gpu: Gpu, way: Way | None = None) -> Prediction:
     """Return the seconds of a step on so many GPUs; with `accumulate`, of so many micro-batches.
 
@@ -233,7 +231,8 @@ def predict(work: Work, gpus: int, fabric: Fabric, gpu: Gpu, way: Way | None = N
     many = way.accumulate
     busy = many * (passes + layers + statistics)
     beyond = max(0.0, many * host - busy)
-    slowest = slowest_of(gpus, JITTER) * (busy + beyond)
+    # What a collective takes is the same for all who wait for it.
+    slowest = slowest_of(gpus, gpu.jitter) * (many * (passes + layers) + beyond)
     return Prediction(many * passes, many * layers, many * statistics, gradients, beyond, slowest)
 
 

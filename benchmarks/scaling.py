@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -239,25 +240,39 @@ def print_answers(works: Mapping[tuple[int, int], Work], gpu: Gpu) -> None:
 
 
 def print_sensitivity(works: Mapping[tuple[int, int], Work]) -> None:
-    """Print how much the result hangs on what was assumed: twice as good, and half as good."""
+    """Print how much the result hangs on what was assumed, where an assumption is another."""
     ways = {
         "as it is": Way(),
         "with sums, a fused layer, overlap": ANSWERS["+ gradients summed during the backward pass"],
     }
-    print("\nPredicted efficiency on 64 GPUs with InfiniBand, 1 picture a GPU, where an assumption is another.")
-    plain = Gpu()
-    assumed = {
+    print(
+        "\nPredicted efficiency on 64 GPUs, 1 picture a GPU, where an assumption is another (InfiniBand if not said)."
+    )
+    plain, fast, slow = Gpu(), ETHERNET.hop / 4, ETHERNET.hop * 4
+    on_infiniband = {
         "as assumed": plain,
         "convolutions reach 0.25 of the peak": Gpu(attained=plain.attained / 2),
         "convolutions reach 0.8 of the peak": Gpu(attained=0.8),
+        "kernels reach 0.5 of the memory's bandwidth": Gpu(memory_attained=0.5),
+        "kernels reach 0.95 of the memory's bandwidth": Gpu(memory_attained=0.95),
+        "the shortest kernel takes 5 µs": Gpu(kernel=2 * plain.kernel),
         "the host launches twice as fast": Gpu(launch=plain.launch / 2, collective=plain.collective / 2),
         "the host launches half as fast": Gpu(launch=2 * plain.launch, collective=2 * plain.collective),
+        "ranks jitter by 1 %": Gpu(jitter=plain.jitter / 2),
+        "ranks jitter by 10 %": Gpu(jitter=5 * plain.jitter),
     }
+    on_ethernet = {
+        "Ethernet, as assumed": ETHERNET,
+        f"Ethernet, {1e6 * fast:.0f} µs more a hop": replace(ETHERNET, hop=fast),
+        f"Ethernet, {1e6 * slow:.0f} µs more a hop": replace(ETHERNET, hop=slow),
+    }
+    assumed = {name: (gpu, INFINIBAND) for name, gpu in on_infiniband.items()}
+    assumed |= {name: (plain, fabric) for name, fabric in on_ethernet.items()}
 
     def rows() -> Iterator[Sequence[str]]:
-        for name, gpu in assumed.items():
-            found = [efficiency(works[1, 64], 64, INFINIBAND, gpu, way) for way in ways.values()]
-            alone = predict(works[1, 1], 1, INFINIBAND, gpu).total()
+        for name, (gpu, fabric) in assumed.items():
+            found = [efficiency(works[1, 64], 64, fabric, gpu, way) for way in ways.values()]
+            alone = predict(works[1, 1], 1, fabric, gpu).total()
             yield name, f"{1e3 * alone:.0f}", *(f"{100 * one:.0f} %" for one in found)
 
     table("assumption | ms of a step on one GPU | " + " | ".join(ways), rows())

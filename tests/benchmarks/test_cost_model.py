@@ -91,6 +91,13 @@ def test_the_slowest_of_two_is_later_by_the_jitter_over_the_root_of_pi() -> None
     assert slowest_of(2, 0.1) == pytest.approx(0.1 / math.sqrt(math.pi), rel=0.01)
 
 
+def test_a_slower_network_makes_no_rank_later_than_the_others() -> None:
+    """Who waits for a collective waits as long as all who wait for it."""
+    ways = (predict(work(), 512, fabric, GPU) for fabric in (INFINIBAND, ETHERNET))
+    fast, slow = (found.slowest / (found.passes + found.layers + found.host) for found in ways)
+    assert fast == slow == pytest.approx(slowest_of(512, GPU.jitter))
+
+
 @NETWORKS
 def test_each_answer_shortens_what_it_is_an_answer_to(fabric: Fabric) -> None:
     plain = Way()

@@ -81,7 +81,7 @@ def test_the_tables_of_predictions_are_whole(
     counts, sent, infiniband, ethernet, answers, sensitivity = tables(capsys.readouterr().out)
     assert [len(rows) for rows in (counts, sent)] == [len(PASSES) + 2 * 2, 2 + 1]
     assert len(answers) == len(scaling.ANSWERS)
-    assert len(sensitivity) == 5
+    assert len(sensitivity) == 10 + 3
     for rows in (infiniband, ethernet):
         alone, together = (float(row.rsplit("|", 2)[1].strip(" %")) for row in rows)
         assert 0 < together < alone == 100

@@ -33,8 +33,10 @@ from esl_dist.endings import EXIT_USER_ERROR as EXIT_USER_ERROR
 from esl_dist.endings import cause, ending, note_end
 from esl_dist.environment import LOCAL_RANK, launch
 from esl_dist.errors import StoppedError, UserError, memory_words
+from esl_dist.files import as_given, shortened
 from esl_dist.slurm import adopt_step
 from esl_dist.stop_signals import keep_end, own_process
+from esl_dist.urls import is_url
 
 Config = TypeVar("Config")
 
@@ -107,6 +109,8 @@ def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[st
             raise UserError(f"{COMMAND_LINE}: {_as_setting(word, words, schema)}")
     if len(files) > 1:
         raise UserError(f"{COMMAND_LINE}: --config is given {len(files)} times; expected one file")
+    if files and is_url(files[0]):
+        raise UserError(f"{COMMAND_LINE}: --config: {as_given(files[0])}: a URL; expected a file on this machine")
     return Path(files[0]) if files else None, overrides
 
 
@@ -125,13 +129,14 @@ def _as_setting(word: str, words: Sequence[str], schema: type) -> str:
     known = settings_of(schema)
     name, _, value = word.lstrip("-").partition("=")
     name = name if name in known else name.replace("-", "_")
-    problem = f"{word!r} is not of the form key=value"
+    problem = f"{shortened(word)} is not of the form key=value"
     if name not in known:
-        problem = f"unrecognized arguments: {word}" if word.startswith("-") else problem
+        problem = f"unrecognized arguments: {as_given(word)}" if word.startswith("-") else problem
         near = difflib.get_close_matches(word, ["--help", "--config"], 1, cutoff=0.7)
         return f"{problem}; {f'{near[0]} is near, and ' if near else ''}--help lists all settings"
     behind = next((other for other in words[words.index(word) + 1 :] if other != "="), "=")
-    return f"{problem}; write {name}={value or ('…' if '=' in behind or behind.startswith('--') else behind)}"
+    value = value or ("…" if "=" in behind or behind.startswith("--") else behind)
+    return f"{problem}; write {name}={as_given(value)}"
 
 
 def _say(text: str) -> None:

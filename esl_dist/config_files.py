@@ -37,7 +37,7 @@ from esl_dist.config_values import (
 )
 from esl_dist.errors import UserError
 from esl_dist.files import as_given, shortened, whole_file
-from esl_dist.urls import is_url, problem_of_url
+from esl_dist.urls import is_like_url, is_url, problem_of_url
 from esl_dist.yaml_text import Values, values_of
 
 Config = TypeVar("Config")
@@ -117,7 +117,7 @@ def _problem(value: Any, setting: Setting, is_here: bool) -> str | None:
     problem = problem_of_bounds(value, setting.bounds)
     if problem is not None or value is None or not is_here:
         return problem
-    if FAR in setting.bounds and is_url(value):
+    if FAR in setting.bounds and (is_url(value) or (is_like_url(value) and not os.path.lexists(value))):
         return problem_of_url(value)
     if FOLDER not in setting.bounds:
         return None

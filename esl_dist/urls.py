@@ -1,6 +1,6 @@
 """URLs of folders of shards: which texts are URLs, what may stand in one, and where a file of the folder lies.
 
-A URL is written to logs, checkpoints and `run.json` as it was given, so one with a secret in it is refused. It stays
+A URL is written to logs, checkpoints and `run.json` as it was given, so one that may hold a secret is refused. It stays
 what it is: the two schemes below, no command in a pipe, no file of this machine, no name that leads to another host.
 """
 
@@ -11,10 +11,13 @@ SCHEMES = ("http", "https", "s3")
 
 EXPECTED = "expected a folder, or one far away: http://…, https://… or s3://bucket/…"
 
-SAFE = "/%:@!$&'()*+,;=~"
+SAFE = "/%:!$&'()*+,;=~"
 """Signs of a URL's path that mean something, or that were escaped by whoever gave it."""
 
-SECRET = re.compile(r"(?<=://)[^\s/]*@")
+BEGINNING = re.compile(r":/+|\b(?:https?|s3):/*", re.IGNORECASE)
+"""Of what may hold a secret, a mistyped URL's, too."""
+
+LIKE_A_URL = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
 def is_url(text: str) -> bool:
@@ -22,26 +25,42 @@ def is_url(text: str) -> bool:
     return "://" in text
 
 
+def is_like_url(text: str) -> bool:
+    """Say whether a text begins as a URL does, as `http:/host` and `pipe:…` do; a path may, too."""
+    return LIKE_A_URL.match(text) is not None
+
+
 def without_secrets(text: str) -> str:
-    """Return a text with what stands for user and password in its URLs left out."""
-    return SECRET.sub("…@", text)
+    """Return a text with what may be a user, a password or a token in its URLs left out."""
+    begun = BEGINNING.search(text)
+    if begun is None:
+        return text
+    # A secret may hold any sign, / and blanks as well: it goes up to the last @, and behind the first ? or #.
+    _, at, rest = text[begun.end() :].rpartition("@")
+    shown, *token = re.split("[?#]", rest, maxsplit=1)
+    return f"{text[: begun.end()]}{'…@' if at else ''}{shown}{'?…' if token else ''}"
 
 
 def problem_of_url(url: str) -> str | None:
     """Say why a URL cannot be that of a folder of shards; None: it can."""
+    if "@" in url:
+        # Wherever it stands: a password may hold a slash, and then the host seems to end before it.
+        return (
+            "it holds an @, and before it perhaps a user or a password, which logs and checkpoints would hold, too; "
+            "leave them out and give them in ~/.netrc or, for s3, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
+            "~/.aws (an @ of a path is written %40 in http)"
+        )
     try:
         parts = urlsplit(url)
         _ = parts.port
-    except ValueError as error:
-        return f"{EXPECTED} ({without_secrets(str(error))})"
+    except ValueError:
+        # Its words may repeat a part of a secret.
+        return f"{EXPECTED}; behind :// stands a host, and perhaps : and the number of a port"
+    if parts.scheme in SCHEMES and not url.startswith(parts.scheme):
+        return f"{EXPECTED}; write {parts.scheme}:// in small letters"
     is_host = bool(parts.hostname) and parts.netloc.isascii()
     if parts.scheme not in SCHEMES or not is_host or not url.startswith(f"{parts.scheme}://"):
         return EXPECTED
-    if "@" in parts.netloc:
-        return (
-            "it holds a user or a password, which logs and checkpoints would hold, too; leave it out and give it in "
-            "~/.netrc or, for s3, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or ~/.aws"
-        )
     if "?" in url or "#" in url:
         return f"{EXPECTED}; it is a folder's, without ? and #"
     return None

@@ -137,6 +137,10 @@ def test_a_bad_launcher_does_not_hide_another_mistake(
             for words in [("--config",), ("--config", "--size", "3"), ("--config", "--config", "a"), ("--config=",)]
         ),
         (("--config", "a", "--config", "b"), "--config is given 2 times; expected one file"),
+        (("--config", "http://k:s/1@b/c"), "--config: http://…@b/c: a URL; expected a file on this machine"),
+        (("--root", "s3://k:s/1@b"), "'--root' is not of the form key=value; write root=s3://…@b"),
+        (("s3://k:s/1@b",), "'s3://…@b' is not of the form key=value; --help lists all settings"),
+        (("--s3://k:s/1@b",), "unrecognized arguments: --s3://…@b; --help lists all settings"),
     ],
 )
 def test_a_word_of_another_form_is_told_how_it_is_written(

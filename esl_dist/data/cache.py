@@ -51,13 +51,25 @@ class Cache:
         folder: on a disk of this machine.
         limit: bytes of all its files together.
         timeout_minutes: how long another process may fetch without getting on.
-        note: called while this process waits or fetches, in any of its threads, so that others know that it gets on.
+        progress: called while this process waits or fetches, in any of its threads, so that others know that it gets on.
     """
 
     folder: Path
     limit: int
     timeout_minutes: float
-    note: Callable[[], None] = lambda: None
+    progress: Callable[[], None] = lambda: None
+
+    def note(self) -> None:
+        """Note that this process waits or fetches, where it is heard."""
+        (_HEARD[-1] if _HEARD else self.progress)()
+
+
+_HEARD = list[Callable[[], None]]()
+
+
+def note_by(progress: Callable[[], None]) -> None:
+    """Have all caches note by `progress` in this process, one that was forked: its program does not hear their own."""
+    _HEARD.append(progress)
 
 
 def cache_of(folder: str | None, gigabytes: float, timeout_minutes: float, note: Callable[[], None]) -> Cache:

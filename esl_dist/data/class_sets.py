@@ -113,10 +113,11 @@ def read_class_sets(place: str | Path, cache: Cache | None = None) -> dict[str, 
     Raises:
         UserError: it is neither, or names no class set.
     """
-    file = Path(place)
-    if is_url(str(place)) and cache is not None:
+    if is_url(str(place)):
+        if cache is None:
+            raise ValueError(f"{place}: is far away, and no cache is given")
         class_sets = open_far_shards(str(place), cache)[1].class_sets
-    elif file.is_dir():
+    elif (file := Path(place)).is_dir():
         class_sets = read_index(file).class_sets
     else:
         described = {"class_sets": {}, "id_names": None} | read_yaml(file)

@@ -231,4 +231,4 @@ def _words(cause: BaseException, status: int | None) -> str:
     if not text or is_url(text.split()[0]):
         # A URL alone does not say what is wrong with it.
         text = f"{type(cause).__name__} {text}".rstrip()
-    return without_secrets(beginning(text if status is None else f"HTTP {status}: {text}", 200))
+    return beginning(without_secrets(text if status is None else f"HTTP {status}: {text}"), 200)

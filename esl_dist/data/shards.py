@@ -219,7 +219,7 @@ def open_shards(folder: str | Path, whole: bool = True, cache: Cache | None = No
         folder: where they lie, a path or a URL.
         whole: whether every shard has to be there with its size; its bytes are checked by `verify`. Of those far away
             only the first and the last are asked for, and each is checked when it is fetched.
-        cache: where those from far away are kept.
+        cache: where those from far away are kept; a URL needs one.
 
     Raises:
         UserError: the folder is missing, incomplete or without samples, its index is damaged or, if it has to be
@@ -236,7 +236,9 @@ def open_shards(folder: str | Path, whole: bool = True, cache: Cache | None = No
 
 
 def _opened_reader(folder: str | Path, cache: Cache | None) -> ShardReader:
-    if is_url(str(folder)) and cache is not None:
+    if is_url(str(folder)):
+        if cache is None:
+            raise ValueError(f"{folder}: is far away, and no cache is given")
         url = str(folder).rstrip("/")
         far, index = open_far_shards(url, cache)
         return ShardReader(url, index, far)

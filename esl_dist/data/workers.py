@@ -7,6 +7,7 @@ itself, with a batch or with what went wrong. Its batches lie in files in memory
 it starts. Its end closes its pipe, so it is noticed at once, and its exit status says what it was.
 """
 
+import mmap
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ import cv2
 import torch
 from torch import Tensor
 
+from esl_dist.data.cache import note_by
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError, memory_words
 from esl_dist.machine import allow_open_files, shortage
@@ -53,13 +55,15 @@ class Workers:
 
     Attributes:
         number: how many; 0: the program's own process reads.
-        timeout_minutes: how long a batch may take.
+        timeout_minutes: how long one that is waited for may go without getting on.
         setting: the one that says how many.
+        progress: called while one that is waited for fetches, so that others know that this process gets on.
     """
 
     number: int
     timeout_minutes: float
     setting: str = "workers"
+    progress: Callable[[], None] = lambda: None
 
 
 def read_ahead(
@@ -152,7 +156,7 @@ class _Process:
     """A process that reads: what the program asks it for, and the loop that answers."""
 
     def __init__(self, read: Callable[[int], Sample], workers: Workers, shards: ShardReader) -> None:
-        self.read, self.shards, self.timeout_minutes = read, shards, workers.timeout_minutes
+        self.read, self.shards, self.workers = read, shards, workers
         self.who = f"a process that reads {shards.folder}"
         self.fewer = f"fewer than {workers.setting}={workers.number}, or a smaller batch"
         self.asked: deque[tuple[int, list[int]]] = deque()
@@ -160,6 +164,8 @@ class _Process:
         try:
             # By the time that a memory's next turn comes, its batch has been received.
             self.memories = deque(os.memfd_create("samples") for _ in range(READ_AHEAD))
+            # Shared with it: changes while it fetches or waits for who does.
+            self.got_on = mmap.mmap(-1, 1)
             self.pipe, its_pipe = Pipe()
             self.identifier = os.fork()
         except OSError as error:
@@ -185,6 +191,7 @@ class _Process:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         end_with(self.parent)
+        note_by(self.note)
         torch.set_num_threads(1)
         cv2.setNumThreads(0)
         with suppress(EOFError, ConnectionError):
@@ -192,6 +199,10 @@ class _Process:
             while os.getppid() == self.parent:
                 if pipe.poll(LOOK_SECONDS):
                     pipe.send(self.answer(*_received(pipe)))
+
+    def note(self) -> None:
+        """Tell the program, from the process, that it gets on."""
+        self.got_on[0] = (self.got_on[0] + 1) % 256
 
     def answer(self, memory: int, wanted: list[int]) -> Layout | Exception:
         """Put a batch into memory; returns how it lies there, or what went wrong."""
@@ -219,14 +230,17 @@ class _Process:
         """Return the batch that was asked for first."""
         memory, wanted = self.asked.popleft()
         place = f"{self.shards.where(wanted[0])}{' or another of its batch' if len(wanted) > 1 else ''}"
-        waited = 0.0
+        waited, before, minutes = 0.0, self.got_on[0], self.workers.timeout_minutes
         # In small steps: time in which the whole job was suspended does not count.
         while not self.pipe.poll(LOOK_SECONDS):
             waited += LOOK_SECONDS
-            if waited >= 60 * self.timeout_minutes:
+            if self.got_on[0] != before:
+                waited, before, minutes = 0.0, self.got_on[0], self.workers.timeout_minutes
+                self.workers.progress()
+            if waited >= 60 * minutes:
                 raise UserError(
-                    f"{self.who} has sent nothing for {self.timeout_minutes:g} minutes, at {place}: it is stopped, or "
-                    "the disk does not answer; look for the cause on this machine, or raise timeout_minutes"
+                    f"{self.who} has sent nothing for {minutes:g} minutes, at {place}: it is stopped, or the disk does "
+                    "not answer; look for the cause on this machine, or raise timeout_minutes"
                 )
         try:
             answer: Layout | Exception = _received(self.pipe)
@@ -266,5 +280,6 @@ class _Process:
             while os.waitpid(self.identifier, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS / 1000)
         self.pipe.close()
+        self.got_on.close()
         for memory in self.memories:
             os.close(memory)

@@ -20,7 +20,7 @@ from esl_dist.inference.output_places import is_writable
 from esl_dist.inference.prediction_files import PredictionFiles, values_of
 from esl_dist.inference.predictor import Inputs, Predictor, open_inputs, print_plan, with_common_size
 from esl_dist.inference.scoring import Scoring, score_networks, write_score_curves
-from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks
+from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, require_same_on_ranks
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import percent, score_table
 from esl_dist.runs.checkpoints import checkpoint_folder
@@ -58,7 +58,7 @@ def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], s
     if config.predictions is not None:
         values = values_of(inputs.named_classes(first) or first.classes, form)
         files = PredictionFiles(Path(config.predictions), shards, form, values)
-    workers = Workers(config.workers, config.timeout_minutes)
+    workers = Workers(config.workers, config.timeout_minutes, progress=note_progress)
     scoring = Scoring(shards, statistics, files, Path(config.experiments), workers)
     print_plan(f"{'scoring' if scoring.is_labelled else 'predicting'} ({config.mode})", shards, ensemble, plan)
     return scoring

@@ -42,6 +42,7 @@ from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.ranks.collectives import gather_texts, is_main, warn, world_size
 from esl_dist.ranks.session import Ranks
+from esl_dist.urls import without_secrets
 
 RUN_RECORD = "run.json"
 FORMAT, FORMAT_VERSION = "esl-dist run", 1
@@ -126,7 +127,7 @@ class RunRecord:
             return
         before = [replace(one, state="lost") if one.state == "running" else one for one in _read(self._file)]
         start = Start(
-            command=[as_unicode(word) for word in sys.argv],
+            command=[without_secrets(as_unicode(word)) for word in sys.argv],
             began=_now(),
             host=socket.gethostname(),
             processes=world_size(),

@@ -18,7 +18,7 @@ from esl_dist.errors import StoppedError, UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import published_state
-from esl_dist.ranks.collectives import is_main, print_on_main, wait_for_all
+from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, wait_for_all
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.async_save import BackgroundSaver
 from esl_dist.runs.checkpoints import Checkpoint, set_aside_after
@@ -132,7 +132,7 @@ def _batches(training: Training) -> Generator[MicroBatch]:
     config = training.config
     assert config.seed is not None
     order = Order(config.seed, config.loader.shuffle_window, config.batch_size, config.accumulate)
-    workers = Workers(config.loader.workers, config.timeout_minutes, "loader.workers")
+    workers = Workers(config.loader.workers, config.timeout_minutes, "loader.workers", note_progress)
     return own_micro_batches(training.data, order, training.first_step, workers, training.ranks.device)
 
 

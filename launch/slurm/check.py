@@ -28,6 +28,7 @@ def check(config: Train | PseudoLabel | Evaluate) -> None:
     Raises:
         UserError: settings that cannot be, or shards that are missing, damaged or do not fit each other.
     """
+    from esl_dist.data.cache import cache_of
     from esl_dist.data.shards import open_shards
     from esl_dist.training.contradictions import check_training
 
@@ -40,10 +41,10 @@ def check(config: Train | PseudoLabel | Evaluate) -> None:
 
             give_interrupt_back()
             open_training_data(config, METHODS[config.method.name])
-        case PseudoLabel():
-            open_shards(config.target.path)
-        case Evaluate():
-            open_shards(config.data.path)
+        case PseudoLabel() | Evaluate():
+            pictures = config.target if isinstance(config, PseudoLabel) else config.data
+            cache = cache_of(config.cache.folder, config.cache.gigabytes, config.timeout_minutes, lambda: None)
+            open_shards(pictures.path, cache=cache)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Class sets come from a folder of shards or from a description, whether its data set is at hand or not."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from esl_dist.data.class_sets import read_class_sets, same_classes
 from esl_dist.data.labels import class_names
+from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from tests.builders import CLASS_ENTRIES, class_set, drawn_shards, write_description, write_shards
 from tests.programs import PROJECT
@@ -43,3 +45,9 @@ def test_classes_are_the_same_by_name_and_order() -> None:
     assert same_classes("village3", (house, road, sky), known) is None
     assert same_classes("other3", class_set(), known) is None
     assert class_names(class_set()) == [entry["name"] for entry in CLASS_ENTRIES]
+
+
+@pytest.mark.parametrize("read", [read_class_sets, open_shards])
+def test_a_url_is_never_taken_for_a_path(read: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match=r"^http://host/a//b: is far away, and no cache is given$"):
+        read("http://host/a//b")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from multiprocessing.connection import Connection
@@ -19,11 +20,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from esl_dist.data import far_shards, workers
+from esl_dist.data.cache import Cache
 from esl_dist.data.images import decode_image
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import FILES_A_PROCESS, Workers, read_ahead
 from esl_dist.errors import CorruptSampleError, UserError
 from tests.builders import drawn_shards
+from tests.far_servers import far_server
 from tests.programs import PROJECT
 
 PICTURE = (3, 64, 512)
@@ -299,3 +303,28 @@ def test_whatever_the_limit_on_open_files_the_batches_come_or_the_limit_is_named
         assert line.startswith("UserError: "), line
         assert "(ulimit -n" in line
         assert "open files" in line
+
+
+def test_a_process_that_fetches_slowly_is_waited_for_and_one_that_does_nothing_is_not(
+    shards: ShardReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far_shards, "PART_BYTES", 500)
+    monkeypatch.setattr(workers, "LOOK_SECONDS", 0.1)
+    heard = Counter[str]()
+    timeout = Workers(1, 2 / 60, progress=lambda: heard.update(["got on"]))
+
+    def slow(method: str, name: str) -> None:
+        time.sleep(0.1 if name.endswith(".tar") else 0)
+
+    with far_server(Path(shards.folder), fault=slow) as far:
+        reader, began = open_shards(far.url, cache=Cache(tmp_path / "cache", 10**9, 1)), time.monotonic()
+
+        def image(position: int) -> dict[str, Tensor]:
+            return {"bytes": torch.tensor(len(reader.read(position, "image")))}
+
+        [batch] = read_ahead(image, iter([[0, 3]]), timeout, reader)
+    assert batch["bytes"].tolist() == [len(shards.read(position, "image")) for position in (0, 3)]
+    assert time.monotonic() - began > 2, "longer than a process may be silent"
+    assert heard["got on"] > 2, "other ranks know it"
+    with pytest.raises(UserError, match=r"has sent nothing for 0\.0333333 minutes"):
+        list(read_ahead(bad_at(0, lambda: time.sleep(60)), iter([[0]]), timeout, shards))

@@ -33,10 +33,10 @@ def start(run: Path, first_step: int = 0, step: int = 5, error: BaseException | 
 
 
 def test_a_start_is_noted_with_all_that_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["launch/train.py", "name=r", "source.path=/a\udcff"])
+    monkeypatch.setattr("sys.argv", ["launch/train.py", "name=r", "source.path=/a\udcff", "a=s3://k:s/1@b"])
     monkeypatch.setenv("SECRET_TOKEN", "abc123")
     noted = start(tmp_path, 3, 7)
-    assert noted["command"] == ["launch/train.py", "name=r", "source.path=/a\\udcff"]
+    assert noted["command"] == ["launch/train.py", "name=r", "source.path=/a\\udcff", "a=s3://…@b"]
     assert (noted["first_step"], noted["step"], noted["state"], noted["exit_code"]) == (3, 7, "finished", 0)
     assert (noted["processes"], noted["nodes"], noted["devices"], noted["precision"]) == (1, 1, ["cpu"], "bf16")
     assert noted["versions"]["torch"] == str(torch.__version__)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.builders import drawn_shards
+from tests.far_servers import far_server
 from tests.on_ranks import PROJECT
 
 SCRIPTS = PROJECT / "launch/slurm"
@@ -123,3 +125,21 @@ def test_shellcheck_has_nothing_to_say() -> None:
     assert len(scripts) >= 5
     done = subprocess.run([str(program), "-x", *map(str, scripts)], capture_output=True, text=True, cwd=PROJECT)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "key"),
+    [("pseudo_label", ["checkpoint=c", "output=o"], "target.path"), ("evaluate", ["checkpoint=c"], "data.path")],
+)
+def test_the_loop_looks_at_shards_far_away_before_it_submits(
+    tmp_path: Path, program: str, words: list[str], key: str
+) -> None:
+    check = [sys.executable, str(SCRIPTS / "check.py"), program, *words, "cache.folder=cache"]
+    with far_server(Path(drawn_shards(tmp_path / "there", 2).folder)) as far:
+        good, wrong = (
+            subprocess.run([*check, f"{key}={url}"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+            for url in (far.url, f"{far.url}/nowhere")
+        )
+    assert (good.returncode, good.stderr) == (0, "")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith(f"error: {far.url}/nowhere: no index.json there")

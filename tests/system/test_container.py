@@ -74,22 +74,70 @@ def test_the_image_installs_all_that_its_packages_ask_for() -> None:
                 assert needed in pins(), f"{name}=={release} needs {text}"
 
 
-def test_the_image_is_given_the_programs_and_nothing_of_anyones_own(tmp_path: Path) -> None:
-    wanted = ["configs/demo/advent.yaml", "docker/requirements.txt", "esl_dist/data/shards.py", "launch/train.py"]
-    others = ["experiments/run.json", "data/a.png", "esl_dist/__pycache__/a.pyc", "esl_dist/data/__pycache__/b.pyc"]
-    others += [
-        ".git/config",
-        ".env",
-        ".venv/pyvenv.cfg",
+WANTED = [
+    "configs/datasets/a.txt",
+    "configs/datasets/a.yaml",
+    "configs/demo/recipe.yaml",
+    "docker/requirements.txt",
+    "esl_dist/a.py",
+    "esl_dist/data/shards.py",
+    "launch/accelerate/cpu.yaml",
+    "launch/slurm/run.sh",
+    "launch/slurm/train.sbatch",
+    "launch/train.py",
+    "shards/prepare.py",
+]
+STRANGE = [
+    "index.json",
+    "data/shard-0.tar",
+    "weights.safetensors",
+    "a.log",
+    "id_rsa",
+    "a.png",
+    "key.pem",
+    "a.pyc",
+    "a.npz",
+]
+HIDDEN = [
+    ".env",
+    ".netrc",
+    ".aws/credentials",
+    ".secret.py",
+    ".a/b.yaml",
+    "data/.env",
+    "my_secrets.yaml",
+    "a/secret.yaml",
+]
+NOT_WANTED = [
+    *(f"{folder}/{name}" for folder in ("configs", "esl_dist", "launch", "shards") for name in (*STRANGE, *HIDDEN)),
+    *(f"{folder}/{name}" for folder in ("experiments", "data", "tests", "source_train", "docker") for name in STRANGE),
+    *("data/a.py", "tests/a.py", "tests/a.yaml", "a.py", "a.yaml", ".git/config", ".venv/pyvenv.cfg", "shards/a.yaml"),
+    *(
+        "configs/a.yaml",
+        "configs/demo/b/c.yaml",
+        "configs/data/a.yaml",
+        "configs/camvid/a.txt",
+        "launch/data/a.py",
         "docker/compose.yaml",
-        "tests/a.py",
-        "launch/kubernetes/a.yaml",
-    ]
-    for name in [*wanted, *others]:
+    ),
+    *("launch/kubernetes/a.yaml", "esl_dist/data/__pycache__/b.pyc", "shards/source_train/prepare.py", "launch/a.yaml"),
+]
+
+
+def test_the_image_is_given_the_programs_and_nothing_of_anyones_own(tmp_path: Path) -> None:
+    for name in [*WANTED, *NOT_WANTED]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / ".dockerignore").write_bytes((PROJECT / ".dockerignore").read_bytes())
-    assert try_install.context(tmp_path) == wanted
+    assert try_install.context(tmp_path) == WANTED
+
+
+def test_the_image_is_given_all_that_the_project_has_of_programs_and_recipes() -> None:
+    list_files = ["git", "ls-files", "--", "configs", "esl_dist", "launch", "shards", ":!launch/kubernetes"]
+    listed = subprocess.run(list_files, cwd=PROJECT, capture_output=True, text=True, check=False).stdout.split()
+    if not listed:
+        pytest.skip("not a checkout of Git")
+    assert set(listed) - set(try_install.context(PROJECT)) == set()
 
 
 def test_instructions_are_read_over_lines_and_comments() -> None:

@@ -52,16 +52,69 @@ def words_of(pod: Mapping[str, Any]) -> list[str]:
     return words[words.index("python") :]
 
 
+CHOICES = {
+    "completionMode": {"Indexed"},
+    "action": {"FailJob", "FailIndex", "Ignore", "Count"},
+    "operator": {"In", "NotIn"},
+    "cleanPodPolicy": {"All", "Running", "None"},
+    "fsGroupChangePolicy": {"OnRootMismatch", "Always"},
+    "medium": {"Memory"},
+    "accessModes": {"ReadWriteMany"},
+}
+"""What the API takes, and can be meant here, under names that the schemas take any text for."""
+
+QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|[KMGTPE]i|[MGTPE])?")
+
+
+def refuse_other_values(value: Any, at: str = "", key: str = "") -> None:
+    """Fail at a value that Kubernetes does not take, which its schemas do not know."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name in ("requests", "limits"):
+                assert all(QUANTITY.fullmatch(str(one)) for one in inner.values()), f"{at}.{name}: {inner}"
+            refuse_other_values(inner, f"{at}.{name}", name)
+    elif isinstance(value, list):
+        for one in value:
+            refuse_other_values(one, at, key)
+    else:
+        assert value in CHOICES.get(key, {value}), f"{at}: {value!r}"
+        assert key != "sizeLimit" or QUANTITY.fullmatch(value), f"{at}: {value!r}"
+
+
+def refuse_other_than_kubernetes(manifest: dict[str, Any], version: str) -> None:
+    """Fail at a field or a value that a version of Kubernetes does not take."""
+    kubernetes_validate.validate(manifest, version, strict=True)
+    refuse_other_values(manifest)
+    if manifest["kind"] == "Job":
+        # The rules for a pod's failure ask for it.
+        assert manifest["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+        assert manifest["spec"]["completionMode"] == "Indexed"
+
+
+def refuse_other_than_the_operator(manifest: dict[str, Any], version: str) -> None:
+    """Fail at a field or a value that the training operator, or Kubernetes in the pods' templates, does not take."""
+    as_model("KubeflowOrgV1PyTorchJob", manifest)
+    refuse_other_values(manifest)
+    replicas = manifest["spec"]["pytorchReplicaSpecs"]
+    assert set(replicas) == {"Master", "Worker"}
+    for replica in replicas.values():
+        assert replica["restartPolicy"] == "ExitCode"
+        # The operator looks for it by name.
+        assert [one["name"] for one in replica["template"]["spec"]["containers"]] == ["pytorch"]
+        template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}}
+        kubernetes_validate.validate({**template, "template": replica["template"]}, version, strict=True)
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("manifest", [JOB, SERVICE, CLAIM], ids=lambda one: one["kind"])
-def test_kubernetes_knows_every_field(manifest: dict[str, Any], version: str) -> None:
-    kubernetes_validate.validate(manifest, version, strict=True)
+def test_kubernetes_takes_every_field_and_value(manifest: dict[str, Any], version: str) -> None:
+    refuse_other_than_kubernetes(manifest, version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_kubernetes_knows_every_field_of_the_operators_pods(version: str) -> None:
-    template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "pod"}, "template": MASTER["template"]}
-    kubernetes_validate.validate(template, version, strict=True)
+def test_the_training_operator_takes_every_field_and_value(version: str) -> None:
+    assert PYTORCH_JOB["apiVersion"] == "kubeflow.org/v1"
+    refuse_other_than_the_operator(PYTORCH_JOB, version)
 
 
 def as_model(name: str, value: Any, at: str = "") -> Any:
@@ -84,18 +137,12 @@ def as_model(name: str, value: Any, at: str = "") -> Any:
     return model(**{fields[key]: as_model(types[key], one, f"{at}.{key}") for key, one in value.items()})
 
 
-def test_the_training_operator_knows_every_field() -> None:
-    assert PYTORCH_JOB["apiVersion"] == "kubeflow.org/v1"
-    replicas = as_model("KubeflowOrgV1PyTorchJob", PYTORCH_JOB).spec.pytorch_replica_specs
-    assert {name: one.restart_policy for name, one in replicas.items()} == {"Master": "ExitCode", "Worker": "ExitCode"}
-
-
 def breaking(at: str, value: Any) -> Callable[[dict[str, Any]], None]:
     *path, last = at.split(".")
 
-    def change(manifest: dict[str, Any]) -> None:
+    def change(manifest: Any) -> None:
         for key in path:
-            manifest = manifest[key]
+            manifest = manifest[int(key) if key.isdigit() else key]
         manifest[last] = value
 
     return change
@@ -103,13 +150,23 @@ def breaking(at: str, value: Any) -> Callable[[dict[str, Any]], None]:
 
 @pytest.mark.parametrize(
     "change",
-    [breaking("spec.completion", 2), breaking("spec.template.spec.shm", {}), breaking("spec.parallelism", "2")],
+    [
+        breaking("spec.completion", 2),
+        breaking("spec.template.spec.shm", {}),
+        breaking("spec.parallelism", "2"),
+        breaking("spec.completionMode", "Bogus"),
+        breaking("spec.template.spec.restartPolicy", "Always"),
+        breaking("spec.podFailurePolicy.rules.0.action", "Bogus"),
+        breaking("spec.podFailurePolicy.rules.0.onExitCodes.operator", "Bogus"),
+        breaking("spec.template.spec.containers.0.resources.limits.memory", "24Gib"),
+        breaking("spec.template.spec.volumes.1.emptyDir.sizeLimit", "110 GB"),
+    ],
 )
-def test_a_field_that_kubernetes_does_not_know_is_found(change: Callable[[dict[str, Any]], None]) -> None:
+def test_what_kubernetes_does_not_take_is_found(change: Callable[[dict[str, Any]], None]) -> None:
     manifest = copy.deepcopy(JOB)
     change(manifest)
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(manifest, VERSIONS[0], strict=True)
+    with pytest.raises((AssertionError, kubernetes_validate.ValidationError)):
+        refuse_other_than_kubernetes(manifest, VERSIONS[0])
 
 
 @pytest.mark.parametrize(
@@ -119,13 +176,19 @@ def test_a_field_that_kubernetes_does_not_know_is_found(change: Callable[[dict[s
         breaking("spec.pytorchReplicaSpecs.Worker.replica", 2),
         breaking("spec.pytorchReplicaSpecs.Worker.replicas", "2"),
         breaking("spec", {}),
+        breaking("spec.runPolicy.cleanPodPolicy", "Bogus"),
+        breaking("spec.pytorchReplicaSpecs.Workers", MASTER),
+        breaking("spec.pytorchReplicaSpecs.Worker.restartPolicy", "OnFailure"),
+        breaking("spec.pytorchReplicaSpecs.Worker.template", {"spec": {"bogus": 1}}),
+        breaking("spec.pytorchReplicaSpecs.Worker.template.spec.containers.0.name", "train"),
+        breaking("spec.pytorchReplicaSpecs.Worker.template.spec.containers.0.resources.limits.memory", "24Gib"),
     ],
 )
-def test_a_field_that_the_operator_does_not_know_is_found(change: Callable[[dict[str, Any]], None]) -> None:
+def test_what_the_operator_does_not_take_is_found(change: Callable[[dict[str, Any]], None]) -> None:
     manifest = copy.deepcopy(PYTORCH_JOB)
     change(manifest)
-    with pytest.raises((AssertionError, ValueError)):
-        as_model("KubeflowOrgV1PyTorchJob", manifest)
+    with pytest.raises((AssertionError, ValueError, KeyError, kubernetes_validate.ValidationError)):
+        refuse_other_than_the_operator(manifest, VERSIONS[0])
 
 
 def test_the_ranks_of_the_job_are_as_many_as_its_pods_and_find_the_first() -> None:
@@ -149,6 +212,8 @@ def test_a_pod_runs_as_the_images_user_with_shared_memory_and_time_to_save(pod: 
     volumes = {one["name"]: one for one in pod["volumes"]}
     mounted = {one["mountPath"]: volumes[one["name"]] for one in container(pod)["volumeMounts"]}
     assert mounted["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+    folder = next(word for word in words_of(pod) if word.startswith("cache.folder=")).removeprefix("cache.folder=")
+    assert "sizeLimit" in mounted[folder]["emptyDir"], "what is fetched stays out of the container's layer"
     assert mounted["/workspace/experiments"]["persistentVolumeClaim"]["claimName"] == CLAIM["metadata"]["name"]
 
 
@@ -160,6 +225,11 @@ def test_a_pod_trains_with_a_recipe_that_its_ranks_can_share(pod: dict[str, Any]
     check_training(config)
     assert config.batch_size % JOB["spec"]["completions"] == 0
     assert sum(one["replicas"] for one in PYTORCH_JOB["spec"]["pytorchReplicaSpecs"].values()) == 2
+
+
+def test_no_job_starts_again_for_ever() -> None:
+    for policy in (JOB["spec"], PYTORCH_JOB["spec"]["runPolicy"]):
+        assert 86_400 <= policy["activeDeadlineSeconds"] <= 30 * 86_400
 
 
 def decision(code: int) -> str:

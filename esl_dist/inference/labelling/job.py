@@ -29,7 +29,7 @@ from esl_dist.inference.labelling.pieces import LabelJob, open_unfinished, predi
 from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import require_same
 from esl_dist.models.weight_files import digest_of_weights
-from esl_dist.ranks.collectives import broadcast_flags, is_main, wait_for_all
+from esl_dist.ranks.collectives import broadcast_flags, is_main, note_progress, wait_for_all
 from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.stop_signals import keep_end
 
@@ -71,7 +71,7 @@ def label_job(config: settings.PseudoLabel, shards: ShardReader, predictor: Pred
         trust=TRUST[config.score],
         made_with=made_with,
         output=Path(config.output),
-        workers=Workers(config.workers, config.timeout_minutes),
+        workers=Workers(config.workers, config.timeout_minutes, progress=note_progress),
     )
 
 

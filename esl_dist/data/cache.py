@@ -51,7 +51,7 @@ class Cache:
         folder: on a disk of this machine.
         limit: bytes of all its files together.
         timeout_minutes: how long another process may fetch without getting on.
-        progress: called while this process waits or fetches, in any of its threads, so that others know that it gets on.
+        progress: called while this process waits or fetches, by any of its threads: it gets on, and others may know.
     """
 
     folder: Path

@@ -7,9 +7,9 @@ is getting on, one key a line, for `sed`, `grep` and `jq`:
     {"format": "esl-dist state", "format_version": 1, "program": "train", "state": "failed", "exit_code": 2, …}
 
 Any rank may write it, each whole, for the first may be the one that is lost. What is there stays, unless what comes
-tells more: that all is done goes before what a rank says of itself, and that before what follows of it, the loss of a
-rank (`_weight`). So a rank notes its end before it tells the others. A file of `running` whose job is over tells of one
-that was killed as a whole.
+tells more: that all is done goes before what a rank says of itself, that before what follows of it, the loss of a rank,
+and that before a signal which may come of one (`_weight`). So a rank notes its end before it tells the others. A file
+of `running` whose job is over tells of one that was killed as a whole.
 """
 
 import os
@@ -25,7 +25,7 @@ from typing import Annotated, NamedTuple
 
 from esl_dist import early
 from esl_dist.checked import Content, one_of, read, read_content, whole_number
-from esl_dist.environment import MOST_RANKS, RANK
+from esl_dist.environment import MOST_RANKS, RANK, start_id
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
 from esl_dist.files import write_json
 from esl_dist.machine import shortage
@@ -133,7 +133,8 @@ class State:
         step: steps of a training done at its end; None until then, and for other programs.
         words: what there is to say of the end, in one line.
         rank: whose words they are.
-        began: when, ISO 8601 in UTC.
+        start: what the ranks of this start alone have (`environment.start_id`); None: not known.
+        began: when the first rank did, ISO 8601 in UTC; None: it had not when another one ended.
         ended: as `began`; None while it runs.
     """
 
@@ -143,7 +144,8 @@ class State:
     step: int | None
     words: str
     rank: Annotated[int, whole_number(0, MOST_RANKS)]
-    began: Time
+    start: str | None
+    began: Time | None
     ended: Time | None
 
 
@@ -173,8 +175,13 @@ def begin() -> None:
     """Note that this program runs; called on every rank before what takes time or may fail."""
     PROGRAM.began, PROGRAM.step = now(), None
     PROGRAM.records.clear()
+    note_running()
+
+
+def note_running() -> None:
+    """Note that this program runs, with the steps that are saved: what counts if it is killed as a whole."""
     if own_rank() == 0:
-        _note_state(Ending("running", 0, "", rank=0))
+        _note_state(Ending("running", 0, "", rank=0, step=PROGRAM.step))
 
 
 def note_end(end: Ending) -> None:
@@ -183,12 +190,13 @@ def note_end(end: Ending) -> None:
         rank=own_rank() if end.rank is None else end.rank, step=PROGRAM.step if end.step is None else end.step
     )
     with _noting:
-        for note in (*PROGRAM.records, _note_state):
+        # The disk of a record may not answer.
+        for note in (_note_state, *PROGRAM.records):
             note(end)
 
 
-def note_end_soon(end: Ending) -> None:
-    """Do as `note_end`, and return after `NOTE_SECONDS` though a disk does not answer."""
+def note_end_soon(end: Ending, seconds: float | None = None) -> None:
+    """Do as `note_end`, and return after `seconds` (`NOTE_SECONDS`) though a disk does not answer."""
     writer = threading.Thread(target=note_end, args=(end,), daemon=True)
     try:
         writer.start()
@@ -196,7 +204,7 @@ def note_end_soon(end: Ending) -> None:
         # No further thread can be started.
         note_end(end)
     else:
-        writer.join(NOTE_SECONDS)
+        writer.join(NOTE_SECONDS if seconds is None else seconds)
 
 
 def own_rank() -> int:
@@ -212,8 +220,10 @@ def goes_before(new: Ending, state: str, exit_code: int | None) -> bool:
 
 def _weight(state: str, exit_code: int | None) -> int:
     if state in ("running", "finished"):
-        return 0 if state == "running" else 3
-    return 1 if exit_code == EXIT_LOST_RANK else 2
+        return 0 if state == "running" else 4
+    if exit_code == EXIT_LOST_RANK:
+        return 1 if state == "stopped" else 2
+    return 3
 
 
 def _note_state(end: Ending) -> None:
@@ -221,15 +231,13 @@ def _note_state(end: Ending) -> None:
     # Of several ranks the first says that all is done.
     if not named or (end.state == "finished" and end.rank != 0):
         return
-    file, program, began = Path(named), as_unicode(Path(sys.argv[0]).stem), PROGRAM.began
-    before = _state_in(file)
-    if before is not None and before.program == program:
-        # What ended before this process began was an earlier start.
-        has_ended = before.ended is not None and datetime.fromisoformat(before.ended) >= began
-        if has_ended and not goes_before(end, before.state, before.exit_code):
+    file, program = Path(named), as_unicode(Path(sys.argv[0]).stem)
+    began, before = _text(PROGRAM.began) if own_rank() == 0 else None, _state_in(file)
+    if before is not None and before.program == program and _is_of_this_start(before):
+        if before.ended is not None and not goes_before(end, before.state, before.exit_code):
             return
-        if is_over and (has_ended or before.ended is None):
-            began = datetime.fromisoformat(before.began)
+        if is_over:
+            began = before.began
     state = State(
         program=program,
         state=end.state,
@@ -237,13 +245,29 @@ def _note_state(end: Ending) -> None:
         step=end.step,
         words=as_unicode(end.line()),
         rank=end.rank or 0,
-        began=_text(began),
+        start=_own_start(),
+        began=began,
         ended=_text(now()) if is_over else None,
     )
     try:
         write_json(file, {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(state)}, 1, own_suffix())
     except OSError as error:
         _warn(f"{STATE_FILE}={named}: cannot be written ({error.strerror}); how this program ends is not noted there")
+
+
+def _is_of_this_start(before: State) -> bool:
+    start = _own_start()
+    if start != before.start:
+        return False
+    if before.ended is None or datetime.fromisoformat(before.ended) >= PROGRAM.began:
+        return True
+    # A step may start one program after the other; but the first rank has yet to begin here, or began later.
+    return start is not None and before.began is None
+
+
+def _own_start() -> str | None:
+    start = start_id()
+    return None if start is None else as_unicode(start)
 
 
 def _text(time: datetime) -> str:

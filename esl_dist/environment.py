@@ -83,6 +83,16 @@ def started_by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def start_id() -> str | None:
+    """Return a name that all ranks of one start have, and hardly another start; None where no launcher gives one."""
+    step, run = os.environ.get("SLURM_STEP_ID"), os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    # So torchrun calls each run that was given no name.
+    if step is None and run == "none":
+        return None
+    others = ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    return "/".join([*(os.environ.get(name, "0") for name in others), step or "", run])
+
+
 def flag(variable: str) -> bool:
     """Return whether a variable says yes; where it is not set or empty, it does not.
 

@@ -13,7 +13,8 @@ import threading
 import time
 from types import FrameType
 
-from esl_dist.endings import EXIT_STOPPED, NOTE_SECONDS, Ending, note_end_soon
+from esl_dist.endings import EXIT_LOST_RANK, EXIT_STOPPED, NOTE_SECONDS, Ending, note_end_soon
+from esl_dist.environment import started_by_torchrun
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
@@ -56,11 +57,19 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _note(reading: int) -> None:
     while number := os.read(reading, 1):
         if signal.getsignal(number[0]) is _end:
-            note_end_soon(Ending("stopped", EXIT_STOPPED, f"stopped by {signal.Signals(number[0]).name}"))
+            note_end_soon(_ending(number[0]))
             _noted.set()
             time.sleep(NOTE_SECONDS)
             # The main thread has not come to its handler.
             os._exit(128 + number[0])
+
+
+def _ending(number: int) -> Ending:
+    words = f"stopped by {signal.Signals(number).name}"
+    if number == signal.SIGTERM and started_by_torchrun() and os.environ.get("WORLD_SIZE") != "1":
+        words += ", which torchrun sends when it is told to stop, and when another rank was lost"
+        return Ending("stopped", EXIT_LOST_RANK, words)
+    return Ending("stopped", EXIT_STOPPED, words)
 
 
 def _forget() -> None:

@@ -17,13 +17,15 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 DONE = Ending("finished", 0, "")
 MISTAKE, DEFECT = Ending("failed", 2, "a sample is corrupt"), Ending("failed", 1, "by zero", "ZeroDivisionError")
+SIGNAL_OF_TORCHRUN = Ending("stopped", 3, "stopped by SIGTERM, which torchrun sends")
 LOSS, STOP = Ending("failed", 3, "rank 1 does not answer"), Ending("stopped", 75, "saved at step 5")
+STARTS = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
 RUNNING = Ending("running", 0, "")
 
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("RANK", "SLURM_PROCID"):
+    for name in ("RANK", "SLURM_PROCID", *STARTS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(STATE_FILE, str(tmp_path / "new" / "state.json"))
     begin()
@@ -42,6 +44,10 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (STOP, DONE, DONE),
         (DONE, STOP, DONE),
         (DONE, LOSS, DONE),
+        (SIGNAL_OF_TORCHRUN, LOSS, LOSS),
+        (LOSS, SIGNAL_OF_TORCHRUN, LOSS),
+        (SIGNAL_OF_TORCHRUN, MISTAKE, MISTAKE),
+        (SIGNAL_OF_TORCHRUN, DONE, DONE),
     ],
 )
 def test_what_tells_more_is_left_in_either_order(file: Path, first: Ending, then: Ending, left: Ending) -> None:
@@ -65,6 +71,51 @@ def test_a_rank_that_failed_before_the_first_began_is_not_forgotten(file: Path) 
     assert (read_state(file).state, read_state(file).rank) == ("failed", 1)
 
 
+def as_rank(monkeypatch: pytest.MonkeyPatch, rank: int, seconds: float, **variables: str) -> None:
+    """Go on as another process, that begins so much later."""
+    for name, text in {**variables, "RANK": str(rank)}.items():
+        monkeypatch.setenv(name, text)
+    PROGRAM.began += timedelta(seconds=seconds)
+
+
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+
+
+@pytest.mark.parametrize("variables", [STEP, {"TORCHELASTIC_RUN_ID": "a"}, {**STEP, "TORCHELASTIC_RUN_ID": "none"}])
+def test_a_mistake_stays_though_the_ranks_of_one_start_begin_long_after_it(
+    file: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
+) -> None:
+    as_rank(monkeypatch, 1, 0, **variables)
+    note_end(MISTAKE)
+    as_rank(monkeypatch, 0, 60)
+    endings._note_state(RUNNING._replace(rank=0))
+    note_end(LOSS)
+    as_rank(monkeypatch, 2, 60)
+    note_end(LOSS)
+    noted = read_state(file)
+    assert (noted.exit_code, noted.rank, noted.began) == (2, 1, None)
+
+
+@pytest.mark.parametrize("again", [{"SLURM_RESTART_COUNT": "1"}, {"SLURM_STEP_ID": "1"}, {"SLURM_JOB_ID": "8"}])
+def test_a_mistake_of_another_start_is_forgotten_whatever_its_clock_said(
+    file: Path, monkeypatch: pytest.MonkeyPatch, again: dict[str, str]
+) -> None:
+    as_rank(monkeypatch, 1, -60, **STEP)
+    note_end(MISTAKE)
+    as_rank(monkeypatch, 0, 0, **again)
+    endings._note_state(RUNNING._replace(rank=0))
+    assert read_state(file).state == "running"
+
+
+def test_one_step_may_start_a_program_twice(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_rank(monkeypatch, 0, 0, **STEP)
+    endings._note_state(RUNNING._replace(rank=0))
+    note_end(DONE)
+    as_rank(monkeypatch, 0, 60)
+    endings._note_state(RUNNING._replace(rank=0))
+    assert read_state(file).state == "running"
+
+
 def test_only_the_first_rank_says_that_all_is_done(file: Path) -> None:
     note_end(DONE._replace(rank=1))
     assert read_state(file).state == "running"
@@ -76,7 +127,19 @@ def test_a_batch_script_reads_it_by_lines(file: Path) -> None:
     done = subprocess.run(["sh", "-c", command, "sh", str(file)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "1"]
     content = json.loads(file.read_text())
-    keys = ["format", "format_version", "program", "state", "exit_code", "step", "words", "rank", "began", "ended"]
+    keys = [
+        "format",
+        "format_version",
+        "program",
+        "state",
+        "exit_code",
+        "step",
+        "words",
+        "rank",
+        "start",
+        "began",
+        "ended",
+    ]
     assert list(content) == keys
     assert content["words"] == 'no "a.tar"'
 
@@ -100,12 +163,16 @@ def test_ranks_that_end_at_the_same_time_leave_one_whole_file(file: Path) -> Non
     assert [one.name for one in file.parent.iterdir()] == [file.name]
 
 
-def test_a_disk_that_does_not_answer_holds_up_no_process_that_must_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    release = threading.Event()
-    monkeypatch.setattr(endings, "NOTE_SECONDS", 0.05)
-    monkeypatch.setattr(PROGRAM, "records", [lambda end: release.wait(30)])
-    note_end_soon(STOP)
+def test_a_disk_that_does_not_answer_holds_up_no_process_that_must_end(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, reached = threading.Event(), threading.Event()
+    monkeypatch.setattr(endings, "NOTE_SECONDS", 30)
+    monkeypatch.setattr(PROGRAM, "records", [lambda end: (reached.set(), release.wait(30))])
+    note_end_soon(STOP, 0.5)
+    assert reached.wait(30)
     assert endings._noting.locked(), "it still waits"
+    assert read_state(file).state == "stopped", "the disk of a run's folder is another one"
     release.set()
     with endings._noting:
         pass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_STOPPED
+from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED
 from esl_dist.early import STATE_FILE
 from esl_dist.endings import read_state
 
@@ -39,6 +39,22 @@ def test_a_signal_during_the_imports_is_noted(tmp_path: Path, program: str, numb
     noted = read_state(file)
     assert (noted.program, noted.exit_code) == (Path(program).name, EXIT_INTERRUPTED if interrupted else EXIT_STOPPED)
     assert noted.state == ("interrupted" if interrupted else "stopped")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "number", "code"),
+    [("2", signal.SIGTERM, EXIT_LOST_RANK), ("2", signal.SIGHUP, EXIT_STOPPED), ("1", signal.SIGTERM, EXIT_STOPPED)],
+)
+def test_a_signal_that_torchrun_sends_after_a_loss_is_not_taken_for_a_stop(
+    tmp_path: Path, ranks: str, number: signal.Signals, code: int
+) -> None:
+    program = f"{PROJECT}/launch/evaluate.py"
+    words = [sys.executable, "-c", SIGNALLED_AT_THE_FIRST_HEAVY_IMPORT, program, str(int(number))]
+    variables = {STATE_FILE: str(tmp_path / "state.json"), "TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": ranks}
+    assert subprocess.run(words, env={**variables, "RANK": "0"}, check=False).returncode == -number
+    noted = read_state(tmp_path / "state.json")
+    assert (noted.state, noted.exit_code) == ("stopped", code)
+    assert noted.words.startswith(f"stopped by {number.name}")
 
 
 FORKS = """

@@ -152,11 +152,11 @@ def _accelerator(store: Store | None, timeout_minutes: float, zero_stage: int | 
 
 def _number_locally(store: Store, launched: Launch) -> None:
     """Say which of its machine's ranks this one is, where the launcher does not (Kubeflow's PyTorchJob, PMI)."""
-    # Some launchers say -1 where they do not know it.
-    if (first_number(LOCAL_RANK, -1, MOST_RANKS) or 0) >= 0 and any(name in os.environ for name in LOCAL_RANK):
-        return
     # Containers of one machine have names of their own, and machines started from one image may share a name.
     store.set(f"machine/{launched.rank}", f"{socket.gethostname()} {BOOT.read_text() if BOOT.exists() else ''}")
+    # Some launchers say -1 where they do not know it; one rank may know it, and another wait for what it said here.
+    if (first_number(LOCAL_RANK, -1, MOST_RANKS) or 0) >= 0 and any(name in os.environ for name in LOCAL_RANK):
+        return
     machines = [store.get(f"machine/{rank}") for rank in range(launched.world_size)]
     neighbours = [rank for rank, machine in enumerate(machines) if machine == machines[launched.rank]]
     os.environ["LOCAL_RANK"] = str(neighbours.index(launched.rank))

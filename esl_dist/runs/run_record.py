@@ -34,6 +34,7 @@ from esl_dist.endings import (
     cause,
     goes_before,
     note_end,
+    note_running,
     now,
     own_rank,
     own_suffix,
@@ -125,6 +126,7 @@ class RunRecord:
         self.step, self._file = first_step, run / RUN_RECORD
         if not is_main():
             return
+        note_running()
         before = [replace(one, state="lost") if one.state == "running" else one for one in _read(self._file)]
         start = Start(
             command=[without_secrets(as_unicode(word)) for word in sys.argv],

@@ -28,7 +28,10 @@ ONE_PRESS_SECONDS = 2.0
 """In which torchrun may tell of one Ctrl-C more than once: it passes on SIGINT, and SIGTERM when it ends itself."""
 
 END_SECONDS = 3.0
-"""For the last words after a second Ctrl-C; then the process ends, whatever its disk or its collectives do."""
+"""From a second Ctrl-C to the end of the process, whatever its disk or its collectives do."""
+
+LAST_NOTE_SECONDS = 1.0
+"""Of these, for the note of a process that does not come to its end by itself."""
 
 
 class StopRequest:
@@ -67,7 +70,7 @@ class StopRequest:
         self._pressed = now
         if before or not self.has_begun:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            limit = threading.Timer(END_SECONDS, _end)
+            limit = threading.Timer(END_SECONDS - LAST_NOTE_SECONDS, _end)
             limit.daemon = True
             limit.start()
             raise KeyboardInterrupt
@@ -82,7 +85,7 @@ def _tell(text: str) -> None:
 
 
 def _end() -> None:
-    note_end_soon(ending(KeyboardInterrupt()))
+    note_end_soon(ending(KeyboardInterrupt()), LAST_NOTE_SECONDS)
     if is_main():
         _tell("interrupted; the same command goes on from what is saved")
     os._exit(EXIT_INTERRUPTED)

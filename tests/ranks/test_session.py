@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,18 @@ def test_ranks_that_a_launcher_does_not_number_on_their_machine_number_themselve
     boots: list[str], numbers: list[tuple[str, str]]
 ) -> None:
     assert run_on_ranks(numbered_locally, boots, ranks=len(boots)) == numbers
+
+
+def test_a_rank_that_is_not_numbered_does_not_wait_for_one_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*LOCAL_RANK, *LOCAL_WORLD_SIZE):
+        monkeypatch.delenv(name, raising=False)
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=1))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    _number_locally(store, Launch(0, 2, 1))
+    monkeypatch.delenv("LOCAL_RANK")
+    _number_locally(store, Launch(1, 2, 1))
+    assert os.environ["LOCAL_RANK"] == "1"
 
 
 @pytest.mark.parametrize(("local_rank", "visible", "index"), [(3, 1, 0), (0, 8, 0), (5, 8, 5), (5, 4, 1)])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from esl_dist.endings import Ending
+from esl_dist.endings import STATE_FILE, Ending, read_state
 from esl_dist.errors import LostRankError, StoppedError, UserError
 from esl_dist.runs import run_record
 from esl_dist.runs.run_record import RUN_RECORD, RunRecord, Start, _commit, read_record
@@ -67,6 +67,15 @@ def test_the_end_is_noted_as_the_program_tells_it(
     noted = start(tmp_path, error=error)
     assert (noted["state"], noted["exit_code"], noted["step"]) == (state, code, 5)
     assert noted["words"].startswith(words)
+
+
+def test_what_is_saved_when_it_begins_is_in_the_state_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that is killed as a whole notes nothing else, and a batch script wants to know whether it gets on."""
+    monkeypatch.setenv(STATE_FILE, str(tmp_path / "state.json"))
+    with RunRecord() as record:
+        record.begin(tmp_path, CPU, 3)
+        noted = read_state(tmp_path / "state.json")
+    assert (noted.state, noted.step) == ("running", 3)
 
 
 def test_the_end_of_the_rank_that_ended_first_is_noted_and_not_its_loss(tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ documented() { # srun's code
 }
 
 # A rank may be lost to a machine or to its own hunger for memory, and a time limit be too short to save anything: what
-# does not get on is not started for ever. Only a training tells its step; one that is killed as a whole, that at which it
-# began.
+# does not get on is not started for ever. Only a training has a step; one that is killed as a whole, that of its start.
 another_start_may_help() { # code
   local step count=0 furthest=-1
   step=$(from_state step)
@@ -80,7 +79,7 @@ run() { # program, words…
   mkdir -p "$STATES" && rm -f "$ESL_DIST_STATE" || exit 2
   # SLURM ends a job with SIGTERM, and scancel --full sends this script what it sends the ranks: they save, and this
   # script waits for their code.
-  trap : TERM USR1 HUP INT
+  trap : TERM USR1 HUP
   # The ranks themselves name a lost one; srun would kill those that do. And what is set here is for them, too, whatever
   # sbatch --export says.
   srun --export=ALL --kill-on-bad-exit=0 --wait=0 ${RANKS_PER_NODE:+--ntasks-per-node="$RANKS_PER_NODE"} \

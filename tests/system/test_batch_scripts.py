@@ -153,7 +153,7 @@ def test_the_ranks_have_all_that_the_script_sets_whatever_sbatch_exports(tmp_pat
     assert "--export=ALL " in (tmp_path / "srun.words").read_text()
 
 
-@pytest.mark.parametrize("name", ["TERM", "USR1", "HUP", "INT"])
+@pytest.mark.parametrize("name", ["TERM", "USR1", "HUP"])
 def test_a_signal_for_the_whole_job_leaves_the_script_to_wait_for_its_ranks(tmp_path: Path, name: str) -> None:
     assert run_script(tmp_path, 75, state(75, 4), SIGNAL=name)[:2] == (75, 1)
 

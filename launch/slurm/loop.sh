@@ -43,11 +43,24 @@ check() { # program, words…
 # Behind a job that failed, others would wait for ever without the last one.
 options=(--array="$SEEDS" --output="$STATES/%x-%A_%a.log" --export=ALL "${OPTIONS[@]}" --kill-on-invalid-dep=yes)
 
-submit() { # name, script, number of the job it waits for or nothing, words…: prints its own
-  local name=$1 script=$2 after=$3
-  shift 3
-  sbatch --parsable --job-name="$name" ${after:+"--dependency=aftercorr:$after"} "${options[@]}" \
-    "$SCRIPTS/$script.sbatch" "$@"
+jobs=() cluster=
+submit() { # name, script, words…: behind the job before
+  local name=$1 script=$2 before=${jobs[*]: -1} said job
+  shift 2
+  said=$(sbatch --parsable --job-name="$name" ${before:+"--dependency=aftercorr:$before"} "${options[@]}" \
+    "$SCRIPTS/$script.sbatch" "$@")
+  IFS=';' read -r job cluster <<<"$said" # the second only where OPTIONS names a cluster
+  jobs+=("$job")
+}
+
+cancel() {
+  if [ ${#jobs[@]} -eq 0 ]; then
+    echo "error: no job could be submitted"
+  elif scancel ${cluster:+"--clusters=$cluster"} "${jobs[@]}"; then
+    echo "error: not all jobs could be submitted; those that were are cancelled"
+  else
+    echo "error: not all jobs could be submitted; cancel those that were: scancel ${jobs[*]}"
+  fi >&2
 }
 
 case $START in
@@ -68,12 +81,11 @@ check evaluate "${score[@]}"
 check train "${first[@]}"
 check train "${second[@]}" pseudo_labels=null
 
-jobs=()
-trap 'scancel "${jobs[@]}"; echo "error: not all jobs could be submitted; those that were are cancelled" >&2' ERR
-after() { echo "${jobs[-1]%%;*}"; }
-jobs+=("$(submit "${names[0]}" train "" "${first[@]}")")
-jobs+=("$(submit "${names[1]}" pseudo_label "$(after)" "${label[@]}")")
-jobs+=("$(submit "${names[2]}" train "$(after)" "${second[@]}")")
-jobs+=("$(submit "${names[3]}" evaluate "$(after)" "${score[@]}")")
-for step in "${!jobs[@]}"; do echo "${jobs[step]%%;*} ${names[step]}"; done
+trap cancel EXIT
+submit "${names[0]}" train "${first[@]}"
+submit "${names[1]}" pseudo_label "${label[@]}"
+submit "${names[2]}" train "${second[@]}"
+submit "${names[3]}" evaluate "${score[@]}"
+trap - EXIT
+for step in "${!jobs[@]}"; do echo "${jobs[step]} ${names[step]}"; done
 echo "logs: $STATES; scores: $EXPERIMENTS/scores"

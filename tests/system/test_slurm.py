@@ -149,8 +149,19 @@ def test_ahead_of_its_time_limit_a_job_saves_and_goes_back_to_the_queue(
     end = cluster.wait_for_end(job)
     assert (end["JobState"], end["ExitCode"]) == ("COMPLETED", "0:0"), cluster.log(job)
     assert re.search(r"^stopped .*: limited: saved at step [0-9]+; .*$", cluster.log(job), re.MULTILINE)
-    assert re.search(r"^limited: stopped, and saved \(code 75\): back to the queue$", cluster.log(job), re.MULTILINE)
+    assert re.search(r"^limited: stopped \(code 75\): back to the queue$", cluster.log(job), re.MULTILINE)
     assert_as_undisturbed(cluster, "limited")
+
+
+def test_a_signal_for_the_whole_job_its_script_included_saves_and_puts_it_back(
+    cluster: Cluster, loop_jobs: list[str], train: Train
+) -> None:
+    job = train("whole")
+    wait_for_step(cluster, job, "whole")
+    cluster.ask("scancel", "--signal=USR1", "--full", job)
+    cluster.wait_until(lambda: cluster.job(job)["Restarts"] == "1", job)
+    cluster.ask("scancel", job)
+    assert re.search(r"^whole: stopped \(code 75\): back to the queue$", cluster.log(job), re.MULTILINE)
 
 
 def test_a_killed_rank_puts_its_job_back_to_the_queue_or_where_that_is_not_allowed_ends_it_with_3(
@@ -191,11 +202,13 @@ def test_a_node_that_crashes_costs_what_came_after_the_last_checkpoint(
 def test_a_mistake_that_only_the_job_can_see_ends_it_with_2_and_those_behind_it(
     cluster: Cluster, recipes: Path, town: Path
 ) -> None:
-    code, jobs, said = loop(cluster, town, "batch_size=3", NAME="odd")
+    options = " ".join((*ON_TWO_NODES, "--export=PROJECT,PYTHON,STATES"))
+    code, jobs, said = loop(cluster, town, "batch_size=3", NAME="odd", OPTIONS=options)
     assert code == 0, said
     ends = [cluster.wait_for_end(f"{job}_0") for job in jobs]
     assert [end["JobState"] for end in ends] == ["FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]
     assert (ends[0]["ExitCode"], ends[0]["Restarts"]) == ("2:0", "0")
+    assert json.loads((cluster.folder / f"slurm/odd_advent-{jobs[0]}_0.json").read_text())["exit_code"] == 2
     said = cluster.log(f"{jobs[0]}_0")
     assert re.search(r"^error.*: batch_size=3 cannot be shared by 2 processes", said, re.MULTILINE), said
     assert not run_of(cluster, "odd_advent_seed_0").exists()

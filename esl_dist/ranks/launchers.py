@@ -8,45 +8,36 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Mapping
 
 from esl_dist.config import PRECISIONS
-from esl_dist.environment import NO, choice, flag, launch, whole_number
+from esl_dist.environment import choice, flag, launch, started_by_torchrun, whole_number
 from esl_dist.errors import UserError
 from esl_dist.files import as_given
-from esl_dist.ranks.accelerate_options import asked_options, gpus, refuse_what_is_not_followed
+from esl_dist.ranks.accelerate_options import (
+    NOT_SUPPORTED,
+    NOTHING,
+    asked_options,
+    gpus,
+    refuse_what_is_not_followed,
+)
 
 ZERO_STAGES = (1, 2)
 MOST_THREADS = 2**16
 
-MORE_PASSES = ", or give accumulate to the training"
-ZERO_INSTEAD = ", or use DeepSpeed's ZeRO stage 1 or 2"
-NOT_COMPILED = ": networks are not compiled"
-NOTHING = (*NO, "none", "")
-NOT_FOLLOWED = {
-    "GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", ("1", "auto"), MORE_PASSES),
-    "GRADIENT_CLIPPING": ("gradient_clipping", ("none", "auto", "0", "0.0"), ": no method here clips"),
-    "DYNAMO_BACKEND": ("dynamo_backend", NOTHING, NOT_COMPILED),
-    "DYNAMO_MODE": ("dynamo_mode", ("default",), NOT_COMPILED),
-    "DYNAMO_USE_FULLGRAPH": ("dynamo_use_fullgraph", NOTHING, NOT_COMPILED),
-    "DYNAMO_USE_DYNAMIC": ("dynamo_use_dynamic", NOTHING, NOT_COMPILED),
-    "DYNAMO_USE_REGIONAL_COMPILATION": ("dynamo_use_regional_compilation", NOTHING, NOT_COMPILED),
-    "DEBUG_MODE": ("debug", NOTHING, ": it checks sums of Accelerate's own, of which there are none here"),
-    "USE_FSDP": ("use_fsdp", NOTHING, ZERO_INSTEAD),
-    "USE_MEGATRON_LM": ("use_megatron_lm", NOTHING, ZERO_INSTEAD),
-    "USE_PARALLELISM_CONFIG": ("use_parallelism_config", NOTHING, ""),
-    "USE_SAGEMAKER": ("Accelerate's launcher for SageMaker:", NOTHING, ", or use torchrun"),
-    "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("offload_optimizer_device", NOTHING, ""),
-    "DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("offload_param_device", NOTHING, ""),
-    "DEEPSPEED_ZERO3_INIT": ("zero3_init_flag", NOTHING, ": it is for stage 3"),
-    "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": ("zero3_save_16bit_model", NOTHING, ": it is for stage 3"),
-    "DEEPSPEED_MOE_LAYER_CLS_NAMES": ("deepspeed_moe_layer_cls_names", NOTHING, ""),
-}
-"""By the variable `ACCELERATE_…` that hands it on: the option's name, what asks for nothing, what to do instead."""
 FOLLOWED = {
     *("MIXED_PRECISION", "USE_CPU", "CPU_AFFINITY", "TORCH_DEVICE", "USE_DEEPSPEED", "DEEPSPEED_CONFIG_FILE"),
     *("DEEPSPEED_ZERO_STAGE", "CONFIG_DS_FIELDS", "LOG_LEVEL", "ENABLE_RICH", "DISABLE_RICH", "DEBUG_RDV_FILE"),
 }
 """Variables `ACCELERATE_…` that are read here, or change nothing but what the launcher says."""
+OPTION_OF = {
+    "DEBUG_MODE": "debug",
+    "DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "offload_optimizer_device",
+    "DEEPSPEED_OFFLOAD_PARAM_DEVICE": "offload_param_device",
+    "DEEPSPEED_ZERO3_INIT": "zero3_init_flag",
+    "DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "zero3_save_16bit_model",
+}
+"""Options that are handed on under another name than their own."""
 
 
 def asked_of_launcher(precision: str | None) -> tuple[int | None, str]:
@@ -56,25 +47,19 @@ def asked_of_launcher(precision: str | None) -> tuple[int | None, str]:
         UserError: also where processes are missing that the launcher was asked for.
     """
     zero_stage, precision = asked_zero_stage(), asked_precision(precision)
-    refuse_missing_ranks()
-    refuse_what_is_not_followed(asked_options())
+    options = asked_options()
+    refuse_missing_ranks(options)
+    refuse_what_is_not_followed(options)
     return zero_stage, precision
 
 
 def _refuse_bad_launch() -> None:
     world_size = launch().world_size
-    for variable, (option, nothing, instead) in NOT_FOLLOWED.items():
-        given = os.environ.get(f"ACCELERATE_{variable}", nothing[0])
-        if given.lower() not in nothing:
-            raise UserError(f"{option} {given} is not supported; leave it out{instead}")
+    _refuse_handed_on()
     choice("ACCELERATE_MIXED_PRECISION", PRECISIONS)
     flag("ACCELERATE_USE_CPU")
     if flag("ACCELERATE_CPU_AFFINITY") and not gpus():
         raise UserError("enable_cpu_affinity true is not supported without GPUs; leave it out")
-    for variable, text in os.environ.items():
-        is_known = variable.removeprefix("ACCELERATE_") in FOLLOWED | NOT_FOLLOWED.keys()
-        if variable.startswith("ACCELERATE_") and not is_known and text.lower() not in NOTHING:
-            raise UserError(f"{variable}={as_given(text)} is not followed here; unset it")
     _refuse_device("ACCELERATE_TORCH_DEVICE")
     if world_size > 1:
         whole_number("OMP_NUM_THREADS", 1, MOST_THREADS)
@@ -87,6 +72,18 @@ def _refuse_bad_launch() -> None:
         )
 
 
+def _refuse_handed_on() -> None:
+    for variable, text in os.environ.items():
+        name = variable.removeprefix("ACCELERATE_")
+        if name == variable or name in FOLLOWED:
+            continue
+        option = OPTION_OF.get(name, name.lower())
+        if option in NOT_SUPPORTED:
+            refuse_what_is_not_followed({option: text})
+        elif text.lower() not in NOTHING:
+            raise UserError(f"{variable}={as_given(text)} is not followed here; unset it")
+
+
 def _refuse_device(variable: str) -> None:
     name = os.environ.get(variable, "cpu")
     if (found := re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)) is None:
@@ -97,24 +94,31 @@ def _refuse_device(variable: str) -> None:
         raise UserError(f"{variable}={name} is impossible: PyTorch sees {found_gpus} GPUs; correct it, or unset it")
 
 
-def refuse_missing_ranks() -> None:
+def refuse_missing_ranks(options: Mapping[str, str]) -> None:
     """Make sure that all processes that a launcher was asked for are there, and know of each other.
+
+    Args:
+        options: of `accelerate launch`, by name, as far as they are seen.
 
     Raises:
         UserError: they do not: each would train alone, into the same folder.
     """
-    if "WORLD_SIZE" in os.environ:
+    if launch().world_size > 1 or started_by_torchrun():
         return
-    # Accelerate's launcher for CPUs sets where several processes that were asked for meet, and says nowhere how many.
-    if {"MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"} <= os.environ.keys() and launch().world_size == 1:
+    asked = {options.get(name, "1") for name in ("num_processes", "num_machines")}
+    # Where its words are not seen: Accelerate's launcher for CPUs sets where several processes that it was asked for
+    # meet, and not how many. Kubeflow's operator sets this for a single one too, and then says so in WORLD_SIZE.
+    meets = {"MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"} <= os.environ.keys()
+    if not asked <= {"0", "1"} or (meets and "WORLD_SIZE" not in os.environ and "num_processes" not in options):
         precision = f"precision={asked_precision(None)}"
         words = sys.argv if precision in (*sys.argv, "precision=no") else [*sys.argv, precision]
         # It also starts the single process of a machine with GPUs, and then says False.
         where = " on CPU" if flag("ACCELERATE_USE_CPU") else ""
         raise UserError(
             f"accelerate launch started one process{where} where several were asked for, or MASTER_ADDR and "
-            "MASTER_PORT were set before; for one, unset MASTER_PORT; for several, with N in place of their number "
-            f"(and --nnodes on several machines), type: torchrun --nproc_per_node N {shlex.join(words)}"
+            "MASTER_PORT were set before; for one, give --num_processes 1 and unset MASTER_PORT; for several, with N "
+            "in place of their number (and --nnodes on several machines), type: "
+            f"torchrun --nproc_per_node N {shlex.join(words)}"
         )
 
 

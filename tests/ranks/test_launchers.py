@@ -134,14 +134,31 @@ def test_one_process_in_place_of_several_is_refused_with_the_line_to_type(
     monkeypatch.setattr("sys.argv", ["launch/train.py", *words])
     monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
-    refuse_missing_ranks()
+    refuse_missing_ranks({})
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
-    with pytest.raises(UserError, match=r"started one process on CPU .*; for one, unset MASTER_PORT; ") as refused:
-        refuse_missing_ranks()
+    with pytest.raises(
+        UserError, match=r"on CPU .*; for one, give --num_processes 1 and unset MASTER_PORT; "
+    ) as refused:
+        refuse_missing_ranks({})
     assert str(refused.value).endswith(f"type: torchrun --nproc_per_node N launch/train.py 'name=a run'{more}")
+    refuse_missing_ranks({"num_processes": "1"})
     monkeypatch.setenv("WORLD_SIZE", "1")
-    refuse_missing_ranks()
+    refuse_missing_ranks({})
+
+
+@pytest.mark.parametrize("option", ["num_processes", "num_machines"])
+def test_several_that_were_asked_for_are_missed_whatever_another_launcher_set(
+    monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """Such as Kubeflow's operator, for a job of one replica."""
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    refuse_missing_ranks({option: "1"})
+    with pytest.raises(UserError, match="accelerate launch started one process where several were asked for"):
+        refuse_missing_ranks({option: "2"})
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refuse_missing_ranks({option: "2"})
 
 
 @pytest.mark.parametrize("uses_cpu", ["True", "False"])
@@ -151,7 +168,7 @@ def test_one_process_that_was_asked_for_is_not_refused_for_a_port_alone(
     """Accelerate's launcher sets it together with an address."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", uses_cpu)
     monkeypatch.setenv("MASTER_PORT", "29500")
-    refuse_missing_ranks()
+    refuse_missing_ranks({})
 
 
 def test_one_process_on_a_machine_with_gpus_is_not_said_to_be_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +177,9 @@ def test_one_process_on_a_machine_with_gpus_is_not_said_to_be_on_cpu(monkeypatch
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", "29500")
     with pytest.raises(UserError, match=r"^accelerate launch started one process where several were "):
-        refuse_missing_ranks()
+        refuse_missing_ranks({})
     monkeypatch.delenv("MASTER_PORT")
-    refuse_missing_ranks()
+    refuse_missing_ranks({})
 
 
 @pytest.mark.parametrize(

@@ -55,14 +55,15 @@ insist() { # command, words…
   "$@"
 }
 
-job_state() { squeue --noheader --jobs="$JOB" --format=%T | grep .; }
+# While SLURM sends a signal, ahead of the time limit, that hides what else holds.
+job_state() { squeue --noheader --jobs="$JOB" --format=%T | grep -vx -e "" -e SIGNALING; }
 
 # Not while SLURM ends it: scancel is for good, and a requeue or a dead node brings the job back without this.
 put_back_if_it_helps() { # code
   local state why="lost a rank"
   [ "$1" -eq 3 ] || why="stopped"
   if ! state=$(insist job_state); then
-    say "$why (code $1), and not put back to the queue: squeue does not answer"
+    say "$why (code $1), and not put back to the queue: squeue does not tell its state"
   elif [ "$state" = RUNNING ] && another_start_may_help "$1"; then
     say "$why (code $1): back to the queue"
     insist scontrol requeue "$JOB" || say "scontrol cannot put it back: the job ends (code $1)"

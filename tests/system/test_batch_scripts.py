@@ -18,7 +18,8 @@ STAND_INS = {
         [ -z "$SIGNAL" ] || kill "-$SIGNAL" $PPID
         [ -z "$SAYS" ] || echo "$SAYS" >"$ESL_DIST_STATE"
         exit "$CODE" """,
-    "squeue": 'echo >>squeue.calls; [ "$(wc -l <squeue.calls)" -gt "$SILENT" ] && echo "$JOB_STATE"',
+    "squeue": """echo >>squeue.calls
+        if [ "$(wc -l <squeue.calls)" -gt "$SILENT" ]; then echo "$JOB_STATE"; else echo "$INSTEAD"; fi""",
     "scontrol": 'echo "$@" >>scontrol.words',
     "sleep": "",
 }
@@ -49,6 +50,7 @@ def run_script(
         "SAYS": says,
         "JOB_STATE": job_state,
         "SILENT": "0",
+        "INSTEAD": "",
         "WORDS": "seed=0",
         "SLURM_JOB_ID": "7",
         "SLURM_JOB_NAME": script,
@@ -103,11 +105,18 @@ def test_a_job_that_slurm_is_ending_is_not_put_back_and_does_not_count(
 
 
 @pytest.mark.parametrize(("code", "why"), [(75, "stopped"), (3, "lost a rank")])
-def test_slurm_is_asked_again_and_where_it_never_answers_that_is_said(tmp_path: Path, code: int, why: str) -> None:
-    said = run_script(tmp_path, code, state(code, 4), SILENT="3")
+@pytest.mark.parametrize("instead", ["", "SIGNALING"])
+def test_slurm_is_asked_again_and_where_it_never_answers_that_is_said(
+    tmp_path: Path, code: int, why: str, instead: str
+) -> None:
+    said = run_script(tmp_path, code, state(code, 4), SILENT="3", INSTEAD=instead)
     assert said == (code, 1, f"train: {why} (code {code}): back to the queue\n")
-    said = run_script(tmp_path, code, state(code, 5), SILENT="99")
-    assert said == (code, 1, f"train: {why} (code {code}), and not put back to the queue: squeue does not answer\n")
+    said = run_script(tmp_path, code, state(code, 5), SILENT="99", INSTEAD=instead)
+    assert said == (
+        code,
+        1,
+        f"train: {why} (code {code}), and not put back to the queue: squeue does not tell its state\n",
+    )
 
 
 def test_ranks_are_lost_only_so_often_while_the_training_does_not_get_on(tmp_path: Path) -> None:

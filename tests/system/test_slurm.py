@@ -153,9 +153,7 @@ def test_ahead_of_its_time_limit_a_job_saves_and_goes_back_to_the_queue(
     assert_as_undisturbed(cluster, "limited")
 
 
-def test_a_signal_for_the_whole_job_its_script_included_saves_and_puts_it_back(
-    cluster: Cluster, loop_jobs: list[str], train: Train
-) -> None:
+def test_a_signal_for_the_whole_job_its_script_included_saves_and_puts_it_back(cluster: Cluster, train: Train) -> None:
     job = train("whole")
     wait_for_step(cluster, job, "whole")
     cluster.ask("scancel", "--signal=USR1", "--full", job)

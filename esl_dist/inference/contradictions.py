@@ -11,7 +11,7 @@ from esl_dist.inference.output_places import (
     refuse_other_use,
     refuse_replacing,
 )
-from esl_dist.runs.layout import refuse_missing_networks
+from esl_dist.runs.layout import refuse_missing_networks, refuse_missing_run
 from esl_dist.urls import is_url
 
 
@@ -57,8 +57,10 @@ def check_evaluation(config: Evaluate) -> None:
     refuse_replacing("output", config.output)
     refuse_in_each_other("output", config.output, "predictions", config.predictions)
     refuse_missing_before_ranks_meet([config.data.path, config.statistics_from])
-    if not config.wait_minutes:
+    if config.mode != "best":
         refuse_missing_networks(config.checkpoints if is_ensemble else [str(config.checkpoint)])
+    elif not config.wait_minutes:
+        refuse_missing_run(Path(str(config.checkpoint)))
 
 
 def check_labelling(config: PseudoLabel) -> None:

@@ -9,6 +9,7 @@ from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
 from esl_dist.environment import launch
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
+from esl_dist.runs.layout import refuse_missing_networks
 
 
 def check_training(config: settings.Train) -> None:
@@ -71,5 +72,5 @@ def check_inputs(config: settings.Train) -> None:
     run = "*" if config.name is None else escape(config.name)
     begun = Path(config.experiments).glob(f"snapshots/{run}/checkpoints")
     start = config.network.start
-    if launch().world_size == 1 and start is not None and not any(begun) and not Path(start).exists():
-        raise UserError(f"{start}: no such file of weights")
+    if start is not None and not any(begun):
+        refuse_missing_networks([start])

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from esl_dist.config import Evaluate, PseudoLabel
 from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
+from esl_dist.environment import launch
 from esl_dist.errors import UserError
+from esl_dist.files import refuse_unwritable
 from esl_dist.inference.output_places import (
     refuse_among_inputs,
     refuse_in_each_other,
@@ -77,3 +79,5 @@ def check_labelling(config: PseudoLabel) -> None:
     refuse_other_use("output", Path(config.output))
     refuse_missing_before_ranks_meet([config.target.path])
     refuse_missing_networks([config.checkpoint])
+    if launch().world_size == 1 and not output.exists():
+        refuse_unwritable("output", config.output, output)

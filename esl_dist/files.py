@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -175,6 +176,26 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync_folder(folder.parent)
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Say why no files can be written into a folder, which need not be there yet; None: one was, for a moment."""
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
+    try:
+        with tempfile.NamedTemporaryFile(dir=there):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def refuse_unwritable(setting: str, place: str, folder: Path) -> None:
+    """Make sure that files can be written into a folder, which lies at or below the place that a setting gives.
+
+    Raises:
+        UserError: they cannot; it names the setting.
+    """
+    if why_not := why_not_writable(folder):
+        raise UserError(f"{setting}: cannot write into {place}: {why_not}; choose another place as {setting}=…")
 
 
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)

@@ -5,20 +5,21 @@ stopped; a finished one only prints its table.
 """
 
 import os
-import shlex
-import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 # The package of this checkout, whichever one the environment has.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from esl_dist.early import STATE_FILE, end_at_interrupt, give_interrupt_back
 
 if __name__ == "__main__":
     # What follows takes its time to import.
     end_at_interrupt()
+
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
 
 from esl_dist.checked import read_content
 from esl_dist.command_line import run_program

@@ -4,11 +4,11 @@ Modes: one network, a weighted ensemble, or every checkpoint of a run and the be
 predictions and no scores.
 """
 
+import os
 import sys
-from pathlib import Path
 
 # The package of this checkout, whichever one the environment has.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from esl_dist.early import end_at_interrupt, give_interrupt_back
 

@@ -1,10 +1,10 @@
 """Label the target: `accelerate launch launch/pseudo_label.py checkpoint=… target.path=… output=…`."""
 
+import os
 import sys
-from pathlib import Path
 
 # The package of this checkout, whichever one the environment has.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from esl_dist.early import end_at_interrupt, give_interrupt_back
 

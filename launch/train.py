@@ -1,10 +1,10 @@
 """Train: `torchrun --nproc_per_node N launch/train.py --config FILE key=value …`, or plain `python launch/train.py`."""
 
+import os
 import sys
-from pathlib import Path
 
 # The package of this checkout, whichever one the environment has.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from esl_dist.early import end_at_interrupt, give_interrupt_back
 

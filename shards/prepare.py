@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
+import os
 import sys
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 # The package of this checkout, whichever one the environment has.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from esl_dist.early import end_at_interrupt, give_interrupt_back
 
 if __name__ == "__main__":
     # What follows takes its time to import.
     end_at_interrupt()
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Prepare

@@ -69,6 +69,7 @@ def test_a_mistake_in_the_configuration_is_told_before_anything_slow_is_imported
     assert modules.isdisjoint(HEAVY)
 
 
+TWO = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 CONTRADICTIONS = [
     ("launch/train", ("method.name=advnet",), {}, "method.name=advnet is impossible"),
     ("launch/train", ("target.path=",), {}, "no value for target.path"),
@@ -77,13 +78,32 @@ CONTRADICTIONS = [
     ("launch/train", ("network.start_without=heads",), {}, "needs weights to start from"),
     ("launch/train", ("name=a/b",), {}, "name"),
     ("launch/train", ("source.path={here}/gone",), {}, "gone: no such folder of shards"),
+    ("launch/train", ("experiments=/proc/x",), {}, "experiments: cannot write into /proc/x: No such file"),
+    (
+        "launch/pseudo_label",
+        ("checkpoint={here}/index.json", "output=/proc/o"),
+        {},
+        "output: cannot write into /proc/o",
+    ),
     ("launch/train", ("pseudo_labels={here}/gone",), {}, "gone: no such folder of shards"),
-    ("launch/train", ("experiments={here}", "network.start={here}/gone"), {}, "gone: no such file of weights"),
+    (
+        "launch/train",
+        ("experiments={here}", "network.start={here}/gone"),
+        {},
+        "gone: no such file of weights",
+    ),
+    ("launch/train", ("source.path={here}/empty",), {}, "empty: no index.json, so no complete folder of shards"),
+    ("launch/train", ("experiments={here}", "network.start={here}/empty"), {}, "empty: no checkpoint; expected a run"),
+    ("launch/train", (), {"WORLD_SIZE": "2", "RANK": "0"}, "without MASTER_ADDR and MASTER_PORT"),
+    ("launch/train", (), {**TWO, "MASTER_PORT": "x"}, "MASTER_PORT=x is impossible"),
+    ("launch/evaluate", (), {**TWO, "MASTER_ADDR": "a:1"}, "MASTER_ADDR=a:1 is impossible"),
     ("launch/train", (), {"WORLD_SIZE": "two"}, "WORLD_SIZE=two is impossible"),
     ("launch/train", (), {"ACCELERATE_USE_FSDP": "true"}, "use_fsdp true is not supported"),
     ("launch/train", ("precision=bf16",), {"ACCELERATE_MIXED_PRECISION": "fp16"}, "contradicts the launcher"),
     ("launch/evaluate", ("mode=ensemble",), {}, "mode=ensemble needs its networks"),
     ("launch/evaluate", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
+    ("launch/evaluate", ("checkpoint={here}/empty",), {}, "empty: no checkpoint; expected a run folder"),
+    ("launch/evaluate", ("checkpoint={here}/empty", "mode=best"), {}, "empty: no run; expected a folder with config"),
     ("launch/evaluate", ("statistics_from={here}/gone",), {}, "gone: no such folder of shards"),
     ("launch/evaluate", ("output={here}/index.json",), {}, "index.json"),
     ("launch/pseudo_label", ("output={here}",), {}, "is target.path="),
@@ -100,6 +120,7 @@ def test_settings_that_cannot_be_are_told_before_torch_is_imported(
     program: str, words: Sequence[str], variables: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "index.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
     own = [word.format(here=tmp_path) for word in (*GIVEN[program], *words)]
     code, said, modules = run(tmp_path, program, *own, **variables)
     assert (code, message in said, len(said.splitlines())) == (2, True, 1), said

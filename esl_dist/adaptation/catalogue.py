@@ -15,7 +15,7 @@ class Entry(NamedTuple):
 
     Attributes:
         place: `file:class` in the folder `methods`.
-        needs_target: as the class says.
+        needs_target: as the class says, which a test holds.
     """
 
     place: str
@@ -27,9 +27,10 @@ class Catalogue(UserDict[str, Any]):
 
     def __getitem__(self, name: str) -> Method:
         """Return a method, a KeyError if there is none of this name."""
-        if isinstance(self.data[name], Entry):
-            self.data[name] = resolve_name(f"esl_dist.adaptation.methods.{self.data[name].place}")()
-        method: Method = self.data[name]
+        found = self.data[name]
+        method: Method = (
+            resolve_name(f"esl_dist.adaptation.methods.{found.place}")() if isinstance(found, Entry) else found
+        )
         return method
 
     def needs_target(self, name: str) -> bool:
@@ -37,9 +38,10 @@ class Catalogue(UserDict[str, Any]):
         return bool(self.data[name].needs_target)
 
 
-LINES = {
-    "source_only": Entry("source_only:SourceOnly", needs_target=False),
-    "minent": Entry("minent:MinEnt", needs_target=True),
-    "advent": Entry("advent:AdvEnt", needs_target=True),
-}
-METHODS = Catalogue(LINES)
+METHODS = Catalogue(
+    {
+        "source_only": Entry("source_only:SourceOnly", needs_target=False),
+        "minent": Entry("minent:MinEnt", needs_target=True),
+        "advent": Entry("advent:AdvEnt", needs_target=True),
+    }
+)

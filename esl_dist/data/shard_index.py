@@ -162,13 +162,19 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 
 
 def refuse_missing_shards(folder: Path) -> None:
-    """Make sure that there is a folder of shards, whatever it holds.
+    """Make sure that there is a folder of shards with an index, whatever that says.
 
     Raises:
         UserError: there is none.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of shards; make it with shards/prepare.py")
+    _refuse_missing_index(folder)
+
+
+def _refuse_missing_index(folder: Path) -> None:
+    if not (folder / INDEX_NAME).is_file():
+        raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with shards/prepare.py")
 
 
 def refuse_missing_before_ranks_meet(folders: Iterable[str | None]) -> None:
@@ -191,10 +197,8 @@ def read_index(folder: Path) -> ShardIndex:
     Raises:
         UserError: it is missing, damaged or of another format version; the message names file and key.
     """
-    path = folder / INDEX_NAME
-    if not path.is_file():
-        raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with shards/prepare.py")
-    return index_from(read_content(path, REMEDY))
+    _refuse_missing_index(folder)
+    return index_from(read_content(folder / INDEX_NAME, REMEDY))
 
 
 def index_from(content: Content) -> ShardIndex:

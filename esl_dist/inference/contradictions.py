@@ -4,14 +4,16 @@ from pathlib import Path
 
 from esl_dist.config import Evaluate, PseudoLabel
 from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
+from esl_dist.environment import launch
 from esl_dist.errors import UserError
+from esl_dist.files import refuse_unwritable
 from esl_dist.inference.output_places import (
     refuse_among_inputs,
     refuse_in_each_other,
     refuse_other_use,
     refuse_replacing,
 )
-from esl_dist.runs.layout import refuse_missing_networks
+from esl_dist.runs.layout import refuse_missing_networks, refuse_missing_run
 from esl_dist.urls import is_url
 
 
@@ -57,8 +59,10 @@ def check_evaluation(config: Evaluate) -> None:
     refuse_replacing("output", config.output)
     refuse_in_each_other("output", config.output, "predictions", config.predictions)
     refuse_missing_before_ranks_meet([config.data.path, config.statistics_from])
-    if not config.wait_minutes:
+    if config.mode != "best":
         refuse_missing_networks(config.checkpoints if is_ensemble else [str(config.checkpoint)])
+    elif not config.wait_minutes:
+        refuse_missing_run(Path(str(config.checkpoint)))
 
 
 def check_labelling(config: PseudoLabel) -> None:
@@ -75,3 +79,5 @@ def check_labelling(config: PseudoLabel) -> None:
     refuse_other_use("output", Path(config.output))
     refuse_missing_before_ranks_meet([config.target.path])
     refuse_missing_networks([config.checkpoint])
+    if launch().world_size == 1 and not output.exists():
+        refuse_unwritable("output", config.output, output)

@@ -4,14 +4,12 @@ All of this is checked before anything is computed. Each function takes a settin
 and raises a UserError that names the setting.
 """
 
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.errors import UserError
-from esl_dist.files import PARTIAL_SUFFIX, read_json
+from esl_dist.files import PARTIAL_SUFFIX, read_json, why_not_writable
 from esl_dist.runs.layout import LOCK, MANIFEST, RUN_CONFIG, UNFINISHED
 from esl_dist.urls import is_url
 
@@ -82,9 +80,4 @@ def refuse_other_use(setting: str, folder: Path) -> None:
 
 def is_writable(folder: Path) -> bool:
     """Say whether files can be written into a folder, which need not be there yet; one is, for a moment."""
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
-    try:
-        with tempfile.NamedTemporaryFile(dir=there):
-            return True
-    except OSError:
-        return False
+    return why_not_writable(folder) is None

@@ -21,6 +21,7 @@ from esl_dist.ranks.accelerate_options import (
     gpus,
     refuse_what_is_not_followed,
 )
+from esl_dist.ranks.meeting_place import meeting_place
 
 ZERO_STAGES = (1, 2)
 MOST_THREADS = 2**16
@@ -44,12 +45,14 @@ def asked_of_launcher(precision: str | None) -> tuple[int | None, str]:
     """Return the ZeRO stage and the precision that a program is to take, as `asked_zero_stage` and `asked_precision`.
 
     Raises:
-        UserError: also where processes are missing that the launcher was asked for.
+        UserError: also where processes are missing that the launcher was asked for, or have no place to meet.
     """
     zero_stage, precision = asked_zero_stage(), asked_precision(precision)
     options = asked_options()
     refuse_missing_ranks(options)
     refuse_what_is_not_followed(options)
+    if (world_size := launch().world_size) > 1:
+        meeting_place(world_size)
     return zero_stage, precision
 
 

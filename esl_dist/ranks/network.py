@@ -16,14 +16,11 @@ from contextlib import suppress
 import psutil
 from torch._C._distributed_c10d import Store
 
+from esl_dist.ranks.meeting_place import host_of as host_of
+
 INTERFACE = "GLOO_SOCKET_IFNAME"
 ANY_PORT = 9
 """Of datagrams that are never sent: to connect their socket says which way they would go."""
-
-
-def host_of(address: str) -> str:
-    """Return a host as MASTER_ADDR names it, an IPv6 address without the brackets that it has before a port."""
-    return address[1:-1] if address.startswith("[") and address.endswith("]") else address
 
 
 @functools.cache

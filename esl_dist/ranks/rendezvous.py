@@ -6,26 +6,22 @@ of PyTorch). The launcher's count of restarts does not tell attempts apart: each
 every attempt a name of its own in the store, and it holds when all have joined it.
 """
 
-import ipaddress
 import json
-import os
-import re
 import socket
 import threading
 import time
 import uuid
 from concurrent.futures import Future
-from contextlib import suppress
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from esl_dist.environment import RANK, flag, launch, whole_number
+from esl_dist.environment import flag, launch
 from esl_dist.errors import LostRankError, UserError
-from esl_dist.files import as_given
 from esl_dist.machine import allow_open_files
-from esl_dist.ranks.network import host_of, is_this_machine, machine, machine_of_store
+from esl_dist.ranks.meeting_place import meeting_place
+from esl_dist.ranks.network import is_this_machine, machine, machine_of_store
 
 STORE_TIMEOUT = timedelta(seconds=30)
 RETRY_SECONDS = 0.1
@@ -39,6 +35,10 @@ LOOPBACK = "127.0.0.1"
 REACH = (
     "; if rank 0 runs, MASTER_ADDR or MASTER_PORT is not that of its machine, or the network or a firewall between the "
     "two machines lets nothing through"
+)
+REACHED = (
+    "; if it runs, its MASTER_ADDR or MASTER_PORT is not that of this machine, rank 0's, or the network or a firewall "
+    "between the two machines lets nothing through"
 )
 
 
@@ -61,7 +61,7 @@ def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
         return None
     # A store that may open too few files takes no connection, and says nothing.
     allow_open_files(FILES + FILES_A_RANK * launched.world_size, f"for {launched.world_size} ranks")
-    host, port = _address(launched.world_size)
+    host, port = meeting_place(launched.world_size)
     seconds = 60 * timeout_minutes
     joined: Future[tuple[Store, Store]] = Future()
     is_found = threading.Event()
@@ -89,8 +89,10 @@ def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
     try:
         return joined.result(min(seconds + ANSWER_SECONDS, threading.TIMEOUT_MAX))
     except LostRankError as error:
-        if keeps_it and machine_of_store() != machine():
+        if keeps_it and not is_this_machine():
             raise LostRankError(f"{error}; MASTER_ADDR={host} is no address of this machine, rank 0's") from error
+        if keeps_it and launched.local_world_size < launched.world_size:
+            raise LostRankError(f"{error}{REACHED}") from error
         raise
     except TimeoutError as error:
         if not is_found.is_set():
@@ -99,36 +101,6 @@ def meet(timeout_minutes: float) -> tuple[Store, Store] | None:
             f"what listens at {host}:{port} does not answer: rank 0 or the launcher is stopped, or it is no store of "
             "theirs"
         ) from error
-
-
-def _address(world_size: int) -> tuple[str, int]:
-    port = whole_number("MASTER_PORT", 1, 2**16 - 1)
-    if port is None or "MASTER_ADDR" not in os.environ:
-        raise UserError(
-            f"{world_size} ranks were started without MASTER_ADDR and MASTER_PORT, where they would meet; set them on "
-            "every rank to the address of rank 0's machine and a free port there, or start them with torchrun, srun or "
-            "accelerate launch"
-        )
-    if not any(variable in os.environ for variable in RANK):
-        raise UserError(
-            f"WORLD_SIZE={world_size} without RANK: which of the processes this one is cannot be known; start them "
-            "with torchrun or accelerate launch"
-        )
-    return _host(os.environ["MASTER_ADDR"]), port
-
-
-def _host(given: str) -> str:
-    host = host_of(given)
-    with suppress(ValueError):
-        # "a..b" is no name, and "a:29500" no address of IPv6.
-        if re.fullmatch(r"[\w.-]+", host) and host.encode("idna"):
-            return host
-        ipaddress.IPv6Address(host)
-        return host
-    raise UserError(
-        f"MASTER_ADDR={as_given(given)} is impossible: expected the name or the address of rank 0's machine, without a "
-        "port, which goes into MASTER_PORT; correct it in the environment"
-    )
 
 
 def _open_store(host: str, port: int, rank: int, keeps_it: bool) -> TCPStore:

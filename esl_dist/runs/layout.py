@@ -23,8 +23,24 @@ def refuse_missing_networks(places: Iterable[str]) -> None:
         UserError: one is missing.
     """
     for place in map(Path, places):
-        if launch().world_size == 1 and not place.exists():
+        if launch().world_size == 1 and not _holds_network(place):
             raise no_checkpoint(place)
+
+
+def _holds_network(place: Path) -> bool:
+    if not place.is_dir():
+        return place.exists()
+    return (place / MANIFEST).exists() or any(place.glob("checkpoints/step-[0-9]*"))
+
+
+def refuse_missing_run(run: Path) -> None:
+    """Make sure that a folder is a run's, as far as this process is the only one.
+
+    Raises:
+        UserError: it is none.
+    """
+    if launch().world_size == 1 and not (run / RUN_CONFIG).exists():
+        raise no_run(run)
 
 
 def no_checkpoint(place: Path) -> UserError:
@@ -33,3 +49,8 @@ def no_checkpoint(place: Path) -> UserError:
         f"{place}: no checkpoint; expected a run folder with checkpoints/, one checkpoint's folder, or a file of "
         "weights"
     )
+
+
+def no_run(run: Path) -> UserError:
+    """Return the message of a place that is no run's folder."""
+    return UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")

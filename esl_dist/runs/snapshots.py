@@ -35,7 +35,7 @@ from esl_dist.runs.checkpoints import (
     step_of,
 )
 from esl_dist.runs.fitting import BrokenCheckpointError
-from esl_dist.runs.layout import MANIFEST, RUN_CONFIG
+from esl_dist.runs.layout import MANIFEST, RUN_CONFIG, no_run
 
 POLL_SECONDS = 2.0
 
@@ -110,7 +110,7 @@ def score_snapshots(
 def _steps_to_score(run: Path, wait_minutes: float) -> list[int]:
     """Return, alike on every rank, the steps of a run's snapshots and of all checkpoints that are there, ascending."""
     if not _appears(run / RUN_CONFIG, wait_minutes):
-        raise UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
+        raise no_run(run)
     there = [step_of(folder) for folder in checkpoint_folders(run)]
     # A training that goes on may remove some of them between the looks of two ranks.
     number = int(sum_over_ranks(torch.tensor(len(there) if is_main() else 0)))

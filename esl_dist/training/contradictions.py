@@ -8,7 +8,8 @@ from esl_dist.adaptation.catalogue import METHODS
 from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
 from esl_dist.environment import launch
 from esl_dist.errors import UserError
-from esl_dist.files import refuse_as_name
+from esl_dist.files import refuse_as_name, refuse_unwritable
+from esl_dist.runs.layout import refuse_missing_networks
 
 
 def check_training(config: settings.Train) -> None:
@@ -59,7 +60,7 @@ def refuse_unequal_shares(config: settings.Train) -> None:
 
 
 def check_inputs(config: settings.Train) -> None:
-    """Refuse shards, and weights to start from, that are not there.
+    """Refuse shards, weights to start from and a place for runs that are not there.
 
     Raises:
         UserError: naming the folder or the file.
@@ -69,7 +70,11 @@ def check_inputs(config: settings.Train) -> None:
     refuse_missing_before_ranks_meet(read)
     # A run that goes on reads them no more; one without a name may be any of those that are there.
     run = "*" if config.name is None else escape(config.name)
-    begun = Path(config.experiments).glob(f"snapshots/{run}/checkpoints")
-    start = config.network.start
-    if launch().world_size == 1 and start is not None and not any(begun) and not Path(start).exists():
-        raise UserError(f"{start}: no such file of weights")
+    if any(Path(config.experiments).glob(f"snapshots/{run}/checkpoints")):
+        return
+    if launch().world_size == 1:
+        refuse_unwritable("experiments", config.experiments, Path(config.experiments, "snapshots", config.name or ""))
+    if (start := config.network.start) is not None:
+        if launch().world_size == 1 and not Path(start).exists():
+            raise UserError(f"{start}: no such file of weights")
+        refuse_missing_networks([start])

@@ -4,11 +4,11 @@ It looks at what is there at this time: the settings and the shards that they na
 words leave out.
 """
 
+import os
 import sys
-from pathlib import Path
 
 # The package of this checkout, whichever one the environment has.
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))))
 
 from esl_dist.early import end_at_interrupt, give_interrupt_back
 

@@ -157,6 +157,27 @@ def test_a_name_that_stays_unknown_is_told_after_the_timeout(port: int, monkeypa
         meet(SOON / 60)
 
 
+@pytest.mark.parametrize(
+    ("address", "on_machine", "told"),
+    [
+        ("nowhere.invalid", 2, "; MASTER_ADDR=nowhere.invalid is no address of this machine, rank 0's$"),
+        ("127.0.0.1", 1, "; if it runs, its MASTER_ADDR .* or the network or a firewall between the two machines"),
+        ("127.0.0.1", 2, "$"),
+    ],
+)
+def test_rank_0_says_what_keeps_the_others_away(
+    monkeypatch: pytest.MonkeyPatch, address: str, on_machine: int, told: str
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launched = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": on_machine, "MASTER_ADDR": address, "MASTER_PORT": port}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(LostRankError, match=f"^rank 1 did not come to the start within timeout_minutes{told}"):
+        meet(SOON / 60)
+
+
 def test_names_that_are_looked_up_without_an_answer_are_given_up(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", SOON)
     monkeypatch.setenv("RANK", "1")

@@ -143,7 +143,7 @@ def test_a_launcher_is_watched_also_where_the_ranks_do_not_meet(monkeypatch: pyt
 
     monkeypatch.setattr(session, "meet", lost)
     monkeypatch.setattr(session, "watch_launcher", watched.append)
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(LostRankError), session.joined_ranks(1):
         pass

@@ -281,4 +281,4 @@ def test_the_loop_looks_at_shards_far_away_before_it_submits(
         )
     assert (good.returncode, good.stderr) == (0, "")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith(f"error: {far.url}/nowhere: no index.json there")
+    assert wrong.stderr.splitlines()[-1].startswith(f"error: {far.url}/nowhere: no index.json there")

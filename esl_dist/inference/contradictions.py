@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esl_dist.config import Evaluate, PseudoLabel
+from esl_dist.config_files import read_yaml
 from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
 from esl_dist.environment import launch
 from esl_dist.errors import UserError
@@ -59,6 +60,7 @@ def check_evaluation(config: Evaluate) -> None:
     refuse_replacing("output", config.output)
     refuse_in_each_other("output", config.output, "predictions", config.predictions)
     refuse_missing_before_ranks_meet([config.data.path, config.statistics_from])
+    _refuse_missing_classes(config.classes_from)
     if config.mode != "best":
         refuse_missing_networks(config.checkpoints if is_ensemble else [str(config.checkpoint)])
     elif not config.wait_minutes:
@@ -78,6 +80,12 @@ def check_labelling(config: PseudoLabel) -> None:
         raise UserError(f"output={config.output} holds target.path={config.target.path}; choose a folder of its own")
     refuse_other_use("output", Path(config.output))
     refuse_missing_before_ranks_meet([config.target.path])
+    _refuse_missing_classes(config.classes_from)
     refuse_missing_networks([config.checkpoint])
     if launch().world_size == 1 and not output.exists():
         refuse_unwritable("output", config.output, output)
+
+
+def _refuse_missing_classes(place: str | None) -> None:
+    if launch().world_size == 1 and place is not None and not is_url(place) and not Path(place).is_dir():
+        read_yaml(Path(place))

@@ -44,7 +44,7 @@ EARLY, LATE = (1, 2, 5, 14), (50, 200)
 
 KEEP_ALL = f"checkpoints.keep_newest={2 * EARLY[-1]}"
 
-SEEDS, SCORE_SEEDS, PAIRED_SEEDS = (0, 1, 2), range(7), (0, 1)
+SEEDS, SCORE_SEEDS, PAIRED_SEEDS = (0, 1, 2), range(7), range(5)
 """Of weights, of scores on one rank, and of scores that are compared with one rank's."""
 
 SCORE_STEPS = 200

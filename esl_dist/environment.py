@@ -55,6 +55,14 @@ def launch() -> Launch:
     return Launch(0, 1, 1)
 
 
+def is_alone() -> bool:
+    """Return whether this is the only process, which may refuse at once what it does not find.
+
+    Ranks of which some do not find a file have to meet before they say so: one that had ended would be waited for.
+    """
+    return launch().world_size == 1
+
+
 def whole_number(variable: str, least: int, most: int) -> int | None:
     """Return a variable's number; None where it is not set.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
+from esl_dist.config import Evaluate, Pictures, PseudoLabel, Shards, Train
 from esl_dist.errors import UserError
-from esl_dist.runs.layout import refuse_missing_networks
+from esl_dist.inference.contradictions import check_evaluation, check_labelling
+from esl_dist.training.contradictions import check_inputs
 from tests.on_ranks import PROJECT
 from tests.programs import TINY_TRAINING, environment
 
@@ -139,12 +140,17 @@ def test_a_training_does_without_torchs_compiler(town: Path, tmp_path: Path) -> 
 
 def test_what_another_machine_may_have_is_not_missed_before_the_ranks_meet(tmp_path: Path) -> None:
     """A rank that ended for it would be waited for."""
-    alone = [str(tmp_path / "gone")]
+    gone = str(tmp_path / "gone")
+    checks = [
+        (check_inputs, Train(source=Shards(path=gone), target=Shards(path=gone))),
+        (check_labelling, PseudoLabel(checkpoint=gone, target=Pictures(path=gone), output=str(tmp_path / "labels"))),
+        (check_evaluation, Evaluate(checkpoint=gone, data=Pictures(path=gone))),
+    ]
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("WORLD_SIZE", "2")
         patched.setenv("RANK", "1")
-        refuse_missing_before_ranks_meet(alone)
-        refuse_missing_networks(alone)
-    for refuse in (refuse_missing_before_ranks_meet, refuse_missing_networks):
+        for check, config in checks:
+            check(config)
+    for check, config in checks:
         with pytest.raises(UserError, match="gone: no "):
-            refuse(alone)
+            check(config)

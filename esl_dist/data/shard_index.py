@@ -14,7 +14,6 @@ from typing import Annotated, Any
 from esl_dist.checked import Content, Name, SampleKey, Sha256, read, read_content, read_key, read_sha256
 from esl_dist.data.images import LARGEST_PIXELS, LONGEST_SIDE, Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
-from esl_dist.environment import launch
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.urls import is_url
@@ -161,13 +160,15 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     write_json(folder / INDEX_NAME, content, indent=None)
 
 
-def refuse_missing_shards(folder: Path) -> None:
-    """Make sure that there is a folder of shards with an index, whatever that says.
+def refuse_missing_shards(place: str | Path) -> None:
+    """Make sure that there is a folder of shards with an index, whatever that says; far away, nobody looks yet.
 
     Raises:
         UserError: there is none.
     """
-    if not folder.is_dir():
+    if is_url(str(place)):
+        return
+    if not (folder := Path(place)).is_dir():
         raise UserError(f"{folder}: no such folder of shards; make it with shards/prepare.py")
     _refuse_missing_index(folder)
 
@@ -175,20 +176,6 @@ def refuse_missing_shards(folder: Path) -> None:
 def _refuse_missing_index(folder: Path) -> None:
     if not (folder / INDEX_NAME).is_file():
         raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with shards/prepare.py")
-
-
-def refuse_missing_before_ranks_meet(folders: Iterable[str | None]) -> None:
-    """Make sure that folders of shards are there, as far as this process is the only one; None is none.
-
-    Ranks of which some do not find a folder have to meet before they say so: one that had ended would be waited for.
-
-    Raises:
-        UserError: one is missing.
-    """
-    if launch().world_size == 1:
-        for folder in folders:
-            if folder is not None and not is_url(folder):
-                refuse_missing_shards(Path(folder))
 
 
 def read_index(folder: Path) -> ShardIndex:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from esl_dist.config import Evaluate, PseudoLabel
 from esl_dist.config_files import read_yaml
-from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
-from esl_dist.environment import launch
+from esl_dist.data.shard_index import refuse_missing_shards
+from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_unwritable
 from esl_dist.inference.output_places import (
@@ -14,7 +14,7 @@ from esl_dist.inference.output_places import (
     refuse_other_use,
     refuse_replacing,
 )
-from esl_dist.runs.layout import refuse_missing_networks, refuse_missing_run
+from esl_dist.runs.layout import refuse_missing_network, refuse_missing_run
 from esl_dist.urls import is_url
 
 
@@ -59,10 +59,15 @@ def check_evaluation(config: Evaluate) -> None:
     refuse_among_inputs("predictions", config.predictions, inputs)
     refuse_replacing("output", config.output)
     refuse_in_each_other("output", config.output, "predictions", config.predictions)
-    refuse_missing_before_ranks_meet([config.data.path, config.statistics_from])
+    if not is_alone():
+        return
+    refuse_missing_shards(config.data.path)
+    if config.statistics_from is not None:
+        refuse_missing_shards(config.statistics_from)
     _refuse_missing_classes(config.classes_from)
     if config.mode != "best":
-        refuse_missing_networks(config.checkpoints if is_ensemble else [str(config.checkpoint)])
+        for network in config.checkpoints if is_ensemble else [str(config.checkpoint)]:
+            refuse_missing_network(Path(network))
     elif not config.wait_minutes:
         refuse_missing_run(Path(str(config.checkpoint)))
 
@@ -79,13 +84,15 @@ def check_labelling(config: PseudoLabel) -> None:
     if not is_url(config.target.path) and target.is_relative_to(output):
         raise UserError(f"output={config.output} holds target.path={config.target.path}; choose a folder of its own")
     refuse_other_use("output", Path(config.output))
-    refuse_missing_before_ranks_meet([config.target.path])
+    if not is_alone():
+        return
+    refuse_missing_shards(config.target.path)
     _refuse_missing_classes(config.classes_from)
-    refuse_missing_networks([config.checkpoint])
-    if launch().world_size == 1 and not output.exists():
+    refuse_missing_network(Path(config.checkpoint))
+    if not output.exists():
         refuse_unwritable("output", config.output, output)
 
 
 def _refuse_missing_classes(place: str | None) -> None:
-    if launch().world_size == 1 and place is not None and not is_url(place) and not Path(place).is_dir():
+    if place is not None and not is_url(place) and not Path(place).is_dir():
         read_yaml(Path(place))

@@ -16,7 +16,7 @@ from contextlib import suppress
 import psutil
 from torch._C._distributed_c10d import Store
 
-from esl_dist.ranks.meeting_place import host_of as host_of
+from esl_dist.ranks.meeting_place import host_of
 
 INTERFACE = "GLOO_SOCKET_IFNAME"
 ANY_PORT = 9

@@ -1,9 +1,7 @@
 """What lies in the folders of runs, checkpoints and jobs, by name, for those who look there without torch."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
-from esl_dist.environment import launch
 from esl_dist.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -16,15 +14,14 @@ UNFINISHED = ".scratch"
 """In the folder of a pseudo-label job until it is done."""
 
 
-def refuse_missing_networks(places: Iterable[str]) -> None:
-    """Make sure that trained networks are there, as far as this process is the only one (`data.shard_index` says why).
+def refuse_missing_network(place: Path) -> None:
+    """Make sure that a trained network is there.
 
     Raises:
-        UserError: one is missing.
+        UserError: it is missing.
     """
-    for place in map(Path, places):
-        if launch().world_size == 1 and not _holds_network(place):
-            raise no_checkpoint(place)
+    if not _holds_network(place):
+        raise no_checkpoint(place)
 
 
 def _holds_network(place: Path) -> bool:
@@ -34,12 +31,12 @@ def _holds_network(place: Path) -> bool:
 
 
 def refuse_missing_run(run: Path) -> None:
-    """Make sure that a folder is a run's, as far as this process is the only one.
+    """Make sure that a folder is a run's.
 
     Raises:
         UserError: it is none.
     """
-    if launch().world_size == 1 and not (run / RUN_CONFIG).exists():
+    if not (run / RUN_CONFIG).exists():
         raise no_run(run)
 
 

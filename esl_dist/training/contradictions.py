@@ -5,11 +5,11 @@ from pathlib import Path
 
 from esl_dist import config as settings
 from esl_dist.adaptation.catalogue import METHODS
-from esl_dist.data.shard_index import refuse_missing_before_ranks_meet
-from esl_dist.environment import launch
+from esl_dist.data.shard_index import refuse_missing_shards
+from esl_dist.environment import is_alone, launch
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name, refuse_unwritable
-from esl_dist.runs.layout import refuse_missing_networks
+from esl_dist.runs.layout import refuse_missing_network
 
 
 def check_training(config: settings.Train) -> None:
@@ -23,8 +23,7 @@ def check_training(config: settings.Train) -> None:
         raise UserError(f"method.name={name} is impossible: expected one of {', '.join(METHODS)}")
     if config.steps > config.optimizer.schedule_steps:
         raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
-    # Ranks of which some do not come have to meet before the others can say so.
-    if launch().world_size == 1:
+    if is_alone():
         refuse_unequal_shares(config)
     needs_target = METHODS.needs_target(name) or config.pseudo_labels is not None
     if config.target.path == "" and needs_target:
@@ -60,21 +59,23 @@ def refuse_unequal_shares(config: settings.Train) -> None:
 
 
 def check_inputs(config: settings.Train) -> None:
-    """Refuse shards, weights to start from and a place for runs that are not there.
+    """Refuse shards, weights to start from and a place for runs that are not there, where this process is alone.
 
     Raises:
         UserError: naming the folder or the file.
     """
+    if not is_alone():
+        return
     needs_target = METHODS.needs_target(config.method.name) or config.pseudo_labels is not None
-    read = [config.source.path, config.target.path if needs_target else None, config.pseudo_labels]
-    refuse_missing_before_ranks_meet(read)
+    for place in (config.source.path, config.target.path if needs_target else None, config.pseudo_labels):
+        if place is not None:
+            refuse_missing_shards(place)
     # A run that goes on reads them no more; one without a name may be any of those that are there.
     run = "*" if config.name is None else escape(config.name)
     if any(Path(config.experiments).glob(f"snapshots/{run}/checkpoints")):
         return
-    if launch().world_size == 1:
-        refuse_unwritable("experiments", config.experiments, Path(config.experiments, "snapshots", config.name or ""))
+    refuse_unwritable("experiments", config.experiments, Path(config.experiments, "snapshots", config.name or ""))
     if (start := config.network.start) is not None:
-        if launch().world_size == 1 and not Path(start).exists():
+        if not Path(start).exists():
             raise UserError(f"{start}: no such file of weights")
-        refuse_missing_networks([start])
+        refuse_missing_network(Path(start))

@@ -1,9 +1,9 @@
 """SIGTERM, SIGUSR1, SIGHUP and Ctrl-C as a request to stop: noted when it comes, granted between two steps.
 
 A cluster sends one of the first two before it takes a machine away, and to one rank only, maybe; a terminal that is
-closed sends SIGHUP. So the request is
-summed over the ranks once a step, and all of them stop after the same one. One that comes during the start is granted
-after the first step: a rank that dies while the others wait for it costs them the whole timeout.
+closed sends SIGHUP. So the request is summed over the ranks once a step, and all of them stop after the same one. One
+that comes during the start is granted after the first step: a rank that dies while the others wait for it costs them
+the whole timeout.
 
 Ctrl-C comes from a person who waits: during the start, when there is nothing to save, it ends the program; then the
 first one is a request like the others, and the second ends the program at once.

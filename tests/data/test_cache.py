@@ -229,42 +229,38 @@ def test_the_limit_holds_at_every_moment_while_many_read(cache: Cache) -> None:
     assert sum(file.stat().st_size for file in cache.folder.glob("*")) <= cache.limit
 
 
-def test_who_waits_for_a_process_that_gets_nothing_says_so(cache: Cache) -> None:
-    impatient = Cache(cache.folder, cache.limit, 0.3 / 60)
+@contextmanager
+def being_filled(cache: Cache, number: int) -> Iterator[None]:
+    """Let another thread fetch a file, and get nothing while the block runs."""
     begun, go_on = threading.Event(), threading.Event()
 
     def fill(descriptor: int) -> None:
         begun.set()
         go_on.wait(LONG)
-        fills(1)(descriptor)
+        fills(number)(descriptor)
 
-    thread = threading.Thread(target=read, args=(cache, 1, fill))
+    thread = threading.Thread(target=read, args=(cache, number, fill))
     thread.start()
-    assert begun.wait(LONG)
-    with pytest.raises(UserError) as error:
+    try:
+        assert begun.wait(LONG)
+        yield
+    finally:
+        go_on.set()
+        thread.join(LONG)
+
+
+def test_who_waits_for_a_process_that_gets_nothing_says_so(cache: Cache) -> None:
+    impatient = Cache(cache.folder, cache.limit, 0.3 / 60)
+    with being_filled(cache, 1), pytest.raises(UserError) as error:
         read(impatient, 1)
-    go_on.set()
-    thread.join(LONG)
     told = f"http://there/x: another process of this machine fetches it into {cache.folder} and got nothing"
     assert str(error.value).startswith(told)
 
 
 def test_who_waits_for_room_that_others_take_and_do_not_fill_says_so(cache: Cache) -> None:
     small = Cache(cache.folder, SIZE, 0.3 / 60)
-    begun, go_on = threading.Event(), threading.Event()
-
-    def fill(descriptor: int) -> None:
-        begun.set()
-        go_on.wait(LONG)
-        fills(1)(descriptor)
-
-    thread = threading.Thread(target=read, args=(small, 1, fill))
-    thread.start()
-    assert begun.wait(LONG)
-    with pytest.raises(UserError) as error:
+    with being_filled(small, 1), pytest.raises(UserError) as error:
         read(small, 2)
-    go_on.set()
-    thread.join(LONG)
     told = f"http://there/x: other processes of this machine take the room for it in {cache.folder} and got nothing"
     assert str(error.value).startswith(told)
     assert read(small, 2) == content(2)

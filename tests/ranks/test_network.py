@@ -10,7 +10,8 @@ import pytest
 from torch._C._distributed_c10d import Store, TCPStore
 
 from esl_dist.ranks import network
-from esl_dist.ranks.network import choose_interface, host_of, is_loopback, machine, machine_of_store, network_advice
+from esl_dist.ranks.meeting_place import host_of
+from esl_dist.ranks.network import choose_interface, is_loopback, machine, machine_of_store, network_advice
 
 OWN, OTHER = "192.0.2.1", "192.0.2.2"
 

@@ -16,7 +16,8 @@ from esl_dist import config as settings
 from esl_dist.adaptation.losses import cross_entropy
 from esl_dist.config import DOMAINS, Domain
 from esl_dist.data.loading import Batch
-from esl_dist.models.deeplab import Logits, upsample
+from esl_dist.models.deeplab import Logits
+from esl_dist.models.resizing import upsample
 
 SEGMENTATION = "segmentation"
 """Name of the network that is trained in the end for its own sake."""

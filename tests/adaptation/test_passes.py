@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -50,23 +51,35 @@ def test_a_target_pass_without_labels_and_without_a_loss_is_told() -> None:
 
 
 class NotedOperations(TorchDispatchMode):
-    """Counts operations by name, and notes those whose values, or the size of whose result, the host has to know."""
+    """Counts operations by name, and notes what is not for a GPU.
+
+    waits: operations whose values, or the size of whose result, the host has to know. unordered: those that torch does
+    by atomic additions, in another order in each run.
+    """
 
     WAIT = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique", "aten::equal")
+    UNORDERED = ("aten::upsample_bilinear2d_backward", "aten::index_add", "aten::scatter_add", "aten::bincount")
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[str] = Counter()
         self.waits: list[str] = []
+        self.unordered: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         name = func.name().partition(".")[0]
         self.counts[name] += 1
-        indices = [one for one in tree_leaves(args[1:]) if isinstance(one, Tensor)]
-        by_mask = name.startswith("aten::index") and any(one.dtype in (torch.bool, torch.uint8) for one in indices)
+        tensors = [one for one in tree_leaves(args[1:]) if isinstance(one, Tensor)]
+        by_mask = name.startswith("aten::index") and any(one.dtype in (torch.bool, torch.uint8) for one in tensors)
         if name.startswith(self.WAIT) or by_mask:
             self.waits.append(name)
+        if name.startswith(self.UNORDERED) or (name == "aten::nll_loss2d_forward" and args[3] != NO_REDUCTION):
+            self.unordered.append(name)
         return func(*args, **(kwargs or {}))
+
+
+NO_REDUCTION = 0
+"""Torch's number for `reduction="none"`."""
 
 
 def noted(method: str, pseudo_labels: bool) -> NotedOperations:
@@ -78,16 +91,22 @@ def noted(method: str, pseudo_labels: bool) -> NotedOperations:
 
 @pytest.mark.parametrize("pseudo_labels", [False, True])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_no_pass_makes_the_host_wait_for_the_device(method: str, pseudo_labels: bool) -> None:
-    assert noted(method, pseudo_labels).waits == []
+def test_no_pass_makes_the_host_wait_for_the_device_or_sums_in_an_order_of_chance(
+    method: str, pseudo_labels: bool
+) -> None:
+    operations = noted(method, pseudo_labels)
+    assert operations.waits == operations.unordered == []
 
 
-def test_a_wait_would_be_found() -> None:
-    values = torch.arange(3)
+def test_a_wait_and_a_sum_without_an_order_would_be_found() -> None:
+    values, maps = torch.arange(3), torch.randn(1, 2, 3, 4, requires_grad=True)
     with NotedOperations() as operations:
         int(values.sum())
         values[values > 1]
+        F.interpolate(maps, size=(5, 5), mode="bilinear").sum().backward()
+        F.nll_loss(maps, torch.zeros(1, 3, 4, dtype=torch.int64), reduction="sum")
     assert {"aten::_local_scalar_dense", "aten::index"} <= set(operations.waits)
+    assert set(operations.unordered) == {"aten::upsample_bilinear2d_backward", "aten::nll_loss2d_forward"}
 
 
 @pytest.mark.parametrize(("method", "domains"), [("source_only", 1), ("minent", 2), ("advent", 2)])

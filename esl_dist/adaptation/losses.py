@@ -64,7 +64,7 @@ class _SelfInformation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (log_probabilities,) = ctx.saved_tensors
-        slope = log_probabilities.exp()
+        slope: Tensor = log_probabilities.exp()
         slope.addcmul_(slope, log_probabilities)
         return slope.mul_(gradient).mul_(-1 / math.log(log_probabilities.shape[1]))
 

@@ -140,8 +140,14 @@ def test_the_gradient_of_self_information_is_that_of_its_formula() -> None:
 
 
 def test_self_information_keeps_nothing_but_the_log_probabilities_for_its_gradient() -> None:
-    predicted, kept = random_log_probabilities().requires_grad_(), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.data_ptr()), lambda _: None):
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    predicted = random_log_probabilities().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         self_information(predicted)
     assert kept == [predicted.data_ptr()]
 

@@ -19,7 +19,7 @@ def torchs(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
 
 
-def gradients(scores: Tensor, size: tuple[int, int], of_result: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(scores: Tensor, size: tuple[int, int], of_result: Tensor) -> tuple[Tensor, ...]:
     """Return the gradient here and torch's."""
     return tuple(torch.autograd.grad(resize(scores, size), scores, of_result)[0] for resize in (upsample, torchs))
 

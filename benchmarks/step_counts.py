@@ -122,6 +122,7 @@ def _batch(size: tuple[int, int], pictures: int, labelled: bool) -> Batch:
     return Batch(
         images=torch.empty(pictures, 3, height, width, device="meta"),
         labels=torch.empty(pictures, height, width, dtype=torch.uint8, device="meta") if labelled else None,
+        valid_pixels=torch.full((pictures,), width * height if labelled else 0),
         positions=torch.arange(pictures),
         own_sizes=torch.tensor([size] * pictures),
         label_sizes=torch.tensor([size] * pictures) if labelled else None,

@@ -127,7 +127,7 @@ def resize_image(image: NDArray[np.uint8], size: Size) -> NDArray[np.uint8]:
     """Resize a picture with Pillow's antialiased bicubic filter; the same array if it has that size."""
     if image.shape[1::-1] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
 def resize_label(label: Label, size: Size) -> Label:

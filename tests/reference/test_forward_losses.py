@@ -30,7 +30,7 @@ def test_the_network_has_the_published_names(run: str, auxiliary_head: bool) -> 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_network_gives_the_published_logits(mode: str) -> None:
     expected = arrays("forward")
-    images = torch.stack([network_input(image.transpose(1, 2, 0)) for image in expected["images"]]).double()
+    images = network_input(torch.from_numpy(expected["images"].transpose(0, 2, 3, 1))).double()
     network = filled(DeepLab("resnet101", CLASSES, True, False)).train(mode == "train")
     with torch.no_grad():
         logits = network(images)

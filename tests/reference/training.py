@@ -14,6 +14,7 @@ from esl_dist.adaptation.losses import SOURCE, domain_loss
 from esl_dist.adaptation.methods import METHODS, advent
 from esl_dist.adaptation.optimisers import set_rates
 from esl_dist.adaptation.passes import Losses, MicroBatch, Networks, Normaliser, Precision
+from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch, network_input
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
@@ -167,10 +168,11 @@ def _own_pass(batches: dict[str, NDArray], step: int, images: int, pseudo_labels
 
 
 def _batch(images: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> Batch:
-    inputs = [network_input(image.transpose(1, 2, 0)) for image in images]
+    counts = np.zeros(len(images), np.int64) if labels is None else (labels != IGNORE_INDEX).sum((1, 2))
     return Batch(
-        images=torch.stack(inputs).double(),
+        images=network_input(torch.from_numpy(images.transpose(0, 2, 3, 1))).double(),
         labels=None if labels is None else torch.from_numpy(labels),
+        valid_pixels=torch.from_numpy(counts),
         positions=torch.arange(len(images)),
     )
 

@@ -114,6 +114,14 @@ def test_domain_loss_is_binary_cross_entropy(domain: float) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_loss_of_an_output_in_half_precision_is_in_float32(kind: torch.dtype) -> None:
+    said = random_logits()[:, :1].to(kind)
+    loss = domain_loss(said, TARGET, IMAGES)
+    assert loss.dtype == torch.float32
+    assert loss == domain_loss(said.float(), TARGET, IMAGES)
+
+
 def test_source_is_0_and_target_is_1() -> None:
     says_source = torch.full((1, 1, 2, 2), -20.0)
     assert domain_loss(says_source, SOURCE, 1) < 1e-6

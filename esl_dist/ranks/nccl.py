@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import ErrorType, Store
 
 from esl_dist.config import A_YEAR
 from esl_dist.endings import PROGRAM, within
-from esl_dist.environment import Launch
+from esl_dist.environment import Launch, started_by_torchrun
 from esl_dist.errors import UserError, memory_words
 
 ABORT_SECONDS = 3.0
@@ -33,6 +33,8 @@ VARIABLES = {
 """Of the environment, by which torch leaves errors to the program; what is set already stays. (PyTorch's page
 "ProcessGroupNCCL Environment Variables", `ProcessGroupNCCL.hpp`.)"""
 OLDER_NAMES = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "NCCL_ASYNC_ERROR_HANDLING"}
+TORCHRUNS = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+"""What torchrun sets for its processes where nobody said anything (`local_elastic_agent.py`)."""
 
 DUPLICATE = re.compile(r"Duplicate GPU detected.*")
 
@@ -45,9 +47,7 @@ def begin(store: Store, launched: Launch, device: torch.device) -> None:
     Its own timeout is left to `heartbeat`, for it counts the time in which a job is suspended.
     """
     global _is_begun
-    for name, value in VARIABLES.items():
-        if name not in os.environ and OLDER_NAMES.get(name, name) not in os.environ:
-            os.environ[name] = value
+    _set_variables()
     _is_begun = True
     dist.init_process_group(
         "nccl",
@@ -57,6 +57,14 @@ def begin(store: Store, launched: Launch, device: torch.device) -> None:
         world_size=launched.world_size,
         device_id=device,
     )
+
+
+def _set_variables() -> None:
+    by_launcher = TORCHRUNS if started_by_torchrun() else {}
+    for name, value in VARIABLES.items():
+        said = os.environ.get(name, os.environ.get(OLDER_NAMES.get(name, name)))
+        if said in (None, by_launcher.get(name)):
+            os.environ[name] = value
 
 
 def is_begun() -> bool:

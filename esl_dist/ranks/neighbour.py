@@ -14,9 +14,6 @@ import torch.distributed as dist
 
 from esl_dist.config import A_YEAR
 
-PARTING_SECONDS = 5.0
-"""In which ranks that part in good order hear each other."""
-
 
 class Neighbour:
     """The rank after this one in a ring, as far as a connection tells of it."""
@@ -29,20 +26,17 @@ class Neighbour:
         self._group = group
         self._next, self._before = (rank + 1) % size, (rank - 1) % size
         self._failure: str | None = None
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._listen, daemon=True).start()
 
     def failure(self) -> str | None:
         """Return how the connection broke; None while it holds."""
         return self._failure
 
-    def part(self) -> bool:
-        """Tell the rank before this one that it parts in good order; returns whether the next one has said so, too."""
-        # The rank before may be gone already, and need not hear it.
+    def part(self) -> None:
+        """Tell the rank before this one that this one parts in good order."""
+        # That rank may be gone already, and need not hear it.
         with suppress(RuntimeError):
             dist.send(torch.ones(1), self._before, self._group)
-        self._thread.join(PARTING_SECONDS)
-        return not self._thread.is_alive()
 
     def _listen(self) -> None:
         try:

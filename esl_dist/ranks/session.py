@@ -83,7 +83,8 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
         require_same_on_ranks(f"{precision} {device.type} {zero_stage}", "precision, kind of device or ZeRO stage")
         with convolutions(precision), _watched_neighbour():
             yield Ranks(device, precision, accelerator.autocast, accelerator.scaler, zero_stage)
-        keep_end()
+        # To part from NCCL takes all ranks of a machine at once, and one may work on.
+        PROGRAM.leaves_at_once = keep_end() and nccl.is_begun()
     except BaseException as error:
         if heartbeat is None:
             raise
@@ -97,7 +98,7 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
         if heartbeat is not None:
             heartbeat.stop()
         if dist.is_initialized() and not PROGRAM.leaves_at_once:
-            # Gloo's threads abort a process that ends without this; NCCL's part of it waits for kernels.
+            # Gloo's threads abort a process that ends as Python does without this.
             dist.destroy_process_group()
 
 
@@ -112,8 +113,7 @@ def _watched_neighbour() -> Iterator[None]:
     PROGRESS.is_on_gpu, PROGRESS.alarms = True, [neighbour.failure, nccl.failure]
     try:
         yield
-        # While one works on that is not waited for, what listens to it cannot be ended.
-        PROGRAM.leaves_at_once = not neighbour.part()
+        neighbour.part()
     finally:
         PROGRESS.is_on_gpu, PROGRESS.alarms = False, []
 

@@ -16,13 +16,13 @@ from omegaconf import MISSING
 
 from esl_dist.command_line import run_program
 from esl_dist.errors import UserError
-from esl_dist.ranks import heartbeat, nccl, neighbour
+from esl_dist.ranks import heartbeat, nccl
 from esl_dist.ranks.session import joined_ranks
 
 heartbeat.BEAT_SECONDS, heartbeat.SILENT_SECONDS = 0.1, 1.0
-nccl.ABORT_SECONDS, neighbour.PARTING_SECONDS = 0.2, 0.5
+nccl.ABORT_SECONDS = 0.2
 WORK_SECONDS = 2.0
-"""For which rank 0 works on when the others are done; longer than they listen to it."""
+"""For which rank 0 works on when the others are done; longer than a rank is looked for that does not answer."""
 
 ERRORS = {
     "make a mistake": UserError("shard-000001.tar is gone"),
@@ -75,7 +75,5 @@ def main(words: Words) -> None:
 if __name__ == "__main__":
     nccl._is_begun = True
     dist.distributed_c10d._abort_process_group = never_returns
-    plain, dist.destroy_process_group = dist.destroy_process_group, never_returns
-    if os.environ["ENDS_WELL"] == "true":
-        dist.destroy_process_group = plain
+    dist.destroy_process_group = never_returns
     run_program(Words, main)

@@ -69,7 +69,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     asked: dict[str, Any] = {}
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **rest: asked.update(rest, backend=backend))
     monkeypatch.setattr(nccl, "_is_begun", False)
-    for name in (*nccl.VARIABLES, *nccl.OLDER_NAMES.values()):
+    for name in (*nccl.VARIABLES, *nccl.OLDER_NAMES.values(), "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     yield asked
     for name in nccl.VARIABLES:
@@ -92,6 +92,16 @@ def test_what_the_user_tells_nccl_stays(begun: dict[str, Any], monkeypatch: pyte
     assert os.environ[name] == "1"
     set_ones = {one for one in os.environ if one.endswith("NCCL_ASYNC_ERROR_HANDLING")}
     assert set_ones == {name}
+
+
+@pytest.mark.parametrize(("said", "used"), [("1", "0"), ("2", "2"), ("3", "3")])
+def test_what_torchrun_says_by_itself_is_not_taken_for_the_users_word(
+    begun: dict[str, Any], monkeypatch: pytest.MonkeyPatch, said: str, used: str
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCH_NCCL_ASYNC_ERROR_HANDLING", said)
+    nccl.begin(dist.HashStore(), Launch(0, 1, 1), torch.device("cuda", 0))
+    assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == used
 
 
 def test_a_backend_that_cannot_be_asked_gives_no_alarm() -> None:

@@ -11,11 +11,11 @@ from esl_dist.command_line import EXIT_DEFECT, EXIT_LOST_RANK, EXIT_USER_ERROR
 from tests.on_ranks import Job, shared_server
 
 
-def start(how: str, ranks: int, folder: Path, ends_well: bool = False) -> Job:
-    """Return ranks that do `how`; with `ends_well`, what torch does at their end returns."""
+def start(how: str, ranks: int, folder: Path) -> Job:
+    """Return ranks that do `how`."""
     os.mkfifo(gate := folder / "gate")
-    environment = {"ESL_DIST_STATE": str(folder / "state.json"), "ENDS_WELL": str(ends_well).lower()}
-    return shared_server().start("tests/ranks/as_on_nccl.py", [f"how={how}", f"gate={gate}"], ranks, environment)
+    state = {"ESL_DIST_STATE": str(folder / "state.json")}
+    return shared_server().start("tests/ranks/as_on_nccl.py", [f"how={how}", f"gate={gate}"], ranks, state)
 
 
 def codes_behind_the_gate(job: Job, folder: Path) -> list[int]:
@@ -71,7 +71,7 @@ def test_a_killed_rank_is_named_by_those_that_wait_where_nothing_interrupts_them
 
 
 def test_a_rank_that_is_only_stopped_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:
-    job = start("be stopped", 3, tmp_path, ends_well=True)
+    job = start("be stopped", 3, tmp_path)
     job.wait_until(lambda: joined(job) == 3)
     job.kill(1, signal.SIGSTOP)
     # Longer than a killed one is looked for.
@@ -83,6 +83,6 @@ def test_a_rank_that_is_only_stopped_is_not_taken_for_a_killed_one(tmp_path: Pat
 
 @pytest.mark.parametrize("how", ["end", "work on"])
 def test_ranks_that_are_done_part_without_words_and_do_not_wait_for_one_that_works_on(tmp_path: Path, how: str) -> None:
-    job = start(how, 3, tmp_path, ends_well=True)
+    job = start(how, 3, tmp_path)
     assert codes_behind_the_gate(job, tmp_path) == [0, 0, 0], job.output()
     assert job.output() == "joined\n" * 3

@@ -85,6 +85,13 @@ def test_a_network_of_which_nothing_is_known_sees_pictures_as_packed_in_float32(
     assert told(foreign, shards, [64, 48], precision="bf16") == []
 
 
+def test_networks_of_one_program_may_compute_convolutions_each_in_its_own_numbers() -> None:
+    with autocast("tf32", torch.device("cpu")):
+        assert torch.backends.cudnn.allow_tf32
+        with autocast("no", torch.device("cpu")):
+            assert not torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.parametrize("precision", ["fp16", "tf32"])
 def test_a_precision_that_the_device_does_not_have_is_replaced_with_a_line_and_refused_if_asked_for(
     trained: TrainedNetwork, shards: ShardReader, precision: str

@@ -70,9 +70,12 @@ def test_one_that_works_on_and_never_comes_is_not_waited_for_without_end(
     monkeypatch.setattr(heartbeat, "BACKEND_FACTOR", 2)
     own, busy = on_gpu(join(0, timeout_seconds=SOON)), join(1)
     own.progress.begun += 1
-    while not exit_codes:
+
+    def works() -> list[int]:
         busy.progress.worked()
-        time.sleep(SOON / 10)
+        return exit_codes
+
+    wait_for(works)
     assert "rank 1 (last at the start" in (said := capsys.readouterr().err)
     assert said.rstrip().endswith("works on, and does not come")
 

@@ -52,6 +52,8 @@ class Words:
     """What rank 1 does."""
     gate: str = MISSING
     """From which the ranks wait for a byte each."""
+    timeout_minutes: float = 10.0
+    """How long a rank waits for others."""
     batch_size: int = 1
     """What takes memory."""
 
@@ -63,7 +65,7 @@ def never_returns(*_: object) -> NoReturn:
 
 def main(words: Words) -> None:
     gate = os.open(words.gate, os.O_RDWR)
-    with joined_ranks(timeout_minutes=10):
+    with joined_ranks(words.timeout_minutes):
         if os.environ["RANK"] == "1" and (error := ERRORS.get(words.how)) is not None:
             raise error
         if os.environ["RANK"] == "0" and words.how == "work on":

@@ -11,11 +11,11 @@ from esl_dist.command_line import EXIT_DEFECT, EXIT_LOST_RANK, EXIT_USER_ERROR
 from tests.on_ranks import Job, shared_server
 
 
-def start(how: str, ranks: int, folder: Path) -> Job:
+def start(how: str, ranks: int, folder: Path, *more: str) -> Job:
     """Return ranks that do `how`."""
     os.mkfifo(gate := folder / "gate")
     state = {"ESL_DIST_STATE": str(folder / "state.json")}
-    return shared_server().start("tests/ranks/as_on_nccl.py", [f"how={how}", f"gate={gate}"], ranks, state)
+    return shared_server().start("tests/ranks/as_on_nccl.py", [f"how={how}", f"gate={gate}", *more], ranks, state)
 
 
 def codes_behind_the_gate(job: Job, folder: Path) -> list[int]:
@@ -68,6 +68,12 @@ def test_a_killed_rank_is_named_by_those_that_wait_where_nothing_interrupts_them
     errors = [line for line in job.output().splitlines() if "error (rank " in line]
     assert len(errors) == 2
     assert all("rank 1 (last at the start" in line and "killed, or stopped" in line for line in errors), errors
+
+
+def test_ranks_that_all_stand_still_end_after_the_timeout_and_say_that_a_gpu_may_hang(tmp_path: Path) -> None:
+    job = start("stand still", 2, tmp_path, "timeout_minutes=0.05")
+    assert job.exit_codes(60) == [EXIT_LOST_RANK] * 2, job.output()
+    assert "nobody gets on, and no rank can be singled out, as when a GPU of theirs hangs" in job.output()
 
 
 def test_a_rank_that_is_only_stopped_is_not_taken_for_a_killed_one(tmp_path: Path) -> None:

@@ -202,6 +202,14 @@ def test_a_resized_label_holds_the_nearest_raw_ids(width: int, height: int, labe
     np.testing.assert_array_equal(resized[clear], label[rows.astype(int)][:, columns.astype(int)][clear])
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_the_number_of_bits_does_not_show_in_the_pixels_that_are_nearest(width: int, height: int) -> None:
+    one, other = (resize_label(IDS.astype(kind), (width, height)) for kind in (np.uint8, np.uint16))
+    np.testing.assert_array_equal(one, other)
+    assert one.flags.writeable
+
+
 def test_sizes_of_the_configuration() -> None:
     assert as_size(None) is None
     assert as_size([8, 6]) == (8, 6)

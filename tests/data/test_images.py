@@ -264,6 +264,14 @@ def test_a_fitted_size_touches_its_frame_and_keeps_the_ratio(size: tuple[int, in
         assert fitted in (max(1, int(exact)), int(exact) - 1 if exact == int(exact) else max(1, int(exact)))
 
 
+@settings(max_examples=300, deadline=None)
+@given(sizes, sizes)
+def test_a_fitted_picture_fits_its_frame(size: tuple[int, int], frame: tuple[int, int]) -> None:
+    """One that is packed at the size of the training is not resized again when it is read."""
+    fitted = fitted_size(size, frame)
+    assert fitted_size(fitted, frame) == fitted
+
+
 def test_a_fitted_size_is_cut_in_floating_point_as_published() -> None:
     assert fitted_size((1288, 1288), (1024, 512)) == (int(1288 * (512 / 1288)), 512) == (511, 512)
     assert fitted_size((90, 50), (40, 24)) == (40, 22)

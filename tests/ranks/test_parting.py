@@ -67,7 +67,7 @@ def test_a_killed_rank_is_named_by_those_that_wait_where_nothing_interrupts_them
     assert job.exit_codes(60) == [EXIT_LOST_RANK, -signal.SIGKILL, EXIT_LOST_RANK], job.output()
     errors = [line for line in job.output().splitlines() if "error (rank " in line]
     assert len(errors) == 2
-    assert all("rank 1 (last at the start" in line and "killed, or stopped" in line for line in errors), errors
+    assert all("rank 1 (last at " in line and "killed, or stopped" in line for line in errors), errors
 
 
 def test_ranks_that_all_stand_still_end_after_the_timeout_and_say_that_a_gpu_may_hang(tmp_path: Path) -> None:
@@ -91,4 +91,5 @@ def test_a_rank_that_is_only_stopped_is_not_taken_for_a_killed_one(tmp_path: Pat
 def test_ranks_that_are_done_part_without_words_and_do_not_wait_for_one_that_works_on(tmp_path: Path, how: str) -> None:
     job = start(how, 3, tmp_path)
     assert codes_behind_the_gate(job, tmp_path) == [0, 0, 0], job.output()
-    assert job.output() == "joined\n" * 3
+    # Where the rank that keeps the store leaves first, c10d prints a trace of its own.
+    assert "error (rank " not in job.output()

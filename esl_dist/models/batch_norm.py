@@ -55,50 +55,71 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         if not self.synchronised or not dist.is_initialized() or dist.get_world_size() == 1:
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, factor, self.eps)
-        results: tuple[Tensor, ...] = _NormaliseOverRanks.apply(input, self.weight, self.bias, self.eps)
-        output, batch_mean, batch_var = results
-        mean.lerp_(batch_mean, factor)
-        var.lerp_(batch_var, factor)
+        with torch.no_grad():
+            batch_mean, batch_var = _global_mean_and_variance(input, self.weight.dtype)
+            count = dist.get_world_size() * (input.numel() // self.num_features)
+            mean.lerp_(batch_mean, factor)
+            var.lerp_(batch_var * (count / (count - 1)), factor)
+        output: Tensor = _NormaliseOverRanks.apply(input, batch_mean, batch_var, (self.weight, self.bias), self.eps)
         return output
 
 
-class _NormaliseOverRanks(torch.autograd.Function):
-    """Normalise by the statistics of the global batch; every rank has as many values n a channel as this one.
+_UPDATE_STATS = "aten::batch_norm_update_stats"
 
-    With mean and variance over all N = n · ranks values x, y = (x − mean) / √(variance + ε) · scale + shift. Besides y,
-    it returns what running statistics take: the mean, and the unbiased variance, N / (N − 1) times as large.
+
+if not torch._C._dispatch_has_kernel_for_dispatch_key(_UPDATE_STATS, "Meta"):
+
+    @torch.library.register_fake(_UPDATE_STATS)
+    def _(input: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+        # Without it torch can neither compile the layer nor follow its shapes on tensors without numbers.
+        return torch.empty_like(running_mean), torch.empty_like(running_var)
+
+
+def _global_mean_and_variance(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance over all ranks' values, (channels,) each, in one gather.
+
+    In half precision too they are taken in `dtype`, without a copy of the input in it. Every rank has as many values a
+    channel as this one, so the variance is the mean of the ranks' plus that between their means.
     """
+    unused = torch.empty(2, input.shape[1], dtype=dtype, device=input.device).unbind()
+    own = torch.cat(torch.ops.aten.batch_norm_update_stats(input, *unused, 0.0))
+    of_ranks = own.new_empty(dist.get_world_size() * len(own))
+    # Torch 2.14 has renamed it, and warns of the old name.
+    gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+    gather(of_ranks, own)
+    of_ranks = of_ranks.view(dist.get_world_size(), 2, -1)
+    mean, within = of_ranks.mean(0).unbind()
+    return mean, within + of_ranks[:, 0].var(0, correction=0)
+
+
+class _NormaliseOverRanks(torch.autograd.Function):
+    """y = z · scale + shift, z = (x − mean) · r, r = 1 / √(variance + ε), by statistics of all ranks' values x."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        values = input.to(scale.dtype)
-        own = torch.stack(torch.var_mean(values, (0, 2, 3), correction=0))
-        of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(of_ranks, own)
-        variances, means = torch.stack(of_ranks, dim=1)
-        # The variance within the ranks, and that between them.
-        mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)
-        ctx.count = len(of_ranks) * (values.numel() // values.shape[1])
-        ctx.save_for_backward(input, mean, torch.rsqrt(variance + eps), scale)
-        output = F.batch_norm(input, mean, variance, scale, shift, False, 0.0, eps)
-        unbiased = variance * (ctx.count / (ctx.count - 1))
-        ctx.mark_non_differentiable(mean, unbiased)
-        return output, mean, unbiased
+    def forward(
+        ctx: Any, input: Tensor, mean: Tensor, variance: Tensor, affine: tuple[Tensor, Tensor], eps: float
+    ) -> Tensor:
+        scale, shift = affine
+        ctx.save_for_backward(input, mean, variance, scale)
+        ctx.eps = eps
+        return F.batch_norm(input, mean, variance, scale, shift, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return dx = scale · r · (dy − Σ dy / N − z · Σ (dy · z) / N), with sums over all ranks; all else is frozen.
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return dx = scale · r · (dy − Σ dy / N − z · Σ (dy · z) / N), with sums over all N values.
 
-        Here r = 1 / √(variance + ε) and z = (x − mean) · r.
+        A layer in evaluation has these sums as the gradients of its scale and shift, gives a · z + b, and takes
+        gradients times scale · r: its kernels do all of it, in any precision, without copies.
         """
-        input, mean, inverse_deviation, scale = ctx.saved_tensors
-        gradient = gradients[0].to(scale.dtype)
-        normalised = (input.to(scale.dtype) - mean[:, None, None]) * inverse_deviation[:, None, None]
-        sums = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))])
+        input, mean, variance, scale = ctx.saved_tensors
+        layer = (scale, mean, variance, None, None, False, ctx.eps)
+        _, along, shared = torch.ops.aten.native_batch_norm_backward(gradients[0], input, *layer, [False, True, True])
+        sums = torch.cat([along, shared])
         dist.all_reduce(sums)
-        shared, along = (sums / ctx.count)[:, :, None, None]
-        centred = gradient - shared - normalised * along
-        return (centred * (scale * inverse_deviation)[:, None, None]).to(input.dtype), None, None, None
+        along, shared = sums.div_(-dist.get_world_size() * (input.numel() // len(mean))).view(2, -1)
+        centred = F.batch_norm(input, mean, variance, along, shared, False, 0.0, ctx.eps).add_(gradients[0])
+        result, _, _ = torch.ops.aten.native_batch_norm_backward(centred, input, *layer, [True, False, False])
+        return result, None, None, None, None
 
 
 def batch_norms(network: nn.Module) -> Iterator[DomainBatchNorm2d]:

@@ -13,7 +13,7 @@ from esl_dist.models.batch_norm import (
 from tests.models.batch_norm_passes import HALF_PRECISIONS, half_batch, results_of_rank, run_passes
 from tests.on_ranks import run_on_ranks
 
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
+TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 CASES = [(per_domain, anew) for per_domain in (False, True) for anew in (False, True)]
 
 
@@ -50,7 +50,7 @@ def assert_one_process(ranks: list[dict]) -> None:
                 continue
             whole = torch.stack(values).sum(0) if name.startswith("sum") else torch.cat(values)
             scale = float(tensor.abs().max())
-            assert float((whole - tensor).abs().max()) <= 1e-9 * max(scale, 1.0), (case, name)
+            assert float((whole - tensor).abs().max()) <= 1e-12 * max(scale, 1.0), (case, name)
 
 
 @pytest.mark.exact

@@ -70,6 +70,9 @@ class Network:
     batch_norm: Annotated[str, one_of("shared", "per_domain")] = "shared"
     """Running statistics of batch norm: `shared` by source and target passes, as published, or `per_domain`: each
     keeps its own, and evaluation, pseudo-labels and exported weights use the target's."""
+    normalise_over: Annotated[str, one_of("batch", "picture")] = "batch"
+    """What batch norm takes mean and variance of in training: the `batch`, over all processes, or each `picture` by
+    itself, as in published trainings, which have one a step; running statistics are then the mean over the batch's."""
     start: LocalPath | None = None
     """Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published names
     or torchvision's; null: random ones."""

@@ -6,7 +6,9 @@ resolution and are dilated by 2 and 4 (output stride 8), the max-pool rounds up,
 statistics. Each classifier is the sum of four 3×3 convolutions, dilated by 6, 12, 18 and 24.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import torch
@@ -15,12 +17,16 @@ from torch.nn import functional as F
 
 from esl_dist.config import Domain
 from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import DomainBatchNorm2d, set_domain
+from esl_dist.models.batch_norm import DomainBatchNorm2d, finish_pass, set_domain
 
 CLASSIFIER_DILATIONS = (6, 12, 18, 24)
 
 Logits = dict[str, Tensor]
 """Level (`main`, `auxiliary`) → logits, (batch, classes, ⌊(height + 1) / 8⌋ + 1, ⌊(width + 1) / 8⌋ + 1): an 8th."""
+
+
+Norm = Callable[[int], DomainBatchNorm2d]
+"""Number of channels → batch norm of so many."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,8 @@ def least_bytes_a_pixel(architecture: str, classes: int, levels: int) -> tuple[i
 class ResidualBlock(nn.Module):
     """x ↦ relu(residual(x) + shortcut(x)): a bottleneck of three convolutions, or a basic block of two."""
 
-    def __init__(
-        self, inputs: int, channels: int, bottleneck: bool, stride: int, dilation: int, per_domain: bool
-    ) -> None:
-        """Build a block from `inputs` to `channels` (bottleneck: 4 · `channels`)."""
+    def __init__(self, inputs: int, channels: int, bottleneck: bool, stride: int, dilation: int, norm: Norm) -> None:
+        """Build a block from `inputs` to `channels` (bottleneck: 4 · `channels`), `norm` after each convolution."""
         super().__init__()
         outputs = 4 * channels if bottleneck else channels
         if bottleneck:
@@ -70,17 +74,15 @@ class ResidualBlock(nn.Module):
         else:
             self.conv1 = nn.Conv2d(inputs, channels, 3, stride, dilation, dilation, bias=False)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
-        self.bn1 = DomainBatchNorm2d(channels, per_domain)
-        self.bn2 = DomainBatchNorm2d(channels, per_domain)
+        self.bn1 = norm(channels)
+        self.bn2 = norm(channels)
         if bottleneck:
             self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
-            self.bn3 = DomainBatchNorm2d(outputs, per_domain)
+            self.bn3 = norm(outputs)
         self.bottleneck = bottleneck
         self.downsample = None
         if inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), DomainBatchNorm2d(outputs, per_domain)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride)."""
@@ -114,14 +116,18 @@ class DeepLab(nn.Module):
         classes: number of classes.
         auxiliary_head: whether stage 3 has a classifier (`layer5`) too.
         per_domain: whether source and target passes keep batch-norm statistics of their own.
+        per_picture: whether in training batch norm normalises each picture by itself, not by the global batch.
     """
 
-    def __init__(self, architecture: str, classes: int, auxiliary_head: bool, per_domain: bool) -> None:
+    def __init__(
+        self, architecture: str, classes: int, auxiliary_head: bool, per_domain: bool, per_picture: bool = False
+    ) -> None:
         """Build the network with random weights (see `esl_dist.models.weights.initialise`)."""
         super().__init__()
         shape = ARCHITECTURES[architecture]
+        norm = partial(DomainBatchNorm2d, per_domain=per_domain, per_picture=per_picture)
         self.conv1 = nn.Conv2d(3, shape.channels, 7, 2, 3, bias=False)
-        self.bn1 = DomainBatchNorm2d(shape.channels, per_domain)
+        self.bn1 = norm(shape.channels)
         stages = []
         inputs = shape.channels
         for stage, (blocks, stride, dilation) in enumerate(zip(shape.blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
@@ -129,7 +135,7 @@ class DeepLab(nn.Module):
             stages.append(nn.Sequential())
             for block in range(blocks):
                 own_stride = stride if block == 0 else 1
-                stages[-1].append(ResidualBlock(inputs, channels, shape.bottleneck, own_stride, dilation, per_domain))
+                stages[-1].append(ResidualBlock(inputs, channels, shape.bottleneck, own_stride, dilation, norm))
                 inputs = 4 * channels if shape.bottleneck else channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.layer5 = Classifier(inputs // 2, classes) if auxiliary_head else None
@@ -153,6 +159,8 @@ class DeepLab(nn.Module):
         logits = {"main": self.layer6(self.layer4(features))}
         if self.layer5 is not None:
             logits["auxiliary"] = self.layer5(features)
+        if self.training:
+            finish_pass(self)
         return logits
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

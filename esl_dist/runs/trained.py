@@ -56,7 +56,7 @@ class Provenance:
         architecture: the residual network.
         auxiliary_head: whether stage 3 has a classifier.
         per_domain: whether batch norm kept statistics per domain; a file holds the target's.
-        batch_size: pictures of a domain a step.
+        batch_size: pictures of a domain a step; 1 where each was normalised by itself.
         precision: `no` (float32), `bf16` or `fp16`; None where that is not known.
         sizes: domain → width and height at which its pictures were read, None: as packed; empty where not known.
         data_sets: domain → name of its data set, as far as known.
@@ -89,7 +89,7 @@ def provenance_of(checkpoint: Checkpoint) -> Provenance:
         architecture=config.network.architecture,
         auxiliary_head=config.network.auxiliary_head,
         per_domain=config.network.batch_norm == "per_domain",
-        batch_size=config.batch_size,
+        batch_size=1 if config.network.normalise_over == "picture" else config.batch_size,
         precision=str(checkpoint.training.get("precision", "no")),
         sizes=sizes,
         data_sets=dict(checkpoint.data_sets),

@@ -20,6 +20,7 @@ from esl_dist.data.labels import ClassSet, class_set_from
 from esl_dist.errors import UserError
 from esl_dist.files import parsed_json, sha256_of_file
 from esl_dist.models.deeplab import ARCHITECTURES, DeepLab
+from esl_dist.models.memory_format import on_device
 from esl_dist.models.weight_files import digest_of_weights, read_weights
 from esl_dist.models.weights import describe_weights, load_weights, published_state
 from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks
@@ -199,7 +200,7 @@ def load_trained(
     _refuse_other_class_set(folder, known, class_set)
     return TrainedNetwork(
         **vars(known),
-        network=_network_of(checkpoint).to(device).eval(),
+        network=on_device(_network_of(checkpoint), device).eval(),
         name=known.run,
         step=checkpoint.step,
         logs=_log_folder(folder.resolve()),
@@ -235,7 +236,7 @@ def _from_file(
     _refuse_other_class_set(path, known, class_set)
     return TrainedNetwork(
         **vars(known),
-        network=network.to(device).eval(),
+        network=on_device(network, device).eval(),
         name=path.stem if run is None else f"{run}_{path.stem}",
         keeps="target" if known.per_domain else "shared",
     )

@@ -210,6 +210,11 @@ class Train:
     """Passes a step, each with an equal part of the batch."""
     precision: Precision | None = None
     """Precision of forward passes: `no` (float32), `bf16`, `fp16` (on GPUs); null: what the launcher was asked for."""
+    compile: bool = False
+    """Whether the networks' passes are compiled (torch.compile), once a start for each domain and size of pictures;
+    not with DeepSpeed, nor with checkpoint_activations."""
+    checkpoint_activations: bool = False
+    """Whether residual blocks are computed again in the backward pass instead of kept in memory until then."""
     steps: Steps = 120_000
     """Steps to train; at most optimizer.schedule_steps."""
     log_every: Steps = 20

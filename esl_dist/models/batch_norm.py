@@ -76,8 +76,8 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
             return self._by_picture(input)
         if ranks > 1:
             return self._over_ranks(input)
-        running = self.running() if self.feeds else (None, None)
-        return F.batch_norm(input, *running, self.weight, self.bias, True, self.factor(), self.eps)
+        factor = self.factor() if self.feeds else 0.0
+        return F.batch_norm(input, *self.running(), self.weight, self.bias, True, factor, self.eps)
 
     def _by_picture(self, input: Tensor) -> Tensor:
         """Take the channels of all pictures for channels of one, so that one call normalises each by itself."""
@@ -111,7 +111,7 @@ _UPDATE_STATS = "aten::batch_norm_update_stats"
 
 if not torch._C._dispatch_has_kernel_for_dispatch_key(_UPDATE_STATS, "Meta"):
 
-    @torch.library.register_fake(_UPDATE_STATS)
+    @torch.library.register_fake(_UPDATE_STATS)  # type: ignore[untyped-decorator]
     def _(input: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
         # Without it torch can neither compile the layer nor follow its shapes on tensors without numbers.
         return torch.empty_like(running_mean), torch.empty_like(running_var)
@@ -193,11 +193,11 @@ def finish_pass(network: nn.Module) -> None:
         if fed[0].per_picture and fed[0].synchronised and ranks_together() > 1:
             together = torch.cat(values)
             dist.all_reduce(together)
-            values = list(together.div_(ranks_together()).split([len(value) for value in values]))
+            values = list(torch.split(together.div_(ranks_together()), [len(value) for value in values]))
         torch._foreach_lerp_([one[0] for one in running] + [one[1] for one in running], values, fed[0].factor())
     for norm in norms:
         norm.seen = None
-    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None], 1)
 
 
 @contextmanager

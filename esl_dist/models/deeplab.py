@@ -7,6 +7,7 @@ statistics. Each classifier is the sum of four 3×3 convolutions, dilated by 6, 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -14,10 +15,11 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from esl_dist.config import Domain
 from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import DomainBatchNorm2d, finish_pass, set_domain
+from esl_dist.models.batch_norm import DomainBatchNorm2d, finish_pass, seen_before, set_domain
 
 CLASSIFIER_DILATIONS = (6, 12, 18, 24)
 
@@ -80,17 +82,39 @@ class ResidualBlock(nn.Module):
             self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
             self.bn3 = norm(outputs)
         self.bottleneck = bottleneck
+        self.is_checkpointed = False
         self.downsample = None
         if inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride)."""
+        if not (self.is_checkpointed and self.training and torch.is_grad_enabled()):
+            return self._compute(input)
+        contexts = partial(_first_and_repeated, self)
+        output: Tensor = checkpoint(
+            self._compute, input, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
+        return output
+
+    def _compute(self, input: Tensor) -> Tensor:
         residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(input)))))
         if self.bottleneck:
             residual = self.bn3(self.conv3(F.relu(residual)))
         shortcut = input if self.downsample is None else self.downsample(input)
         return F.relu(residual + shortcut)
+
+
+def _first_and_repeated(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return what surrounds a block's pass, and its repetition in the backward pass."""
+    return nullcontext(), seen_before(block)
+
+
+def checkpoint_blocks(networks: nn.Module) -> None:
+    """Have every residual block in `networks` keep its input alone for the backward pass, which computes it again."""
+    for module in networks.modules():
+        if isinstance(module, ResidualBlock):
+            module.is_checkpointed = True
 
 
 class Classifier(nn.Module):

@@ -122,6 +122,7 @@ def _batch(size: tuple[int, int], pictures: int, labelled: bool) -> Batch:
     return Batch(
         images=torch.empty(pictures, 3, height, width, device="meta"),
         labels=torch.empty(pictures, height, width, dtype=torch.uint8, device="meta") if labelled else None,
+        valid_pixels=torch.full((pictures,), width * height if labelled else 0),
         positions=torch.arange(pictures),
         own_sizes=torch.tensor([size] * pictures),
         label_sizes=torch.tensor([size] * pictures) if labelled else None,
@@ -146,7 +147,7 @@ def _ranks_that_send_nothing(ranks: int) -> Iterator[None]:
 
 
 class _Autocast(TorchFunctionMode):
-    """What autocast does to this network: convolutions in bfloat16, all else in the type that comes."""
+    """What autocast does to these networks: convolutions in bfloat16, all else in the type that comes."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -107,6 +107,7 @@ def noise(pictures: int, size: tuple[int, int], labelled: bool) -> Batch:
     return Batch(
         images=50 * torch.randn(pictures, 3, height, width),
         labels=torch.randint(0, CLASSES, (pictures, height, width), dtype=torch.uint8) if labelled else None,
+        valid_pixels=torch.full((pictures,), width * height if labelled else 0),
         positions=torch.arange(pictures),
         own_sizes=torch.tensor([size] * pictures),
         label_sizes=torch.tensor([size] * pictures),

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 
 from esl_dist.checked import Content
 from esl_dist.data.images import encode_png
 from esl_dist.data.labels import ClassSet, class_set_from
+from esl_dist.data.loading import network_input
 from esl_dist.data.shard_index import ShardIndex, write_index
 from esl_dist.data.shards import ShardReader, open_shards, shard_name, write_shard
 
@@ -42,6 +44,11 @@ def draw(seed: int, width: int = 16, height: int = 12) -> tuple[np.ndarray, np.n
     random = np.random.RandomState(seed)
     picture = random.randint(0, 256, (height, width, 3)).astype(np.uint8)
     return picture, np.array(RAW_IDS, np.uint8)[random.randint(0, len(RAW_IDS), (height, width))]
+
+
+def input_of(picture: np.ndarray) -> torch.Tensor:
+    """Return a network's input, (1, 3, height, width), for one picture."""
+    return network_input(torch.from_numpy(picture)[None])
 
 
 def encoded(picture: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -1,6 +1,7 @@
 """Samples as tensors: decode, resize, map to train ids, batch, prefetch.
 
-A network's input is the published one: BGR minus the mean colour of ImageNet, float32, channels first.
+A network's input is the published one: BGR minus the mean colour of ImageNet, float32, channels first. It is computed
+where the network is: pictures travel there as bytes, a quarter of the size.
 """
 
 import sys
@@ -11,6 +12,7 @@ from functools import cached_property
 from io import BytesIO
 from typing import TypedDict, TypeVar, cast
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,6 +21,7 @@ from torch import Tensor
 from esl_dist.data.fetching import fetching_ahead
 from esl_dist.data.images import (
     LARGEST_PIXELS,
+    Label,
     Size,
     decode_image,
     decode_label,
@@ -41,30 +44,65 @@ MEAN_COLOR = (104.00698793, 116.66876762, 122.67891434)
 Pixels = TypeVar("Pixels")
 
 
-class Batch(TypedDict):
-    """Samples of one domain.
+class HostBatch(TypedDict):
+    """Samples of one domain as they are read, in the host's memory.
 
     Attributes:
-        images: float32 (batch, 3, height, width).
+        pictures: uint8 (batch, height, width, 3), blue, green, red.
         labels: uint8 train ids (batch, height, width); None where the samples are used without.
+        valid_pixels: int64 (batch,), the labelled pixels of each.
         positions: int64 (batch,), the samples' positions in their shards.
         own_sizes: int64 (batch, 2), width and height of each picture as packed.
         label_sizes: int64 (batch, 2), width and height of each label without its padding; None without labels.
         replaced: bool (batch,), whether the sample stands for a corrupt one.
     """
 
-    images: Tensor
+    pictures: Tensor
     labels: Tensor | None
+    valid_pixels: Tensor
     positions: Tensor
     own_sizes: Tensor
     label_sizes: Tensor | None
     replaced: Tensor
 
 
-def network_input(image: NDArray[np.uint8]) -> Tensor:
-    """Turn a BGR picture, uint8 (height, width, 3), into a network's input, float32 (3, height, width)."""
-    centred = image.astype(np.float32) - np.asarray(MEAN_COLOR, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(centred.transpose(2, 0, 1)))
+class Batch(TypedDict):
+    """Samples of one domain for a network: images and labels on its device, what the host needs on the host.
+
+    Attributes:
+        images: float32 (batch, 3, height, width), as `network_input` makes them.
+        labels: see `HostBatch`, as the rest.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    valid_pixels: Tensor
+    positions: Tensor
+    own_sizes: Tensor
+    label_sizes: Tensor | None
+    replaced: Tensor
+
+
+def network_input(pictures: Tensor) -> Tensor:
+    """Turn BGR pictures, uint8 (batch, height, width, 3), into a network's input, float32 (batch, 3, height, width)."""
+    images = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    for channel, mean in enumerate(MEAN_COLOR):
+        images[:, channel] -= mean
+    return images
+
+
+def on_device(batch: HostBatch, device: torch.device) -> Batch:
+    """Return a batch for a network on `device`; the host does not wait for what lies in pinned memory."""
+    labels = batch["labels"]
+    return Batch(
+        images=network_input(batch["pictures"].to(device, non_blocking=True)),
+        labels=None if labels is None else labels.to(device, non_blocking=True),
+        valid_pixels=batch["valid_pixels"],
+        positions=batch["positions"],
+        own_sizes=batch["own_sizes"],
+        label_sizes=batch["label_sizes"],
+        replaced=batch["replaced"],
+    )
 
 
 @dataclass(frozen=True)
@@ -78,6 +116,13 @@ class LabelSource:
     def table(self) -> NDArray[np.uint8]:
         """The train id of every raw id (`labels.train_id_table`)."""
         return train_id_table(self.classes)
+
+    def train_ids(self, raw: Label) -> NDArray[np.uint8]:
+        """Return the train ids of raw ids, of their shape."""
+        if raw.dtype == np.uint8:
+            # An eighth of the time that indexing takes.
+            return cv2.LUT(raw, self.table[: 2**8])  # type: ignore[return-value]
+        return self.table[raw]
 
 
 def label_source(shards: ShardReader, class_set: str, classes: ClassSet) -> LabelSource:
@@ -136,7 +181,7 @@ class Samples:
         return len(self.images)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return the image, the label (if there are labels) and more of the sample at `position`.
+        """Return the sample at `position`, one of a `HostBatch`.
 
         Raises:
             CorruptSampleError: the sample is corrupt; the message names shard and key.
@@ -161,13 +206,18 @@ class Samples:
         frame = self.size or own_size
         size = fitted_size(own_size, frame) if self.images.index.keep_aspect_ratio else frame
         sample = {
-            "images": network_input(padded(resize_image(image, size), frame, 0)),
+            "pictures": torch.from_numpy(padded(resize_image(image, size), frame, 0)),
+            "valid_pixels": torch.tensor(0),
             "positions": torch.tensor(position),
             "own_sizes": torch.tensor(own_size),
         }
         if packed_label is not None:
             label, size = self._label_and_size(position, packed_label)
-            sample |= {"labels": torch.from_numpy(label), "label_sizes": torch.tensor(size)}
+            sample |= {
+                "labels": torch.from_numpy(label),
+                "valid_pixels": torch.tensor(np.count_nonzero(label != IGNORE_INDEX)),
+                "label_sizes": torch.tensor(size),
+            }
         return sample
 
     def label(self, position: int) -> NDArray[np.uint8]:
@@ -190,7 +240,7 @@ class Samples:
         else:
             frame = self.label_size or framed_size(own_size, self.size or own_size)
             size = fitted_size(own_size, frame)
-        return padded(self.labels.table[resize_label(raw, size)], frame, IGNORE_INDEX), size
+        return padded(self.labels.train_ids(resize_label(raw, size)), frame, IGNORE_INDEX), size
 
 
 def _decoded(shards: ShardReader, position: int, kind: str, packed: bytes, decode: Callable[[bytes], Pixels]) -> Pixels:
@@ -228,7 +278,9 @@ def _refuse_misaligned(images: ShardReader, labels: ShardReader) -> None:
             )
 
 
-def batches(samples: Samples, positions: Iterator[list[int]], workers: Workers, pin_memory: bool) -> Generator[Batch]:
+def batches(
+    samples: Samples, positions: Iterator[list[int]], workers: Workers, pin_memory: bool
+) -> Generator[HostBatch]:
     """Yield the batches named by `positions`, in this order, as `workers.read_ahead` gives and refuses them."""
     readers = [samples.images, *([] if samples.labels is None else [samples.labels.shards])]
     cache = next((reader.far.cache for reader in readers if reader.far is not None), None)
@@ -239,4 +291,4 @@ def batches(samples: Samples, positions: Iterator[list[int]], workers: Workers, 
     ):
         for number, tensors in enumerate(read, 1):
             note_received(number)
-            yield cast(Batch, {"labels": None, "label_sizes": None, **tensors})
+            yield cast(HostBatch, {"labels": None, "label_sizes": None, **tensors})

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from esl_dist.data.images import framed_size
-from esl_dist.data.loading import Batch, Samples, batches
+from esl_dist.data.loading import Batch, Samples, batches, on_device
 from esl_dist.data.workers import Workers
 from esl_dist.inference.predictor import Predictor
-from esl_dist.models.deeplab import upsample
+from esl_dist.models.resizing import upsample
 from esl_dist.ranks.collectives import is_main, note_progress, rank, world_size
 from esl_dist.reporting.progress import progress
 
@@ -32,8 +32,9 @@ def shown(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
 def read_batches(
     samples: Samples, positions: Sequence[list[int]], workers: Workers, device: torch.device, title: str
 ) -> Iterator[Batch]:
-    """Yield the batches that `positions` names, read ahead by `workers`, as they are `shown`."""
-    return shown(batches(samples, iter(positions), workers, device.type == "cuda"), len(positions), title)
+    """Yield the batches that `positions` names on `device`, read ahead by `workers`, as they are `shown`."""
+    read = batches(samples, iter(positions), workers, device.type == "cuda")
+    return (on_device(batch, device) for batch in shown(read, len(positions), title))
 
 
 @torch.inference_mode()
@@ -56,7 +57,7 @@ def predictions(
     own, device = own_part([[position] for position in range(len(samples))]), ensemble[0].device
     is_padded = samples.size is not None and samples.images.index.keep_aspect_ratio
     for batch in read_batches(samples, own, workers, device, "predicting" if samples.labels is None else "scoring"):
-        images, labels, position = batch["images"].to(device), batch["labels"], int(batch["positions"][0])
+        images, labels, position = batch["images"], batch["labels"], int(batch["positions"][0])
         own_sizes = batch["own_sizes"] if batch["label_sizes"] is None else batch["label_sizes"]
         width, height = own_sizes[0].tolist()
         # Padded as the pictures are, so that the crop below is the picture.
@@ -67,5 +68,5 @@ def predictions(
         logits = sum(
             (one.weight * upsample(one.logits(images, where), frame[::-1]) for one in ensemble), torch.tensor(0.0)
         )
-        label = None if labels is None else labels[0, :height, :width].to(device)
+        label = None if labels is None else labels[0, :height, :width]
         yield position, logits.argmax(1)[0, :height, :width], label

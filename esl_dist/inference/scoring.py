@@ -115,7 +115,7 @@ def _with_statistics_of(predictor: Predictor, shards: ShardReader, workers: Work
     network.train()
     for batch in read_batches(Samples(shards, predictor.size), own, workers, predictor.device, "statistics"):
         with autocast(predictor.precision, predictor.device):
-            network(batch["images"].to(predictor.device))
+            network(batch["images"])
     for module in batch_norms(network):
         for statistic in (module.running_mean, module.running_var):
             assert statistic is not None

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from esl_dist.adaptation.passes import MicroBatch
 from esl_dist.config import DOMAINS
-from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.errors import UserError
 from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
 from esl_dist.training.data import TrainingData
@@ -64,8 +63,8 @@ def local_valid_pixels(batches: Sequence[MicroBatch]) -> Tensor:
     counts = torch.zeros(2, dtype=torch.int64)
     for one in batches:
         for domain, samples in enumerate((one.source, one.target)):
-            if samples is not None and samples["labels"] is not None:
-                counts[domain] += (samples["labels"] != IGNORE_INDEX).sum().cpu()
+            if samples is not None:
+                counts[domain] += samples["valid_pixels"].sum()
     return counts
 
 

@@ -13,7 +13,15 @@ from esl_dist.adaptation.passes import MicroBatch
 from esl_dist.data.cache import Cache, cache_of
 from esl_dist.data.images import Size, as_size, same_aspect_ratio
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet
-from esl_dist.data.loading import Batch, LabelSource, Samples, batches, label_source, refuse_mixed_sizes
+from esl_dist.data.loading import (
+    Batch,
+    LabelSource,
+    Samples,
+    batches,
+    label_source,
+    on_device,
+    refuse_mixed_sizes,
+)
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
 from esl_dist.data.workers import Workers
@@ -174,7 +182,7 @@ def own_micro_batches(
         with closing(batches(samples, positions, workers, device.type == "cuda")) as read:
             for batch in read:
                 note_progress()
-                yield _to_device(batch, device)
+                yield on_device(batch, device)
 
     share = order.batch_size // (order.accumulate * world_size())
     # Closed with this generator: an error in one domain ends the processes that read the other at once, too.
@@ -187,15 +195,3 @@ def own_micro_batches(
             step, part = divmod(number, order.accumulate)
             first = (part * world_size() + rank()) * share
             yield MicroBatch(next(source), next(target), order.seed, step, range(first, first + share))
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    labels = batch["labels"]
-    return Batch(
-        images=batch["images"].to(device, non_blocking=True),
-        labels=None if labels is None else labels.to(device, non_blocking=True),
-        positions=batch["positions"],
-        own_sizes=batch["own_sizes"],
-        label_sizes=batch["label_sizes"],
-        replaced=batch["replaced"],
-    )

@@ -44,7 +44,12 @@ def domain_batch(seed: int, labels: bool) -> Batch:
     train_ids[1, 1:] = 255
     train_ids[2, 3:, 5:] = 255
     train_ids[3] = 255
-    return Batch(images=images, labels=train_ids if labels else None, positions=torch.arange(IMAGES))
+    return Batch(
+        images=images,
+        labels=train_ids if labels else None,
+        valid_pixels=(train_ids != 255).sum((1, 2)) if labels else torch.zeros(IMAGES, dtype=torch.int64),
+        positions=torch.arange(IMAGES),
+    )
 
 
 def micro_batch(source: Batch, target: Batch | None) -> MicroBatch:

@@ -15,7 +15,16 @@ from torch import Tensor
 from esl_dist.data import loading
 from esl_dist.data.images import encode_png, resize_image, resize_label
 from esl_dist.data.labels import SemanticClass, identity_class_set, train_id_table
-from esl_dist.data.loading import MEAN_COLOR, Batch, LabelSource, Samples, batches, label_source, network_input
+from esl_dist.data.loading import (
+    MEAN_COLOR,
+    HostBatch,
+    LabelSource,
+    Samples,
+    batches,
+    label_source,
+    network_input,
+    on_device,
+)
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
@@ -27,29 +36,48 @@ def labelled(shards: ShardReader, **options: Any) -> Samples:
     return Samples(shards, options.pop("size", None), LabelSource(shards, class_set()), **options)
 
 
-def read(samples: Samples, positions: list[list[int]], workers: int = 0) -> list[Batch]:
+def read(samples: Samples, positions: list[list[int]], workers: int = 0) -> list[HostBatch]:
     return list(batches(samples, iter(positions), Workers(workers, 1), pin_memory=False))
 
 
-def equal(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(one[key], other[key]) for key in ("images", "labels", "positions"))
+def equal(one: HostBatch, other: HostBatch) -> bool:
+    return all(torch.equal(one[key], other[key]) for key in ("pictures", "labels", "positions"))
 
 
 def test_the_network_input_is_bgr_minus_the_mean_colour() -> None:
-    picture, _ = draw(0)
-    result = network_input(picture)
-    assert (result.dtype, tuple(result.shape)) == (torch.float32, (3, 12, 16))
+    pictures = np.stack([draw(seed)[0] for seed in range(2)])
+    result = network_input(torch.from_numpy(pictures))
+    assert (result.dtype, tuple(result.shape)) == (torch.float32, (2, 3, 12, 16))
     assert result.is_contiguous()
-    for channel, mean in enumerate(MEAN_COLOR):
-        np.testing.assert_allclose(result[channel].numpy(), picture[:, :, channel] - mean, rtol=1e-5, atol=1e-4)
+    # Subtracted in float32, as the published loader does.
+    expected = pictures.astype(np.float32) - np.asarray(MEAN_COLOR, np.float32)
+    np.testing.assert_array_equal(result.numpy(), expected.transpose(0, 3, 1, 2))
     assert MEAN_COLOR[0] < MEAN_COLOR[2], "blue comes first"
+
+
+def test_a_batch_for_a_network_has_its_input_and_all_else_as_it_was_read(tmp_path: Path) -> None:
+    (read_batch,) = read(labelled(drawn_shards(tmp_path, 3)), [[2, 0]])
+    batch = on_device(read_batch, torch.device("cpu"))
+    assert torch.equal(batch["images"], network_input(read_batch["pictures"]))
+    for name in read_batch.keys() - {"pictures"}:
+        assert torch.equal(batch[name], read_batch[name]), name  # type: ignore[literal-required]
+
+
+def test_labelled_pixels_are_counted_where_they_are_read(tmp_path: Path) -> None:
+    shards = drawn_shards(tmp_path, 4)
+    (batch,) = read(labelled(shards), [[0, 3, 1]])
+    assert batch["valid_pixels"].tolist() == (batch["labels"] != 255).sum((1, 2)).tolist()
+    assert batch["valid_pixels"].min() > 0
+    assert batch["valid_pixels"].max() < batch["labels"][0].numel(), "some have no label"
+    (unlabelled,) = read(Samples(shards, None), [[0, 3]])
+    assert unlabelled["valid_pixels"].tolist() == [0, 0]
 
 
 def test_a_sample_has_its_picture_its_train_ids_and_its_position(tmp_path: Path) -> None:
     samples = labelled(drawn_shards(tmp_path, 3))
     picture, label = draw(2)
     sample = samples[2]
-    assert torch.equal(sample["images"], network_input(picture))
+    np.testing.assert_array_equal(sample["pictures"].numpy(), picture)
     assert sample["labels"].dtype == torch.uint8
     np.testing.assert_array_equal(sample["labels"].numpy(), train_id_table(class_set())[label])
     assert sample["positions"].item() == 2
@@ -59,7 +87,7 @@ def test_a_sample_has_its_picture_its_train_ids_and_its_position(tmp_path: Path)
 def test_picture_and_label_are_resized_each_to_its_size(tmp_path: Path) -> None:
     sample = labelled(drawn_shards(tmp_path, 1), size=(8, 6), label_size=(5, 7))[0]
     picture, label = draw(0)
-    assert torch.equal(sample["images"], network_input(resize_image(picture, (8, 6))))
+    np.testing.assert_array_equal(sample["pictures"].numpy(), resize_image(picture, (8, 6)))
     expected = train_id_table(class_set())[resize_label(label, (5, 7))]
     np.testing.assert_array_equal(sample["labels"].numpy(), expected)
 
@@ -71,12 +99,20 @@ def test_labels_of_16_bits_are_mapped(tmp_path: Path) -> None:
     assert sample["labels"].tolist() == [[0, 255], [1, 255]]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_every_raw_id_has_its_train_id(tmp_path: Path, kind: type) -> None:
+    raw = np.arange(np.iinfo(kind).max + 1).astype(kind).reshape(-1, 16)
+    labels = LabelSource(drawn_shards(tmp_path, 1), (*class_set(), SemanticClass("gate", (0, 0, 0), (255, 40_000))))
+    np.testing.assert_array_equal(labels.train_ids(raw), labels.table[raw])
+    assert labels.train_ids(raw)[15, 15] == 3
+
+
 def test_without_labels_no_label_is_read(tmp_path: Path) -> None:
     members = {"image.png": encode_png(draw(0)[0])}
     shards = write_shards(tmp_path, [("a", members)])
     batch = read(Samples(shards, None), [[0]])[0]
     assert batch["labels"] is None
-    assert tuple(batch["images"].shape) == (1, 3, 12, 16)
+    assert tuple(batch["pictures"].shape) == (1, 12, 16, 3)
     with pytest.raises(UserError, match="sample 'a': no label"):
         labelled(shards)[0]
 
@@ -87,7 +123,7 @@ def test_batches_hold_the_named_samples_in_the_named_order(tmp_path: Path) -> No
     assert first["positions"].tolist() == [3, 0]
     assert second["positions"].tolist() == [4, 4, 1]
     for row, position in enumerate([4, 4, 1]):
-        assert torch.equal(second["images"][row], samples[position]["images"])
+        assert torch.equal(second["pictures"][row], samples[position]["pictures"])
         assert torch.equal(second["labels"][row], samples[position]["labels"])
 
 
@@ -107,7 +143,7 @@ def test_the_number_of_workers_does_not_change_the_batches(shards: ShardReader) 
     for workers in (0, 1, 3):
         found = list(islice(batches(samples, order(), Workers(workers, 1), pin_memory=False), 9))
         assert [batch["positions"].tolist() for batch in found] == list(islice(order(), 9))
-        for key in ("images", "labels"):
+        for key in ("pictures", "labels"):
             assert torch.equal(torch.cat([batch[key] for batch in found]), stacked(expected, key))
 
 

@@ -47,9 +47,10 @@ def in_frame(content: np.ndarray, frame: tuple[int, int], value: int) -> np.ndar
 def test_pictures_are_fitted_and_padded_with_black_before_the_mean_is_taken(shards: ShardReader) -> None:
     samples = labelled(shards, FRAME)
     for seed, fitted in enumerate(FITTED):
-        image = samples[seed]["images"]
+        picture = samples[seed]["pictures"]
         expected = in_frame(resize_image(draw(seed, *SIZES[seed])[0], fitted), FRAME, 0)
-        assert torch.equal(image, network_input(expected))
+        np.testing.assert_array_equal(picture.numpy(), expected)
+        (image,) = network_input(picture[None])
         right, below = image[:, :, fitted[0] :], image[:, fitted[1] :]
         for channel, mean in enumerate(MEAN_COLOR):
             for padding in (right, below):
@@ -59,7 +60,7 @@ def test_pictures_are_fitted_and_padded_with_black_before_the_mean_is_taken(shar
 def test_pictures_at_their_own_size_are_not_padded(shards: ShardReader) -> None:
     samples = labelled(shards, None)
     for seed, size in enumerate(SIZES):
-        assert torch.equal(samples[seed]["images"], network_input(draw(seed, *size)[0]))
+        np.testing.assert_array_equal(samples[seed]["pictures"].numpy(), draw(seed, *size)[0])
         np.testing.assert_array_equal(samples[seed]["labels"].numpy(), train_ids(draw(seed, *size)[1]))
 
 
@@ -120,5 +121,5 @@ def test_the_same_pictures_are_stretched_where_the_data_set_does_not_keep_aspect
     picture, label = draw(0, 40, 10)
     members = {"image.png": encode_png(picture), "label.png": encode_png(label)}
     sample = labelled(write_shards(tmp_path, [("a", members)]), FRAME, FRAME)[0]
-    assert torch.equal(sample["images"], network_input(resize_image(picture, FRAME)))
+    np.testing.assert_array_equal(sample["pictures"].numpy(), resize_image(picture, FRAME))
     np.testing.assert_array_equal(sample["labels"].numpy(), train_ids(resize_label(label, FRAME)))

@@ -32,7 +32,7 @@ def test_pictures_are_packed_without_labels_and_read(tmp_path: Path) -> None:
     shards = packed(tmp_path)
     assert list(shards.keys()) == ["a", "b", "c"]
     assert all(list(sample.members) == ["image.png"] for shard in shards.index.shards for sample in shard.samples)
-    assert Samples(shards, None)[0]["images"].shape == (3, 12, 16)
+    assert Samples(shards, None)[0]["pictures"].shape == (12, 16, 3)
 
 
 @pytest.mark.parametrize("changes", [{"label": None}, {"class_sets": {}}])

@@ -33,12 +33,18 @@ def global_batch(step: int, domain: int) -> Batch:
     batch = domain_batch(10 * step + domain, labels=domain == 0 or pseudo_labels)
     if step % 2 == 1 and batch["labels"] is not None:
         batch["labels"][IMAGES // 2 :] = 255
+        batch["valid_pixels"][IMAGES // 2 :] = 0
     return batch
 
 
 def chosen(batch: Batch, positions: list[int]) -> Batch:
     labels = None if batch["labels"] is None else batch["labels"][positions]
-    return Batch(images=batch["images"][positions], labels=labels, positions=torch.tensor(positions))
+    return Batch(
+        images=batch["images"][positions],
+        labels=labels,
+        valid_pixels=batch["valid_pixels"][positions],
+        positions=torch.tensor(positions),
+    )
 
 
 options = settings.Optimizer(learning_rate=1e-3, discriminator_learning_rate=1e-3)

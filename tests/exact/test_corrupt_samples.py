@@ -135,7 +135,7 @@ def test_the_next_whole_sample_is_found_behind_other_corrupt_ones(town: Path, tm
         found, expected = samples[position], samples[stand_in]
         assert bool(found["replaced"]) == (position != stand_in)
         assert int(found["positions"]) == stand_in
-        assert all(torch.equal(found[name], expected[name]) for name in ("images", "labels", "own_sizes"))
+        assert all(torch.equal(found[name], expected[name]) for name in ("pictures", "labels", "own_sizes"))
 
 
 def test_where_every_sample_is_corrupt_there_is_no_next_one(town: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary, save_config
 from esl_dist.data.images import encode_png
 from esl_dist.data.labels import SemanticClass, class_names
-from esl_dist.data.loading import network_input
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
 from esl_dist.files import read_json
@@ -25,7 +24,7 @@ from esl_dist.models.deeplab import DeepLab, upsample
 from esl_dist.models.weight_files import write_weights
 from esl_dist.runs.checkpoints import RUN_CONFIG, checkpoint_folder
 from esl_dist.runs.trained import load_trained
-from tests.builders import class_set, draw, drawn_shards, write_shards
+from tests.builders import class_set, draw, drawn_shards, input_of, write_shards
 from tests.training.small_runs import configuration, reseal, save_run, save_state, tiny_network
 
 CPU = torch.device("cpu")
@@ -117,7 +116,7 @@ def test_statistics_estimated_anew_are_of_no_domain_in_the_scores_of_a_run(
     per_domain_run(run, {"source": data.fingerprint(), "target": "b" * 64}, monkeypatch)
     own = score(run, data, mode="best", output="own.json")["made_with"]
     anew = score(run, data, mode="best", statistics_from=str(data.folder), **at(data, SIZE))["made_with"]
-    assert (own["domain"], own["statistics_from"]) == ("source", None)
+    assert (own["domain"], own["statistics_from"], own["device"]) == ("source", None, "cpu")
     assert (anew["domain"], anew["statistics_from"]) == ("target", data.fingerprint())
 
 
@@ -189,7 +188,7 @@ def test_pictures_without_labels_are_predicted_at_their_own_sizes(
         network = load_trained(run, {}, None, CPU).network
         for seed, (file, own) in enumerate(zip(files, sizes, strict=True)):
             with torch.inference_mode():
-                logits = upsample(network(network_input(draw(seed, *own)[0])[None])["main"], own[::-1])
+                logits = upsample(network(input_of(draw(seed, *own)[0]))["main"], own[::-1])
             with Image.open(file) as image:
                 np.testing.assert_array_equal(np.array(image), logits[0].argmax(0).numpy())
 

@@ -20,7 +20,7 @@ from esl_dist.inference.labelling.job import label_job, write_pseudo_labels
 from esl_dist.inference.predictor import Predictor
 from esl_dist.runs.trained import TrainedNetwork
 from esl_dist.training.data import TrainingData, open_training_data
-from tests.builders import class_set, draw, drawn_shards, write_shards
+from tests.builders import class_set, draw, drawn_shards, input_of, write_shards
 from tests.inference.trained import trained_network
 from tests.training.small_runs import configuration, tiny_network
 
@@ -49,7 +49,7 @@ def trained() -> TrainedNetwork:
     """Return a network that predicts every class: no class's logits are higher on the whole."""
     network = tiny_network(2)
     with torch.no_grad():
-        means = network(network_input(draw(9, *FRAME)[0])[None])["main"].mean((0, 2, 3))
+        means = network(input_of(draw(9, *FRAME)[0]))["main"].mean((0, 2, 3))
         next(network.layer6.conv2d_list.children()).bias.sub_(means)
     return trained_network(network)
 
@@ -72,7 +72,7 @@ def written(folder: Path) -> list[np.ndarray]:
 def predicted(trained: TrainedNetwork, image: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
     """Return the class of the highest upsampled probability, (height, width)."""
     with torch.inference_mode():
-        probabilities = F.softmax(trained.network(image[None])["main"], dim=1)
+        probabilities = F.softmax(trained.network(image)["main"], dim=1)
         upsampled = F.interpolate(probabilities, size[::-1], mode="bilinear", align_corners=True)
     return upsampled[0].argmax(0).numpy()
 
@@ -109,7 +109,7 @@ def test_what_is_predicted_in_the_padding_is_neither_counted_nor_labelled(
     for position, (pseudo_label, size) in enumerate(zip(written(tmp_path / "out"), SIZES, strict=True)):
         width, height = fitted_size(size, frame)
         assert pseudo_label.shape == frame[::-1]
-        content = predicted(trained, samples[position]["images"], frame)[:height, :width]
+        content = predicted(trained, network_input(samples[position]["pictures"][None]), frame)[:height, :width]
         np.testing.assert_array_equal(pseudo_label[:height, :width], content)
         assert (pseudo_label[height:] == 255).all()
         assert (pseudo_label[:, width:] == 255).all()
@@ -156,7 +156,7 @@ def test_without_a_size_each_picture_is_labelled_at_its_own(
     assert (index.label_size, index.keep_aspect_ratio) == (None, True)
     for seed, (pseudo_label, size) in enumerate(zip(written(tmp_path / "out"), SIZES, strict=True)):
         np.testing.assert_array_equal(
-            pseudo_label, predicted(trained, network_input(draw(seed, *size)[0]), size).astype(np.uint8)
+            pseudo_label, predicted(trained, input_of(draw(seed, *size)[0]), size).astype(np.uint8)
         )
     area = sum(width * height for width, height in SIZES)
     assert sum(counts(summary, "pixels_predicted").values()) == area
@@ -202,9 +202,9 @@ def test_a_training_reads_labels_that_lie_on_the_pictures(
     assert data.target is not None
     for position, (pseudo_label, (width, height)) in enumerate(zip(written(tmp_path / "out"), FITTED, strict=True)):
         sample = data.target[position]
-        assert sample["labels"].shape == sample["images"].shape[1:] == FRAME[::-1]
+        assert sample["labels"].shape == sample["pictures"].shape[:2] == FRAME[::-1]
         ignored = sample["labels"].numpy() == 255
-        padding = padding_of(sample["images"])
+        padding = padding_of(network_input(sample["pictures"][None])[0])
         assert not padding[:height, :width].any()
         assert padding.sum() == FRAME[0] * FRAME[1] - width * height
         if labelled_at == (32, 24):

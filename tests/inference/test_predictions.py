@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from esl_dist.data.images import encode_png
-from esl_dist.data.loading import LabelSource, Samples, network_input
+from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.workers import Workers
 from esl_dist.inference import predictions
 from esl_dist.inference.predictor import Predictor
 from esl_dist.inference.scoring import confusion_matrix
 from esl_dist.models.deeplab import DeepLab
-from tests.builders import class_set, draw, write_shards
+from tests.builders import class_set, draw, input_of, write_shards
 from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network
 
@@ -41,7 +41,7 @@ def networks() -> list[DeepLab]:
     drawn = [tiny_network(seed) for seed in range(3)]
     with torch.no_grad():
         for network in drawn:
-            means = network(network_input(draw(0, *SIZE)[0])[None])["main"].mean((0, 2, 3))
+            means = network(input_of(draw(0, *SIZE)[0]))["main"].mean((0, 2, 3))
             next(network.layer6.conv2d_list.children()).bias.sub_(means)
     return drawn
 
@@ -49,7 +49,7 @@ def networks() -> list[DeepLab]:
 def upsampled_logits(network: DeepLab, seed: int) -> np.ndarray:
     """Return the main head's logits at the label's size: bilinear with aligned corners, one axis after the other."""
     with torch.no_grad():
-        logits = network(network_input(draw(seed, *SIZE)[0])[None])["main"][0].double().numpy()
+        logits = network(input_of(draw(seed, *SIZE)[0]))["main"][0].double().numpy()
     for axis, length in ((1, LABEL_SIZE[1]), (2, LABEL_SIZE[0])):
         places = np.linspace(0, logits.shape[axis] - 1, length)
         known = np.arange(logits.shape[axis])

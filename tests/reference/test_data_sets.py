@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from esl_dist.data.images import Size
 from esl_dist.data.labels import train_id_table
 from esl_dist.data.layouts import Layout, read_layout
-from esl_dist.data.loading import LabelSource, Samples
+from esl_dist.data.loading import LabelSource, Samples, network_input
 from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.shards import ShardReader, choose_classes, open_shards
 from tests.builders import no_progress
@@ -54,7 +54,7 @@ def test_pictures_are_the_published_ones(name: str, packed_size: Size | None, tm
     samples = Samples(packed(tmp_path / "shards", name, packed_size), SIZE)
     assert len(samples) == len(expected) > 0
     for position, arrays_of_sample in enumerate(expected):
-        image = samples[position]["images"].numpy()
+        image = network_input(samples[position]["pictures"][None])[0].numpy()
         assert image.shape == arrays_of_sample["image"].shape
         assert np.abs(image - arrays_of_sample["image"]).max() <= 1
 

@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esl_dist import config as settings
-from esl_dist.adaptation.losses import SOURCE, domain_loss, self_information
+from esl_dist.adaptation.losses import SOURCE, domain_loss
 from esl_dist.adaptation.methods import METHODS, advent
 from esl_dist.adaptation.optimisers import set_rates
 from esl_dist.adaptation.passes import Losses, MicroBatch, Networks, Normaliser, Precision
+from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch, network_input
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
@@ -139,10 +140,10 @@ def _target_half_recorded() -> Iterator[None]:
     """Give the discriminators' loss the value of its target half alone, as it was recorded, and the same gradients."""
     plain = advent.tell_domains_apart
 
-    def target_half(source_logits: Tensor, target_logits: Tensor, discriminator: nn.Module, images: int) -> Tensor:
+    def target_half(source: Tensor, target: Tensor, discriminator: nn.Module, images: int) -> Tensor:
         with torch.no_grad():
-            source_half = domain_loss(discriminator(self_information(source_logits)), SOURCE, images) / 2
-        return plain(source_logits, target_logits, discriminator, images) - source_half
+            source_half = domain_loss(discriminator(source), SOURCE, images) / 2
+        return plain(source, target, discriminator, images) - source_half
 
     advent.tell_domains_apart = target_half
     try:
@@ -167,10 +168,11 @@ def _own_pass(batches: dict[str, NDArray], step: int, images: int, pseudo_labels
 
 
 def _batch(images: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> Batch:
-    inputs = [network_input(image.transpose(1, 2, 0)) for image in images]
+    counts = np.zeros(len(images), np.int64) if labels is None else (labels != IGNORE_INDEX).sum((1, 2))
     return Batch(
-        images=torch.stack(inputs).double(),
+        images=network_input(torch.from_numpy(images.transpose(0, 2, 3, 1))).double(),
         labels=None if labels is None else torch.from_numpy(labels),
+        valid_pixels=torch.from_numpy(counts),
         positions=torch.arange(len(images)),
     )
 

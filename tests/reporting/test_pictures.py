@@ -8,11 +8,10 @@ from hypothesis.extra.numpy import arrays
 from torch.nn import functional as F
 
 from esl_dist.config import Domain
-from esl_dist.data.loading import network_input
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from esl_dist.reporting.pictures import class_colors, entropy_colors, natural_colors, prediction_pictures
-from tests.builders import class_set, draw
+from tests.builders import class_set, draw, input_of
 
 COLORS = [item.color for item in class_set()]
 
@@ -21,13 +20,13 @@ COLORS = [item.color for item in class_set()]
 @settings(deadline=None, max_examples=50)
 def test_natural_colours_are_those_of_the_picture_that_was_read(picture: np.ndarray) -> None:
     """Pictures are read as BGR and shown as RGB."""
-    result = natural_colors(network_input(picture))
+    result = natural_colors(input_of(picture)[0])
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(result, picture[:, :, ::-1])
 
 
 def test_what_no_picture_has_is_shown_as_the_nearest_colour() -> None:
-    image = network_input(draw(0)[0])
+    image = input_of(draw(0)[0])[0]
     assert natural_colors(image + 1000).min() == 255
     assert natural_colors(image - 1000).max() == 0
 
@@ -62,7 +61,7 @@ def test_a_prediction_is_shown_with_the_statistics_of_its_domain_and_changes_not
     torch.manual_seed(0)
     network = DeepLab("tiny", 3, True, True)
     initialise(network)
-    images = torch.stack([network_input(draw(seed, 48, 40)[0]) for seed in range(2)])
+    images = torch.cat([input_of(draw(seed, 48, 40)[0]) for seed in range(2)])
     network.train()
     with torch.no_grad():
         for one in ("source", "target"):

@@ -167,7 +167,7 @@ def predict_pieces(job: LabelJob) -> None:
 
 def _prediction(job: LabelJob, batch: Batch) -> Members:
     """Predict one picture: its labels and the levels of their scores, without padding, as PNG files."""
-    images = batch["images"].to(job.predictor.device)
+    images = batch["images"]
     width, height = job.frame or (images.shape[3], images.shape[2])
     logits = job.predictor.logits(images, job.target.images.where(int(batch["positions"][0])))
     labels, levels = label_and_score(logits, (height, width), job.trust)

@@ -155,7 +155,7 @@ def by_caller(sent: Sent) -> dict[str, tuple[int, int]]:
 
 
 CALLERS = {
-    "_NormaliseOverRanks.forward": "batch norm forwards",
+    "_global_mean_and_variance": "batch norm forwards",
     "_NormaliseOverRanks.backward": "batch norm backwards",
     "sum_gradients": "gradients",
     "sum_over_ranks": "agreement",

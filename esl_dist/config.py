@@ -70,6 +70,9 @@ class Network:
     batch_norm: Annotated[str, one_of("shared", "per_domain")] = "shared"
     """Running statistics of batch norm: `shared` by source and target passes, as published, or `per_domain`: each
     keeps its own, and evaluation, pseudo-labels and exported weights use the target's."""
+    normalise_over: Annotated[str, one_of("batch", "picture")] = "batch"
+    """What batch norm takes mean and variance of in training: the `batch`, over all processes, or each `picture` by
+    itself, as in published trainings, which have one a step; running statistics are then the mean over the batch's."""
     start: LocalPath | None = None
     """Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published names
     or torchvision's; null: random ones."""
@@ -208,6 +211,11 @@ class Train:
     precision: Precision | None = None
     """Precision of forward passes: `no` (float32), `bf16`, and on GPUs `tf32` (float32 whose convolutions round their
     factors to 10 bits) and `fp16`; null: what the launcher was asked for."""
+    compile: bool = False
+    """Whether the networks' passes are compiled (torch.compile), once a start for each domain and size of pictures;
+    not with DeepSpeed, nor with checkpoint_activations."""
+    checkpoint_activations: bool = False
+    """Whether residual blocks are computed again in the backward pass instead of kept in memory until then."""
     steps: Steps = 120_000
     """Steps to train; at most optimizer.schedule_steps."""
     log_every: Steps = 20

@@ -77,6 +77,7 @@ CONTRADICTIONS = [
     ("launch/train", ("steps=9", "optimizer.schedule_steps=8"), {}, "goes beyond optimizer.schedule_steps=8"),
     ("launch/train", ("batch_size=3", "accumulate=2"), {}, "batch_size=3 cannot be shared"),
     ("launch/train", ("network.start_without=heads",), {}, "needs weights to start from"),
+    ("launch/train", ("compile=true", "checkpoint_activations=true"), {}, "exclude each other"),
     ("launch/train", ("name=a/b",), {}, "name"),
     ("launch/train", ("source.path={here}/gone",), {}, "gone: no such folder of shards"),
     ("launch/train", ("experiments=/proc/x",), {}, "experiments: cannot write into /proc/x: No such file"),

@@ -1,15 +1,21 @@
 """Batch norm for two domains and many ranks.
 
-Its scale and shift are frozen, as in the published network; its statistics are not. Two things are added to torch's:
+Its scale and shift are frozen, as in the published network; its statistics are not. Three things are added to torch's:
 
 - *Domains.* With running statistics shared between source and target passes (as published), evaluation uses a blend
   that fits neither. A layer may keep one set a domain; a forward pass in training feeds the set of its domain. The
   published names `running_mean` and `running_var` are then those of the target: exported weights fit the target.
 - *Ranks.* In training, mean and variance are those of the global batch, on any device. Torch's `SyncBatchNorm` refuses
   CPU tensors, and on CUDA waits for the device three times a pass, for empty inputs that never occur here.
+- *Pictures.* Or each picture is normalised by its own mean and variance, as in published trainings, whose batch is one
+  picture, whatever the batch is here. No layer waits for other ranks then; running statistics take the mean over the
+  global batch's pictures, those of all layers in one sum.
+
+What layers have seen in a pass, `finish_pass` feeds to the running statistics of all of them at once.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,79 +32,136 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
     Args:
         channels: number of channels.
         per_domain: whether source passes keep statistics of their own.
+        per_picture: whether in training each picture is normalised by itself, not by the global batch.
     """
 
     source_mean: Tensor | None
     source_var: Tensor | None
 
-    def __init__(self, channels: int, per_domain: bool) -> None:
+    def __init__(self, channels: int, per_domain: bool, per_picture: bool = False) -> None:
         """Start as the identity: scale 1, shift 0, mean 0, variance 1."""
         super().__init__(channels)
         self.weight.requires_grad_(False)
         self.bias.requires_grad_(False)
         self.domain: Domain = "target"
-        self.synchronised = True
+        self.per_picture = per_picture
+        self.synchronised = self.feeds = True
+        self.seen: tuple[Tensor, Tensor] | None = None
         self.register_buffer("source_mean", torch.zeros(channels) if per_domain else None)
         self.register_buffer("source_var", torch.ones(channels) if per_domain else None)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise by the batch's statistics in training, by the domain's running ones in evaluation."""
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Return the running mean and variance of the domain: the tensors themselves."""
         mean, var = self.running_mean, self.running_var
         if self.domain == "source" and self.source_mean is not None:
             mean, var = self.source_mean, self.source_var
         assert mean is not None
         assert var is not None
-        if not self.training:
-            return F.batch_norm(input, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        return mean, var
+
+    def factor(self) -> float:
+        """Return the weight of a pass in the running statistics; 1 / passes where they are estimated anew."""
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        factor = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        if not self.synchronised or not dist.is_initialized() or dist.get_world_size() == 1:
-            return F.batch_norm(input, mean, var, self.weight, self.bias, True, factor, self.eps)
-        results: tuple[Tensor, ...] = _NormaliseOverRanks.apply(input, self.weight, self.bias, self.eps)
-        output, batch_mean, batch_var = results
-        mean.lerp_(batch_mean, factor)
-        var.lerp_(batch_var, factor)
+        return 1.0 / (float(self.num_batches_tracked) + 1.0) if self.momentum is None else self.momentum
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise by the batch's or the picture's statistics in training, by the domain's running ones in evaluation.
+
+        A pass in training ends with `finish_pass`.
+        """
+        if not self.training:
+            return F.batch_norm(input, *self.running(), self.weight, self.bias, False, 0.0, self.eps)
+        ranks = ranks_together() if self.synchronised else 1
+        if self.per_picture and ranks * len(input) > 1:
+            return self._by_picture(input)
+        if ranks > 1:
+            return self._over_ranks(input)
+        factor = self.factor() if self.feeds else 0.0
+        return F.batch_norm(input, *self.running(), self.weight, self.bias, True, factor, self.eps)
+
+    def _by_picture(self, input: Tensor) -> Tensor:
+        """Take the channels of all pictures for channels of one, so that one call normalises each by itself."""
+        pictures, channels = input.shape[:2]
+        merged = input.reshape(1, pictures * channels, *input.shape[2:])
+        scale, shift = self.weight.repeat(pictures), self.bias.repeat(pictures)
+        # Running statistics in which a pass has all the weight: they become mean and unbiased variance.
+        mean, var = torch.zeros(2, pictures * channels, dtype=scale.dtype, device=input.device).unbind()
+        output = F.batch_norm(merged, mean, var, scale, shift, True, 1.0, self.eps)
+        if self.feeds:
+            self.seen = mean.view(pictures, channels).mean(0), var.view(pictures, channels).mean(0)
+        return output.view(input.shape)
+
+    def _over_ranks(self, input: Tensor) -> Tensor:
+        with torch.no_grad():
+            mean, variance = _global_mean_and_variance(input, self.weight.dtype)
+            if self.feeds:
+                count = ranks_together() * (input.numel() // self.num_features)
+                self.seen = mean, variance * (count / (count - 1))
+        output: Tensor = _NormaliseOverRanks.apply(input, mean, variance, (self.weight, self.bias), self.eps)
         return output
 
 
-class _NormaliseOverRanks(torch.autograd.Function):
-    """Normalise by the statistics of the global batch; every rank has as many values n a channel as this one.
+def ranks_together() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
-    With mean and variance over all N = n · ranks values x, y = (x − mean) / √(variance + ε) · scale + shift. Besides y,
-    it returns what running statistics take: the mean, and the unbiased variance, N / (N − 1) times as large.
+
+_UPDATE_STATS = "aten::batch_norm_update_stats"
+
+
+if not torch._C._dispatch_has_kernel_for_dispatch_key(_UPDATE_STATS, "Meta"):
+
+    @torch.library.register_fake(_UPDATE_STATS)  # type: ignore[untyped-decorator]
+    def _(input: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+        # Without it torch can neither compile the layer nor follow its shapes on tensors without numbers.
+        return torch.empty_like(running_mean), torch.empty_like(running_var)
+
+
+def _global_mean_and_variance(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance over all ranks' values, (channels,) each, in one gather.
+
+    In half precision too they are taken in `dtype`, without a copy of the input in it. Every rank has as many values a
+    channel as this one, so the variance is the mean of the ranks' plus that between their means.
     """
+    unused = torch.empty(2, input.shape[1], dtype=dtype, device=input.device).unbind()
+    own = torch.cat(torch.ops.aten.batch_norm_update_stats(input, *unused, 0.0))
+    of_ranks = own.new_empty(dist.get_world_size() * len(own))
+    # Torch 2.14 has renamed it, and warns of the old name.
+    gather = dist.all_gather_single if hasattr(dist, "all_gather_single") else dist.all_gather_into_tensor
+    gather(of_ranks, own)
+    of_ranks = of_ranks.view(dist.get_world_size(), 2, -1)
+    mean, within = of_ranks.mean(0).unbind()
+    return mean, within + of_ranks[:, 0].var(0, correction=0)
+
+
+class _NormaliseOverRanks(torch.autograd.Function):
+    """y = z · scale + shift, z = (x − mean) · r, r = 1 / √(variance + ε), by statistics of all ranks' values x."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        values = input.to(scale.dtype)
-        own = torch.stack(torch.var_mean(values, (0, 2, 3), correction=0))
-        of_ranks = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(of_ranks, own)
-        variances, means = torch.stack(of_ranks, dim=1)
-        # The variance within the ranks, and that between them.
-        mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)
-        ctx.count = len(of_ranks) * (values.numel() // values.shape[1])
-        ctx.save_for_backward(input, mean, torch.rsqrt(variance + eps), scale)
-        output = F.batch_norm(input, mean, variance, scale, shift, False, 0.0, eps)
-        unbiased = variance * (ctx.count / (ctx.count - 1))
-        ctx.mark_non_differentiable(mean, unbiased)
-        return output, mean, unbiased
+    def forward(
+        ctx: Any, input: Tensor, mean: Tensor, variance: Tensor, affine: tuple[Tensor, Tensor], eps: float
+    ) -> Tensor:
+        scale, shift = affine
+        ctx.save_for_backward(input, mean, variance, scale)
+        ctx.eps = eps
+        return F.batch_norm(input, mean, variance, scale, shift, False, 0.0, eps)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        """Return dx = scale · r · (dy − Σ dy / N − z · Σ (dy · z) / N), with sums over all ranks; all else is frozen.
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return dx = scale · r · (dy − Σ dy / N − z · Σ (dy · z) / N), with sums over all N values.
 
-        Here r = 1 / √(variance + ε) and z = (x − mean) · r.
+        A layer in evaluation has these sums as the gradients of its scale and shift, gives a · z + b, and takes
+        gradients times scale · r: its kernels do all of it, in any precision, without copies.
         """
-        input, mean, inverse_deviation, scale = ctx.saved_tensors
-        gradient = gradients[0].to(scale.dtype)
-        normalised = (input.to(scale.dtype) - mean[:, None, None]) * inverse_deviation[:, None, None]
-        sums = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalised).sum((0, 2, 3))])
+        input, mean, variance, scale = ctx.saved_tensors
+        layer = (scale, mean, variance, None, None, False, ctx.eps)
+        _, along, shared = torch.ops.aten.native_batch_norm_backward(gradients[0], input, *layer, [False, True, True])
+        sums = torch.cat([along, shared])
         dist.all_reduce(sums)
-        shared, along = (sums / ctx.count)[:, :, None, None]
-        centred = gradient - shared - normalised * along
-        return (centred * (scale * inverse_deviation)[:, None, None]).to(input.dtype), None, None, None
+        along, shared = sums.div_(-dist.get_world_size() * (input.numel() // len(mean))).view(2, -1)
+        centred = F.batch_norm(input, mean, variance, along, shared, False, 0.0, ctx.eps).add_(gradients[0])
+        result, _, _ = torch.ops.aten.native_batch_norm_backward(centred, input, *layer, [True, False, False])
+        return result, None, None, None, None
 
 
 def batch_norms(network: nn.Module) -> Iterator[DomainBatchNorm2d]:
@@ -115,6 +178,39 @@ def set_domain(network: nn.Module, domain: Domain) -> None:
 def running_statistics(network: nn.Module) -> list[Tensor]:
     """Return all that passes in training change of the batch norms in `network`: the tensors themselves, no copies."""
     return [buffer for norm in batch_norms(network) for buffer in norm.buffers()]
+
+
+@torch.no_grad()
+def finish_pass(network: nn.Module) -> None:
+    """Come after a pass of `network` in training: count it, and feed to running statistics what its layers have seen.
+
+    What is each picture's own is averaged over the ranks, which have as many pictures each, in one sum for all layers.
+    """
+    norms = list(batch_norms(network))
+    if seen := [(norm, *norm.seen) for norm in norms if norm.seen is not None]:
+        fed, means, variances = zip(*seen, strict=True)
+        values, running = [*means, *variances], [norm.running() for norm in fed]
+        if fed[0].per_picture and fed[0].synchronised and ranks_together() > 1:
+            together = torch.cat(values)
+            dist.all_reduce(together)
+            values = list(torch.split(together.div_(ranks_together()), [len(value) for value in values]))
+        torch._foreach_lerp_([one[0] for one in running] + [one[1] for one in running], values, fed[0].factor())
+    for norm in norms:
+        norm.seen = None
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None], 1)
+
+
+@contextmanager
+def seen_before(network: nn.Module) -> Iterator[None]:
+    """Let passes through `network` feed no running statistics: they repeat one that did."""
+    norms = list(batch_norms(network))
+    for norm in norms:
+        norm.feeds = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.feeds = True
 
 
 def estimate_anew(network: nn.Module) -> None:

@@ -6,21 +6,29 @@ resolution and are dilated by 2 and 4 (output stride 8), the max-pool rounds up,
 statistics. Each classifier is the sum of four 3×3 convolutions, dilated by 6, 12, 18 and 24.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from esl_dist.config import Domain
 from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import DomainBatchNorm2d, set_domain
+from esl_dist.models.batch_norm import DomainBatchNorm2d, finish_pass, seen_before, set_domain
 
 CLASSIFIER_DILATIONS = (6, 12, 18, 24)
 
 Logits = dict[str, Tensor]
 """Level (`main`, `auxiliary`) → logits, (batch, classes, ⌊(height + 1) / 8⌋ + 1, ⌊(width + 1) / 8⌋ + 1): an 8th."""
+
+
+Norm = Callable[[int], DomainBatchNorm2d]
+"""Number of channels → batch norm of so many."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,8 @@ def least_bytes_a_pixel(architecture: str, classes: int, levels: int) -> tuple[i
 class ResidualBlock(nn.Module):
     """x ↦ relu(residual(x) + shortcut(x)): a bottleneck of three convolutions, or a basic block of two."""
 
-    def __init__(
-        self, inputs: int, channels: int, bottleneck: bool, stride: int, dilation: int, per_domain: bool
-    ) -> None:
-        """Build a block from `inputs` to `channels` (bottleneck: 4 · `channels`)."""
+    def __init__(self, inputs: int, channels: int, bottleneck: bool, stride: int, dilation: int, norm: Norm) -> None:
+        """Build a block from `inputs` to `channels` (bottleneck: 4 · `channels`), `norm` after each convolution."""
         super().__init__()
         outputs = 4 * channels if bottleneck else channels
         if bottleneck:
@@ -71,25 +77,45 @@ class ResidualBlock(nn.Module):
         else:
             self.conv1 = nn.Conv2d(inputs, channels, 3, stride, dilation, dilation, bias=False)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, dilation, dilation, bias=False)
-        self.bn1 = DomainBatchNorm2d(channels, per_domain)
-        self.bn2 = DomainBatchNorm2d(channels, per_domain)
+        self.bn1 = norm(channels)
+        self.bn2 = norm(channels)
         if bottleneck:
             self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
-            self.bn3 = DomainBatchNorm2d(outputs, per_domain)
+            self.bn3 = norm(outputs)
         self.bottleneck = bottleneck
+        self.is_checkpointed = False
         self.downsample = None
         if inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), DomainBatchNorm2d(outputs, per_domain)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (batch, inputs, height, width) to (batch, outputs, height / stride, width / stride)."""
+        if not (self.is_checkpointed and self.training and torch.is_grad_enabled()):
+            return self._compute(input)
+        contexts = partial(_first_and_repeated, self)
+        output: Tensor = checkpoint(
+            self._compute, input, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+        )
+        return output
+
+    def _compute(self, input: Tensor) -> Tensor:
         residual = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(input)))))
         if self.bottleneck:
             residual = self.bn3(self.conv3(F.relu(residual)))
         shortcut = input if self.downsample is None else self.downsample(input)
         return F.relu(residual + shortcut)
+
+
+def _first_and_repeated(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return what surrounds a block's pass, and its repetition in the backward pass."""
+    return nullcontext(), seen_before(block)
+
+
+def checkpoint_blocks(networks: nn.Module) -> None:
+    """Have every residual block in `networks` keep its input alone for the backward pass, which computes it again."""
+    for module in networks.modules():
+        if isinstance(module, ResidualBlock):
+            module.is_checkpointed = True
 
 
 class Classifier(nn.Module):
@@ -115,14 +141,18 @@ class DeepLab(nn.Module):
         classes: number of classes.
         auxiliary_head: whether stage 3 has a classifier (`layer5`) too.
         per_domain: whether source and target passes keep batch-norm statistics of their own.
+        per_picture: whether in training batch norm normalises each picture by itself, not by the global batch.
     """
 
-    def __init__(self, architecture: str, classes: int, auxiliary_head: bool, per_domain: bool) -> None:
+    def __init__(
+        self, architecture: str, classes: int, auxiliary_head: bool, per_domain: bool, per_picture: bool = False
+    ) -> None:
         """Build the network with random weights (see `esl_dist.models.weights.initialise`)."""
         super().__init__()
         shape = ARCHITECTURES[architecture]
+        norm = partial(DomainBatchNorm2d, per_domain=per_domain, per_picture=per_picture)
         self.conv1 = nn.Conv2d(3, shape.channels, 7, 2, 3, bias=False)
-        self.bn1 = DomainBatchNorm2d(shape.channels, per_domain)
+        self.bn1 = norm(shape.channels)
         stages = []
         inputs = shape.channels
         for stage, (blocks, stride, dilation) in enumerate(zip(shape.blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
@@ -130,7 +160,7 @@ class DeepLab(nn.Module):
             stages.append(nn.Sequential())
             for block in range(blocks):
                 own_stride = stride if block == 0 else 1
-                stages[-1].append(ResidualBlock(inputs, channels, shape.bottleneck, own_stride, dilation, per_domain))
+                stages[-1].append(ResidualBlock(inputs, channels, shape.bottleneck, own_stride, dilation, norm))
                 inputs = 4 * channels if shape.bottleneck else channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.layer5 = Classifier(inputs // 2, classes) if auxiliary_head else None
@@ -154,6 +184,8 @@ class DeepLab(nn.Module):
         logits = {"main": self.layer6(self.layer4(features))}
         if self.layer5 is not None:
             logits["auxiliary"] = self.layer5(features)
+        if self.training:
+            finish_pass(self)
         return logits
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:

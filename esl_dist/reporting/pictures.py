@@ -48,7 +48,8 @@ def prediction_pictures(network: DeepLab, images: Tensor, domain: Domain, classe
         domain: of the images.
         classes: the network's.
     """
-    logits = upsample(network(images[:1], domain)["main"].float(), images.shape[2:])
+    # Not called but for its pass itself: where those in training are compiled, this one of a picture is not worth it.
+    logits = upsample(network.forward(images[:1], domain)["main"].float(), images.shape[2:])
     entropy = normalised_entropy(F.softmax(logits, dim=1))[0]
     return {
         "image": natural_colors(images[0]),

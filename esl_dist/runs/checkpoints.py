@@ -335,7 +335,8 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
 
 def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
     """Return the segmentation network that a configuration describes."""
-    return DeepLab(config.architecture, len(classes), config.auxiliary_head, config.batch_norm == "per_domain")
+    per_domain, per_picture = config.batch_norm == "per_domain", config.normalise_over == "picture"
+    return DeepLab(config.architecture, len(classes), config.auxiliary_head, per_domain, per_picture)
 
 
 def file_of(network: str) -> str:

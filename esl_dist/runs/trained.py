@@ -20,6 +20,7 @@ from esl_dist.data.labels import ClassSet, class_set_from
 from esl_dist.errors import UserError
 from esl_dist.files import parsed_json, sha256_of_file
 from esl_dist.models.deeplab import ARCHITECTURES, DeepLab
+from esl_dist.models.memory_format import on_device
 from esl_dist.models.weight_files import digest_of_weights, read_weights
 from esl_dist.models.weights import describe_weights, load_weights, published_state
 from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks
@@ -56,7 +57,7 @@ class Provenance:
         architecture: the residual network.
         auxiliary_head: whether stage 3 has a classifier.
         per_domain: whether batch norm kept statistics per domain; a file holds the target's.
-        batch_size: pictures of a domain a step.
+        batch_size: pictures of a domain a step; 1 where each was normalised by itself.
         precision: `no` (float32), `bf16` or `fp16`; None where that is not known.
         sizes: domain → width and height at which its pictures were read, None: as packed; empty where not known.
         data_sets: domain → name of its data set, as far as known.
@@ -89,7 +90,7 @@ def provenance_of(checkpoint: Checkpoint) -> Provenance:
         architecture=config.network.architecture,
         auxiliary_head=config.network.auxiliary_head,
         per_domain=config.network.batch_norm == "per_domain",
-        batch_size=config.batch_size,
+        batch_size=1 if config.network.normalise_over == "picture" else config.batch_size,
         precision=str(checkpoint.training.get("precision", "no")),
         sizes=sizes,
         data_sets=dict(checkpoint.data_sets),
@@ -199,7 +200,7 @@ def load_trained(
     _refuse_other_class_set(folder, known, class_set)
     return TrainedNetwork(
         **vars(known),
-        network=_network_of(checkpoint).to(device).eval(),
+        network=on_device(_network_of(checkpoint), device).eval(),
         name=known.run,
         step=checkpoint.step,
         logs=_log_folder(folder.resolve()),
@@ -235,7 +236,7 @@ def _from_file(
     _refuse_other_class_set(path, known, class_set)
     return TrainedNetwork(
         **vars(known),
-        network=network.to(device).eval(),
+        network=on_device(network, device).eval(),
         name=path.stem if run is None else f"{run}_{path.stem}",
         keeps="target" if known.per_domain else "shared",
     )

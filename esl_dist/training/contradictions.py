@@ -35,6 +35,11 @@ def check_training(config: settings.Train) -> None:
             f"network.batch_norm=per_domain needs passes over the target, and {name} without pseudo-labels has none; "
             "choose network.batch_norm=shared"
         )
+    if config.compile and config.checkpoint_activations:
+        raise UserError(
+            "compile=true and checkpoint_activations=true exclude each other: the compiler chooses what passes keep; "
+            "give one of them"
+        )
     if config.network.start_without is not None and config.network.start is None:
         raise UserError(
             f"network.start_without={config.network.start_without} needs weights to start from: network.start=…"

@@ -17,7 +17,8 @@ from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.made_with import require_same
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.deeplab import DeepLab, checkpoint_blocks
+from esl_dist.models.memory_format import on_device
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.models.weights import initialise, load_weights
 from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks
@@ -32,6 +33,7 @@ from esl_dist.runs.checkpoints import (
 from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.runs.trained import weights_and_provenance
+from esl_dist.training.compilation import compile_networks
 from esl_dist.training.contradictions import refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
@@ -45,6 +47,8 @@ MAY_CHANGE = frozenset(
         "target.path",
         "pseudo_labels",
         "precision",
+        "compile",
+        "checkpoint_activations",
         "steps",
         "log_every",
         "pictures_every",
@@ -60,9 +64,9 @@ MAY_CHANGE = frozenset(
 )
 """Settings in which a continued run may differ from its beginning.
 
-None of them but `precision`, of which a line tells, changes what a step computes from whole samples: `steps` says where
-the run ends, and `loader.skip_corrupt` whether a corrupt sample ends it or is replaced. Shards may have moved: their
-fingerprints decide whether they are the same.
+None of them but `precision`, of which a line tells, and `compile`, by rounding, changes what a step computes from whole
+samples: `steps` says where the run ends, and `loader.skip_corrupt` whether a corrupt sample ends it or is replaced.
+Shards may have moved: their fingerprints decide whether they are the same.
 """
 
 
@@ -109,6 +113,10 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
             being trained or has no checkpoint that can be used, or ranks that were not given the same.
     """
     refuse_unequal_shares(config)
+    if config.compile and ranks.zero_stage is not None:
+        raise UserError(
+            "compile=true is not supported with DeepSpeed; choose compile=false, or start without DeepSpeed"
+        )
     method = METHODS[config.method.name]
     require_same_on_ranks(str(asdict(config)), "configuration")
     data = open_training_data(config, method)
@@ -132,6 +140,8 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
         require_same_on_ranks(digest_of_weights(network.state_dict()), "weights to start from")
     require_same_on_ranks(str(0 if checkpoint is None else checkpoint.step), "checkpoint")
     training = Training(config, method, data, state, _updating(state, ranks), ranks, run)
+    if config.compile:
+        compile_networks(state.networks, ranks.device)
     if checkpoint is None:
         return training
     training.updating.load(checkpoint.training)
@@ -194,7 +204,9 @@ def build_state(
     initialise(segmentation)
     if with_start and config.network.start is not None:
         _start_from(segmentation, config.network, classes)
-    networks = build_networks(method, segmentation, len(classes), config.method).to(device).train()
+    networks = on_device(build_networks(method, segmentation, len(classes), config.method), device).train()
+    if config.checkpoint_activations:
+        checkpoint_blocks(networks)
     return State(networks, method.optimizers(networks, config.optimizer))
 
 

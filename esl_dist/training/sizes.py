@@ -55,7 +55,10 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
                 f"{one.name}: method.name={config.method.name} needs pictures of at least {least}×{least} pixels; give "
                 f"such a {one.setting}=[width,height]"
             )
-        refuse_single_value(one.size, together, one.name, f"a larger {one.setting} or batch_size")
+        if config.network.normalise_over == "picture":
+            refuse_single_value(one.size, 1, one.name, f"a larger {one.setting}")
+        else:
+            refuse_single_value(one.size, together, one.name, f"a larger {one.setting} or batch_size")
     _refuse_full_memory(config, data, pictures, together // world_size(), device)
 
 

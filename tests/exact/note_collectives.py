@@ -14,7 +14,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 COLLECTIVES = ("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor")
-COLLECTIVES += ("reduce_scatter", "all_to_all", "all_to_all_single", "gather", "scatter", "barrier")
+COLLECTIVES += (
+    "all_gather_single",
+    "reduce_scatter",
+    "all_to_all",
+    "all_to_all_single",
+    "gather",
+    "scatter",
+    "barrier",
+)
 
 file = open(f"{sys.argv[1]}.{os.environ['RANK']}", "w", buffering=1)  # noqa: SIM115
 sys.argv = sys.argv[2:]
@@ -27,13 +35,14 @@ def noting(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
             caller = caller.f_back
         caller_name = f"{caller.f_globals['__name__']}.{caller.f_code.co_qualname}"
         tensors = [one for one in arguments if isinstance(one, Tensor)]
-        sent = sum(one.numel() * one.element_size() for one in tensors)
+        # What is sent comes last, after the place for what is received.
+        sent = sum(one.numel() * one.element_size() for one in tensors[-1:])
         file.write(json.dumps([name, caller_name, sent]) + "\n")
         return plain(*arguments, **options)
 
     return noted
 
 
-for name in COLLECTIVES:
+for name in filter(dist.__dict__.__contains__, COLLECTIVES):
     setattr(dist, name, noting(name, getattr(dist, name)))
 runpy.run_path(sys.argv[0], run_name="__main__")

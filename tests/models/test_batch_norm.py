@@ -1,5 +1,7 @@
 """Batch norm sees the global batch on any number of ranks, and keeps the domains apart where it is told to."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -7,14 +9,16 @@ from torch import nn
 from esl_dist.models.batch_norm import (
     DomainBatchNorm2d,
     estimate_anew,
+    finish_pass,
     running_statistics,
+    seen_before,
     set_domain,
 )
-from tests.models.batch_norm_passes import HALF_PRECISIONS, half_batch, results_of_rank, run_passes
+from tests.models.batch_norm_passes import HALF_PRECISIONS, Case, half_batch, results_of_rank, run_passes
 from tests.on_ranks import run_on_ranks
 
-TOLERANCE = {"rtol": 1e-9, "atol": 1e-9}
-CASES = [(per_domain, anew) for per_domain in (False, True) for anew in (False, True)]
+TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
+CASES = [Case(*choices) for choices in product((False, True), repeat=3)]
 
 
 def batch(seed: int, channels: int = 3) -> torch.Tensor:
@@ -22,8 +26,15 @@ def batch(seed: int, channels: int = 3) -> torch.Tensor:
     return torch.randn(4, channels, 5, 6, generator=generator, dtype=torch.float64) * (1 + seed) + seed
 
 
-def layer(per_domain: bool) -> DomainBatchNorm2d:
-    return DomainBatchNorm2d(3, per_domain).double().train()
+def layer(per_domain: bool, per_picture: bool = False) -> DomainBatchNorm2d:
+    return DomainBatchNorm2d(3, per_domain, per_picture).double().train()
+
+
+def passed(network: nn.Module, values: torch.Tensor) -> torch.Tensor:
+    """Return the output of a whole pass in training."""
+    output: torch.Tensor = network(values)
+    finish_pass(network)
+    return output
 
 
 @pytest.mark.exact
@@ -40,7 +51,7 @@ def test_ranks_that_compute_on_a_gpu_are_one_process_on_the_processor() -> None:
 
 def assert_one_process(ranks: list[dict]) -> None:
     for case in CASES:
-        expected = run_passes(*case, rank=0, world_size=1)
+        expected = run_passes(case, rank=0, world_size=1)
         parts = [results[case] for results in ranks]
         for name, tensor in expected.items():
             values = [part[name] for part in parts]
@@ -50,7 +61,7 @@ def assert_one_process(ranks: list[dict]) -> None:
                 continue
             whole = torch.stack(values).sum(0) if name.startswith("sum") else torch.cat(values)
             scale = float(tensor.abs().max())
-            assert float((whole - tensor).abs().max()) <= 1e-9 * max(scale, 1.0), (case, name)
+            assert float((whole - tensor).abs().max()) <= 1e-12 * max(scale, 1.0), (case, name)
 
 
 @pytest.mark.exact
@@ -75,12 +86,12 @@ def copies(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("per_domain", [False, True])
 def test_statistics_that_are_put_back_are_those_before_a_pass_that_overflowed(per_domain: bool) -> None:
     network = nn.Sequential(layer(per_domain), nn.Sequential(layer(per_domain)))
-    network(batch(1))
+    passed(network, batch(1))
     before = copies(network.state_dict())
     statistics = [one.clone() for one in running_statistics(network)]
     for domain in ("source", "target"):
         set_domain(network, domain)
-        network(batch(2).fill_(float("inf")))
+        passed(network, batch(2).fill_(float("inf")))
     assert network.state_dict()["1.0.running_mean"].isnan().all()
     for own, at_first in zip(running_statistics(network), statistics, strict=True):
         own.copy_(at_first)
@@ -90,7 +101,7 @@ def test_statistics_that_are_put_back_are_those_before_a_pass_that_overflowed(pe
 def test_in_training_it_is_torchs_batch_norm() -> None:
     ours, theirs = layer(False), nn.BatchNorm2d(3).double().train()
     for seed in range(3):
-        torch.testing.assert_close(ours(batch(seed)), theirs(batch(seed)), **TOLERANCE)
+        torch.testing.assert_close(passed(ours, batch(seed)), theirs(batch(seed)), **TOLERANCE)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), **TOLERANCE)
     torch.testing.assert_close(ours.eval()(batch(9)), theirs.eval()(batch(9)), **TOLERANCE)
 
@@ -105,7 +116,7 @@ def test_a_pass_feeds_only_the_statistics_of_its_domain(domain: str, fed: str) -
     norm = layer(per_domain=True)
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
     set_domain(norm, domain)
-    norm(batch(1))
+    passed(norm, batch(1))
     changed = {name for name, tensor in norm.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed - {"num_batches_tracked"} == {f"{fed}mean", f"{fed}var"}
 
@@ -115,7 +126,7 @@ def test_shared_statistics_are_fed_by_both_domains() -> None:
     for seed, domain in enumerate(("source", "target")):
         before = norm.running_mean.clone()
         set_domain(norm, domain)
-        norm(batch(seed + 1))
+        passed(norm, batch(seed + 1))
         momentum = 0.1
         expected = (1 - momentum) * before + momentum * batch(seed + 1).mean((0, 2, 3))
         torch.testing.assert_close(norm.running_mean, expected, **TOLERANCE)
@@ -140,7 +151,7 @@ def test_evaluation_uses_the_statistics_of_the_domain(domain: str) -> None:
 
 def test_without_a_word_the_domain_is_the_target() -> None:
     norm = layer(per_domain=True)
-    norm(batch(1))
+    passed(norm, batch(1))
     assert torch.equal(norm.source_mean, torch.zeros(3, dtype=torch.float64))
     assert not torch.equal(norm.running_mean, torch.zeros(3, dtype=torch.float64))
 
@@ -151,13 +162,13 @@ def test_statistics_estimated_anew_are_the_mean_over_the_passes(per_domain: bool
     norm = network[0]
     for domain in ("source", "target"):
         set_domain(network, domain)
-        network(batch(7))
+        passed(network, batch(7))
     source = norm.source_mean.clone() if per_domain else None
     set_domain(network, "target")
     estimate_anew(network)
     passes = [batch(seed) for seed in range(5)]
     for values in passes:
-        network(values)
+        passed(network, values)
     means = torch.stack([values.mean((0, 2, 3)) for values in passes])
     variances = torch.stack([values.var((0, 2, 3)) for values in passes])
     torch.testing.assert_close(norm.running_mean, means.mean(0), **TOLERANCE)
@@ -169,3 +180,45 @@ def test_set_domain_reaches_every_layer() -> None:
     network = nn.Sequential(layer(True), nn.Sequential(nn.ReLU(), layer(True)))
     set_domain(network, "source")
     assert [module.domain for module in network.modules() if isinstance(module, DomainBatchNorm2d)] == ["source"] * 2
+
+
+def test_each_picture_is_normalised_as_if_it_were_alone() -> None:
+    norm, alone = layer(False, per_picture=True), layer(False)
+    values, gradient = batch(3).requires_grad_(), batch(4)
+    norm(values).backward(gradient)
+    for picture, of_output in zip(values.detach().split(1), gradient.split(1), strict=True):
+        part = picture.clone().requires_grad_()
+        alone(part).backward(of_output)
+        number = int((values == picture).flatten(1).all(1).nonzero())
+        assert torch.equal(norm(values)[number], alone(part)[0])
+        assert torch.equal(values.grad[number], part.grad[0])
+
+
+def test_pictures_normalised_alone_feed_the_mean_of_their_statistics() -> None:
+    norm = layer(per_domain=False, per_picture=True)
+    values = batch(3)
+    passed(norm, values)
+    mean, variance = values.mean((2, 3)).mean(0), values.flatten(2).var(2).mean(0)
+    torch.testing.assert_close(norm.running_mean, 0.1 * mean, **TOLERANCE)
+    torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * variance, **TOLERANCE)
+
+
+def test_a_batch_of_one_picture_is_that_picture() -> None:
+    by_picture, by_batch = layer(False, per_picture=True).float(), layer(False).float()
+    for seed in range(3):
+        one = batch(seed)[:1].float()
+        assert torch.equal(passed(by_picture, one), passed(by_batch, one))
+    assert all(map(torch.equal, by_picture.state_dict().values(), by_batch.state_dict().values()))
+
+
+@pytest.mark.parametrize("per_picture", [False, True])
+def test_a_pass_that_repeats_one_feeds_nothing(per_picture: bool) -> None:
+    norm = layer(False, per_picture)
+    expected = passed(norm, batch(1))
+    before = copies(norm.state_dict())
+    with seen_before(norm):
+        assert torch.equal(norm(batch(1)), expected)
+    assert norm.seen is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+    passed(norm, batch(2))
+    assert not torch.equal(norm.running_mean, before["running_mean"])

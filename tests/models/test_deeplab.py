@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from esl_dist.models.batch_norm import DomainBatchNorm2d
-from esl_dist.models.deeplab import ARCHITECTURES, CLASSIFIER_DILATIONS, Classifier, DeepLab
+from esl_dist.models.deeplab import ARCHITECTURES, CLASSIFIER_DILATIONS, Classifier, DeepLab, checkpoint_blocks
 from esl_dist.models.weights import TORCHVISION_STD, initialise, load_weights
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -204,3 +204,33 @@ def test_both_levels_send_gradients_to_the_blocks() -> None:
     logits["auxiliary"].sum().backward()
     assert network.layer4[0].conv1.weight.grad is None
     assert network.layer3[0].conv1.weight.grad is not None
+
+
+@pytest.mark.parametrize("per_picture", [False, True])
+def test_blocks_that_are_computed_again_learn_the_same_bits_and_keep_less(per_picture: bool) -> None:
+    results = []
+    for is_checkpointed in (False, True):
+        torch.manual_seed(0)
+        network = DeepLab("tiny", 4, True, True, per_picture)
+        initialise(network)
+        network.train()
+        if is_checkpointed:
+            checkpoint_blocks(network)
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, torch.UntypedStorage] = kept) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage
+            return tensor
+
+        for domain in ("source", "target"):
+            images = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(1))
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                logits = network(images, domain)
+            sum(scores.pow(3).sum() for scores in logits.values()).backward()
+        gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+        results.append(([*gradients, *network.buffers()], sum(storage.nbytes() for storage in kept.values())))
+    (plain, all_bytes), (again, fewer_bytes) = results
+    assert len(plain) == len(again) > 50
+    assert all(map(torch.equal, again, plain))
+    assert fewer_bytes < all_bytes / 2

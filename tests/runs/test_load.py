@@ -62,6 +62,12 @@ def test_a_run_gives_its_newest_network_ready_to_predict(run: Path, tmp_path: Pa
     assert trained.logs == tmp_path / "experiments/logs/r"
 
 
+def test_statistics_of_a_network_that_saw_each_picture_alone_are_estimated_from_single_pictures(tmp_path: Path) -> None:
+    network = {"architecture": "tiny", "auxiliary_head": False, "normalise_over": "picture"}
+    save_run(tmp_path / "run", 1, configuration(batch_size=3, network=network))
+    assert load(tmp_path / "run").batch_size == 1
+
+
 def test_a_checkpoint_folder_gives_that_checkpoint_and_the_place_of_its_run_s_curves(run: Path, tmp_path: Path) -> None:
     state = save_run(run, 9)
     save_run(run, 10)

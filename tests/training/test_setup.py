@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from torch import nn
 from esl_dist import config as settings
 from esl_dist.config_files import describe
 from esl_dist.errors import UserError
+from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import Checkpoint
 from esl_dist.training.data import TrainingData
-from esl_dist.training.setup import State, fill_from
+from esl_dist.training.setup import State, fill_from, set_up
 from tests.builders import class_set
 from tests.training.small_runs import configuration, tiny_network
 
@@ -110,3 +112,9 @@ def test_a_run_whose_folder_was_renamed_says_how_to_name_it_back() -> None:
 def test_a_run_does_not_go_on_on_other_shards() -> None:
     with pytest.raises(UserError, match="this run was begun on other shards"):
         go_on(configuration(), configuration(), {**SHARDS, "target": "c"})
+
+
+def test_compiled_passes_are_refused_with_deepspeed_before_anything_is_read() -> None:
+    ranks = Ranks(torch.device("cpu"), "no", nullcontext, scaler=None, zero_stage=1)
+    with pytest.raises(UserError, match=r"^compile=true is not supported with DeepSpeed"):
+        set_up(configuration(compile=True), ranks)

@@ -66,6 +66,8 @@ def test_a_single_value_a_channel_is_refused(shards: Path) -> None:
     with pytest.raises(UserError, match=r"^target\.size"):
         checked(shards, [7, 1], [6, 1], batch_size=3, accumulate=3)
     checked(shards, [7, 1], [6, 1], batch_size=2)
+    with pytest.raises(UserError, match=r"^target\.size.*: give a larger target\.size$"):
+        checked(shards, [7, 1], [6, 1], batch_size=2, network={"architecture": "tiny", "normalise_over": "picture"})
 
 
 def test_statistics_are_not_estimated_from_single_values(tmp_path: Path, shards: Path) -> None:

@@ -1,0 +1,48 @@
+"""Settings that say how passes are computed, and not what: compiled, or with blocks computed again."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.exact.trainings import (
+    IN_FLOAT64,
+    ROUNDING,
+    TRAIN,
+    assert_equal_to_rounding,
+    assert_same_bits,
+    everything_learned,
+    run_in,
+    train,
+    train_in_float64,
+    training_words,
+)
+from tests.on_ranks import PROJECT, RankServer
+
+pytestmark = pytest.mark.exact
+
+
+def test_a_run_that_changes_to_blocks_computed_again_comes_to_the_same_bits(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    train(server, town, run_in(tmp_path, "whole"), 2, "steps=2")
+    train(server, town, run_in(tmp_path, "parts"), 2, "steps=1", "checkpoint_activations=true")
+    train(server, town, run_in(tmp_path, "parts"), 2, "steps=2")
+    assert_same_bits(*(everything_learned(run_in(tmp_path, name)) for name in ("whole", "parts")))
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_compiled_training_comes_to_the_weights_of_a_plain_one(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int
+) -> None:
+    train_in_float64(server, town, run_in(tmp_path, "plain"), ranks, "steps=2")
+    words = training_words(town, run_in(tmp_path, "compiled"), "steps=2", "compile=true")
+    job = server.start(IN_FLOAT64, [str(PROJECT / TRAIN), *words], ranks)
+    # The compiler is slow where others compute.
+    assert job.exit_codes(900) == [0] * ranks, job.output()
+    assert job.output().count("compiled segmentation: ") == 2
+    plain, compiled = (everything_learned(run_in(tmp_path, name)) for name in ("plain", "compiled"))
+    for one in (plain, compiled):
+        for name in [name for name in one if "journal" in name]:
+            del one[name]
+    assert_equal_to_rounding(compiled, plain, 10 * ROUNDING)

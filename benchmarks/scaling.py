@@ -157,8 +157,8 @@ def by_caller(sent: Sent) -> dict[str, tuple[int, int]]:
 CALLERS = {
     "_global_mean_and_variance": "batch norm forwards",
     "_NormaliseOverRanks.backward": "batch norm backwards",
-    "sum_gradients": "gradients",
-    "sum_over_ranks": "agreement",
+    "StepGradients._begin_sum": "gradients",
+    "agreement.prepare": "agreement",
 }
 
 
@@ -184,7 +184,9 @@ def sent_beyond(shorter: str, longer: str) -> dict[str, tuple[int, int]]:
     """
     found = dict.fromkeys(CALLERS.values(), (0, 0))
     beyond = Counter(longer.splitlines()) - Counter(shorter.splitlines())
-    for _, caller, size in map(json.loads, beyond.elements()):
+    for kind, caller, size in map(json.loads, beyond.elements()):
+        if kind == "wait":
+            continue
         name = next(name for end, name in CALLERS.items() if caller.endswith(end))
         found[name] = found[name][0] + 1, found[name][1] + size
     return found

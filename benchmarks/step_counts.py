@@ -4,7 +4,7 @@ The step is the project's own, on meta tensors: shapes without values, so that R
 seconds on any machine. A process group that sends nothing makes it take the way it takes on many ranks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _take_tensors
 from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +25,8 @@ from esl_dist.adaptation.passes import MicroBatch, Networks, Normaliser, Precisi
 from esl_dist.data.loading import Batch
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.ranks.collectives import BUCKET_BYTES
+from esl_dist.ranks.gradients import in_buckets
+from esl_dist.training.optimisation import in_order_of_completion
 
 FLOAT, INTEGER = 4, 8
 """Bytes."""
@@ -218,7 +218,7 @@ class Sent:
         gathered: batch norm forwards: mean and variance of the rank, for every rank.
         reduced: batch norm backwards: two sums a channel.
         gradients: one a bucket.
-        agreement: labelled pixels, wishes to stop, steps, marks of replaced samples.
+        agreement: labelled pixels, wishes to stop, a failure, steps, marks of replaced samples.
     """
 
     gathered: tuple[int, ...]
@@ -245,13 +245,10 @@ def sent_in_step(networks: Networks, ranks: int, batch_size: int, passes: int = 
         passes: of the segmentation network, forwards and backwards, in a step.
     """
     statistics = [2 * FLOAT * norm.num_features for norm in batch_norms(networks)] * passes
-    trained: Sequence[nn.Parameter] = [
-        parameter
-        for optimizer in METHODS["advent"].optimizers(networks, settings.Optimizer()).values()
-        for group in optimizer.param_groups
-        for parameter in group["params"]
+    gradients = [
+        FLOAT * sum(parameter.numel() for parameter in bucket)
+        for name, optimizer in METHODS["advent"].optimizers(networks, settings.Optimizer()).items()
+        for bucket in in_buckets(in_order_of_completion(networks, name, optimizer))
     ]
-    buckets = _take_tensors(trained, BUCKET_BYTES)  # type: ignore[no-untyped-call]
-    gradients = [FLOAT * sum(parameter.numel() for parameter in bucket) for bucket in buckets]
-    agreement = INTEGER * (2 + 2 + ranks + 2 * batch_size)
+    agreement = INTEGER * (2 + 2 + 1 + ranks + 2 * batch_size)
     return Sent(tuple(statistics), tuple(statistics), tuple(gradients), agreement)

@@ -8,15 +8,22 @@ classes have the methods inside of the wrappers.
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
 from esl_dist.models.deeplab import DeepLab
 
 Kind = TypeVar("Kind", bound=Optimizer)
+
+FUSED = "fused"
+"""Switch of a group in torch's optimisers."""
+
+MOMENTUM = "momentum_buffer"
+"""Of SGD's states."""
 
 
 def _without_compiler(kind: type[Kind]) -> type[Kind]:
@@ -39,6 +46,42 @@ def segmentation_sgd(network: DeepLab, options: settings.Optimizer) -> Optimizer
         for part, parameters in network.parameter_groups().items()
     ]
     return SGD(groups, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay)
+
+
+def fuse(optimizer: Optimizer) -> None:
+    """Let one kernel change all weights of a group, and read and write each once, where torch has one for it.
+
+    SGD's takes momenta of all parameters or of none: they begin as zeros, with which the first is the gradient as ever.
+    With dampening it would not be, and such a group stays as it is.
+    """
+    for group in optimizer.param_groups:
+        if FUSED in group and not group.get("dampening"):
+            group[FUSED] = True
+            if group.get("momentum"):
+                _begin_momenta(optimizer, group["params"])
+
+
+def _begin_momenta(optimizer: Optimizer, parameters: list[Tensor]) -> None:
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if state.get(MOMENTUM) is None:
+            state[MOMENTUM] = torch.zeros_like(parameter)
+
+
+def plain_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Return the state dict as if the optimiser were not fused, which is a matter of speed alone."""
+    state = optimizer.state_dict()
+    groups = [{**group, FUSED: None} if FUSED in group else group for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def load_plain_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Go on from such a state dict, fused where the optimiser is."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    # Told before it loads: where it keeps counts of steps depends on it.
+    groups = [{**group, FUSED: own[FUSED]} if FUSED in own else group for group, own in pairs]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    fuse(optimizer)
 
 
 def polynomial_rate(base: float, step: int, options: settings.Optimizer) -> float:

@@ -1,33 +1,41 @@
 """What ranks do together: sum, agree, wait for each other, speak with one voice.
 
-Gradients are summed here and not by DistributedDataParallel: it averages, wants one backward pass a step, and forms its
-buckets anew after the first step, so that a continued run would add in another order. A sum in buckets of a fixed
-layout crosses the network once a step, for all networks together.
+What the host knows never crosses a device: it travels over gloo, in a group of its own, so that it neither waits for
+kernels nor depends on what batch norm and gradients send meanwhile.
 """
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch._utils import _take_tensors
+from torch import Tensor
 
 from esl_dist.early import line_end
 from esl_dist.errors import UserError
 from esl_dist.ranks.heartbeat import PROGRESS
 
-BUCKET_BYTES = 32 * 2**20
-"""Of one type and at most so large, though of one gradient at least: what crosses the network at once."""
-
 LONGEST_TEXT = 200
 """Bytes of a text that ranks tell each other."""
+
+HOST, GRADIENTS = "host", "gradients"
+"""Groups of all ranks beside the default one: collectives of one group do not wait for those of another."""
+
+_GROUPS: WeakKeyDictionary[dist.ProcessGroup, dict[str, dist.ProcessGroup]] = WeakKeyDictionary()
+"""By the default group with which they end."""
 
 
 def note_progress() -> None:
     """Tell the other ranks, which may be waiting, that this one gets on."""
     PROGRESS.worked()
+
+
+def note_place(place: str) -> None:
+    """Tell the other ranks how far this one has come; should it get lost, they name the place."""
+    PROGRESS.place = place
 
 
 def rank() -> int:
@@ -57,25 +65,63 @@ def warn(text: str) -> None:
         print(f"{line_end()}warning: {text}", file=sys.stderr, flush=True)
 
 
+def group_of_ranks(name: str) -> dist.ProcessGroup:
+    """Return the group of all ranks of that name, `HOST` or `GRADIENTS`; the first call, on every rank, makes it."""
+    default = dist.group.WORLD
+    assert default is not None
+    made = _GROUPS.setdefault(default, {})
+    if name not in made:
+        uses_gpus = dist.get_backend() == "nccl"
+        backend = "gloo" if uses_gpus and name == HOST else None
+        with PROGRESS.waiting("the start"):
+            group = dist.new_group(backend=backend, timeout=_timeout(default, uses_gpus))
+        assert isinstance(group, dist.ProcessGroup)
+        made[name] = group
+    return made[name]
+
+
+def _timeout(group: dist.ProcessGroup, uses_gpus: bool) -> timedelta | None:
+    # A new group has torch's own time-out unless it is told another; a backend that sends nothing has none.
+    options = getattr(group._get_backend(torch.device("cuda" if uses_gpus else "cpu")), "options", None)
+    return None if options is None else options._timeout
+
+
+@dataclass(frozen=True)
+class BegunSum:
+    """A sum over all ranks that travels while this one goes on with its work."""
+
+    _total: Tensor
+    _work: dist.Work | None
+
+    def wait(self, what: str) -> Tensor:
+        """Return the sum when it is there; `what` names the place in messages about a rank that does not come."""
+        if self._work is not None:
+            with PROGRESS.waiting(what):
+                self._work.wait()
+        return self._total
+
+
+def begin_sum(tensor: Tensor) -> BegunSum:
+    """Begin to add up `tensor`, in the host's memory, over all ranks; the argument is not changed."""
+    total = tensor.detach().clone()
+    if world_size() == 1:
+        return BegunSum(total, None)
+    return BegunSum(total, dist.all_reduce(total, group=group_of_ranks(HOST), async_op=True))
+
+
 def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:
     """Return the sum of `tensor` over all ranks, on every rank; the argument is not changed.
 
     `what` names the place in messages about a rank that does not come.
     """
+    if not tensor.is_cuda:
+        return begin_sum(tensor).wait(what)
     total = tensor.detach().clone()
     if world_size() > 1:
-        on_device = total.cuda() if dist.get_backend() == "nccl" and not total.is_cuda else total
-        _add_up(on_device, what)
-        total = on_device.to(tensor.device)
-    return total
-
-
-def _add_up(tensor: Tensor, what: str) -> None:
-    """Sum over all ranks in place, and return when it is done: only while it waits is a rank's time counted."""
-    with PROGRESS.waiting(what):
-        dist.all_reduce(tensor)
-        if dist.get_backend() == "nccl":
+        with PROGRESS.waiting(what):
+            dist.all_reduce(total)
             torch.cuda.current_stream().synchronize()
+    return total
 
 
 def broadcast_flags(flags: list[bool]) -> list[bool]:
@@ -87,8 +133,9 @@ def broadcast_flags(flags: list[bool]) -> list[bool]:
 def wait_for_all() -> None:
     """Return when every rank has come here."""
     if world_size() > 1:
+        group = group_of_ranks(HOST)
         with PROGRESS.waiting("the end of a part of the job"):
-            dist.barrier()
+            dist.barrier(group=group)
 
 
 def require_same_on_ranks(text: str, what: str) -> None:
@@ -109,16 +156,3 @@ def gather_texts(text: str) -> list[str]:
     table = torch.zeros(world_size(), LONGEST_TEXT, dtype=torch.int64)
     table[rank(), : len(own)] = torch.tensor(list(own), dtype=torch.int64)
     return [bytes(row).rstrip(b"\0").decode("utf-8", "replace") for row in sum_over_ranks(table).tolist()]
-
-
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Add up the parameters' gradients over all ranks, in place; parameters without gradient are passed over."""
-    if world_size() == 1:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    for bucket in _take_tensors(gradients, BUCKET_BYTES):  # type: ignore[no-untyped-call]
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        _add_up(flat, "the sum of gradients")
-        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
-        for gradient, part in zip(bucket, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))

@@ -1,6 +1,9 @@
-"""What the ranks tell each other before each step, in one sum, and the count of corrupt samples."""
+"""What the ranks tell each other before each step, in one sum that travels while the step before runs.
 
-from collections.abc import Sequence
+And the count of corrupt samples, over all ranks.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 from esl_dist.adaptation.passes import MicroBatch
 from esl_dist.config import DOMAINS
 from esl_dist.errors import UserError
-from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
+from esl_dist.ranks.collectives import BegunSum, begin_sum, note_place, rank, wait_for_all, world_size
 from esl_dist.training.data import TrainingData
 from esl_dist.training.stop_request import StopRequest
 
@@ -19,43 +22,91 @@ class Agreement:
     """What has to be known of all ranks before a step.
 
     Attributes:
-        valid_pixels: labelled pixels of source and target in the global batch, int64 (2,).
+        valid_pixels: labelled pixels of source and target in the global batch, int64 (2,), in the host's memory.
         replaced: marks the samples of the global batch that stand for corrupt ones, int64 (2, batch_size).
         stop: whether any rank was asked to stop.
         interrupted: whether with Ctrl-C.
+        is_read: whether every rank could read its part of the batch.
     """
 
     valid_pixels: Tensor
     replaced: Tensor
     stop: bool
     interrupted: bool
+    is_read: bool
 
 
-def agree(batches: Sequence[MicroBatch], batch_size: int, steps: int, request: StopRequest, place: str) -> Agreement:
-    """Sum over the ranks, at once, all that has to be known before a step.
+@dataclass(frozen=True)
+class ComingStep:
+    """A step of which the ranks tell each other while the one before runs.
+
+    Attributes:
+        part: this rank's of the global batch, or why it cannot be read.
+        batch_size: samples of each domain in the global batch.
+        place: named in messages.
+        sum: of what the ranks say.
+    """
+
+    part: Sequence[MicroBatch] | Exception
+    batch_size: int
+    place: str
+    sum: BegunSum
+
+    def agreement(self) -> Agreement:
+        """Return what all ranks have said.
+
+        Raises:
+            UserError: ranks that are to do another number of steps than rank 0, before they part.
+        """
+        found = self.sum.wait(self.place)
+        sizes = [2, 2, 1, world_size(), 2 * self.batch_size]
+        valid_pixels, requests, unread, all_steps, replaced = torch.split(found, sizes)
+        others = (all_steps != all_steps[0]).nonzero().flatten().tolist()
+        if others:
+            raise UserError(f"ranks {others} are to do another number of steps than rank 0; start all with the same")
+        stop, interrupted = requests.bool().tolist()
+        return Agreement(valid_pixels, replaced.reshape(2, self.batch_size), stop, interrupted, not unread.any())
+
+    def begin(self, agreed: Agreement) -> Sequence[MicroBatch]:
+        """Return this rank's part of the batch, now that the step has its turn.
+
+        Raises:
+            Exception: whatever kept it from being read.
+            LostRankError: on the other ranks, which wait for the last words of the one with the error.
+        """
+        note_place(self.place)
+        if isinstance(self.part, Exception):
+            raise self.part
+        if not agreed.is_read:
+            wait_for_all()
+        return self.part
+
+
+def prepare(
+    read: Callable[[], Sequence[MicroBatch]], batch_size: int, steps: int, request: StopRequest, place: str
+) -> ComingStep:
+    """Read this rank's part of a step, and begin to tell the other ranks all that has to be known before it.
+
+    What goes wrong in reading is kept until the step has its turn: the one before may have to be saved.
 
     Args:
-        batches: this rank's part of the global batch.
+        read: returns this rank's part of the global batch.
         batch_size: samples of each domain in the global batch.
         steps: where this rank's training ends.
         request: whether this rank was asked to stop.
         place: named in messages.
-
-    Raises:
-        UserError: ranks that are to do another number of steps than rank 0, before they part.
     """
+    part: Sequence[MicroBatch] | Exception
+    try:
+        part = read()
+    except Exception as error:
+        part = error
+    readable = [] if isinstance(part, Exception) else part
     own_steps = torch.zeros(world_size(), dtype=torch.int64)
     own_steps[rank()] = steps
-    own_request = torch.tensor([int(request.asked), int(request.interrupted)])
-    parts = [local_valid_pixels(batches), own_request, own_steps, local_replaced(batches, batch_size).flatten()]
-    valid_pixels, requests, all_steps, replaced = torch.split(
-        sum_over_ranks(torch.cat(parts), place), [len(part) for part in parts]
-    )
-    others = (all_steps != all_steps[0]).nonzero().flatten().tolist()
-    if others:
-        raise UserError(f"ranks {others} are to do another number of steps than rank 0; start all with the same")
-    stop, interrupted = requests.bool().tolist()
-    return Agreement(valid_pixels, replaced.reshape(2, batch_size), stop, interrupted)
+    said = torch.tensor([request.asked, request.interrupted, isinstance(part, Exception)], dtype=torch.int64)
+    own = [local_valid_pixels(readable), said, own_steps, local_replaced(readable, batch_size).flatten()]
+    return ComingStep(part, batch_size, place, begin_sum(torch.cat(own)))
 
 
 def local_valid_pixels(batches: Sequence[MicroBatch]) -> Tensor:

@@ -15,6 +15,7 @@ from esl_dist.data.images import Size, as_size, same_aspect_ratio
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet
 from esl_dist.data.loading import (
     Batch,
+    HostBatch,
     LabelSource,
     Samples,
     batches,
@@ -173,16 +174,20 @@ class Order:
 def own_micro_batches(
     data: TrainingData, order: Order, first_step: int, workers: Workers, device: torch.device
 ) -> Generator[MicroBatch]:
-    """Yield this rank's micro-batches from `first_step` on; finding the place costs no reading."""
+    """Yield this rank's micro-batches from `first_step` on; finding the place costs no reading.
+
+    A GPU fetches them beside the work that it was given before.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def domain_batches(samples: Samples, domain: int) -> Generator[Batch]:
         first = first_step * order.batch_size
         endless = endless_order(len(samples), order.shuffle_window, order.seed, domain, first)
         positions = rank_batches(endless, order.batch_size, order.accumulate, rank(), world_size())
-        with closing(batches(samples, positions, workers, device.type == "cuda")) as read:
+        with closing(batches(samples, positions, workers, stream is not None)) as read:
             for batch in read:
                 note_progress()
-                yield on_device(batch, device)
+                yield on_device(batch, device) if stream is None else _fetched(batch, device, stream)
 
     share = order.batch_size // (order.accumulate * world_size())
     # Closed with this generator: an error in one domain ends the processes that read the other at once, too.
@@ -195,3 +200,16 @@ def own_micro_batches(
             step, part = divmod(number, order.accumulate)
             first = (part * world_size() + rank()) * share
             yield MicroBatch(next(source), next(target), order.seed, step, range(first, first + share))
+
+
+def _fetched(batch: HostBatch, device: torch.device, stream: torch.cuda.Stream) -> Batch:
+    """Return a batch that a GPU fetches and normalises in a stream of its own; what is launched later waits for it."""
+    with torch.cuda.stream(stream):
+        fetched = on_device(batch, device)
+    present = torch.cuda.current_stream(device)
+    present.wait_stream(stream)
+    for tensor in (fetched["images"], fetched["labels"]):
+        if tensor is not None:
+            # Its memory belongs to the other stream, which would give it away while this one still reads it.
+            tensor.record_stream(present)
+    return fetched

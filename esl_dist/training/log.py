@@ -102,7 +102,7 @@ class TrainingLog:
     def _summed_over_ranks(self) -> dict[str, float]:
         if not self._sums:
             return {}
-        totals = sum_over_ranks(torch.stack(list(self._sums.values())))
+        totals = sum_over_ranks(torch.stack(list(self._sums.values())).cpu())
         return dict(zip(self._sums, totals.tolist(), strict=True))
 
     def write(self, step: int, means: Mapping[str, float], rates: Rates, corrupt: Mapping[str, int]) -> None:

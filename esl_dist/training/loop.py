@@ -1,7 +1,7 @@
 """The training loop: one for every method, on one rank or many, from the first step or from where a run stopped."""
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import published_state
 from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, wait_for_all
+from esl_dist.ranks.fence import Fence
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.async_save import BackgroundSaver
 from esl_dist.runs.checkpoints import Checkpoint, set_aside_after
@@ -26,7 +27,7 @@ from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.runs.run_record import RunRecord
 from esl_dist.runs.trained import description_of, provenance_of
 from esl_dist.training.account import Outcome, beginning, end, logs_of
-from esl_dist.training.agreement import Agreement, CorruptSamples, agree
+from esl_dist.training.agreement import Agreement, ComingStep, CorruptSamples, prepare
 from esl_dist.training.data import Order, own_micro_batches
 from esl_dist.training.log import EMPTY_INTERVAL, TrainingLog
 from esl_dist.training.setup import Training, set_up
@@ -87,18 +88,28 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
     corrupt = CorruptSamples(
         data, config.batch_size, config.loader.skip_corrupt, training.before.get("corrupt_samples", {})
     )
+    fence = Fence(training.ranks.device)
     with closing(_batches(training)) as batches, closing(log.steps(config.steps)) as steps:
+        coming = _prepare(training, batches, request, training.first_step + 1)
+        agreed = coming.agreement()
+        request.has_begun = True
         for step in steps:
             done = step + 1
-            rates = set_rates(training.state.optimizers, step, config.optimizer)
-            own = [next(batches) for _ in range(config.accumulate)]
-            agreed = agree(own, config.batch_size, config.steps, request, f"step {done}")
-            request.has_begun = True
-            corrupt.add(step, agreed.replaced)
-            losses, updated = _step(training, own, agreed, done)
-            log.add(losses, updated)
-            record.step = done
             is_last = done == config.steps
+            own = coming.begin(agreed)
+            corrupt.add(step, agreed.replaced)
+            rates = set_rates(training.state.optimizers, step, config.optimizer)
+            losses = _passes(training, own, agreed)
+            # Read, copied and told to the others while the device still computes and gradients are on their way.
+            if not is_last:
+                coming = _prepare(training, batches, request, done + 1)
+            updated = _update(training, done)
+            log.add(losses, updated)
+            fence.end_step()
+            record.step = done
+            # A request that came before it was begun to be told ends the training after this step.
+            if not is_last:
+                agreed = coming.agreement()
             log_now = is_last or done % config.log_every == 0
             save_now = is_last or agreed.stop or done % config.checkpoints.every == 0
             if log_now or save_now:
@@ -136,22 +147,39 @@ def _batches(training: Training) -> Generator[MicroBatch]:
     return own_micro_batches(training.data, order, training.first_step, workers, training.ranks.device)
 
 
-def _step(training: Training, own: Sequence[MicroBatch], agreed: Agreement, done: int) -> tuple[Losses, bool]:
-    """Make this rank's passes and update the networks; returns its losses, and whether they were updated."""
-    config, networks, updating = training.config, training.state.networks, training.updating
+def _prepare(training: Training, batches: Iterator[MicroBatch], request: StopRequest, number: int) -> ComingStep:
+    """Prepare the step of a number, counted from 1."""
+    config = training.config
+
+    def read() -> list[MicroBatch]:
+        return [next(batches) for _ in range(config.accumulate)]
+
+    return prepare(read, config.batch_size, config.steps, request, f"step {number}")
+
+
+def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement) -> Losses:
+    """Make this rank's passes; returns its losses."""
+    config, updating = training.config, training.updating
     updating.begin_step()
     normaliser = Normaliser(agreed.valid_pixels, config.batch_size)
     precision = Precision(training.ranks.autocast, updating.backward)
-    losses = add_gradients(networks, training.method, config.method, own, normaliser, precision)
-    updated = updating.update(f"{config.name}, step {done}")
+    return add_gradients(training.state.networks, training.method, config.method, own, normaliser, precision)
+
+
+def _update(training: Training, done: int) -> bool:
+    """Update the networks; returns whether they were."""
+    updated = training.updating.update(f"{training.config.name}, step {done}")
     if updated:
-        training.method.after_update(networks, done)
-    return losses, updated
+        training.method.after_update(training.state.networks, done)
+    return updated
 
 
 def _refuse_not_finite(values: Mapping[str, Tensor | float], step: int, training: Training) -> None:
-    broken = [name for name, value in values.items() if not torch.as_tensor(value).isfinite().all()]
-    if broken:
+    if not values:
+        return
+    # Asked for at once: a GPU is waited for a single time.
+    finite = torch.stack([torch.as_tensor(value).isfinite().all() for value in values.values()]).tolist()
+    if broken := [name for name, is_finite in zip(values, finite, strict=True) if not is_finite]:
         config = training.config
         other_precision = "" if training.ranks.scaler is None else "go on with mixed precision bf16, or "
         raise UserError(

@@ -8,10 +8,10 @@ from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
-from esl_dist.adaptation.optimisers import polynomial_rate
+from esl_dist.adaptation.optimisers import fuse, load_plain_state, plain_state, polynomial_rate
 from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import running_statistics
-from esl_dist.ranks.collectives import sum_gradients
+from esl_dist.ranks.gradients import StepGradients
 
 PUBLISHED_STEPS, PUBLISHED_SCHEDULE = 120_000, 250_000
 
@@ -48,9 +48,18 @@ class Updating:
     """
 
     def __init__(self, networks: nn.Module, optimizers: dict[str, Optimizer], scaler: GradScaler | None) -> None:
-        """Use `optimizers` for what they train of `networks`; without a scaler, losses are not scaled."""
+        """Use `optimizers` for what they train of `networks`; without a scaler, losses are not scaled.
+
+        Raises:
+            ValueError: an optimiser trains what is in none of the networks.
+        """
         self._networks, self._optimizers, self._scaler = networks, optimizers, scaler
+        self._gradients = StepGradients(
+            in_order_of_completion(networks, name, optimizer) for name, optimizer in optimizers.items()
+        )
         self._statistics: list[Tensor] = []
+        for optimizer in optimizers.values():
+            fuse(optimizer)
 
     def begin_step(self) -> None:
         """Come before the passes of a step: copy what an overflow would spoil."""
@@ -58,7 +67,11 @@ class Updating:
             self._statistics = [one.clone() for one in running_statistics(self._networks)]
 
     def backward(self, loss: Tensor, network: str) -> None:
-        """Add the gradients of a loss for the network of that name."""
+        """Add the gradients of a loss for the network of that name; those that are complete by it begin to be summed.
+
+        Raises:
+            ValueError: the method does not make the passes that it made in the first step.
+        """
         (loss if self._scaler is None else self._scaler.scale(loss)).backward()  # type: ignore[no-untyped-call]
 
     def update(self, place: str) -> bool:
@@ -72,25 +85,26 @@ class Updating:
 
         Raises:
             UserError: on every rank, if gradients are no finite numbers, and no lower loss scale can help.
+            ValueError: ranks did not make the same passes.
         """
-        groups = [group for optimizer in self._optimizers.values() for group in optimizer.param_groups]
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        sum_gradients(parameters)
-        finite = self._scaler is None or self._unscale(self._scaler, parameters, place)
-        for optimizer in self._optimizers.values():
-            if finite:
+        self._gradients.finish_sums()
+        finite = self._scaler is None or self._unscale(self._scaler, place)
+        if finite:
+            for optimizer in self._optimizers.values():
                 optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        if not finite:
+        else:
             for own, before in zip(running_statistics(self._networks), self._statistics, strict=True):
                 own.copy_(before)
+        self._gradients.forget()
         return finite
 
-    def _unscale(self, scaler: GradScaler, parameters: list[nn.Parameter], place: str) -> bool:
+    def _unscale(self, scaler: GradScaler, place: str) -> bool:
+        infinite: list[Tensor] = []
         for optimizer in self._optimizers.values():
             scaler.unscale_(optimizer)
-        largest = [parameter.grad.abs().amax().float() for parameter in parameters if parameter.grad is not None]
-        finite = bool(torch.stack(largest).isfinite().all())
+            infinite += scaler._found_inf_per_device(optimizer).values()
+        # The one time in a step that the host waits for a GPU: whether there is an update is for it to know.
+        finite = not bool(torch.stack(infinite).any())
         if not finite and scaler.get_scale() < 1:
             raise UserError(
                 f"{place}: gradients are no finite numbers, even at a loss scale of {scaler.get_scale():g}; go on with "
@@ -102,13 +116,25 @@ class Updating:
     def states(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: `optimizers`, as plain ones have them, and `scaler`; called on every rank."""
         return {
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "optimizers": {name: plain_state(optimizer) for name, optimizer in self._optimizers.items()},
             "scaler": {} if self._scaler is None else self._scaler.state_dict(),
         }
 
     def load(self, states: dict[str, Any]) -> None:
         """Go on from such states; without the scale where the run had no scaler before."""
         for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(states["optimizers"][name])
+            load_plain_state(optimizer, states["optimizers"][name])
         if self._scaler is not None and states["scaler"]:
             self._scaler.load_state_dict(states["scaler"])
+
+
+def in_order_of_completion(networks: nn.Module, name: str, optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return what an optimiser trains in the order in which a backward pass completes it.
+
+    That is roughly the reverse of their use, for which the order in which a network names them stands.
+    """
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    ordered = [parameter for parameter in reversed(list(networks.parameters())) if parameter in trained]
+    if len(ordered) < len(trained):
+        raise ValueError(f"the optimiser of {name!r} trains a parameter that is in no network, so no checkpoint has it")
+    return ordered

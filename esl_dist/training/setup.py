@@ -98,7 +98,7 @@ class Training:
     method: Method
     data: TrainingData
     state: State
-    updating: Updating
+    updating: Updating | DividedUpdating
     ranks: Ranks
     run: Path
     first_step: int = 0
@@ -149,7 +149,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     return replace(training, first_step=checkpoint.step, before=before)
 
 
-def _updating(state: State, ranks: Ranks) -> Updating:
+def _updating(state: State, ranks: Ranks) -> Updating | DividedUpdating:
     if ranks.zero_stage is None:
         return Updating(state.networks, state.optimizers, ranks.scaler)
     if ranks.precision == "fp16":

@@ -9,6 +9,7 @@ Checkpoints are those of a run without DeepSpeed: a run may go on with it, witho
 
 from dataclasses import dataclass
 from itertools import count
+from math import ceil
 from typing import Any
 
 import torch
@@ -17,7 +18,6 @@ from torch.optim import Optimizer
 
 from esl_dist.errors import UserError
 from esl_dist.ranks.collectives import world_size
-from esl_dist.training.optimisation import Updating
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,11 @@ class _Divided:
     groups: list[list[nn.Parameter]]
 
 
-class DividedUpdating(Updating):
-    """Optimisers that DeepSpeed has divided over the ranks; their states are told as plain ones."""
+class DividedUpdating:
+    """What `training.optimisation.Updating` does, by optimisers that DeepSpeed has divided over the ranks.
+
+    Their states are told as plain ones.
+    """
 
     def __init__(self, networks: nn.ModuleDict, optimizers: dict[str, Optimizer], stage: int) -> None:
         """Divide the optimisers; the networks have their weights by then.
@@ -46,8 +49,10 @@ class DividedUpdating(Updating):
             optimizers: plain ones, without state; they stay the place to set learning rates.
             stage: 1 or 2.
         """
-        super().__init__(networks, optimizers, scaler=None)
         self._divided = {name: _divide(networks[name], optimizer, stage) for name, optimizer in optimizers.items()}
+
+    def begin_step(self) -> None:
+        """Come before the passes of a step: without a loss scaler there is nothing to put away."""
 
     def backward(self, loss: Tensor, network: str) -> None:
         """Add the gradients of a loss, which DeepSpeed divides by the number of ranks."""
@@ -81,6 +86,9 @@ def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:
     import deepspeed  # it is slow to import, and optional
 
     groups = [list(group["params"]) for group in optimizer.param_groups]
+    # Of each DeepSpeed makes a buffer in every step: of 500 million numbers unless it is told how many there are. It
+    # asks for an even number.
+    bucket_size = 2 * ceil(sum(parameter.numel() for group in groups for parameter in group) / 2)
     engine, *_ = deepspeed.initialize(
         model=network,
         optimizer=optimizer,
@@ -89,7 +97,12 @@ def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
-            "zero_optimization": {"stage": stage, "overlap_comm": False},
+            "zero_optimization": {
+                "stage": stage,
+                "overlap_comm": False,
+                "reduce_bucket_size": bucket_size,
+                "allgather_bucket_size": bucket_size,
+            },
             "zero_allow_untested_optimizer": True,
             # DeepSpeed clips to a norm of 1 unless it is told not to.
             "gradient_clipping": 0.0,

@@ -22,13 +22,14 @@ from esl_dist.ranks.session import Ranks
 from esl_dist.training import loop, setup
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.setup import State
+from esl_dist.training.zero import DividedUpdating
 
 what, first, last, rank, scale = sys.argv[1], *map(int, sys.argv[2:6])
 sys.argv = sys.argv[6:]
 plain_updating, plain_add_gradients = setup._updating, loop.add_gradients
 
 
-def spoiled_updating(state: State, ranks: Ranks) -> Updating:
+def spoiled_updating(state: State, ranks: Ranks) -> Updating | DividedUpdating:
     if scale > 0:
         object.__setattr__(ranks, "scaler", GradScaler("cpu", init_scale=scale))
     updating = plain_updating(state, ranks)

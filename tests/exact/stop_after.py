@@ -10,15 +10,16 @@ from esl_dist.training import loop
 
 step = int(sys.argv[1])
 sys.argv = sys.argv[2:]
-agree = loop.agree
+prepare = loop.prepare
 
 
 def asked_to_stop(*arguments: Any) -> Any:
     is_last_rank = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
-    if arguments[-1] == f"step {step}" and is_last_rank:
+    # The ranks begin to tell each other of the next step in the middle of this one.
+    if arguments[-1] == f"step {step + 1}" and is_last_rank:
         os.kill(os.getpid(), signal.SIGTERM)
-    return agree(*arguments)
+    return prepare(*arguments)
 
 
-loop.agree = asked_to_stop
+loop.prepare = asked_to_stop
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -116,10 +116,10 @@ def test_trainings_on_all_numbers_of_ranks_and_passes_report_the_same_losses_at_
 @pytest.mark.parametrize(
     ("method", "accumulate"), grid([("advent", 1), ("advent", 2), ("minent", 1)], stay=[("advent", 2)])
 )
-def test_every_gradient_is_sent_once_a_step_and_a_frozen_pass_sends_nothing(
+def test_a_step_sends_every_gradient_once_during_its_passes_and_waits_for_the_ranks_word_on_the_next_only_once(
     server: RankServer, town: Path, tmp_path: Path, method: str, accumulate: int
 ) -> None:
-    words = [f"method.name={method}", f"accumulate={accumulate}", "steps=4", "log_every=100", "checkpoints.every=100"]
+    words = [f"method.name={method}", f"accumulate={accumulate}", "steps=5", "log_every=100", "checkpoints.every=100"]
     program = [str(tmp_path / "sent"), str(PROJECT / TRAIN), *training_words(town, run_in(tmp_path), *words)]
     job = server.start("tests/exact/note_collectives.py", program, 2)
     assert job.exit_codes() == [0, 0], job.output()
@@ -131,22 +131,27 @@ def test_every_gradient_is_sent_once_a_step_and_a_frozen_pass_sends_nothing(
     if method == "advent":
         learned += len(network.levels) * sum(one.numel() for one in build_discriminator(len(classes), 4).parameters())
     norms = list(batch_norms(network))
+    networks = 2 if method == "advent" else 1
     for rank in range(2):
         notes = [json.loads(line) for line in Path(f"{tmp_path}/sent.{rank}").read_text().splitlines()]
-        # The gradients of this network are small enough to be sent at once.
-        ends = [number for number, (_, caller, _) in enumerate(notes) if caller.endswith(".sum_gradients")]
-        assert len(ends) == 4
-        for last_end, end in pairwise(ends):
-            step = notes[last_end + 1 : end + 1]
-            assert {name for name, _, _ in step} in (
-                {"all_reduce", "all_gather_single"},
-                {"all_reduce", "all_gather_into_tensor"},
-            )
-            assert step.pop()[2] == BYTES * learned
+        prepared = [number for number, (_, caller, _) in enumerate(notes) if caller.endswith("agreement.prepare")]
+        assert len(prepared) == 5, "nothing is told of a step beyond the last"
+        # The first step sends its gradients at its end, when the second is prepared; from then on a step's are sent
+        # between the preparations of itself and of the next one: during its passes.
+        for one, next_one in pairwise(prepared[2:]):
+            step = notes[one:next_one]
+            # Labelled pixels of two domains, two wishes, a failure, each rank's steps, a mark a sample of both domains.
+            assert step[0][2] == 8 * (2 + 2 + 1 + 2 + 2 * 4)
+            gradients = [note for note in step if note[1].endswith("StepGradients._begin_sum")]
+            # Those of a network of this size are small enough to be sent at once.
+            assert len(gradients) == networks
+            assert sum(sent for _, _, sent in gradients) == BYTES * learned
             # Mean and variance together, forwards and backwards, of every layer in the two domains' passes.
-            sums = [sent for _, caller, sent in step if "batch_norm" in caller]
-            assert len(sums) == 2 * 2 * accumulate * len(norms)
-            assert sum(sums) == 2 * 2 * 2 * accumulate * BYTES * sum(norm.num_features for norm in norms)
-            counts = [sent for _, caller, sent in step if "batch_norm" not in caller]
-            # Labelled pixels of two domains, the wish to stop, each rank's steps, a mark a sample of both domains.
-            assert counts == [8 * (2 + 2 + 2 + 2 * 4)]
+            statistics = [note for note in step if "batch_norm" in note[1]]
+            assert len(statistics) == 2 * 2 * accumulate * len(norms)
+            assert sum(sent for _, _, sent in statistics) == 2 * 2 * 2 * accumulate * BYTES * sum(
+                norm.num_features for norm in norms
+            )
+            waits = [caller.rsplit(".", 1)[1] for name, caller, _ in step if name == "wait"]
+            assert waits == ["finish_sums"] * networks + ["agreement"]
+            assert len(step) == 1 + len(gradients) + len(statistics) + len(waits)

@@ -27,7 +27,8 @@ from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 pytestmark = pytest.mark.exact
 
 STEPS, ENDLESS = 12, 1000
-KEEP = "checkpoints.keep_newest=100"
+KEEP = ("checkpoints.keep_newest=100", "log_every=1")
+"""All checkpoints, none of them in the middle of an entry: the last step of a run always ends one."""
 FIRST_SAVE = 3
 """A signal comes after the first regular checkpoint, so the next comes from the signal."""
 
@@ -37,7 +38,7 @@ def uninterrupted(server: RankServer, town: Path, tmp_path_factory: pytest.TempP
     """Return the runs of 1 and 2 ranks with the checkpoints of all steps."""
     runs = {ranks: run_in(tmp_path_factory.mktemp("uninterrupted"), f"of_{ranks}") for ranks in (1, 2)}
     for ranks, run in runs.items():
-        train(server, town, run, ranks, f"steps={STEPS}", KEEP)
+        train(server, town, run, ranks, f"steps={STEPS}", *KEEP)
     return runs
 
 
@@ -75,14 +76,14 @@ def test_a_signal_to_one_rank_saves_and_stops_all_after_the_same_step(
     """It goes to one of so many ranks."""
     ranks, to_rank = to
     run = run_in(tmp_path)
-    job = start_training(server, town, run, ranks, f"steps={ENDLESS}", f"checkpoints.every={FIRST_SAVE}", KEEP)
+    job = start_training(server, town, run, ranks, f"steps={ENDLESS}", f"checkpoints.every={FIRST_SAVE}", *KEEP)
     job.wait_until(lambda: newest_step(run) == FIRST_SAVE)
     job.kill(to_rank, number)
     step = step_of_the_stop(job, run)
     assert FIRST_SAVE <= step <= STEPS - 1
     assert newest_step(run) == step
     assert_whole(run, step)
-    assert f"from step {step} to" in train(server, town, run, ranks, f"steps={step + 1}", KEEP)
+    assert f"from step {step} to" in train(server, town, run, ranks, f"steps={step + 1}", *KEEP)
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted[ranks], step + 1))
 
 
@@ -91,7 +92,7 @@ def test_a_signal_to_all_processes_of_the_job_does_not_cost_its_loader_workers_t
     server: RankServer, town: Path, tmp_path: Path, uninterrupted: dict[int, Path], number: signal.Signals
 ) -> None:
     run = run_in(tmp_path)
-    words = [f"checkpoints.every={FIRST_SAVE}", KEEP, "loader.workers=1"]
+    words = [f"checkpoints.every={FIRST_SAVE}", *KEEP, "loader.workers=1"]
     job = start_training(server, town, run, 2, f"steps={ENDLESS}", *words)
     job.wait_until(lambda: newest_step(run) == FIRST_SAVE)
     ranks = [psutil.Process(process) for process in job.processes]
@@ -149,7 +150,7 @@ def test_ctrl_c_saves_and_ends_all_ranks_after_the_same_step(
 ) -> None:
     """A terminal sends it to all. SIGTERM, which a launcher may send then, is no second Ctrl-C."""
     run = run_in(tmp_path)
-    words = [f"checkpoints.every={FIRST_SAVE}", KEEP, "loader.workers=1"]
+    words = [f"checkpoints.every={FIRST_SAVE}", *KEEP, "loader.workers=1"]
     job = start_training(server, town, run, ranks, f"steps={ENDLESS}", *words)
     job.wait_until(lambda: newest_step(run) == FIRST_SAVE)
     workers = [worker for process in job.processes for worker in psutil.Process(process).children()]

@@ -8,47 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from esl_dist.environment import LOCAL_RANK, LOCAL_WORLD_SIZE, Launch, launch
 from esl_dist.errors import LostRankError, UserError
-from esl_dist.ranks import collectives, gpus, session
-from esl_dist.ranks.collectives import broadcast_flags, require_same_on_ranks, sum_gradients, sum_over_ranks
+from esl_dist.ranks import gpus, session
+from esl_dist.ranks.collectives import begin_sum, broadcast_flags, require_same_on_ranks, sum_over_ranks
 from esl_dist.ranks.gpus import choose_gpu, number_locally
 from tests.on_ranks import run_on_ranks
-
-
-def check_gradients() -> None:
-    rank = dist.get_rank()
-    sizes_and_types = [
-        (3, torch.float32),
-        (40, torch.float32),
-        (5, torch.float64),
-        (7, torch.float32),
-        (0, torch.float32),
-    ]
-    parameters = [nn.Parameter(torch.zeros(size, dtype=kind)) for size, kind in sizes_and_types]
-    for number, parameter in enumerate(parameters):
-        parameter.grad = torch.arange(parameter.numel(), dtype=parameter.dtype) * (rank + 1) + number
-    without = nn.Parameter(torch.zeros(2))
-    sent: list[int] = []
-    plain = dist.all_reduce
-
-    def counted(tensor: torch.Tensor) -> None:
-        sent.append(tensor.numel() * tensor.element_size())
-        plain(tensor)
-
-    collectives.BUCKET_BYTES = 64
-    dist.all_reduce = counted
-    sum_gradients([*parameters[:2], without, *parameters[2:]])
-    dist.all_reduce = plain
-    for number, parameter in enumerate(parameters):
-        expected = torch.arange(parameter.numel(), dtype=parameter.dtype) * 3 + 2 * number
-        assert parameter.grad is not None
-        assert torch.equal(parameter.grad, expected)
-    assert without.grad is None
-    assert sum(sent) == 3 * 4 + 40 * 4 + 5 * 8 + 7 * 4, "each gradient crosses the network once"
-    assert len(sent) > 1, "buckets are bounded"
 
 
 def check_agreement() -> None:
@@ -66,17 +32,26 @@ def check_sums() -> None:
     assert broadcast_flags([rank == 0, rank == 1]) == [True, False]
 
 
-@pytest.mark.parametrize("check", [check_gradients, check_agreement, check_sums])
+def check_sums_that_are_under_way() -> None:
+    """What was begun neither waits for other collectives nor mixes with them."""
+    rank = dist.get_rank()
+    own = torch.full((3,), rank + 1)
+    begun = [begin_sum(own), begin_sum(10 * own)]
+    other = torch.ones(1)
+    dist.all_reduce(other)
+    own.zero_()
+    assert [one.wait("a sum").tolist() for one in begun] == [[3] * 3, [30] * 3]
+    assert other.item() == 2
+
+
+@pytest.mark.parametrize("check", [check_agreement, check_sums, check_sums_that_are_under_way])
 def test_ranks_sum_and_agree(check: Callable[[], None]) -> None:
     run_on_ranks(check)
 
 
 def test_one_process_needs_no_ranks() -> None:
-    parameter = nn.Parameter(torch.zeros(2))
-    parameter.grad = torch.ones(2)
-    sum_gradients([parameter])
     require_same_on_ranks("anything", "configuration")
-    assert torch.equal(parameter.grad, torch.ones(2))
+    assert begin_sum(torch.ones(2)).wait("a sum").tolist() == [1, 1]
     assert broadcast_flags([True, False]) == [True, False]
 
 

@@ -1,18 +1,23 @@
 """Folders that a training reads may lack samples up to the share that may be corrupt; they fit, and have labels."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.data import loading
 from esl_dist.data.labels import SemanticClass
+from esl_dist.data.loading import HostBatch, on_device
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import CorruptSampleError, UserError
+from esl_dist.training import data as training_data
 from esl_dist.training.agreement import CorruptSamples
 from esl_dist.training.data import TrainingData, open_training_data
 from tests.builders import class_set, draw, drawn_samples, drawn_shards, encoded, write_shards
@@ -154,3 +159,34 @@ def test_one_labelled_pixel_behind_unlabelled_and_corrupt_samples_is_enough(
     corrupt(folder / "source", 1, "label.png")
     assert len(opened(folder, 0).source) == 3
     assert capsys.readouterr().err == ""
+
+
+def test_a_gpu_fetches_a_batch_beside_its_work_and_uses_it_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU here, its streams are played."""
+    told: list[str] = []
+
+    class Present:
+        def wait_stream(self, other: object) -> None:
+            told.append(f"wait for {other}")
+
+    @contextmanager
+    def stream(own: object) -> Iterator[None]:
+        told.append(f"fetch in {own}")
+        yield
+        told.append("go back")
+
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Present())
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, used_in: told.append(f"keep {list(tensor.shape)}"))
+    batch = HostBatch(
+        pictures=torch.zeros(2, 4, 5, 3, dtype=torch.uint8),
+        labels=torch.zeros(2, 4, 5, dtype=torch.uint8),
+        valid_pixels=torch.ones(2),
+        positions=torch.arange(2),
+        own_sizes=torch.ones(2, 2),
+        label_sizes=None,
+        replaced=torch.zeros(2, dtype=torch.bool),
+    )
+    fetched = training_data._fetched(batch, torch.device("cpu"), cast(torch.cuda.Stream, "another"))
+    assert told == ["fetch in another", "go back", "wait for another", "keep [2, 3, 4, 5]", "keep [2, 4, 5]"]
+    assert torch.equal(fetched["images"], on_device(batch, torch.device("cpu"))["images"])

@@ -1,18 +1,23 @@
 """Optimisers, schedule, and an update that happens on all networks or on none."""
 
+import copy
 import math
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.optimisers import polynomial_rate, set_rates
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.training.optimisation import Updating, schedule_note
+from esl_dist.training.log import TrainingLog
+from esl_dist.training.optimisation import Updating, in_order_of_completion, schedule_note
 
 OPTIONS = settings.Optimizer(learning_rate=0.1, schedule_steps=100)
 
@@ -28,6 +33,11 @@ def plain(built: nn.ModuleDict, scaler: GradScaler | None = None) -> Updating:
     optimizers = METHODS["advent" if "discriminators" in built else "minent"].optimizers(built, OPTIONS)
     set_rates(optimizers, 0, OPTIONS)
     return Updating(built, optimizers, scaler)
+
+
+def add(updating: Updating, parameter: nn.Parameter, gradient: Tensor | float) -> None:
+    """Make a backward pass that adds `gradient` to that of a parameter."""
+    updating.backward((parameter * gradient).sum(), "any")
 
 
 def test_the_rate_falls_from_the_base_to_zero_by_the_published_formula() -> None:
@@ -72,12 +82,12 @@ def test_an_update_is_that_of_sgd_with_momentum_and_decay() -> None:
     expected = before.clone()
     for _ in range(2):
         gradient = torch.ones_like(before)
-        weight.grad = gradient.clone()
+        add(updating, weight, gradient)
         assert updating.update("a step")
         momentum = 0.9 * momentum + gradient + 5e-4 * expected
         expected = expected - 0.1 * momentum
     torch.testing.assert_close(weight.detach(), expected)
-    assert weight.grad is None, "gradients are forgotten"
+    assert not any(one.grad.any() for one in built.parameters() if one.grad is not None), "gradients are forgotten"
 
 
 def test_an_update_of_the_discriminators_is_that_of_adam_with_the_published_betas() -> None:
@@ -87,7 +97,7 @@ def test_an_update_of_the_discriminators_is_that_of_adam_with_the_published_beta
     expected = weight.detach().clone()
     mean = square = 0.0
     for step, gradient in enumerate((1.0, -3.0), start=1):
-        weight.grad = torch.full_like(weight, gradient)
+        add(updating, weight, gradient)
         assert updating.update("a step")
         mean, square = 0.9 * mean + 0.1 * gradient, 0.99 * square + 0.01 * gradient**2
         expected -= 1e-4 * mean / (1 - 0.9**step) / (math.sqrt(square / (1 - 0.99**step)) + 1e-8)
@@ -100,32 +110,153 @@ def test_one_infinite_gradient_makes_every_optimiser_skip_and_lowers_the_scale(b
     scaler = GradScaler("cpu", init_scale=8.0)
     updating = plain(built, scaler=scaler)
     updating.begin_step()
-    scaler.scale(torch.zeros(1))
     parameters = {
         "segmentation": built["segmentation"].conv1.weight,
         "discriminator": built["discriminators"]["main"][0].weight,
     }
     before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
-        parameter.grad = torch.full_like(parameter, float("inf") if name == broken else 8.0)
+        add(updating, parameter, float("inf") if name == broken else 1.0)
     assert not updating.update("a step")
     assert all(torch.equal(parameter, before[name]) for name, parameter in parameters.items())
     assert scaler.get_scale() == 4.0
 
     for parameter in parameters.values():
-        parameter.grad = torch.full_like(parameter, 4.0)
+        add(updating, parameter, 1.0)
     assert updating.update("a step")
     assert all(not torch.equal(parameter, before[name]) for name, parameter in parameters.items())
 
 
 def test_the_scale_is_taken_out_of_the_gradients() -> None:
     unscaled, scaled = networks("minent"), networks("minent")
-    scaler = GradScaler("cpu", init_scale=1024.0)
-    scaler.scale(torch.zeros(1))
-    for built, factor, used in ((unscaled, 1.0, None), (scaled, 1024.0, scaler)):
-        updating = plain(built, scaler=used)
+    for built, scaler in ((unscaled, None), (scaled, GradScaler("cpu", init_scale=1024.0))):
+        updating = plain(built, scaler=scaler)
         updating.begin_step()
-        weight = built["segmentation"].conv1.weight
-        weight.grad = torch.full_like(weight, 0.5 * factor)
+        add(updating, built["segmentation"].conv1.weight, 0.5)
         assert updating.update("a step")
     torch.testing.assert_close(unscaled["segmentation"].conv1.weight, scaled["segmentation"].conv1.weight)
+
+
+def test_a_parameter_that_no_pass_reached_is_passed_over_until_one_does() -> None:
+    """Weight decay and momentum would change it, though the step has nothing to say of it."""
+    built = networks("minent")
+    updating = plain(built)
+    one, other = (built.get_parameter(f"segmentation.layer{layer}.0.conv1.weight") for layer in (1, 2))
+    before = {name: weight.detach().clone() for name, weight in built.named_parameters()}
+    add(updating, one, 1.0)
+    add(updating, one, 1.0)
+    assert updating.update("a step")
+    changed = [name for name, weight in built.named_parameters() if not torch.equal(weight, before[name])]
+    assert changed == ["segmentation.layer1.0.conv1.weight"]
+    # Of one group, one with a momentum and one without.
+    add(updating, one, 1.0)
+    add(updating, other, 1.0)
+    assert updating.update("a step")
+    expected = before["segmentation.layer2.0.conv1.weight"]
+    torch.testing.assert_close(other.detach(), expected - 0.1 * (1 + 5e-4 * expected))
+
+
+def test_gradients_lie_in_the_order_in_which_a_backward_pass_completes_them() -> None:
+    built = networks()
+    ordered = [
+        in_order_of_completion(built, name, optimizer)
+        for name, optimizer in METHODS["advent"].optimizers(built, OPTIONS).items()
+    ]
+    completed: list[Tensor] = []
+    for one in built["segmentation"].parameters():
+        if one.requires_grad:
+            one.register_post_accumulate_grad_hook(completed.append)
+    logits = built["segmentation"](torch.randn(2, 3, 32, 64), "source")
+    torch.stack([scores.sum() for scores in logits.values()]).sum().backward()
+    place = {id(one): number for number, one in enumerate(ordered[0])}
+    order = [place[id(one)] for one in completed]
+    assert sorted(order) == list(range(len(place)))
+    # Four convolutions with a bias in each of two heads: autograd goes through branches in an order of its own.
+    heads = 4 * 2 * 2
+    assert order[heads:] == list(range(heads, len(order)))
+
+
+def test_an_optimiser_of_parameters_in_no_network_is_refused() -> None:
+    built = networks("minent")
+    optimizers = {"segmentation": torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)}
+    with pytest.raises(ValueError, match="the optimiser of 'segmentation' trains a parameter that is in no network"):
+        Updating(built, optimizers, None)
+
+
+def stepped(built: nn.ModuleDict, updating: Updating, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    for one in built.parameters():
+        if one.requires_grad:
+            add(updating, one, torch.randn(one.shape, generator=random, dtype=one.dtype))
+    assert updating.update("a step")
+
+
+def test_fused_optimisers_come_to_the_weights_and_states_of_plain_ones() -> None:
+    fused, plainly = networks().double(), networks().double()
+    updating = plain(fused)
+    optimizers = METHODS["advent"].optimizers(plainly, OPTIONS)
+    set_rates(optimizers, 0, OPTIONS)
+    for seed in range(3):
+        stepped(fused, updating, seed)
+        random = torch.Generator().manual_seed(seed)
+        for one in plainly.parameters():
+            if one.requires_grad:
+                one.grad = torch.randn(one.shape, generator=random, dtype=one.dtype)
+        for optimizer in optimizers.values():
+            optimizer.step()
+    for one, other in zip(fused.parameters(), plainly.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-15)
+    for name, state in updating.states()["optimizers"].items():
+        expected = optimizers[name].state_dict()
+        assert state["param_groups"] == expected["param_groups"], "a checkpoint is that of a plain optimiser"
+        torch.testing.assert_close(state["state"], expected["state"], rtol=1e-12, atol=1e-15, check_dtype=False)
+
+
+def test_states_of_plain_optimisers_are_gone_on_with_to_the_bit() -> None:
+    """As an earlier version has written them, or a run with DeepSpeed."""
+    whole, cut = networks(), networks()
+    updating = plain(whole)
+    stepped(whole, updating, 0)
+    cut.load_state_dict(whole.state_dict())
+    states = copy.deepcopy(updating.states())
+    assert all(group["fused"] is None for one in states["optimizers"].values() for group in one["param_groups"])
+    continued = plain(cut)
+    continued.load(states)
+    for built, one in ((whole, updating), (cut, continued)):
+        stepped(built, one, 1)
+    for one, other in zip(whole.parameters(), cut.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique"}
+
+
+class NoteWaits(TorchDispatchMode):
+    """Notes what makes the host wait for what a device computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if (name := func.name().removeprefix("aten::").partition(".")[0]) in WAITS:
+            self.noted.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("scale", "waits"), [(None, []), (8.0, ["_local_scalar_dense"])])
+def test_the_host_waits_for_nothing_in_a_step_but_with_a_loss_scaler_once(
+    tmp_path: Path, scale: float | None, waits: list[str]
+) -> None:
+    """On one rank, from the backward passes to the log; what scaled losses have overflowed is for the host to know."""
+    built = networks()
+    updating = plain(built, None if scale is None else GradScaler("cpu", init_scale=scale))
+    log = TrainingLog(tmp_path, "r", 1, 0)
+    losses = {"loss/main": torch.ones(()), "loss/auxiliary": torch.ones(())}
+    stepped(built, updating, 0)
+    with NoteWaits() as noting:
+        updating.begin_step()
+        stepped(built, updating, 1)
+        log.add(losses, True)
+    log.close()
+    assert noting.noted == waits

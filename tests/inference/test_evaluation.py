@@ -20,7 +20,8 @@ from esl_dist.files import read_json
 from esl_dist.inference import evaluation
 from esl_dist.inference.contradictions import check_evaluation
 from esl_dist.inference.evaluation import evaluate
-from esl_dist.models.deeplab import DeepLab, upsample
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.resizing import upsample
 from esl_dist.models.weight_files import write_weights
 from esl_dist.runs.checkpoints import RUN_CONFIG, checkpoint_folder
 from esl_dist.runs.trained import load_trained
@@ -116,7 +117,7 @@ def test_statistics_estimated_anew_are_of_no_domain_in_the_scores_of_a_run(
     per_domain_run(run, {"source": data.fingerprint(), "target": "b" * 64}, monkeypatch)
     own = score(run, data, mode="best", output="own.json")["made_with"]
     anew = score(run, data, mode="best", statistics_from=str(data.folder), **at(data, SIZE))["made_with"]
-    assert (own["domain"], own["statistics_from"]) == ("source", None)
+    assert (own["domain"], own["statistics_from"], own["device"]) == ("source", None, "cpu")
     assert (anew["domain"], anew["statistics_from"]) == ("target", data.fingerprint())
 
 

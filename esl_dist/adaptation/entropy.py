@@ -14,24 +14,38 @@ HIGHEST_LEVEL = 65535
 
 
 def quantise(scores: Tensor) -> Tensor:
-    """Return the levels of scores in [0, 1], rounded to the nearest: int32, same shape."""
-    return (scores.clamp(0, 1) * HIGHEST_LEVEL).round().to(torch.int32)
+    """Return the levels of scores in [0, 1], rounded to the nearest: uint16, same shape."""
+    return (scores.clamp(0, 1) * HIGHEST_LEVEL).round().to(torch.int32).to(torch.uint16)
 
 
-def class_histograms(labels: Tensor, levels: Tensor, classes: int) -> Tensor:
-    """Count levels per predicted class.
+def empty_histograms(classes: int, device: torch.device) -> Tensor:
+    """Return the histograms of nothing: int64 (classes, 65536)."""
+    return torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.int64, device=device)
+
+
+def count_pairs(counts: Tensor, rows: Tensor, columns: Tensor) -> None:
+    """Add 1 to `counts` at each pair of `rows` and `columns`; the host does not wait for the device.
 
     Args:
+        counts: int64, of two dimensions and fewer than 2**31 places, changed in place.
+        rows: indices of the first dimension, any integers of any shape, on the device of `counts`.
+        columns: indices of the second, same shape.
+    """
+    places = rows.to(torch.int32, copy=True).mul_(counts.shape[1]).add_(columns.to(torch.int32))
+    # torch.bincount would read the highest place back from a GPU, and make histograms of 10 MB a picture.
+    one = torch.ones((), dtype=counts.dtype, device=counts.device)
+    counts.view(-1).index_add_(0, places.flatten(), one.expand(places.numel()))
+
+
+def count_levels(histograms: Tensor, labels: Tensor, levels: Tensor) -> None:
+    """Add the levels of pixels to the histograms of their predicted classes.
+
+    Args:
+        histograms: int64 (classes, 65536), changed in place.
         labels: predicted train ids in [0, classes), any shape.
         levels: levels in [0, 65535], same shape.
-        classes: number of classes.
-
-    Returns:
-        int64 (classes, 65536), on the CPU.
     """
-    bins = HIGHEST_LEVEL + 1
-    flat = labels.flatten().to(torch.int64) * bins + levels.flatten()
-    return torch.bincount(flat, minlength=classes * bins).reshape(classes, bins).cpu()
+    count_pairs(histograms, labels, levels)
 
 
 def median_levels(histograms: Tensor) -> list[int | None]:

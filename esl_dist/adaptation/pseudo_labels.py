@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from esl_dist.adaptation.entropy import HIGHEST_LEVEL, median_levels, quantise
 from esl_dist.adaptation.losses import normalised_entropy
 from esl_dist.data.labels import IGNORE_INDEX
-from esl_dist.models.resizing import upsample
+from esl_dist.models.row_tiles import resized_rows
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,14 @@ def label_and_score(logits: Tensor, size: tuple[int, int], trust: Trust) -> tupl
         trust: which score.
 
     Returns:
-        train ids, int64, and levels in [0, 65535], int32; both (batch, *size).
+        train ids, uint8, and levels in [0, 65535], uint16; both (batch, *size).
     """
-    probabilities = upsample(F.softmax(logits, dim=1), size)
-    return probabilities.argmax(1), quantise(trust.score(probabilities))
+    shape = (logits.shape[0], *size)
+    labels, levels = (logits.new_empty(shape, dtype=kind) for kind in (torch.uint8, torch.uint16))
+    for rows, probabilities in resized_rows(F.softmax(logits, dim=1), size):
+        labels[:, rows] = probabilities.max(1).indices
+        levels[:, rows] = quantise(trust.score(probabilities))
+    return labels, levels
 
 
 def thresholds(histograms: Tensor, trust: Trust, bound: float) -> list[Threshold]:
@@ -84,9 +88,11 @@ def thresholds(histograms: Tensor, trust: Trust, bound: float) -> list[Threshold
 
 def keep_trusted(labels: Tensor, levels: Tensor, limits: list[Threshold], trust: Trust) -> Tensor:
     """Return the pseudo-labels: `labels` where the level is trusted in its class, `IGNORE_INDEX` elsewhere; uint8."""
-    limit = torch.tensor([threshold.level for threshold in limits], device=labels.device)[labels.long()]
-    trusted = levels <= limit if trust.low_is_trusted else levels >= limit
-    return torch.where(trusted, labels, IGNORE_INDEX).to(torch.uint8)
+    by_class = torch.tensor([threshold.level for threshold in limits], dtype=torch.int32, device=labels.device)
+    limit = by_class.index_select(0, labels.flatten().to(torch.int32)).view(labels.shape)
+    own = levels.to(torch.int32)
+    trusted = own <= limit if trust.low_is_trusted else own >= limit
+    return torch.where(trusted, labels.to(torch.uint8), IGNORE_INDEX)
 
 
 def kept_pixels(histograms: Tensor, limits: list[Threshold], trust: Trust) -> list[int]:

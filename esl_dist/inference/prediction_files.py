@@ -38,9 +38,9 @@ class PredictionFiles:
         return all(self.file(position).is_file() for position in range(len(self.shards)))
 
     def write(self, position: int, prediction: Tensor) -> None:
-        """Write a sample's prediction, train ids (height, width); whole or not at all."""
+        """Write a sample's prediction, train ids (height, width) on the host; whole or not at all."""
         with whole_file(self.file(position)) as opened:
-            opened.write(encode_png(self.values[prediction.cpu().numpy()]))
+            opened.write(encode_png(self.values[prediction.numpy()]))
 
 
 def values_of(classes: ClassSet, form: str) -> Label:

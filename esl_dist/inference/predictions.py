@@ -1,7 +1,7 @@
 """Predictions of all samples: each sample once, on one of the ranks, which share the work and show how far it is."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,8 +9,10 @@ from torch import Tensor
 from esl_dist.data.images import framed_size
 from esl_dist.data.loading import Batch, Samples, batches, on_device
 from esl_dist.data.workers import Workers
+from esl_dist.inference.background import on_host
+from esl_dist.inference.confusion import confusion_matrix
 from esl_dist.inference.predictor import Predictor
-from esl_dist.models.resizing import upsample
+from esl_dist.models.row_tiles import resized_rows
 from esl_dist.ranks.collectives import is_main, note_progress, rank, world_size
 from esl_dist.reporting.progress import progress
 
@@ -37,36 +39,90 @@ def read_batches(
     return (on_device(batch, device) for batch in shown(read, len(positions), title))
 
 
+class Prediction(NamedTuple):
+    """What networks predict of a sample, on the host.
+
+    Attributes:
+        position: the sample's.
+        labels: predicted train ids, uint8 (height, width) without padding: of the label's own size, or, without labels,
+            of the picture's.
+        confusion: of these with the sample's label, int64 (classes, classes); zeros without labels.
+    """
+
+    position: int
+    labels: Tensor
+    confusion: Tensor
+
+
 @torch.inference_mode()
 def predictions(
     ensemble: Sequence[Predictor], samples: Samples, workers: Workers
-) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """Yield position, prediction and label of each of this rank's samples.
+) -> Iterator[Callable[[], Prediction]]:
+    """Yield, for each of this rank's samples, a function that returns what is predicted of it.
 
-    Both are train ids (height, width), on the device and without padding: of the label's own size, or, without labels
-    (None), of the picture's.
+    The networks' part is done, or queued on a GPU, when the function is yielded; the rest is for `in_background`.
 
     Args:
-        ensemble: networks whose upsampled, weighted logits are added up; a single one is an ensemble, too.
+        ensemble: networks whose weighted logits are added up; a single one is an ensemble, too.
         samples: with labels at their own size, or without.
         workers: the processes that read, a rank.
 
     Raises:
-        UserError: a network's scores of a sample are not finite.
+        UserError: by the function: a network's scores of the sample are not finite.
     """
     own, device = own_part([[position] for position in range(len(samples))]), ensemble[0].device
-    is_padded = samples.size is not None and samples.images.index.keep_aspect_ratio
     for batch in read_batches(samples, own, workers, device, "predicting" if samples.labels is None else "scoring"):
-        images, labels, position = batch["images"], batch["labels"], int(batch["positions"][0])
-        own_sizes = batch["own_sizes"] if batch["label_sizes"] is None else batch["label_sizes"]
-        width, height = own_sizes[0].tolist()
-        # Padded as the pictures are, so that the crop below is the picture.
-        frame = (width, height) if labels is None else (labels.shape[2], labels.shape[1])
-        if labels is None and is_padded:
-            frame = framed_size(frame, (images.shape[3], images.shape[2]))
-        where = samples.images.where(position)
-        logits = sum(
-            (one.weight * upsample(one.logits(images, where), frame[::-1]) for one in ensemble), torch.tensor(0.0)
-        )
-        label = None if labels is None else labels[0, :height, :width]
-        yield position, logits.argmax(1)[0, :height, :width], label
+        yield _prediction(ensemble, samples, batch)
+
+
+def _prediction(ensemble: Sequence[Predictor], samples: Samples, batch: Batch) -> Callable[[], Prediction]:
+    position, labels = int(batch["positions"][0]), batch["labels"]
+    frame, (height, width) = _frame_and_size(samples, batch)
+    logits = [one.logits(batch["images"]) for one in ensemble]
+
+    def compute() -> tuple[Tensor, ...]:
+        # Resizing is linear: the sum of resized logits is the resized sum.
+        total = torch.stack([one.weight * own for one, own in zip(ensemble, logits, strict=True)]).sum(0)
+        predicted, classes = most_likely(total, frame)[0, :height, :width], total.shape[1]
+        confusion = torch.zeros(classes, classes, dtype=torch.int64)
+        if labels is not None:
+            confusion = confusion_matrix(labels[0, :height, :width], predicted, classes)
+        return predicted, confusion, torch.stack([own.isfinite().all() for own in logits])
+
+    computed = on_host(compute, batch["images"].device)
+
+    def prediction() -> Prediction:
+        predicted, confusion, are_finite = computed()
+        for one, is_finite in zip(ensemble, are_finite.tolist(), strict=True):
+            if not is_finite:
+                raise one.not_finite(samples.images.where(position))
+        return Prediction(position, predicted, confusion)
+
+    return prediction
+
+
+def _frame_and_size(samples: Samples, batch: Batch) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the heights and widths at which a sample is predicted, and of what is no padding in it."""
+    images, labels = batch["images"], batch["labels"]
+    own_sizes = batch["own_sizes"] if batch["label_sizes"] is None else batch["label_sizes"]
+    width, height = own_sizes[0].tolist()
+    if labels is not None:
+        return (labels.shape[1], labels.shape[2]), (height, width)
+    if samples.size is None or not samples.images.index.keep_aspect_ratio:
+        return (height, width), (height, width)
+    # Padded as the pictures are, so that the crop is the picture.
+    frame_width, frame_height = framed_size((width, height), (images.shape[3], images.shape[2]))
+    return (frame_height, frame_width), (height, width)
+
+
+def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the classes of the highest resized logits: uint8 (batch, *size).
+
+    Args:
+        logits: (batch, classes, …, …).
+        size: height and width.
+    """
+    labels = logits.new_empty((logits.shape[0], *size), dtype=torch.uint8)
+    for rows, scores in resized_rows(logits, size):
+        labels[:, rows] = scores.max(1).indices
+    return labels

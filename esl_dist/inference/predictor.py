@@ -79,18 +79,22 @@ class Predictor:
         """Whose batch-norm statistics results depend on; the target's where there is one set."""
         return self.domain if self.trained.keeps == "per_domain" else "target"
 
-    def logits(self, images: Tensor, where: str) -> Tensor:
-        """Return logits, float32 at the network's resolution, for the sample that messages call `where`.
+    def logits(self, images: Tensor) -> Tensor:
+        """Return logits, float32 at the network's resolution; whoever has results of them asks whether all are finite.
 
-        Raises:
-            UserError: they are not all finite: of such scores the highest would be the same class everywhere.
+        Asked here, every picture would wait for the device.
         """
         with autocast(self.precision, images.device):
             logits: Tensor = self.trained.network(images, self.domain)["main"].float()
-        if not logits.isfinite().all():
-            remedy = "its weights may be damaged" if self.precision == "no" else "choose precision=no"
-            raise UserError(f"{where}: the network's scores are not finite in precision {self.precision}; {remedy}")
         return logits
+
+    def not_finite(self, where: str) -> UserError:
+        """Return the message about logits of the sample `where` that are not all finite.
+
+        Of such scores the highest would be the same class everywhere.
+        """
+        remedy = "its weights may be damaged" if self.precision == "no" else "choose precision=no"
+        return UserError(f"{where}: the network's scores are not finite in precision {self.precision}; {remedy}")
 
 
 @contextmanager
@@ -169,9 +173,9 @@ def open_inputs(
     Raises:
         UserError: they or the place of `classes_from` cannot be read, or ranks were given others.
     """
-    if device.type == "cpu":
-        # A convolution adds in another order on another number of threads: the number of ranks must not change a bit.
-        torch.set_num_threads(1)
+    # A convolution adds in another order on another number of threads: the number of ranks must not change a bit. And
+    # what is made of predictions has threads of its own.
+    torch.set_num_threads(1)
     cache = cache_of(asked.cache.folder, asked.cache.gigabytes, asked.timeout_minutes, note_progress)
     shards = open_shards(pictures.path, cache=cache)
     require_same_on_ranks(shards.fingerprint(), "shards")

@@ -1,8 +1,9 @@
-"""Scores of a network or an ensemble on all pictures, and their curves in TensorBoard; confusion matrices add up."""
+"""Scores of a network or an ensemble on all pictures, and their curves in TensorBoard."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from esl_dist.data.images import decode_image
-from esl_dist.data.labels import IGNORE_INDEX, class_names
+from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Samples, label_source, refuse_mixed_sizes
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
+from esl_dist.inference.background import in_background
 from esl_dist.inference.prediction_files import PredictionFiles
-from esl_dist.inference.predictions import own_part, predictions, read_batches
+from esl_dist.inference.predictions import Prediction, own_part, predictions, read_batches
 from esl_dist.inference.predictor import Predictor, autocast
 from esl_dist.models.batch_norm import batch_norms, estimate_anew
 from esl_dist.models.deeplab import refuse_single_value
@@ -55,16 +57,6 @@ class Scoring:
         return bool(self.shards.index.class_sets)
 
 
-def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """Count pixels by label (rows) and prediction (columns): int64 (classes, classes), on the CPU.
-
-    Both are train ids, of the same shape; where one of them is `IGNORE_INDEX`, nothing is counted.
-    """
-    counted = (labels != IGNORE_INDEX) & (predictions != IGNORE_INDEX)
-    pairs = labels[counted].to(torch.int64) * classes + predictions[counted].to(torch.int64)
-    return torch.bincount(pairs, minlength=classes * classes).reshape(classes, classes).cpu()
-
-
 def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str, Any]:
     """Score an ensemble, or a single network as one; returns `scores_of` its confusion matrix over all ranks.
 
@@ -86,14 +78,20 @@ def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str,
         labels = label_source(shards, first.trained.class_set, first.trained.classes)
     if scoring.statistics is not None:
         ensemble = [_with_statistics_of(one, scoring.statistics, scoring.workers) for one in ensemble]
+    predicted = predictions(ensemble, Samples(shards, first.size, labels), scoring.workers)
     confusion = torch.zeros(len(names), len(names), dtype=torch.int64)
-    for position, prediction, label in predictions(ensemble, Samples(shards, first.size, labels), scoring.workers):
-        if label is not None:
-            confusion += confusion_matrix(label, prediction, len(names))
-        if scoring.files is not None:
-            scoring.files.write(position, prediction)
+    for counts in in_background(partial(_scored, one, scoring.files) for one in predicted):
+        confusion += counts
     # With this sum each rank also says that its predictions are written.
     return scores_of(sum_over_ranks(confusion).numpy(), names)
+
+
+def _scored(predicted: Callable[[], Prediction], files: PredictionFiles | None) -> Tensor:
+    """Return a sample's confusion matrix when its prediction is written."""
+    prediction = predicted()
+    if files is not None:
+        files.write(prediction.position, prediction.labels)
+    return prediction.confusion
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from esl_dist.adaptation.entropy import HIGHEST_LEVEL, class_histograms
+from esl_dist.adaptation.entropy import HIGHEST_LEVEL, count_levels, empty_histograms
 from esl_dist.adaptation.pseudo_labels import TRUST, keep_trusted, kept_pixels, label_and_score, thresholds
 from tests.adaptation import formulas
 
@@ -32,11 +32,15 @@ class Drawn(NamedTuple):
     levels: torch.Tensor
 
     def histograms(self) -> torch.Tensor:
-        return class_histograms(self.labels, self.levels, CLASSES)
+        histograms = empty_histograms(CLASSES, torch.device("cpu"))
+        count_levels(histograms, self.labels, self.levels)
+        return histograms
 
 
 def tensors(drawn: list[tuple[int, int]]) -> Drawn:
-    return Drawn(torch.tensor([label for label, _ in drawn]), torch.tensor([level for _, level in drawn]).int())
+    return Drawn(
+        torch.tensor([label for label, _ in drawn]), torch.tensor([level for _, level in drawn], dtype=torch.uint16)
+    )
 
 
 def plainly_kept(drawn: Drawn, name: str, thousandths: int) -> NDArray[np.bool_]:
@@ -117,8 +121,8 @@ def test_a_bound_that_is_a_level_is_that_level(name: str) -> None:
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int64])
 def test_pictures_keep_their_shape(name: str, kind: torch.dtype) -> None:
     labels = torch.tensor([[[0, 1, 2], [2, 1, 0]]])
-    picture_levels = torch.tensor([[[0, 40000, 65535], [0, 0, 65535]]]).int()
-    limits = thresholds(class_histograms(labels, picture_levels, CLASSES), TRUST[name], BOUND[name])
+    picture_levels = torch.tensor([[[0, 40000, 65535], [0, 0, 65535]]], dtype=torch.uint16)
+    limits = thresholds(Drawn(labels, picture_levels).histograms(), TRUST[name], BOUND[name])
     kept = keep_trusted(labels.to(kind), picture_levels, limits, TRUST[name])
     # Of two pixels the median is the higher one: entropy keeps both, confidence the surer ones.
     surer = [[[255, 1, 2], [255, 255, 0]]]
@@ -132,7 +136,7 @@ def test_probabilities_are_upsampled_and_not_logits(name: str) -> None:
     labels, picture_levels = label_and_score(torch.from_numpy(logits), (13, 18), TRUST[name])
     probabilities = formulas.bilinear(formulas.softmax(logits), 13, 18)
     score = formulas.entropy(probabilities) if name == "entropy" else probabilities.max(1)
-    assert (labels.dtype, picture_levels.dtype) == (torch.int64, torch.int32)
+    assert (labels.dtype, picture_levels.dtype) == (torch.uint8, torch.uint16)
     assert np.array_equal(labels.numpy(), probabilities.argmax(1))
     assert np.abs(picture_levels.numpy() - score * HIGHEST_LEVEL).max() < 0.501
     # The order matters: the other one gives other labels for these logits.

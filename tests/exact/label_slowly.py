@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from esl_dist.inference.labelling import labels, pieces
+from esl_dist.inference.labelling import labels, levels
 
 SECONDS = 0.03
 """A picture and pass."""
@@ -21,7 +21,7 @@ def slowly(plain: Callable[..., Any]) -> Callable[..., Any]:
     return slow
 
 
-pieces.label_and_score = slowly(pieces.label_and_score)
+levels.label_and_score = slowly(levels.label_and_score)
 labels.keep_trusted = slowly(labels.keep_trusted)
 shutil.rmtree = lambda *_, **__: None
 sys.argv = sys.argv[1:]

@@ -208,7 +208,7 @@ def test_a_piece_that_was_damaged_meanwhile_is_named_and_no_label_is_made_of_it(
     killed_job(server, job_words, output, some_pieces)
     piece = output / ".scratch" / next(iter(whole_tars(output, "piece")))
     [offset, count, _] = json.loads(piece.with_name(f"{piece.name}.json").read_text())["samples"][0]["members"][
-        "level.png"
+        "level.npy"
     ]
     content = bytearray(piece.read_bytes())
     content[offset + count - 1] ^= 1
@@ -222,21 +222,21 @@ def test_a_piece_that_was_damaged_meanwhile_is_named_and_no_label_is_made_of_it(
 RANK_1_IS_LATE = """
 import os, sys, time
 from pathlib import Path
-from esl_dist.inference.labelling import pieces
-plain, awaited = pieces.label_and_score, [Path(one) for one in sys.argv.pop(1).split(",")]
+from esl_dist.inference.labelling import levels
+plain, awaited = levels.label_and_score, [Path(one) for one in sys.argv.pop(1).split(",")]
 def late(*arguments):
     while not all(one.exists() for one in awaited):
         time.sleep(0.001)
     return plain(*arguments)
 if os.environ["RANK"] == "1":
-    pieces.label_and_score = late
+    levels.label_and_score = late
 """
 
 
-def test_no_rank_counts_before_every_rank_has_predicted(
+def test_no_rank_keeps_anything_before_every_rank_has_predicted(
     server: RankServer, large_town: Path, trained: Path, tmp_path: Path, expected: dict[str, str]
 ) -> None:
-    """In a job that goes on, a rank does not count the pieces that it predicts."""
+    """In a job that goes on, the pieces of a rank's shards are not those that it predicts."""
     output = tmp_path / "labels"
     job_words = words(large_town, trained, output, 0)
     killed_job(server, job_words, output, some_pieces)

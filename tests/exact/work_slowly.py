@@ -12,8 +12,8 @@ from typing import Any
 
 from esl_dist.adaptation.methods import advent
 from esl_dist.data.loading import Samples
-from esl_dist.inference import scoring
-from esl_dist.inference.labelling import pieces
+from esl_dist.inference import predictions
+from esl_dist.inference.labelling import levels
 from esl_dist.runs import async_save
 from esl_dist.training import loop
 
@@ -22,8 +22,8 @@ PLACES: dict[str, tuple[Any, str]] = {
     "weights": (loop, "write_weights"),
     "passes": (advent, "source_pass"),
     "samples": (Samples, "__getitem__"),
-    "predictions": (pieces, "label_and_score"),
-    "scores": (scoring, "confusion_matrix"),
+    "predictions": (levels, "label_and_score"),
+    "scores": (predictions, "confusion_matrix"),
 }
 what, seconds = sys.argv[1], float(sys.argv[2])
 sys.argv = sys.argv[3:]

@@ -20,7 +20,8 @@ from esl_dist.files import read_json
 from esl_dist.inference import evaluation
 from esl_dist.inference.contradictions import check_evaluation
 from esl_dist.inference.evaluation import evaluate
-from esl_dist.models.deeplab import DeepLab, upsample
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.resizing import upsample
 from esl_dist.models.weight_files import write_weights
 from esl_dist.runs.checkpoints import RUN_CONFIG, checkpoint_folder
 from esl_dist.runs.trained import load_trained

@@ -11,7 +11,6 @@ from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.workers import Workers
 from esl_dist.inference import predictions
 from esl_dist.inference.predictor import Predictor
-from esl_dist.inference.scoring import confusion_matrix
 from esl_dist.models.deeplab import DeepLab
 from tests.builders import class_set, draw, input_of, write_shards
 from tests.inference.trained import trained_network
@@ -65,11 +64,11 @@ def member(network: DeepLab, weight: float) -> Predictor:
 
 def predictions_of(members: Sequence[Predictor], samples: Samples) -> tuple[list[np.ndarray], np.ndarray]:
     """Return the prediction of each sample in turn, and the confusion matrix."""
-    positions, predicted, labels = zip(*predictions.predictions(members, samples, Workers(0, 1)), strict=True)
-    assert positions == tuple(range(NUMBER))
-    pairs = zip(labels, predicted, strict=True)
-    confusion = sum(confusion_matrix(label, prediction, CLASSES) for label, prediction in pairs)
-    return [prediction.numpy() for prediction in predicted], confusion.numpy()
+    found = [predict() for predict in predictions.predictions(members, samples, Workers(0, 1))]
+    assert [one.position for one in found] == list(range(NUMBER))
+    confusion = sum(one.confusion for one in found)
+    assert isinstance(confusion, torch.Tensor)
+    return [one.labels.numpy() for one in found], confusion.numpy()
 
 
 def agree_where_clear(prediction: np.ndarray, scores: np.ndarray) -> bool:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from esl_dist.inference.scoring import confusion_matrix
+from esl_dist.inference.confusion import confusion_matrix
 from esl_dist.reporting.scores import intersection_over_union, mean_iou, scores_of
 from tests.reference.arrays import arrays, needs_reference
 

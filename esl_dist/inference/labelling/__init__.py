@@ -1,1 +1,1 @@
-"""Pseudo-labels: job (the story), pieces (predicted, and what a kill leaves), labels (what thresholds keep)."""
+"""Pseudo-labels: job (the story), pieces (what a kill leaves), levels (predict and count), labels (what is kept)."""

@@ -3,11 +3,11 @@
 Shards are cut into pieces of a few pictures; the ranks share the pieces that are still to do, one after another, so
 that nothing depends on the number of ranks. They share a folder too: on several machines, one that all of them see.
 
-1. Each rank predicts its pieces, one picture at a time: labels and 16-bit levels go to a tar a piece.
-2. Each rank counts its part of the pieces; one sum gives every rank the same histograms, hence the same thresholds.
+1. Each rank predicts its pieces, one picture at a time: labels and 16-bit levels are counted and go to a tar a piece.
+2. One sum gives every rank the same histograms, hence the same thresholds.
 3. Each rank turns the pieces of its shards into pseudo-label shards; rank 0 writes the summary and, last, the index.
 
-A job that is killed and started again keeps its whole pieces. Memory is one picture and one histogram.
+A job that is killed and started again keeps its whole pieces. Memory is that of a few pieces and one histogram.
 """
 
 import shutil
@@ -24,8 +24,9 @@ from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
-from esl_dist.inference.labelling.labels import LABELS, level_histograms, read_summary, summary_of, write_labels
-from esl_dist.inference.labelling.pieces import LabelJob, open_unfinished, predict_pieces, read_entry
+from esl_dist.inference.labelling.labels import LABELS, read_summary, summary_of, write_labels
+from esl_dist.inference.labelling.levels import level_histograms
+from esl_dist.inference.labelling.pieces import LabelJob, open_unfinished, read_entry
 from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import require_same
 from esl_dist.models.weight_files import digest_of_weights
@@ -106,8 +107,6 @@ def _summary_of_finished(job: LabelJob) -> dict[str, Any]:
 
 def _label(job: LabelJob) -> dict[str, Any]:
     open_unfinished(job.unfinished, job.made_with)
-    predict_pieces(job)
-    wait_for_all()
     histograms = level_histograms(job)
     limits = thresholds(histograms, job.trust, job.made_with["bound"])
     summary = summary_of(job, histograms, limits, write_labels(job, limits))

@@ -1,36 +1,28 @@
-"""The second part of a pseudo-label job: thresholds over the whole target, the labels they keep, and their summary."""
+"""The second part of a pseudo-label job: the labels that thresholds over the whole target keep, and their summary."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esl_dist.adaptation.entropy import HIGHEST_LEVEL, class_histograms
 from esl_dist.adaptation.pseudo_labels import TRUST, Threshold, keep_trusted, kept_pixels
 from esl_dist.checked import read_content
-from esl_dist.data.images import encode_png, padded, resize_label
+from esl_dist.data.images import encode_predicted, padded, resize_label
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.shards import Members
+from esl_dist.inference.background import in_background
+from esl_dist.inference.confusion import confusion_matrix
 from esl_dist.inference.labelling.pieces import LabelJob, is_written, pieces_by_shard, read_piece, write_tar
 from esl_dist.inference.predictions import own_part, shown
-from esl_dist.inference.scoring import confusion_matrix
 from esl_dist.ranks.collectives import sum_over_ranks
 from esl_dist.reporting.scores import pixel_accuracy
 
 LABELS = ("label.png",)
 """What pseudo-label shards have of each sample."""
-
-
-def level_histograms(job: LabelJob) -> Tensor:
-    """Count the levels of all predictions by class: int64 (classes, 65536), the same on every rank."""
-    classes = len(job.made_with["classes"])
-    histograms = torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.int64)
-    for piece in own_part([piece for pieces in pieces_by_shard(job.target.images.index) for piece in pieces]):
-        for _, labels, levels in read_piece(job, piece):
-            histograms += class_histograms(labels, levels, classes)
-    return sum_over_ranks(histograms)
 
 
 def write_labels(job: LabelJob, limits: list[Threshold]) -> Tensor:
@@ -58,15 +50,25 @@ def _pseudo_labels(
     job: LabelJob, pieces: list[range], limits: list[Threshold], confusion: Tensor
 ) -> Iterator[tuple[str, Members]]:
     """Yield what is kept of the predictions of `pieces`, and add what is right of it to `confusion`."""
-    for piece in pieces:
-        for position, (key, labels, levels) in zip(piece, read_piece(job, piece), strict=True):
-            kept = keep_trusted(labels, levels, limits, job.trust).numpy()
-            if job.frame is not None:
-                kept = padded(kept, job.frame, IGNORE_INDEX)
-            if job.target.labels is not None:
-                label = torch.from_numpy(resize_label(job.target.label(position), (kept.shape[1], kept.shape[0])))
-                confusion += confusion_matrix(label, torch.from_numpy(kept), len(confusion))
-            yield key, {LABELS[0]: encode_png(kept)}
+    predictions = chain.from_iterable(read_piece(job, piece) for piece in pieces)
+    pseudo_labels = in_background(partial(_pseudo_label, job, limits, *prediction) for prediction in predictions)
+    for position, content, counts in pseudo_labels:
+        confusion += counts
+        yield job.target.images.key(position), {LABELS[0]: content}
+
+
+def _pseudo_label(
+    job: LabelJob, limits: list[Threshold], position: int, labels: Tensor, levels: Tensor
+) -> tuple[int, bytes, Tensor]:
+    """Return position, PNG file and confusion matrix of a sample's pseudo-label; zeros where there is no label."""
+    kept, classes = keep_trusted(labels, levels, limits, job.trust).numpy(), len(limits)
+    if job.frame is not None:
+        kept = padded(kept, job.frame, IGNORE_INDEX)
+    confusion = torch.zeros(classes, classes, dtype=torch.int64)
+    if job.target.labels is not None:
+        label = torch.from_numpy(resize_label(job.target.label(position), (kept.shape[1], kept.shape[0])))
+        confusion = confusion_matrix(label, torch.from_numpy(kept), classes)
+    return position, encode_predicted(kept), confusion
 
 
 def summary_of(job: LabelJob, histograms: Tensor, limits: list[Threshold], confusion: Tensor) -> dict[str, Any]:

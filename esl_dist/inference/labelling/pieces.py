@@ -1,4 +1,4 @@
-"""A pseudo-label job in pieces of a few pictures: what is predicted, and kept of it until the job is finished.
+"""A pseudo-label job in pieces of a few pictures, and what is kept of them until the job is finished.
 
 At each pixel that are a class, and the score that says whether to trust it. A killed job redoes only what is
 unfinished; one that goes on with other settings keeps what does not depend on them.
@@ -7,32 +7,35 @@ unfinished; one that goes on with other settings keeps what does not depend on t
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from esl_dist.adaptation.pseudo_labels import Trust, label_and_score
+from esl_dist.adaptation.pseudo_labels import Trust
 from esl_dist.checked import read_content
-from esl_dist.data.images import Size, decode_label, encode_png, fitted_size
-from esl_dist.data.loading import Batch, Samples
+from esl_dist.data.images import Size
+from esl_dist.data.loading import Samples
 from esl_dist.data.shard_index import ShardEntry, ShardIndex, shard_from, shard_to
 from esl_dist.data.shards import Members, ShardReader, write_shard
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import write_json
-from esl_dist.inference.predictions import own_part, read_batches
 from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import changes, listed
-from esl_dist.ranks.collectives import broadcast_flags, is_main, note_progress, print_on_main, wait_for_all
+from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, wait_for_all
 from esl_dist.runs.layout import UNFINISHED
 
 JOB = "job.json"
-PREDICTION = ("label.png", "level.png")
-"""What a piece's tar has of each sample: predicted train ids (8 bits), and the levels of their scores (16 bits)."""
+PREDICTION: dict[str, np.dtype[Any]] = {"label.npy": np.dtype(np.uint8), "level.npy": np.dtype("<u2")}
+"""What a piece's tar has of each sample: predicted train ids, and the levels of their scores; not compressed, because
+PNG would halve the bytes for ten times the work, and a job is short."""
+PIECE_FORMAT = 2
+"""Of what is unfinished; 1 had PNG files."""
 NOT_FOR_PREDICTIONS = {"bound", "compare_with_labels"}
 """Keys of what a job is made with that its predictions do not depend on."""
 PIECE_SAMPLES = 8
@@ -85,6 +88,7 @@ def piece_name(piece: range) -> str:
 def open_unfinished(folder: Path, made_with: Mapping[str, Any]) -> None:
     """Make the folder of an unfinished job; if it was begun with other settings, keep only what they do not affect."""
     if is_main():
+        made_with = {**made_with, "piece_format": PIECE_FORMAT}
         _remove_what_changes(folder, made_with)
         write_json(folder / JOB, made_with)
     wait_for_all()
@@ -145,58 +149,44 @@ def read_entry(folder: Path, name: str, keys: Sequence[str], kinds: Sequence[str
     return entry
 
 
-@torch.inference_mode()
-def predict_pieces(job: LabelJob) -> None:
-    """Predict this rank's part of the pieces that are not there yet, one picture at a time."""
-    folder, pieces = job.unfinished, list(chain.from_iterable(pieces_by_shard(job.target.images.index)))
-    missing = broadcast_flags([not is_written(folder, folder / piece_name(piece)) for piece in pieces])
-    own = own_part([piece for piece, is_missing in zip(pieces, missing, strict=True) if is_missing])
-    positions = [[position] for piece in own for position in piece]
-    pictures, device = Samples(job.target.images, job.target.size), job.predictor.device
-    predictions = (
-        _prediction(job, batch) for batch in read_batches(pictures, positions, job.workers, device, "predicting")
+def write_piece(job: LabelJob, piece: range, predictions: Iterable[Sequence[Tensor]]) -> None:
+    """Write a piece's tar: predicted labels and levels of each of its samples, on the host."""
+    samples = (
+        (job.target.images.key(position), {kind: _encoded(one) for kind, one in zip(PREDICTION, both, strict=True)})
+        for position, both in zip(piece, predictions, strict=True)
     )
-    for piece in own:
-        keys = [job.target.images.key(position) for position in piece]
-        # The keys come first: when they run out, zip takes no prediction of the next piece.
-        write_tar(folder, folder / piece_name(piece), zip(keys, predictions, strict=False))
-    if own:
-        # Asked for one more, the progress bar sees the end.
-        next(predictions, None)
+    write_tar(job.unfinished, job.unfinished / piece_name(piece), samples)
 
 
-def _prediction(job: LabelJob, batch: Batch) -> Members:
-    """Predict one picture: its labels and the levels of their scores, without padding, as PNG files."""
-    images = batch["images"]
-    width, height = job.frame or (images.shape[3], images.shape[2])
-    logits = job.predictor.logits(images, job.target.images.where(int(batch["positions"][0])))
-    labels, levels = label_and_score(logits, (height, width), job.trust)
-    if job.target.images.index.keep_aspect_ratio:
-        own_width, own_height = batch["own_sizes"][0].tolist()
-        width, height = fitted_size((own_width, own_height), (width, height))
-    return {
-        PREDICTION[0]: encode_png(labels[0, :height, :width].cpu().numpy().astype(np.uint8)),
-        PREDICTION[1]: encode_png(levels[0, :height, :width].cpu().numpy().astype(np.uint16)),
-    }
+def _encoded(tensor: Tensor) -> bytes:
+    file = BytesIO()
+    np.save(file, tensor.numpy(), allow_pickle=False)
+    return file.getvalue()
 
 
-def read_piece(job: LabelJob, piece: range) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield key, predicted labels and levels (int32, of one shape) of every sample of a piece.
+def read_piece(job: LabelJob, piece: range) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield position, predicted labels (uint8) and levels (uint16, of the same shape) of every sample of a piece.
 
     Raises:
         UserError: its tar, or the entry of it, is not what was written.
     """
     name, keys = piece_name(piece), [job.target.images.key(position) for position in piece]
-    entry = read_entry(job.unfinished, name, keys, PREDICTION)
+    entry = read_entry(job.unfinished, name, keys, list(PREDICTION))
     reader = ShardReader(job.unfinished, ShardIndex("", "", None, None, {}, {}, (entry,)))
-    for number, key in enumerate(keys):
-        damage = UserError(f"{job.unfinished / name}: damaged; {_remedy(job.unfinished)}")
+    for number, position in enumerate(piece):
         try:
-            labels, levels = (decode_label(reader.read(number, kind)).astype(np.int32) for kind in PREDICTION)
+            labels, levels = (_decoded(reader.read(number, kind), PREDICTION[kind]) for kind in PREDICTION)
+            too_large = job.frame is not None and (np.array(labels.shape) > job.frame[::-1]).any()
+            if too_large or labels.shape != levels.shape or labels.max() >= len(job.made_with["classes"]):
+                raise ValueError("not the predictions of these pictures")
         except (CorruptSampleError, ValueError) as error:
-            raise damage from error
-        too_large = job.frame is not None and (np.array(labels.shape) > job.frame[::-1]).any()
-        if too_large or labels.shape != levels.shape or labels.max() >= len(job.made_with["classes"]):
-            raise damage
+            raise UserError(f"{job.unfinished / name}: damaged; {_remedy(job.unfinished)}") from error
         note_progress()
-        yield key, torch.from_numpy(labels), torch.from_numpy(levels)
+        yield position, torch.from_numpy(labels), torch.from_numpy(levels)
+
+
+def _decoded(content: bytes, kind: np.dtype[Any]) -> NDArray[Any]:
+    array: NDArray[Any] = np.lib.format.read_array(BytesIO(content), allow_pickle=False)
+    if array.dtype != kind or array.ndim != 2:
+        raise ValueError(f"an array of {array.dtype} and shape {array.shape}; expected {kind}, height and width")
+    return array

@@ -1,0 +1,113 @@
+"""The first part of a pseudo-label job: predict the target in pieces, and count its levels while they are there.
+
+What an earlier start predicted is read again and counted. So each pixel is counted once, whoever predicted it when.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from esl_dist.adaptation.entropy import count_levels, empty_histograms
+from esl_dist.adaptation.pseudo_labels import label_and_score
+from esl_dist.data.images import fitted_size
+from esl_dist.data.loading import Batch, Samples
+from esl_dist.inference.background import in_background, on_host
+from esl_dist.inference.labelling.pieces import (
+    LabelJob,
+    is_written,
+    piece_name,
+    pieces_by_shard,
+    read_piece,
+    write_piece,
+)
+from esl_dist.inference.predictions import own_part, read_batches
+from esl_dist.ranks.collectives import broadcast_flags, note_progress, sum_over_ranks
+
+Count = Callable[[Tensor, Tensor], None]
+"""Counts a picture's levels: labels, levels."""
+
+Predicted = Callable[[], tuple[Tensor, Tensor]]
+"""Returns a picture's labels and levels, without padding, on the host.
+
+Raises:
+    UserError: the network's scores are not finite.
+"""
+
+
+def level_histograms(job: LabelJob) -> Tensor:
+    """Predict what is missing, and count the levels of all predictions by class: int64 (classes, 65536), on the CPU.
+
+    It is the same on every rank, and when it is returned every rank has written its pieces.
+    """
+    folder, pieces = job.unfinished, list(chain.from_iterable(pieces_by_shard(job.target.images.index)))
+    written = broadcast_flags([is_written(folder, folder / piece_name(piece)) for piece in pieces])
+    histograms = empty_histograms(len(job.made_with["classes"]), job.predictor.device)
+    count = _counting(histograms)
+    _predict(job, own_part([piece for piece, is_there in zip(pieces, written, strict=True) if not is_there]), count)
+    for piece in own_part([piece for piece, is_there in zip(pieces, written, strict=True) if is_there]):
+        for _, labels, levels in read_piece(job, piece):
+            count(labels, levels)
+    return sum_over_ranks(histograms).cpu()
+
+
+def _counting(histograms: Tensor) -> Count:
+    """Return a function for several threads that counts in the same histograms."""
+    lock = Lock()
+
+    def count(labels: Tensor, levels: Tensor) -> None:
+        with lock:
+            count_levels(histograms, labels.to(histograms.device), levels.to(histograms.device))
+
+    return count
+
+
+@torch.inference_mode()
+def _predict(job: LabelJob, pieces: Sequence[range], count: Count) -> None:
+    """Predict pieces, one picture at a time, and count their levels."""
+    positions = [[position] for piece in pieces for position in piece]
+    pictures, device = Samples(job.target.images, job.target.size), job.predictor.device
+    batches = read_batches(pictures, positions, job.workers, device, "predicting")
+    predicted = (_prediction(job, batch, count) for batch in batches)
+    for _ in in_background(partial(_write, job, piece, list(islice(predicted, len(piece)))) for piece in pieces):
+        pass
+    # Asked for one more, the progress bar sees the end.
+    next(predicted, None)
+
+
+def _write(job: LabelJob, piece: range, predictions: Sequence[Predicted]) -> None:
+    def told() -> Iterator[tuple[Tensor, Tensor]]:
+        for prediction in predictions:
+            yield prediction()
+            # The main thread may be waiting for the whole piece.
+            note_progress()
+
+    write_piece(job, piece, told())
+
+
+def _prediction(job: LabelJob, batch: Batch, count: Count) -> Predicted:
+    """Predict one picture, or queue that on a GPU."""
+    images, position = batch["images"], int(batch["positions"][0])
+    frame = job.frame or (images.shape[3], images.shape[2])
+    size = (int(batch["own_sizes"][0, 0]), int(batch["own_sizes"][0, 1]))
+    width, height = fitted_size(size, frame) if job.target.images.index.keep_aspect_ratio else frame
+    logits = job.predictor.logits(images)
+
+    def compute() -> tuple[Tensor, ...]:
+        predicted = label_and_score(logits, (frame[1], frame[0]), job.trust)
+        labels, levels = (one[0, :height, :width] for one in predicted)
+        count(labels, levels)
+        return labels, levels, logits.isfinite().all()
+
+    computed = on_host(compute, images.device)
+
+    def prediction() -> tuple[Tensor, Tensor]:
+        labels, levels, is_finite = computed()
+        if not is_finite:
+            raise job.predictor.not_finite(job.target.images.where(position))
+        return labels, levels
+
+    return prediction

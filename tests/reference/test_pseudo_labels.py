@@ -7,7 +7,7 @@ import torch
 from esl_dist.adaptation.entropy import class_histograms
 from esl_dist.adaptation.pseudo_labels import TRUST, keep_trusted, label_and_score, thresholds
 from esl_dist.models.deeplab import upsample
-from tests.reference.arrays import arrays, needs_reference
+from tests.reference.arrays import arrays, needs_reference, on_device
 
 pytestmark = [pytest.mark.reference, needs_reference]
 
@@ -22,9 +22,9 @@ def test_thresholds_and_pseudo_labels_are_the_published_ones() -> None:
     trust = TRUST["entropy"]
     histograms = torch.zeros(CLASSES, 65536, dtype=torch.int64)
     pictures = []
-    for logits in torch.from_numpy(expected["logits"]):
+    for logits in on_device(expected["logits"]):
         labels, levels = label_and_score(logits[None], (size[0], size[1]), trust)
-        histograms += class_histograms(labels, levels, CLASSES)
+        histograms += class_histograms(labels, levels, CLASSES).cpu()
         pictures.append((labels, levels))
     limits = thresholds(histograms, trust, FLOOR)
     scores = np.array([limit.score for limit in limits])
@@ -32,8 +32,8 @@ def test_thresholds_and_pseudo_labels_are_the_published_ones() -> None:
     assert np.abs(scores - expected["threshold"]).max() <= LEVEL
     assert np.abs(scores - np.maximum(expected["median_entropy"], FLOOR)).max() <= LEVEL
 
-    kept = torch.cat([keep_trusted(labels, levels, limits, trust) for labels, levels in pictures]).numpy()
-    labels = torch.cat([labels for labels, _ in pictures]).numpy()
+    kept = torch.cat([keep_trusted(labels, levels, limits, trust) for labels, levels in pictures]).cpu().numpy()
+    labels = torch.cat([labels for labels, _ in pictures]).cpu().numpy()
     probabilities = upsample(torch.softmax(torch.from_numpy(expected["logits"]).double(), 1), size)
     entropy = torch.special.entr(probabilities).sum(1).numpy() / np.log(CLASSES)
     clear = np.abs(entropy - expected["threshold"][labels]) > LEVEL

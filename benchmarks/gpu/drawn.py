@@ -43,7 +43,8 @@ def picture(seed: int, size: Size) -> NDArray[np.uint8]:
         grey = random.normal(0, FINEST * GROWTH**octave, (*shape, 1))
         noise = (grey + random.normal(0, 0.15 * FINEST * GROWTH**octave, (*shape, 3))).astype(np.float32)
         canvas += cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC)
-    return canvas.clip(0, 255).astype(np.uint8)
+    pixels: NDArray[np.uint8] = canvas.clip(0, 255).astype(np.uint8)
+    return pixels
 
 
 def label(seed: int, size: Size) -> NDArray[np.uint8]:
@@ -52,7 +53,8 @@ def label(seed: int, size: Size) -> NDArray[np.uint8]:
     coarse = random.normal(size=(9, 17, len(RAW_IDS))).astype(np.float32)
     # A channel at a time: OpenCV resizes few of them at once.
     fields = [cv2.resize(coarse[:, :, number], size, interpolation=cv2.INTER_CUBIC) for number in range(len(RAW_IDS))]
-    return np.array(RAW_IDS, np.uint8)[np.argmax(np.stack(fields), axis=0)]
+    raw_ids: NDArray[np.uint8] = np.array(RAW_IDS, np.uint8)[np.argmax(np.stack(fields), axis=0)]
+    return raw_ids
 
 
 def draw(root: Path, data_set: str, size: Size, count: int) -> None:

@@ -32,14 +32,16 @@ def measure(sizes: Sizes, device: torch.device) -> Rows:
 def versions(device: torch.device) -> Row:
     """Return card, driver, versions, date and commit."""
     on_gpu = device.type == "cuda"
+    cudnn = torch.backends.cudnn.version() if on_gpu else UNKNOWN  # type: ignore[no-untyped-call]
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if on_gpu else UNKNOWN  # type: ignore[no-untyped-call]
     properties = torch.cuda.get_device_properties(device) if on_gpu else None
     return {
         "card": properties.name if properties else f"none: {platform.processor() or platform.machine()}",
         "memory GB": round(properties.total_memory / 1e9, 1) if properties else 0,
         "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "CUDA": torch.version.cuda or UNKNOWN,
-        "cuDNN": str(torch.backends.cudnn.version()) if on_gpu else UNKNOWN,
-        "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if on_gpu else UNKNOWN,
+        "cuDNN": str(cudnn),
+        "NCCL": nccl,
         "Python": platform.python_version(),
         "date": time.strftime("%d %B %Y"),
         "commit": first_line("git", "-C", str(PROJECT), "rev-parse", "--short", "HEAD"),

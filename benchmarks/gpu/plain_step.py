@@ -87,14 +87,15 @@ class PlainDeepLab(nn.Module):
         self.bn1 = batch_norm(shape.channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
-        inputs = shape.channels
+        inputs, stages = shape.channels, []
         for stage, (blocks, stride, dilation) in enumerate(zip(shape.blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
             layers = []
             for block in range(blocks):
                 channels = shape.channels * 2**stage
                 layers.append(Block(inputs, channels, shape.bottleneck, stride if block == 0 else 1, dilation))
                 inputs = 4 * channels if shape.bottleneck else channels
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.layer5, self.layer6 = Classifiers(inputs // 2, classes), Classifiers(inputs, classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,7 @@ class PlainStep:
         _train(self.discriminators.parameters(), False)
         of_source = self._predict(source, labels.shape[1:])
         loss = self._cross_entropy(of_source["main"], labels)
-        (loss + AUXILIARY_WEIGHT * self._cross_entropy(of_source["auxiliary"], labels)).backward()
+        (loss + AUXILIARY_WEIGHT * self._cross_entropy(of_source["auxiliary"], labels)).backward()  # type: ignore[no-untyped-call]
         of_target = self._predict(target, target.shape[2:])
         fooling = [
             weight * domain_loss(self.discriminators[level](entropy_map(of_target[level])), 0)
@@ -170,7 +171,7 @@ class PlainStep:
         _train(self.discriminators.parameters(), True)
         for label, logits in ((0, of_source), (1, of_target)):
             for level, one in self.discriminators.items():
-                (domain_loss(one(entropy_map(logits[level].detach())), label) / 2).backward()
+                (domain_loss(one(entropy_map(logits[level].detach())), label) / 2).backward()  # type: ignore[no-untyped-call]
         self.sgd.step()
         self.adam.step()
 

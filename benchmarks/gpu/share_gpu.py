@@ -70,8 +70,8 @@ def befall(device: torch.device) -> None:
 
 
 if torch.cuda.is_available():
-    session._choose_gpu = share
-    dist.init_process_group = init_process_group
+    session._choose_gpu = share  # type: ignore[assignment]
+    dist.init_process_group = init_process_group  # type: ignore[assignment]
 if fault != "none" and os.environ.get("RANK") == FAULTY_RANK:
-    AdvEnt.passes = faulty_passes  # type: ignore[method-assign]
+    AdvEnt.passes = faulty_passes  # type: ignore[assignment, method-assign]
 runpy.run_path(sys.argv[0], run_name="__main__")

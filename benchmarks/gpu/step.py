@@ -117,7 +117,7 @@ class _Rows:
         def cost() -> Cost:
             with computing_in("bf16"):
                 step = build(self._sizes.workload, Conditions(self._device, "bf16", self._pictures), _CAPTURABLE)
-                aside = torch.cuda.Stream()
+                aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 with torch.cuda.stream(aside):
                     for _ in range(self._sizes.warm_up):
                         step()

@@ -37,7 +37,7 @@ def cost_of(work: Callable[[], object], device: torch.device, sizes: Sizes) -> C
         return Cost(statistics.median(_seconds(work) for _ in range(sizes.steps)), 0)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(sizes.steps + 1)]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(sizes.steps + 1)]  # type: ignore[no-untyped-call]
     marks[0].record()
     for mark in marks[1:]:
         work()

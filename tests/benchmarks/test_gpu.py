@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from benchmarks.gpu.plain_step import PlainStep
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.run import LIMITS, Place, run_stage
 from benchmarks.gpu.sizes import TINY, Row
-from tests.on_ranks import PROJECT
+from tests.on_ranks import PROJECT, has_ended
 
 CPU = torch.device("cpu")
 
@@ -91,7 +92,11 @@ def test_the_machine_its_precisions_and_its_kernels_are_told() -> None:
     assert any("convolution" in str(row["what"]) for row in rows_of(waits))
 
 
-FOUND = "import json, os, sys, time\nprint(json.dumps({'what': 'begun'}), flush=True)\n"
+FOUND = """
+import json, os, subprocess, time
+child = subprocess.Popen(["sleep", "600"])
+print(json.dumps({"what": "begun", "child": child.pid}), flush=True)
+"""
 GOES_WRONG = {
     "hangs": ("print('{\"what\": \"hal', end='', flush=True)\ntime.sleep(600)", "stopped after its 3 s"),
     "crashes": ("os.abort()", "exit code -6"),
@@ -109,10 +114,16 @@ def test_a_stage_that_goes_wrong_leaves_what_it_had_found(
     (folder / "stage.py").write_text(FOUND + wrong)
     monkeypatch.setattr(run, "PROJECT", tmp_path)
     result = run_stage("step", 3, Place(tmp_path, "tiny"))
-    assert (result["ended"], result["rows"]) == (end, [{"what": "begun"}])
+    assert result["ended"] == end
+    (row,) = result["rows"]
+    assert row["what"] == "begun"
+    deadline = time.monotonic() + 30
+    while not has_ended(row["child"]):
+        assert time.monotonic() < deadline, "what a stage has started outlives it"
+        time.sleep(0.01)
     table = markdown([result])
     assert f"Not whole: {end}" in table
-    assert "| begun |" in table
+    assert "| begun | " in table
     assert ("no module" in result["words"]) == (how == "fails")
 
 

@@ -27,6 +27,7 @@ from benchmarks.gpu.sizes import Row, Rows, Sizes
 from benchmarks.gpu.timing import Cost, cost_of
 from benchmarks.step_counts import Workload, count_step
 from esl_dist.adaptation.passes import MicroBatch
+from esl_dist.errors import UserError
 
 PLAIN_FLAGS: dict[str, dict[str, bool]] = {
     "plain, torch's defaults": {},
@@ -38,7 +39,7 @@ EQUAL = 1e-9
 
 
 def measure(sizes: Sizes, device: torch.device) -> Rows:
-    """Yield the equality, then the costs, compiled ones last."""
+    """Yield the equality, then the costs, those that may not work last."""
     yield equality(sizes.small, device)
     ceiling = float(product("bf16", torch.bfloat16, False, sizes, device)["TFLOP/s"])
     for pictures in sizes.pictures:
@@ -50,10 +51,11 @@ def measure(sizes: Sizes, device: torch.device) -> Rows:
         for name, change in CANDIDATES.items():
             yield rows.own(f"ours, bf16, {name}", "bf16", change)
     rows = _Rows(sizes, device, sizes.pictures[0], ceiling)
-    yield rows.graph()
     if device.type == "cuda":
         for precision in ("bf16", "tf32"):
             yield rows.own(f"ours, {precision}, compiled", precision, COMPILED)
+    # Last, for a capture that fails may leave the device unusable.
+    yield rows.graph()
 
 
 def equality(workload: Workload, device: torch.device) -> Row:
@@ -135,7 +137,7 @@ class _Rows:
         what = f"batch {self._pictures}: {name}"
         try:
             found = cost()
-        except (RuntimeError, AttributeError) as error:
+        except (RuntimeError, UserError) as error:
             # Out of memory, or what cannot be captured: it costs this row alone.
             return {"what": what, "words": f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"}
         finally:

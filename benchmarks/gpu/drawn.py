@@ -5,7 +5,8 @@ takes about 1.1 bytes a pixel, as those of GTA5 (58 GB) and Cityscapes do. A lab
 smooth fields: regions with curved edges.
 """
 
-import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -16,12 +17,15 @@ from benchmarks.gpu.sizes import Size
 from benchmarks.programs import PROJECT, run
 from esl_dist.data.images import encode_png
 
-DISTINCT = 6
+DISTINCT = 3
 """Pictures that are drawn of a data set; the others are copies."""
 
 RAW_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-OCTAVES, FINEST, GROWTH = 8, 1.6, 1.9
+OCTAVES, FINEST, GROWTH = 8, 2.0, 1.6
 """Of noise: how many, the deviation of the finest in grey levels, and by what each coarser one is stronger."""
+
+TINT = 0.15
+"""Of the noise of each colour, beside that of all."""
 
 FORMS = {
     "gta5": ("all", "images/{}.png", "labels/{}.png"),
@@ -39,10 +43,9 @@ def picture(seed: int, size: Size) -> NDArray[np.uint8]:
     random, (width, height) = np.random.default_rng(seed), size
     canvas = np.full((height, width, 3), 110, np.float32)
     for octave in range(OCTAVES):
-        shape = (max(height >> octave, 2), max(width >> octave, 2))
-        grey = random.normal(0, FINEST * GROWTH**octave, (*shape, 1))
-        noise = (grey + random.normal(0, 0.15 * FINEST * GROWTH**octave, (*shape, 3))).astype(np.float32)
-        canvas += cv2.resize(noise, size, interpolation=cv2.INTER_CUBIC)
+        shape, strength = (max(height >> octave, 2), max(width >> octave, 2)), FINEST * GROWTH**octave
+        grey, tint = (random.standard_normal((*shape, channels), np.float32) for channels in (1, 3))
+        canvas += cv2.resize(strength * (grey + TINT * tint), size, interpolation=cv2.INTER_LINEAR)
     pixels: NDArray[np.uint8] = canvas.clip(0, 255).astype(np.uint8)
     return pixels
 
@@ -50,10 +53,11 @@ def picture(seed: int, size: Size) -> NDArray[np.uint8]:
 def label(seed: int, size: Size) -> NDArray[np.uint8]:
     """Draw raw ids, uint8 (height, width)."""
     random = np.random.default_rng(seed)
-    coarse = random.normal(size=(9, 17, len(RAW_IDS))).astype(np.float32)
-    # A channel at a time: OpenCV resizes few of them at once.
-    fields = [cv2.resize(coarse[:, :, number], size, interpolation=cv2.INTER_CUBIC) for number in range(len(RAW_IDS))]
-    raw_ids: NDArray[np.uint8] = np.array(RAW_IDS, np.uint8)[np.argmax(np.stack(fields), axis=0)]
+    coarse = random.standard_normal((len(RAW_IDS), 9, 17), np.float32)
+    half = (size[0] // 2, size[1] // 2)
+    highest = np.argmax(np.stack([cv2.resize(field, half, interpolation=cv2.INTER_CUBIC) for field in coarse]), axis=0)
+    classes = cv2.resize(highest.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    raw_ids: NDArray[np.uint8] = np.array(RAW_IDS, np.uint8)[classes]
     return raw_ids
 
 
@@ -61,14 +65,15 @@ def draw(root: Path, data_set: str, size: Size, count: int) -> None:
     """Draw so many pairs in the form of a data set."""
     _, images, labels = FORMS[data_set]
     for number in range(count):
-        name, source = f"{number:05d}", f"{number % DISTINCT:05d}"
         for form, drawing in ((images, picture), (labels, label)):
-            file = root / form.format(name)
+            file = root / form.format(f"{number:05d}")
             file.parent.mkdir(parents=True, exist_ok=True)
-            if name == source:
-                file.write_bytes(encode_png(drawing(number, size)))
-            else:
-                shutil.copyfile(root / form.format(source), file)
+            file.write_bytes(_encoded(drawing, number % DISTINCT, size))
+
+
+@cache
+def _encoded(drawing: Callable[[int, Size], NDArray[np.uint8]], seed: int, size: Size) -> bytes:
+    return encode_png(drawing(seed, size))
 
 
 def drawn_shards(folder: Path, data_set: str, size: Size, count: int, *words: str) -> Path:

@@ -21,7 +21,7 @@ DISTINCT = 3
 """Pictures that are drawn of a data set; the others are copies."""
 
 RAW_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-OCTAVES, FINEST, GROWTH = 8, 2.0, 1.6
+OCTAVES, FINEST, GROWTH = 8, 1.5, 1.65
 """Of noise: how many, the deviation of the finest in grey levels, and by what each coarser one is stronger."""
 
 TINT = 0.15

@@ -1,10 +1,10 @@
 """The project's own step outside of a training: networks, optimisers and a batch of noise on one device, one precision.
 
-What a training sets for the whole process (TF32, deterministic kernels) is set around it by `computing_in`.
+What a training sets for the whole process (TF32, deterministic kernels) is set around it by `ranks.precision`.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -126,18 +126,6 @@ def build(workload: Workload, given: Conditions, change: Change = UNCHANGED) -> 
 def autocast(given: Conditions) -> AbstractContextManager[None]:
     """Return the context of forward passes."""
     return torch.autocast(given.device.type, HALF.get(given.precision), enabled=given.precision in HALF)
-
-
-@contextlib.contextmanager
-def computing_in(precision: str) -> Iterator[None]:
-    """Set for the whole process what the project sets in a precision: TF32 in convolutions, deterministic kernels."""
-    flags = torch.backends.cudnn
-    before = flags.allow_tf32, flags.deterministic, flags.benchmark
-    flags.allow_tf32, flags.deterministic, flags.benchmark = precision == "tf32", True, False
-    try:
-        yield
-    finally:
-        flags.allow_tf32, flags.deterministic, flags.benchmark = before
 
 
 def noise(size: tuple[int, int], classes: int, given: Conditions, seed: int) -> Batch:

@@ -7,9 +7,10 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.own_step import Conditions, OwnStep, build, computing_in, weights_of
+from benchmarks.gpu.own_step import Conditions, OwnStep, build, weights_of
 from benchmarks.gpu.sizes import Row, Rows, Sizes
 from benchmarks.step_counts import Workload
+from esl_dist.ranks.precision import convolutions
 
 OVERFLOWING_SCALE = 2.0**30
 """Of losses in float16, whose largest number is 2¹⁶: gradients that cross a convolution are infinite."""
@@ -38,7 +39,7 @@ def against_float64(workload: Workload, device: torch.device) -> Rows:
 
 def _gradients(workload: Workload, given: Conditions) -> dict[str, Tensor]:
     """Return the gradients of a first step by network, flat, and the losses, in float64 on the CPU."""
-    with computing_in(given.precision):
+    with convolutions(given.precision):
         step = build(workload, given)
         step.updating.begin_step()
         losses = step.losses()
@@ -70,7 +71,7 @@ def overflow(workload: Workload, device: torch.device) -> Iterator[Row]:
         return
     step = build(workload, Conditions(device, "fp16", scale=OVERFLOWING_SCALE))
     before, skipped = weights_of(step.networks), 0
-    with computing_in("fp16"):
+    with convolutions("fp16"):
         while not step():
             skipped += 1
             unchanged = all(torch.equal(tensor, before[name]) for name, tensor in weights_of(step.networks).items())
@@ -88,7 +89,7 @@ def overflow(workload: Workload, device: torch.device) -> Iterator[Row]:
 
 def ten_steps(workload: Workload, given: Conditions) -> Row:
     """Return whether ten steps leave the bits of five, a stop and five more from what a checkpoint holds."""
-    with computing_in(given.precision):
+    with convolutions(given.precision):
         whole = _after(build(workload, given), 10)
         first = build(workload, given)
         _after(first, 5)

@@ -10,18 +10,16 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-import torch.distributed as dist
 
 from esl_dist.adaptation.methods.advent import AdvEnt
 from esl_dist.adaptation.passes import Step
 from esl_dist.errors import UserError
-from esl_dist.ranks import session
+from esl_dist.ranks import gpus
 
 FAULTY_STEP, FAULTY_RANK = 3, "1"
 TOO_MANY = 2**50
@@ -29,23 +27,15 @@ TOO_MANY = 2**50
 
 backend, fault = sys.argv[1:3]
 sys.argv = sys.argv[3:]
-plain_init, plain_passes = dist.init_process_group, AdvEnt.passes
+plain_passes = AdvEnt.passes
 steps = 0
 
 
-def share(*_: object) -> None:
+def share(*_: object) -> torch.device:
     """Take the first GPU."""
     os.environ["LOCAL_RANK"] = "0"
     torch.cuda.set_device(0)
-
-
-def init_process_group(asked: str, **rest: Any) -> None:
-    """Join the group over the chosen backend."""
-    if asked == "nccl" and backend == "gloo":
-        # A device would bind the group to NCCL.
-        rest.pop("device_id", None)
-        asked = backend
-    plain_init(asked, **rest)
+    return torch.device("cuda", 0)
 
 
 def faulty_passes(method: AdvEnt, step: Step) -> None:
@@ -70,8 +60,12 @@ def befall(device: torch.device) -> None:
 
 
 if torch.cuda.is_available():
-    session._choose_gpu = share  # type: ignore[assignment]
-    dist.init_process_group = init_process_group  # type: ignore[assignment]
+    share()
+    if backend == "gloo":
+        # Without this word the ranks exchange tensors over gloo, and compute on the GPU all the same.
+        gpus.are_used = lambda *_: False
+    else:
+        gpus.choose_gpu = share  # type: ignore[assignment]
 if fault != "none" and os.environ.get("RANK") == FAULTY_RANK:
     AdvEnt.passes = faulty_passes  # type: ignore[assignment, method-assign]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -18,7 +18,6 @@ from benchmarks.gpu.own_step import (
     Change,
     Conditions,
     build,
-    computing_in,
     pictures_of,
     weights_of,
 )
@@ -28,6 +27,7 @@ from benchmarks.gpu.timing import Cost, cost_of
 from benchmarks.step_counts import Workload, count_step
 from esl_dist.adaptation.passes import MicroBatch
 from esl_dist.errors import UserError
+from esl_dist.ranks.precision import convolutions
 
 PLAIN_FLAGS: dict[str, dict[str, bool]] = {
     "plain, torch's defaults": {},
@@ -107,7 +107,7 @@ class _Rows:
         """Time ours in a precision, with a change."""
 
         def cost() -> Cost:
-            with computing_in(precision), change.around():
+            with convolutions(precision), change.around():
                 step = build(self._sizes.workload, Conditions(self._device, precision, self._pictures), change)
                 return cost_of(step, self._device, self._sizes)
 
@@ -117,7 +117,7 @@ class _Rows:
         """Time the whole step as one CUDA graph, if it can be captured."""
 
         def cost() -> Cost:
-            with computing_in("bf16"):
+            with convolutions("bf16"):
                 step = build(self._sizes.workload, Conditions(self._device, "bf16", self._pictures), _CAPTURABLE)
                 aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
                 with torch.cuda.stream(aside):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.drawn import drawn_shards
-from benchmarks.gpu.own_step import Conditions, build, computing_in
+from benchmarks.gpu.own_step import Conditions, build
 from benchmarks.gpu.sizes import DrawnSet, Row, Rows, Size, Sizes
 from benchmarks.gpu.timing import cost_of
 from benchmarks.programs import PROJECT, run
@@ -19,6 +19,7 @@ from esl_dist.data.loading import LabelSource, Samples, batches
 from esl_dist.data.sampling import endless_order, rank_batches
 from esl_dist.data.shards import choose_classes, open_shards
 from esl_dist.data.workers import Workers
+from esl_dist.ranks.precision import convolutions
 
 CLASS_SET, PRECISION = "cityscapes19", "bf16"
 FIRST_BATCHES, TIMED_BATCHES = 8, 40
@@ -84,7 +85,7 @@ def end_to_end(folder: Path, shards: Mapping[str, Path], pictures: int, sizes: S
     what = f"launch/train.py, batch {pictures}, {PRECISION}"
     if (seconds := (long - short) / (many - few)) <= 0:
         return {"what": what, "words": f"too few steps: {many} took no longer than {few}"}
-    with computing_in(PRECISION):
+    with convolutions(PRECISION):
         alone = cost_of(
             build(_of_drawn(workload, sizes), Conditions(device, PRECISION, pictures)), device, sizes
         ).seconds

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.own_step import Conditions, OwnStep, build, computing_in
+from benchmarks.gpu.own_step import Conditions, OwnStep, build
 from benchmarks.gpu.sizes import Row, Rows, Sizes
+from esl_dist.ranks.precision import convolutions
 
 PRECISION, PROFILED, SHOWN = "bf16", 3, 15
 """Steps that are profiled, and kernels that are shown."""
@@ -18,7 +19,7 @@ PRECISION, PROFILED, SHOWN = "bf16", 3, 15
 
 def measure(sizes: Sizes, device: torch.device) -> Rows:
     """Yield the waits of a step by the line that caused them, and the kernels by their time."""
-    with computing_in(PRECISION):
+    with convolutions(PRECISION):
         step = build(sizes.workload, Conditions(device, PRECISION))
         for _ in range(sizes.warm_up):
             step()

@@ -27,7 +27,7 @@ LIMITS = {
     "reference": 90,
     "precisions": 45,
     "waits": 45,
-    "step": 190,
+    "step": 230,
     "ranks": 110,
     "jobs": 110,
     "training": 90,

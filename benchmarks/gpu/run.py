@@ -28,7 +28,7 @@ LIMITS = {
     "precisions": 45,
     "waits": 45,
     "step": 230,
-    "ranks": 110,
+    "ranks": 130,
     "jobs": 110,
     "training": 90,
 }

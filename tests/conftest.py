@@ -1,4 +1,7 @@
-"""Tests compute on the processor, where the same bits are promised; one that needs a GPU asks for it."""
+"""Tests compute on the processor, where the same bits are promised; one that needs a GPU asks for it.
+
+With ESL_TEST_DEVICE=cuda, those of tests/reference compute on the GPU.
+"""
 
 import os
 from pathlib import Path
@@ -9,7 +12,8 @@ from tests.on_ranks import close_shared_server
 from tests.programs import small_town
 
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if os.environ.get("ESL_TEST_DEVICE", "cpu") == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture

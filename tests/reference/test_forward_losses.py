@@ -10,7 +10,7 @@ from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import network_input
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
-from tests.reference.arrays import arrays, filled, needs_reference, relative_difference
+from tests.reference.arrays import arrays, filled, needs_reference, on_device, relative_difference
 
 pytestmark = [pytest.mark.reference, needs_reference]
 
@@ -30,26 +30,26 @@ def test_the_network_has_the_published_names(run: str, auxiliary_head: bool) -> 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_the_network_gives_the_published_logits(mode: str) -> None:
     expected = arrays("forward")
-    images = network_input(torch.from_numpy(expected["images"].transpose(0, 2, 3, 1))).double()
+    images = network_input(on_device(expected["images"].transpose(0, 2, 3, 1))).double()
     network = filled(DeepLab("resnet101", CLASSES, True, False)).train(mode == "train")
     with torch.no_grad():
         logits = network(images)
-    assert relative_difference(logits["main"].numpy(), expected[f"{mode}_main"]) < TOLERANCE
-    assert relative_difference(logits["auxiliary"].numpy(), expected[f"{mode}_aux"]) < TOLERANCE
+    assert relative_difference(logits["main"], expected[f"{mode}_main"]) < TOLERANCE
+    assert relative_difference(logits["auxiliary"], expected[f"{mode}_aux"]) < TOLERANCE
 
 
 def test_the_discriminator_gives_the_published_output() -> None:
     expected = arrays("forward")
     discriminator = filled(build_discriminator(CLASSES))
     with torch.no_grad():
-        output = discriminator(torch.from_numpy(expected["discriminator_input"]).double())
-    assert relative_difference(output.numpy(), expected["discriminator_output"]) < TOLERANCE
+        output = discriminator(on_device(expected["discriminator_input"]).double())
+    assert relative_difference(output, expected["discriminator_output"]) < TOLERANCE
 
 
 def test_the_losses_are_the_published_ones() -> None:
     expected = arrays("losses")
-    logits = torch.from_numpy(expected["logits"]).double()
-    labels = torch.from_numpy(expected["labels"])
+    logits = on_device(expected["logits"]).double()
+    labels = on_device(expected["labels"])
     # The published loss counts labels below 200; here every other label has become the one that is not counted.
     valid = labels < 200
     known = torch.where(valid, labels, IGNORE_INDEX)
@@ -60,14 +60,14 @@ def test_the_losses_are_the_published_ones() -> None:
         "entropy_loss": entropy_loss(log_probabilities, images),
     }
     for name, values in actual.items():
-        assert relative_difference(values.numpy(), expected[name]) < TOLERANCE, name
+        assert relative_difference(values, expected[name]) < TOLERANCE, name
 
 
 def test_the_domain_loss_is_the_published_one() -> None:
     expected = arrays("losses")
-    logits = torch.from_numpy(expected["logits"][:, :1])
+    logits = on_device(expected["logits"][:, :1])
     for name, domain in (("bce_source", SOURCE), ("bce_target", TARGET)):
         # These two were computed in float32: their mean is a sum of rounded values.
         accuracy = 4 * np.finfo(np.float32).eps if expected[name].dtype == np.float32 else TOLERANCE
         loss = domain_loss(logits.double(), domain, len(logits))
-        assert relative_difference(loss.numpy(), expected[name].reshape(())) < accuracy, name
+        assert relative_difference(loss, expected[name].reshape(())) < accuracy, name

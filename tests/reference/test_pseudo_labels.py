@@ -7,7 +7,7 @@ import torch
 from esl_dist.adaptation.entropy import count_levels, empty_histograms
 from esl_dist.adaptation.pseudo_labels import TRUST, keep_trusted, label_and_score, thresholds
 from esl_dist.models.resizing import upsample
-from tests.reference.arrays import arrays, needs_reference
+from tests.reference.arrays import DEVICE, arrays, needs_reference, on_device
 
 pytestmark = [pytest.mark.reference, needs_reference]
 
@@ -20,20 +20,20 @@ def test_thresholds_and_pseudo_labels_are_the_published_ones() -> None:
     expected = arrays("pseudo_labels")
     size = tuple(int(side) for side in expected["output_size"])
     trust = TRUST["entropy"]
-    histograms = empty_histograms(CLASSES, torch.device("cpu"))
+    histograms = empty_histograms(CLASSES, torch.device(DEVICE))
     pictures = []
-    for logits in torch.from_numpy(expected["logits"]):
+    for logits in on_device(expected["logits"]):
         labels, levels = label_and_score(logits[None], (size[0], size[1]), trust)
         count_levels(histograms, labels, levels)
         pictures.append((labels, levels))
-    limits = thresholds(histograms, trust, FLOOR)
+    limits = thresholds(histograms.cpu(), trust, FLOOR)
     scores = np.array([limit.score for limit in limits])
     # A median of 0 stands for a class that is never predicted.
     assert np.abs(scores - expected["threshold"]).max() <= LEVEL
     assert np.abs(scores - np.maximum(expected["median_entropy"], FLOOR)).max() <= LEVEL
 
-    kept = torch.cat([keep_trusted(labels, levels, limits, trust) for labels, levels in pictures]).numpy()
-    labels = torch.cat([labels for labels, _ in pictures]).numpy()
+    kept = torch.cat([keep_trusted(labels, levels, limits, trust) for labels, levels in pictures]).cpu().numpy()
+    labels = torch.cat([labels for labels, _ in pictures]).cpu().numpy()
     probabilities = upsample(torch.softmax(torch.from_numpy(expected["logits"]).double(), 1), size)
     entropy = torch.special.entr(probabilities).sum(1).numpy() / np.log(CLASSES)
     clear = np.abs(entropy - expected["threshold"][labels]) > LEVEL

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-import torch
 
 from esl_dist.inference.confusion import confusion_matrix
 from esl_dist.reporting.scores import intersection_over_union, mean_iou, scores_of
-from tests.reference.arrays import arrays, needs_reference
+from tests.reference.arrays import arrays, needs_reference, on_device
 
 pytestmark = [pytest.mark.reference, needs_reference]
 
@@ -14,10 +13,11 @@ pytestmark = [pytest.mark.reference, needs_reference]
 def test_confusion_and_iou_are_the_published_ones() -> None:
     expected = arrays("evaluation")
     classes = len(expected["iou"])
-    labels, predictions = torch.from_numpy(expected["labels"]), torch.from_numpy(expected["predictions"])
+    labels, predictions = on_device(expected["labels"]), on_device(expected["predictions"])
     confusion = sum(
         confusion_matrix(label, prediction, classes) for label, prediction in zip(labels, predictions, strict=True)
-    ).numpy()
+    )
+    confusion = confusion.cpu().numpy()
     assert np.array_equal(confusion, expected["confusion"])
     iou = intersection_over_union(confusion)
     np.testing.assert_allclose(iou, expected["iou"], rtol=0, atol=1e-12)

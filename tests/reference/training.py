@@ -22,7 +22,7 @@ from esl_dist.ranks.collectives import rank, sum_over_ranks, world_size
 from esl_dist.training.agreement import local_valid_pixels
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.step import add_gradients
-from tests.reference.arrays import arrays, filled
+from tests.reference.arrays import arrays, filled, on_device
 
 CLASSES = 19
 PLAIN = Precision(contextlib.nullcontext, lambda loss, network: loss.backward())
@@ -101,7 +101,7 @@ def train(name: str) -> Outcome:
     return Outcome(
         losses,
         {tensor: float(state[tensor].norm()) for tensor in expected.norms},
-        {tensor: whole[tensor].numpy() for tensor in expected.tensors},
+        {tensor: whole[tensor].cpu().numpy() for tensor in expected.tensors},
     )
 
 
@@ -130,7 +130,7 @@ def _train(networks: Networks, name: str, steps: int) -> dict[str, NDArray[np.fl
         history.append(add_gradients(networks, method, weights, passes, normaliser, PLAIN))
         updating.update(name)
     return {
-        _name_in_file(loss): sum_over_ranks(torch.stack([losses[loss] for losses in history])).numpy()
+        _name_in_file(loss): sum_over_ranks(torch.stack([losses[loss] for losses in history])).cpu().numpy()
         for loss in history[0]
     }
 
@@ -170,8 +170,8 @@ def _own_pass(batches: dict[str, NDArray], step: int, images: int, pseudo_labels
 def _batch(images: NDArray[np.uint8], labels: NDArray[np.uint8] | None) -> Batch:
     counts = np.zeros(len(images), np.int64) if labels is None else (labels != IGNORE_INDEX).sum((1, 2))
     return Batch(
-        images=network_input(torch.from_numpy(images.transpose(0, 2, 3, 1))).double(),
-        labels=None if labels is None else torch.from_numpy(labels),
+        images=network_input(on_device(images.transpose(0, 2, 3, 1))).double(),
+        labels=None if labels is None else on_device(labels),
         valid_pixels=torch.from_numpy(counts),
         positions=torch.arange(len(images)),
     )

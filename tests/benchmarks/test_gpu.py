@@ -1,0 +1,144 @@
+"""The benchmark for a machine with a GPU, at tiny sizes on a CPU: every stage runs, a bad one costs itself alone."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import candidates, machine, precisions, run, step, waits
+from benchmarks.gpu.own_step import Conditions, OwnStep, build
+from benchmarks.gpu.plain_step import PlainStep
+from benchmarks.gpu.report import markdown
+from benchmarks.gpu.run import LIMITS, Place, run_stage
+from benchmarks.gpu.sizes import TINY, Row
+from tests.on_ranks import PROJECT, has_ended
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.grid
+def test_every_stage_comes_to_its_end_at_tiny_sizes(tmp_path: Path) -> None:
+    command = [sys.executable, str(PROJECT / "benchmarks/gpu/run.py"), "--tiny", "--output", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    logs = "\n".join(file.read_text()[-2000:] for file in tmp_path.glob("*.log"))
+    assert [(one["stage"], one["ended"]) for one in results] == [(name, "done") for name in LIMITS], logs
+    assert all(one["rows"] for one in results)
+    assert done.returncode == 0
+    assert (tmp_path / "table.md").read_text() == markdown(results)
+    faults = [row for row in results[list(LIMITS).index("ranks")]["rows"] if "exit codes" in row]
+    assert [row["exit codes"] for row in faults] == ["[3, -9]", "[3, 2]", "[3, 2]"]
+
+
+def test_ours_and_the_plain_published_step_are_one_step() -> None:
+    assert 0 <= float(step.equality(TINY.small, CPU)["largest relative difference"]) < 1e-12
+
+
+def test_another_step_is_not_taken_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu.plain_step.AUXILIARY_WEIGHT", 0.2)
+    with pytest.raises(AssertionError, match="not the same step"):
+        step.equality(TINY.small, CPU)
+
+
+def rows_of(stage: Any) -> list[Row]:
+    return list(stage.measure(TINY, CPU))
+
+
+def test_each_step_is_timed_and_each_change_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags, changed = torch.backends.cudnn, ("cudnn.benchmark", "cudnn not deterministic", "upsampling by products")
+    monkeypatch.setattr(step, "CANDIDATES", {name: candidates.CANDIDATES[name] for name in changed})
+    before = flags.benchmark, flags.deterministic, flags.allow_tf32, candidates.passes.upsample
+    rows = rows_of(step)
+    assert (flags.benchmark, flags.deterministic, flags.allow_tf32, candidates.passes.upsample) == before
+    expected = [*step.PLAIN_FLAGS, *(f"ours, {one}" for one in step.PRECISIONS)]
+    expected += [f"ours, bf16, {one}" for one in changed]
+    timed = [row["what"] for row in rows if "ms" in row]
+    assert timed == [f"batch {TINY.pictures[0]}: {name}" for name in expected]
+
+
+@pytest.mark.parametrize("name", sorted(candidates.CANDIDATES))
+def test_a_change_leaves_the_gradients_as_they_are(name: str) -> None:
+    change = candidates.CANDIDATES[name]
+    given = Conditions(CPU, dtype=torch.float64)
+    plain = gradients(build(TINY.small, given))
+    with change.around():
+        changed = gradients(build(TINY.small, given, change))
+    # Discriminators in bfloat16, or in float32, are the one change of what is computed.
+    bound = 1e-1 if name.startswith("discriminators") else 1e-10
+    assert float((changed - plain).norm() / plain.norm()) < bound
+
+
+def gradients(own: OwnStep) -> torch.Tensor:
+    own.updating.begin_step()
+    own.losses()
+    found = [one.grad for one in own.networks.parameters() if one.grad is not None]
+    assert len(found) > 20
+    return torch.cat([one.flatten() for one in found])
+
+
+def test_the_machine_its_precisions_and_its_kernels_are_told() -> None:
+    versions, packages, *ceilings = rows_of(machine)
+    assert {"card", "driver", "commit", "date"} <= versions.keys()
+    assert packages["torch"] == torch.__version__.partition("+")[0]
+    assert len(ceilings) == 4
+    told = {str(row["what"]): row for row in rows_of(precisions)}
+    assert 0 < float(told["a step, cpu fp32 against cpu fp64"]["gradients of segmentation"]) < 1e-3
+    assert {row["the same bits"] for name, row in told.items() if name.startswith("ten steps")} == {"yes"}
+    assert any("convolution" in str(row["what"]) for row in rows_of(waits))
+
+
+FOUND = """
+import json, os, subprocess, time
+child = subprocess.Popen(["sleep", "600"])
+print(json.dumps({"what": "begun", "child": child.pid}), flush=True)
+"""
+GOES_WRONG = {
+    "hangs": ("print('{\"what\": \"hal', end='', flush=True)\ntime.sleep(600)", "stopped after its 3 s"),
+    "crashes": ("os.abort()", "exit code -6"),
+    "fails": ("raise ImportError('no module')", "exit code 1"),
+}
+
+
+@pytest.mark.parametrize("how", sorted(GOES_WRONG))
+def test_a_stage_that_goes_wrong_leaves_what_it_had_found(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong, end = GOES_WRONG[how]
+    folder = tmp_path / "benchmarks/gpu"
+    folder.mkdir(parents=True)
+    (folder / "stage.py").write_text(FOUND + wrong)
+    monkeypatch.setattr(run, "PROJECT", tmp_path)
+    result = run_stage("step", 3, Place(tmp_path, "tiny"))
+    assert result["ended"] == end
+    (row,) = result["rows"]
+    assert row["what"] == "begun"
+    deadline = time.monotonic() + 30
+    while not has_ended(row["child"]):
+        assert time.monotonic() < deadline, "what a stage has started outlives it"
+        time.sleep(0.01)
+    table = markdown([result])
+    assert f"Not whole: {end}" in table
+    assert "| begun | " in table
+    assert ("no module" in result["words"]) == (how == "fails")
+
+
+def test_a_full_run_without_a_gpu_is_refused() -> None:
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        pytest.skip("there is a GPU")
+    command = [sys.executable, str(PROJECT / "benchmarks/gpu/run.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no NVIDIA GPU" in done.stderr
+
+
+def test_the_plain_step_learns() -> None:
+    plain = PlainStep(TINY.small)
+    before = [one.detach().clone() for one in plain.networks().parameters() if one.requires_grad]
+    step._take(plain, step.pictures_of(TINY.small, Conditions(CPU)))
+    after = [one for one in plain.networks().parameters() if one.requires_grad]
+    assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))

@@ -1,0 +1,135 @@
+"""A step leaves the host ahead of the device: nothing in it, nor in the loop around it, reads a value back."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from esl_dist import config as settings
+from esl_dist.adaptation import passes
+from esl_dist.adaptation.methods import METHODS
+from esl_dist.adaptation.passes import Precision
+from esl_dist.ranks.session import Ranks
+from esl_dist.training import loop
+from esl_dist.training.optimisation import Updating
+from esl_dist.training.setup import Training
+from esl_dist.training.step import add_gradients
+from esl_dist.training.stop_request import StopRequest
+from tests.adaptation.steps import build, domain_batch, micro_batch, normaliser
+from tests.training.small_runs import configuration
+from tests.training.waits import Device, NoteWaits
+
+
+def waits_of_a_step(method: str, half: bool, pseudo_labels: bool = False) -> list[str]:
+    """Take two steps, and return where the second waited: passes of all kinds, and the update."""
+    networks = build(method).float()
+    source, target = domain_batch(1, True), domain_batch(2, pseudo_labels)
+    for batch in (source, target):
+        batch["images"] = batch["images"].float()
+    own = micro_batch(source, target if pseudo_labels or METHODS[method].needs_target else None)
+    device = Device()
+    device.add(networks.state_dict().values())
+    device.add(one for batch in (source, target) for one in (batch["images"], batch["labels"]) if one is not None)
+    updating = Updating(networks, METHODS[method].optimizers(networks, settings.Optimizer()), None)
+    precision = Precision(lambda: torch.autocast("cpu", torch.bfloat16, enabled=half), updating.backward)
+    counted = normaliser(own)
+    # It lies on the host; but a number taken from it would stay in a captured step for ever.
+    device.add([counted.valid_pixels])
+    for _ in range(2):
+        device.waits.clear()
+        with NoteWaits(device):
+            updating.begin_step()
+            add_gradients(networks, METHODS[method], settings.Method(name=method), [own], counted, precision)
+            assert updating.update("a step")
+    return device.waits
+
+
+@pytest.mark.parametrize("pseudo_labels", [False, True], ids=["without", "with pseudo-labels"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_a_step_reads_nothing_back_from_the_device(method: str, half: bool, pseudo_labels: bool) -> None:
+    assert waits_of_a_step(method, half, pseudo_labels) == []
+
+
+def of_labelled(scores: Tensor) -> Tensor:
+    return scores[scores > 0].sum()
+
+
+READERS: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda scores: float(scores.sum()),
+    "a condition": lambda scores: bool((scores > 0).any()),
+    "nonzero": lambda scores: (scores > 0).nonzero(),
+    "a boolean index": of_labelled,
+    "masked_select": lambda scores: scores.masked_select(scores > 0),
+    "unique": lambda scores: scores.unique(),
+    "a copy to the host": lambda scores: scores.sum().cpu(),
+    "a list": lambda scores: scores.sum((1, 2, 3)).tolist(),
+    "equal": lambda scores: torch.equal(scores, scores + 1),
+}
+
+
+@pytest.mark.parametrize("reader", sorted(READERS))
+def test_whatever_waits_is_found(monkeypatch: pytest.MonkeyPatch, reader: str) -> None:
+    plain = passes.cross_entropy
+
+    def reading(scores: Tensor, *others: Any) -> Tensor:
+        READERS[reader](scores.detach())
+        return plain(scores, *others)
+
+    monkeypatch.setattr(passes, "cross_entropy", reading)
+    assert len(waits_of_a_step("source_only", half=False)) >= 1
+
+
+class _Record:
+    """Stands for run.json: hears of each finished step, and then looks where the host has waited since the last."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.waits_by_step: dict[int, list[str]] = {}
+
+    @property
+    def step(self) -> int:
+        return max(self.waits_by_step, default=0)
+
+    @step.setter
+    def step(self, done: int) -> None:
+        self.waits_by_step[done] = list(self.device.waits)
+        self.device.waits.clear()
+
+    def begin(self, *_: object) -> None:
+        pass
+
+
+def test_between_two_entries_of_the_log_the_loop_reads_nothing_back(
+    town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, set_up = Device(), loop.set_up
+
+    def noted(*arguments: Any) -> Training:
+        training = set_up(*arguments)
+        for network in training.state.networks.values():
+            device.add(network.state_dict().values())
+        return training
+
+    monkeypatch.setattr(loop, "set_up", noted)
+    places = {"source": {"path": f"{town}/source_train"}, "target": {"path": f"{town}/target_train"}}
+    config = configuration(
+        **places,
+        experiments=str(tmp_path),
+        batch_size=2,
+        steps=6,
+        log_every=6,
+        pictures_every=0,
+        loader={"workers": 0, "shuffle_window": 8},
+    )
+    record = _Record(device)
+    ranks = Ranks(torch.device("cpu"), "no", contextlib.nullcontext, None, None)
+    with NoteWaits(device):
+        loop.train(config, ranks, StopRequest(), record)
+    # After the first step the checkpoint's copy is made; the last is logged and saved.
+    assert [record.waits_by_step[step] for step in (3, 4, 5)] == [[], [], []]
+    assert device.waits, "the last entry of the log has to be read"

@@ -27,8 +27,8 @@ LIMITS = {
     "reference": 90,
     "precisions": 45,
     "waits": 45,
-    "step": 190,
-    "ranks": 110,
+    "step": 230,
+    "ranks": 130,
     "jobs": 110,
     "training": 90,
 }

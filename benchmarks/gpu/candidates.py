@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks.gpu.own_step import Change
 from esl_dist.adaptation import passes
 from esl_dist.adaptation.methods.advent import DISCRIMINATORS
-from esl_dist.adaptation.passes import SEGMENTATION
-from esl_dist.models.deeplab import ResidualBlock
+from esl_dist.models.deeplab import checkpoint_blocks
+from esl_dist.training.compilation import compile_networks
 
 
 @contextlib.contextmanager
@@ -92,18 +91,9 @@ def _interpolation(short: int, long: int, device: torch.device, dtype: torch.dty
     return matrix[0, 0].to(device, dtype)
 
 
-def checkpointed(block: ResidualBlock, input: Tensor) -> Tensor:
-    """Compute a block anew in the backward pass; its batch norms take note twice, which changes no gradient."""
-    output: Tensor = checkpoint(_PLAIN_BLOCK, block, input, use_reentrant=False)
-    return output
-
-
-_PLAIN_BLOCK = ResidualBlock.forward
-
-
-def compile_segmentation(networks: nn.ModuleDict) -> None:
-    """Let torch compile the segmentation network, for each domain and shape."""
-    networks[SEGMENTATION].compile(dynamic=False)
+def compile_all(networks: nn.ModuleDict) -> None:
+    """Have passes compiled, as the setting `compile` does."""
+    compile_networks(networks, next(networks.parameters()).device)
 
 
 def _flag(name: str, value: bool) -> Callable[[], Any]:
@@ -121,8 +111,8 @@ CANDIDATES = {
     "discriminators in fp32": discriminators_in(half=False),
     "upsampling by F.interpolate": Change(around=lambda: patched(passes, "upsample", upsampled_by_torch)),
     "upsampling by products": Change(around=lambda: patched(passes, "upsample", upsampled_by_products)),
-    "blocks computed anew": Change(around=lambda: patched(ResidualBlock, "forward", checkpointed)),
+    "blocks computed anew": Change(networks=checkpoint_blocks),
 }
 """By name; compiling is apart, for it takes a minute."""
 
-COMPILED = Change(networks=compile_segmentation)
+COMPILED = Change(networks=compile_all)

@@ -20,6 +20,7 @@ from esl_dist.adaptation.optimisers import set_rates
 from esl_dist.adaptation.passes import Losses, MicroBatch, Normaliser, Precision
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch, HostBatch, on_device
+from esl_dist.models import memory_format
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
 from esl_dist.training.agreement import local_valid_pixels
@@ -104,7 +105,7 @@ def build(workload: Workload, given: Conditions, change: Change = UNCHANGED) -> 
     initialise(network)
     options = settings.Method(discriminator_channels=workload.channels)
     networks = build_networks(METHODS["advent"], network, workload.classes, options)
-    networks = networks.to(given.device, given.dtype).train()
+    networks = memory_format.on_device(networks.to(given.dtype), given.device).train()
     change.networks(networks)
     optimizers = METHODS["advent"].optimizers(networks, settings.Optimizer())
     set_rates(optimizers, 0, settings.Optimizer())

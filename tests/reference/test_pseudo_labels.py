@@ -20,7 +20,7 @@ def test_thresholds_and_pseudo_labels_are_the_published_ones() -> None:
     expected = arrays("pseudo_labels")
     size = tuple(int(side) for side in expected["output_size"])
     trust = TRUST["entropy"]
-    histograms = empty_histograms(CLASSES, torch.device(DEVICE))
+    histograms = empty_histograms(CLASSES, DEVICE)
     pictures = []
     for logits in on_device(expected["logits"]):
         labels, levels = label_and_score(logits[None], (size[0], size[1]), trust)

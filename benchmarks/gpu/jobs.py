@@ -61,7 +61,7 @@ def network_alone(weights: Path, shards: Path, size: Size, sizes: Sizes, device:
     predictor = open_inputs(config.target, config, device).load(weights)
     images = noise(size, CLASSES, Conditions(device), seed=1)["images"]
     with torch.inference_mode():
-        return cost_of(lambda: predictor.logits(images, "a drawn picture"), device, sizes).seconds
+        return cost_of(lambda: predictor.logits(images), device, sizes).seconds
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def predictor() -> Predictor:
 @pytest.mark.parametrize("score", sorted(TRUST))
 def test_a_pseudo_label_is_computed_on_the_device_of_the_network(score: str) -> None:
     limits = [Threshold(0.5, 32768)] * CLASSES
-    logits = predictor().logits(fake_batch(False, images=1)["images"], "a picture")
+    logits = predictor().logits(fake_batch(False, images=1)["images"])
     labels, levels = label_and_score(logits, (HEIGHT, WIDTH), TRUST[score])
     kept = keep_trusted(labels, levels, limits, TRUST[score])
     assert {one.device for one in (logits, labels, levels, kept)} == {GPU}
@@ -128,9 +128,12 @@ def test_a_pseudo_label_is_computed_on_the_device_of_the_network(score: str) -> 
 
 def test_a_score_is_computed_on_the_device_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predicting, "read_batches", lambda *_: iter([fake_batch(True, images=1)]))
-    ensemble = [predictor(), predictor()]
-    found = list(predicting.predictions(ensemble, _Pictures(), None))
-    assert [(prediction.device, label.device) for _, prediction, label in found] == [(GPU, GPU)]
+    # What is copied from there has to be on a real device.
+    computed: list[tuple[torch.device, tuple[torch.Tensor, ...]]] = []
+    monkeypatch.setattr(predicting, "on_host", lambda compute, device: computed.append((device, compute())))
+    list(predicting.predictions([predictor(), predictor()], _Pictures(), None))
+    ((device, results),) = computed
+    assert {device, *(one.device for one in results)} == {GPU}
 
 
 class _Pictures:

@@ -10,6 +10,7 @@ import argparse
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from pathlib import Path
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.measure import Row
+from benchmarks.measure import Row, UnequalError
 from esl_dist.files import write_json
 from esl_dist.reporting.accounts import duration
 
@@ -68,6 +69,8 @@ def measured(parts: Sequence[str], quick: bool) -> tuple[list[Row], dict[str, st
                 rows += process.submit(rows_of, part, quick).result()
             except Exception as error:
                 failures[part] = f"{type(error).__name__}: {error}"
+                if not isinstance(error, UnequalError):
+                    traceback.print_exception(error)
     return rows, failures
 
 

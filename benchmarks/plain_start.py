@@ -39,7 +39,7 @@ def main(weights: str, picture: str, label: str, result: str) -> None:
     main_loss, auxiliary_loss = (
         F.cross_entropy(logits[level], labels, ignore_index=IGNORED) for level in ("main", "auxiliary")
     )
-    (main_loss + AUXILIARY_WEIGHT * auxiliary_loss).backward()
+    (main_loss + AUXILIARY_WEIGHT * auxiliary_loss).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     print(f"step 1, loss {main_loss.item()}", flush=True)
     torch.save(network.state_dict(), result)

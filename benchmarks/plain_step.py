@@ -10,6 +10,7 @@ nothing of the project, so that a start of it is a plain one.
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,13 +98,15 @@ class PlainDeepLab(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1, ceil_mode=True)
         inputs = channels
+        stages = []
         for stage, (number, stride, dilation) in enumerate(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
             layers = []
             for block in range(number):
                 width = channels * 2**stage
                 layers.append(Block(inputs, width, bottleneck, stride if block == 0 else 1, dilation))
                 inputs = 4 * width if bottleneck else width
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
+            stages.append(nn.Sequential(*layers))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.layer5, self.layer6 = Classifier(inputs // 2, classes), Classifier(inputs, classes)
 
     def forward(self, x: Tensor) -> Logits:
@@ -123,9 +126,8 @@ def sgd(network: PlainDeepLab, rate: float) -> torch.optim.Optimizer:
     heads = [*network.layer5.parameters(), *network.layer6.parameters()]
     others = {id(parameter) for parameter in heads}
     rest = [one for one in network.parameters() if one.requires_grad and id(one) not in others]
-    return torch.optim.SGD(
-        [{"params": rest}, {"params": heads, "lr": 10 * rate}], lr=rate, momentum=0.9, weight_decay=5e-4
-    )
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": heads, "lr": 10 * rate}]
+    return torch.optim.SGD(groups, lr=rate, momentum=0.9, weight_decay=5e-4)
 
 
 def discriminator(classes: int, channels: int) -> nn.Sequential:

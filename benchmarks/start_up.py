@@ -103,8 +103,11 @@ class Starts:
     def plainly(self) -> tuple[float, Path]:
         """Start the plain script; returns the seconds to its step, and its weights."""
         result = self.folder / f"plain_{next(self.numbers)}.pth"
-        words = [PLAIN, *(str(self.folder / name) for name in ("weights.pth", "image.png", "label.png")), str(result)]
-        return timed_start(words, "step 1")[0], result
+        return timed_start([PLAIN, *self.plain_words(result)], "step 1")[0], result
+
+    def plain_words(self, result: Path) -> list[str]:
+        """Return the command line of the plain script, which leaves its weights in `result`."""
+        return [*(str(self.folder / name) for name in ("weights.pth", "image.png", "label.png")), str(result)]
 
     def _another(self) -> Path:
         return self.folder / f"experiments_{next(self.numbers)}"
@@ -231,9 +234,9 @@ def main(runs: int) -> None:
         for title, times in took.items():
             said, ended = (median(column) for column in zip(*times, strict=True))
             print(f"{title:32} first line {said:5.2f} s, end {ended:5.2f} s")
-        words = [sys.executable, "-X", "importtime", *starts.words(1, folder / "imports")]
-        ended = subprocess.run(words, check=True, capture_output=True, text=True)
-        print(imports_table(import_seconds(ended.stderr)))
+        program = [sys.executable, "-X", "importtime", *starts.words(1, folder / "imports")]
+        told = subprocess.run(program, check=True, capture_output=True, text=True).stderr
+        print(imports_table(import_seconds(told)))
 
 
 def import_seconds(told: str) -> dict[str, float]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import bench, losses, packing, plain_step, start_up, two_ranks, whole_step
+from benchmarks import bench, losses, packing, plain_start, plain_step, start_up, two_ranks, whole_step
 from benchmarks.measure import Row, UnequalError, require_close
-from tests.on_ranks import run_on_ranks
+from tests.on_ranks import run_on_ranks, shared_server
 
 FAST, SLOW = Row("fast", 1.0, 3.0, "s", 3.0, 2.0), Row("slow", 10.0, 5.0, "pictures/s", 2.0, 4.0)
 
@@ -119,17 +119,29 @@ def test_two_ranks_learn_what_one_does() -> None:
     require_close("two ranks and one", ours, plain, two_ranks.BOUND)
 
 
-def test_a_rank_tells_the_seconds_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rank_tells_the_seconds_of_a_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in ("SOURCE", "TARGET"):
+        monkeypatch.setattr(two_ranks, size, (64, 64))
     two_ranks.main("time", "tiny", "1")
     assert json.loads(capsys.readouterr().out) > 0
 
 
 def test_a_start_learns_what_the_plain_one_does_and_goes_on_at_a_later_step(tmp_path: Path) -> None:
-    starts = start_up.prepared(tmp_path, samples=2)
-    _, run = starts.begin()
-    start_up.require_same_first_step(run, starts.plainly()[1])
-    _, longer = starts.go_on(start_up.at_step_100_000(run), start_up.LONG + 1)
-    assert [folder.name for folder in sorted((longer / "checkpoints").iterdir())][-1] == "step-00100001"
+    starts, experiments = start_up.prepared(tmp_path, samples=2), tmp_path / "experiments"
+    run = start_up.run_in(experiments)
+
+    def train(steps: int) -> None:
+        _, *words = starts.words(steps, experiments)
+        assert shared_server().run("launch/train.py", words, 1) == [0]
+
+    train(1)
+    plain_start.main(*starts.plain_words(tmp_path / "plain.pth"))
+    start_up.require_same_first_step(run, tmp_path / "plain.pth")
+    start_up.at_step_100_000(run)
+    train(start_up.LONG + 1)
+    assert sorted(folder.name for folder in (run / "checkpoints").iterdir()) == ["step-00100000", "step-00100001"]
 
 
 def test_imports_are_summed_by_package() -> None:

@@ -6,7 +6,7 @@ after a step, it learns the same to the bit. Its shards have as many samples as 
 real size; their pictures are all one of 64×32, and the network is `tiny`, so that a step takes next to nothing.
 
 The program itself measures help and a mistake in the settings beside `import torch`, two ranks beside two that only
-meet, and sums the seconds of Python's imports (`-X importtime`) by package.
+meet; it sums the seconds of Python's imports (`-X importtime`) by package, and times the reading of the index.
 """
 
 import re
@@ -28,13 +28,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.measure import Row, require_close, timed
+from benchmarks.measure import Row, require_close, seconds, timed
 from benchmarks.own_step import CLASSES, configuration, state_of
 from benchmarks.programs import PROJECT
 from esl_dist import config as settings
 from esl_dist.adaptation.passes import SEGMENTATION
 from esl_dist.data.images import encode_png
-from esl_dist.data.shard_index import ShardIndex, write_index
+from esl_dist.data.shard_index import ShardIndex, read_index, write_index
 from esl_dist.data.shards import shard_name, write_shard
 from esl_dist.data.toytown import draw_scene
 from esl_dist.models.deeplab import DeepLab
@@ -237,6 +237,8 @@ def main(runs: int) -> None:
         program = [sys.executable, "-X", "importtime", *starts.words(1, folder / "imports")]
         told = subprocess.run(program, check=True, capture_output=True, text=True).stderr
         print(imports_table(import_seconds(told)))
+        reading = seconds(lambda: read_index(folder / "shards"))
+        print(f"reading the index of {SAMPLES} samples: {median(reading() for _ in range(runs)):.2f} s")
 
 
 def import_seconds(told: str) -> dict[str, float]:
@@ -251,11 +253,11 @@ def import_seconds(told: str) -> dict[str, float]:
     return {name: microseconds / 1e6 for name, microseconds in found.most_common()}
 
 
-def imports_table(seconds: Mapping[str, float]) -> str:
-    """Return the packages in Markdown, those that take least in one row."""
-    shown = {name: one for name, one in seconds.items() if one >= SHOWN_SECONDS}
-    rest = len(seconds) - len(shown)
-    rows = {**shown, f"{rest} others": sum(seconds.values()) - sum(shown.values()), "all": sum(seconds.values())}
+def imports_table(took: Mapping[str, float]) -> str:
+    """Return the seconds of packages in Markdown, of those that take least in one row."""
+    shown = {name: one for name, one in took.items() if one >= SHOWN_SECONDS}
+    rest = len(took) - len(shown)
+    rows = {**shown, f"{rest} others": sum(took.values()) - sum(shown.values()), "all": sum(took.values())}
     return "\n".join(["| package | s |", "| --- | ---: |", *(f"| {name} | {one:.2f} |" for name, one in rows.items())])
 
 

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -75,23 +76,28 @@ def measured(parts: Sequence[str], quick: bool) -> tuple[list[Row], dict[str, st
 
 
 def rows_of(part: str, quick: bool) -> list[Row]:
-    """Import a part and measure its rows."""
-    found: list[Row] = import_module(f"benchmarks.{part}").rows(quick)
-    return found
+    """Import a part and measure its rows; a part may give them as dictionaries."""
+    found: list[Row | dict[str, Any]] = import_module(f"benchmarks.{part}").rows(quick)
+    return [row if isinstance(row, Row) else Row(**row) for row in found]
 
 
 def table(rows: Sequence[Row]) -> str:
     """Return the rows in Markdown; three digits of each number, and whether goals are met."""
     lines = [
-        f"| {row.name} | {row.ours:.3g} | {row.plain:.3g} | {row.unit} | {row.ratio:.2f} | {_goal(row)} |"
-        for row in rows
+        [row.name, _digits(row.ours), _digits(row.plain), row.unit, _digits(row.ratio), _goal(row)] for row in rows
     ]
-    return "\n".join([HEAD, *lines])
+    return "\n".join([HEAD, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+def _digits(number: float | None) -> str:
+    return "" if number is None else f"{number:.3g}"
 
 
 def _goal(row: Row) -> str:
     if row.goal is None:
         return "none"
+    if row.ratio is None:
+        return f"≥ {row.goal:g}: not measured"
     return f"≥ {row.goal:g}" + ("" if row.ratio >= row.goal else ": not met")
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import Row, UnequalError, require_close, seconds, timed
+from benchmarks.measure import Row, UnequalError, processor_seconds, require_close, timed
 from benchmarks.own_step import CLASSES, OwnStep, configuration, micro_batch, state_of, tensors_of
 from benchmarks.plain_step import PlainDeepLab, PlainStep, discriminators, sgd
 from esl_dist.adaptation.methods.advent import DISCRIMINATORS
@@ -91,7 +91,7 @@ def rows(quick: bool) -> list[Row]:
         if half:
             require_near(*both.changes())
         title = f"whole step, {case.architecture}, {case.source[0]}×{case.source[1]}, {name}"
-        found.append(timed(title, seconds(both.ours), seconds(both.plain), times, goal=1.0))
+        found.append(timed(title, processor_seconds(both.ours), processor_seconds(both.plain), times, goal=1.0))
     return found
 
 

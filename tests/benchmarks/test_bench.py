@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from benchmarks import bench, losses, packing, plain_start, plain_step, start_up
 from benchmarks.measure import Row, UnequalError, require_close
 from tests.on_ranks import run_on_ranks, shared_server
 
+ABSENT = Row("absent", None, None, "s", None, 1.0)
 FAST, SLOW = Row("fast", 1.0, 3.0, "s", 3.0, 2.0), Row("slow", 10.0, 5.0, "pictures/s", 2.0, 4.0)
 
 
@@ -37,14 +39,15 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 def test_rows_are_left_in_a_list_and_goals_that_are_not_met_are_shown(
     parts: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts(part_a=f"return [{FAST}]", part_b=f"return [{SLOW}]")
+    parts(part_a=f"return [{FAST}]", part_b=f"return [{SLOW}, {asdict(ABSENT)}]")
     assert bench.main([]) == 0
     written = json.loads((tmp_path / "results.json").read_text())
-    assert [sorted(row) for row in written] == [sorted(["name", "ours", "plain", "unit", "ratio", "goal"])] * 2
-    assert [Row(**row) for row in written] == [FAST, SLOW]
+    assert [sorted(row) for row in written] == [sorted(["name", "ours", "plain", "unit", "ratio", "goal"])] * 3
+    assert [Row(**row) for row in written] == [FAST, SLOW, ABSENT]
     table = capsys.readouterr().out
-    assert "| fast | 1 | 3 | s | 3.00 | ≥ 2 |" in table
-    assert "| slow | 10 | 5 | pictures/s | 2.00 | ≥ 4: not met |" in table
+    assert "| fast | 1 | 3 | s | 3 | ≥ 2 |" in table
+    assert "| slow | 10 | 5 | pictures/s | 2 | ≥ 4: not met |" in table
+    assert "| absent |  |  | s |  | ≥ 1: not measured |" in table
 
 
 def test_a_part_whose_results_differ_or_that_dies_fails_and_the_others_go_on(

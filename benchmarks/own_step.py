@@ -23,6 +23,9 @@ from esl_dist.training.step import add_gradients
 CLASSES = tuple(SemanticClass(f"class {number}", (number, 0, 0), (number,)) for number in range(19))
 """As many as Cityscapes has."""
 
+LABELLED = 9
+"""Of the classes, how many are in labels: as many as Toytown has, whose networks may then be given the same noise."""
+
 METHOD = METHODS["advent"]
 CPU = torch.device("cpu")
 
@@ -94,7 +97,7 @@ def _noise(size: Size, places: range, domain: int, labelled: bool) -> Batch:
     for place in places:
         random = torch.Generator().manual_seed(2 * place + domain)
         pictures.append(torch.randint(0, 256, (height, width, 3), generator=random, dtype=torch.uint8))
-        labels.append(torch.randint(0, len(CLASSES), (height, width), generator=random, dtype=torch.uint8))
+        labels.append(torch.randint(0, LABELLED, (height, width), generator=random, dtype=torch.uint8))
         labels[-1][: (place + 1) * height // 10] = IGNORE_INDEX
     stacked = torch.stack(labels)
     sizes = torch.tensor([size] * len(places))

@@ -26,7 +26,7 @@ from benchmarks.measure import Row, UnequalError
 from esl_dist.files import write_json
 from esl_dist.reporting.accounts import duration
 
-PARTS = ("losses", "whole_step", "two_ranks", "packing", "start_up")
+PARTS = ("loading", "losses", "whole_step", "two_ranks", "packing", "start_up")
 """Modules of this folder."""
 
 RESULTS = Path(__file__).with_name("results.json")

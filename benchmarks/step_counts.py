@@ -147,7 +147,7 @@ def _ranks_that_send_nothing(ranks: int) -> Iterator[None]:
 
 
 class _Autocast(TorchFunctionMode):
-    """What autocast does to this network: convolutions in bfloat16, all else in the type that comes."""
+    """What autocast does to these networks: convolutions in bfloat16, all else in the type that comes."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,12 +31,12 @@ from esl_dist.endings import EXIT_INTERRUPTED as EXIT_INTERRUPTED
 from esl_dist.endings import EXIT_LOST_RANK as EXIT_LOST_RANK
 from esl_dist.endings import EXIT_STOPPED as EXIT_STOPPED
 from esl_dist.endings import EXIT_USER_ERROR as EXIT_USER_ERROR
-from esl_dist.endings import cause, ending, note_end
+from esl_dist.endings import PROGRAM, cause, ending, note_end
 from esl_dist.environment import LOCAL_RANK, launch
-from esl_dist.errors import StoppedError, UserError, memory_words
+from esl_dist.errors import GPU_MEMORY, StoppedError, UserError, memory_words
 from esl_dist.files import as_given, shortened
 from esl_dist.slurm import adopt_step
-from esl_dist.stop_signals import keep_end, own_process
+from esl_dist.stop_signals import keep_end, leave, own_process
 from esl_dist.urls import is_url
 
 Config = TypeVar("Config")
@@ -45,6 +46,10 @@ TAKING_MEMORY = (
     *("network.architecture", "method.discriminator_channels", "loader.workers", "workers", "processes"),
 )
 """Settings that decide how much memory a program takes, in the order in which lowering them helps."""
+
+TAKING_NO_GPU = ("loader.workers", "workers", "processes")
+RECOMPUTING = "checkpoint_activations"
+"""The last name of the setting that pays memory with computing, where a program has one."""
 
 WAIT_SECONDS = 1.0
 """How long a rank lets the first one of its machine go before it says a message itself."""
@@ -64,6 +69,8 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         keep_end()
         sys.stdout.flush()
         note_end(ending(None))
+        if PROGRAM.leaves_at_once:
+            leave(0)
     except (Exception, KeyboardInterrupt) as error:
         keep_end()
         note_end(cause(error))
@@ -71,8 +78,15 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         if end.code != EXIT_USER_ERROR:
             _tell_launcher(end.line())
         if end.code == EXIT_DEFECT:
+            if end.words != str(error):
+                error.add_note(end.words)
+            if PROGRAM.leaves_at_once:
+                traceback.print_exception(error)
+                leave(end.code)
             raise
-        words = end.words if memory_words(error) is None else f"{end.words}; {_memory_advice(schema)}"
+        words = end.words
+        if memory_words(error) is not None:
+            words += f"; {_memory_advice(schema, is_of_gpu=words.startswith(GPU_MEMORY))}"
         if isinstance(error, StoppedError):
             _say(f"{end.state}{_rank()}: {words}; the same command goes on from there")
         elif isinstance(error, KeyboardInterrupt):
@@ -80,13 +94,17 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         # A mistake is one of all ranks of a launcher, and said once.
         elif end.code != EXIT_USER_ERROR or is_mine_to_say(words):
             _say(f"error{_rank()}: {words}")
-        sys.exit(end.code)
+        leave(end.code)
 
 
-def _memory_advice(schema: type) -> str:
+def _memory_advice(schema: type, is_of_gpu: bool) -> str:
     keys = settings_of(schema)
-    less = ", ".join(key for key in TAKING_MEMORY if key in keys)
-    return f"give less to {less}" + (", or more to accumulate" if "accumulate" in keys else "")
+    taking = [key for key in TAKING_MEMORY if key in keys and not (is_of_gpu and key in TAKING_NO_GPU)]
+    advice = f"give less to {', '.join(taking)}" + (", or more to accumulate" if "accumulate" in keys else "")
+    if is_of_gpu and "precision" in keys:
+        advice += ", or choose precision=bf16"
+    recomputing = next((key for key in keys if key.endswith(RECOMPUTING)), None)
+    return advice + (f", or {recomputing}=true" if recomputing is not None else "")
 
 
 def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[str]]:

@@ -22,7 +22,7 @@ MOST_STEPS = 10**9
 LARGEST_FACTOR = 1e6
 LONGEST_SIDE = 2**15
 MOST_PIXELS = Bound("at most 268_435_456 pixels together", lambda size: math.prod(size) <= 2**28, is_of_list=True)
-PRECISIONS = ("no", "bf16", "fp16")
+PRECISIONS = ("no", "tf32", "bf16", "fp16")
 
 Domain = Literal["source", "target"]
 DOMAINS: tuple[Domain, Domain] = ("source", "target")
@@ -206,7 +206,8 @@ class Train:
     accumulate: Samples = 1
     """Passes a step, each with an equal part of the batch."""
     precision: Precision | None = None
-    """Precision of forward passes: `no` (float32), `bf16`, `fp16` (on GPUs); null: what the launcher was asked for."""
+    """Precision of forward passes: `no` (float32), `bf16`, and on GPUs `tf32` (float32 whose convolutions round their
+    factors to 10 bits) and `fp16`; null: what the launcher was asked for."""
     steps: Steps = 120_000
     """Steps to train; at most optimizer.schedule_steps."""
     log_every: Steps = 20
@@ -248,8 +249,9 @@ class Prediction:
     """Whose size of pictures and, where there are statistics per domain, whose batch-norm statistics the network takes:
     `source` or `target`; null: the source's for shards of the run's source data set, else the target's."""
     precision: Precision | None = None
-    """Precision of forward passes: `no` (float32), `bf16`, or `fp16` on GPUs; null: what the launcher was asked for,
-    else that of the training where the device has it."""
+    """Precision of forward passes: `no` (float32), `bf16`, and on GPUs `tf32` (float32 whose convolutions round their
+    factors to 10 bits) and `fp16`; null: what the launcher was asked for, else that of the training where the device
+    has it."""
     workers: Workers = 2
     """Reading processes a rank."""
     cache: Cache = field(default_factory=Cache)

@@ -14,6 +14,9 @@ from typing import Any
 
 EXIT_INTERRUPTED = 130
 
+_LEFT_OPEN: list[object] = []
+"""Streams that are not closed."""
+
 STATE_FILE = "ESL_DIST_STATE"
 """Variable of the environment that names a file in which a program says how it gets on (`esl_dist.endings`)."""
 
@@ -68,6 +71,19 @@ def make_streams_robust() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def renew_standard_error() -> None:
+    """Give a process just forked a stream of its own: a thread of its parent may hold the old one's lock for ever.
+
+    What was put in the stream's place, by a test or a notebook, stays.
+    """
+    raw = getattr(getattr(sys.stderr, "buffer", None), "raw", None)
+    if isinstance(raw, io.FileIO) and raw.fileno() == 2:
+        # To close the old one, as its last reference would, takes its lock.
+        _LEFT_OPEN.append(sys.stderr)
+        sys.stderr = _stream(2, sys.stderr.encoding)
+        sys.stderr.reconfigure(errors="backslashreplace")
+
+
 def line_end() -> str:
     """Return what makes the next text on standard error begin a line: a bar leaves it within one."""
     raw = getattr(getattr(sys.stderr, "buffer", None), "raw", None)
@@ -77,8 +93,11 @@ def line_end() -> str:
 def _opened(descriptor: int, before: io.TextIOWrapper | None) -> io.TextIOWrapper:
     if before is not None:
         before.flush()
+    return _stream(descriptor, "utf-8" if before is None else before.encoding)
+
+
+def _stream(descriptor: int, encoding: str) -> io.TextIOWrapper:
     raw = io.BufferedWriter(_Descriptor(descriptor, "wb", closefd=False))
-    encoding = "utf-8" if before is None else before.encoding
     return io.TextIOWrapper(raw, encoding, line_buffering=descriptor == 2 or os.isatty(descriptor))
 
 

@@ -28,6 +28,7 @@ from esl_dist.checked import Content, one_of, read, read_content, whole_number
 from esl_dist.environment import MOST_RANKS, RANK, start_id
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
 from esl_dist.files import write_json
+from esl_dist.gpu_errors import defect_words, mistake_words
 from esl_dist.machine import shortage
 
 EXIT_DEFECT = 1
@@ -88,11 +89,12 @@ def ending(error: BaseException | None) -> Ending:
             return Ending("failed", EXIT_LOST_RANK, str(error), kind)
         case UserError():
             return Ending("failed", EXIT_USER_ERROR, str(error), kind)
-    words = memory_words(error) or shortage(error)
+    words = memory_words(error) or shortage(error) or mistake_words(error)
     if words is None and isinstance(error, OSError) and error.filename is not None:
         words = f"{error.filename}: {error.strerror}"
-    code = EXIT_DEFECT if words is None else EXIT_USER_ERROR
-    return Ending("failed", code, str(error) if words is None else words, kind)
+    if words is None:
+        return Ending("failed", EXIT_DEFECT, defect_words(error) or str(error), kind)
+    return Ending("failed", EXIT_USER_ERROR, words, kind)
 
 
 def cause(error: BaseException | None) -> Ending:
@@ -157,11 +159,14 @@ class Program:
         began: when.
         step: steps of a training done; None: it is none, or has not begun.
         records: further places where its end is noted.
+        leaves_at_once: whether it is to end without what Python and libraries do at their end, which may wait without
+            end: for kernels on a GPU whose other ranks are gone.
     """
 
     began: datetime = field(default_factory=now)
     step: int | None = None
     records: list[Callable[[Ending], None]] = field(default_factory=list)
+    leaves_at_once: bool = False
 
 
 PROGRAM = Program()
@@ -173,7 +178,7 @@ _noting = threading.Lock()
 
 def begin() -> None:
     """Note that this program runs; called on every rank before what takes time or may fail."""
-    PROGRAM.began, PROGRAM.step = now(), None
+    PROGRAM.began, PROGRAM.step, PROGRAM.leaves_at_once = now(), None, False
     PROGRAM.records.clear()
     note_running()
 
@@ -197,14 +202,19 @@ def note_end(end: Ending) -> None:
 
 def note_end_soon(end: Ending, seconds: float | None = None) -> None:
     """Do as `note_end`, and return after `seconds` (`NOTE_SECONDS`) though a disk does not answer."""
-    writer = threading.Thread(target=note_end, args=(end,), daemon=True)
+    within(NOTE_SECONDS if seconds is None else seconds, lambda: note_end(end))
+
+
+def within(seconds: float, do: Callable[[], object]) -> None:
+    """Return when `do` has returned, or after `seconds`, though it goes on then, in a thread."""
+    thread = threading.Thread(target=do, daemon=True)
     try:
-        writer.start()
+        thread.start()
     except RuntimeError:
         # No further thread can be started.
-        note_end(end)
+        do()
     else:
-        writer.join(NOTE_SECONDS if seconds is None else seconds)
+        thread.join(seconds)
 
 
 def own_rank() -> int:

@@ -3,6 +3,8 @@
 import errno
 import re
 
+from esl_dist.gpu_errors import free_of, is_of_gpu
+
 
 class UserError(Exception):
     """Bad input: the message says what is wrong, where (file, key, rank), what was expected and what to do."""
@@ -47,6 +49,9 @@ OUT_OF_MEMORY = (
 """How torch, NumPy, OpenCV, CUDA and the system say it; a reading process hands on only the text."""
 
 
+GPU_MEMORY = "the GPU's memory"
+
+
 def memory_words(error: BaseException) -> str | None:
     """Return what to say where an error is one of too little memory, in whichever library; None for another."""
     text = str(error)
@@ -56,10 +61,10 @@ def memory_words(error: BaseException) -> str | None:
         isinstance(error, MemoryError) or is_system or (is_library and any(word in text for word in OUT_OF_MEMORY))
     ):
         return None
-    where = "the GPU's memory" if "CUDA" in text or "HIP" in text else "memory"
     asked = re.search(r"allocate ([0-9.]+ (?:bytes|[KMGT]iB))", text)
-    more = "" if asked is None else f" ({asked[1]} more were asked for)"
-    return f"{where} is full{more}"
+    facts = [f"{asked[1]} more were asked for"] if asked is not None else []
+    facts += [free] if (free := free_of(text)) else []
+    return f"{GPU_MEMORY if is_of_gpu(text) else 'memory'} is full" + (f" ({', '.join(facts)})" if facts else "")
 
 
 def beginning(text: str, most: int) -> str:

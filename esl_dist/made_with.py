@@ -13,8 +13,8 @@ from esl_dist.checked import SHA256
 from esl_dist.errors import UserError, beginning
 from esl_dist.files import shortened
 
-UNSAID = {"domain": "target", "precision": "no"}
-"""What scores and pseudo-labels of older versions do not say, for there was no other."""
+UNSAID = {"domain": "target", "precision": "no", "device": "cpu"}
+"""What scores and pseudo-labels of older versions do not say, for there was no other; none was made on a GPU."""
 SHOWN_CHANGES = 4
 SHOWN_CHARACTERS = 60
 """How many changes a message shows, and how much of each value."""

@@ -9,14 +9,20 @@ ends the other ranks after the first.
 
 import os
 import signal
+import sys
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
-from esl_dist.endings import EXIT_LOST_RANK, EXIT_STOPPED, NOTE_SECONDS, Ending, note_end_soon
+from esl_dist.endings import EXIT_LOST_RANK, EXIT_STOPPED, NOTE_SECONDS, PROGRAM, Ending, note_end_soon
 from esl_dist.environment import started_by_torchrun
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+
+WRITING_SECONDS = 8.0
+"""In which a process that leaves at once still writes what it has begun to write."""
 
 _noted = threading.Event()
 _owns_process = False
@@ -34,6 +40,23 @@ def keep_end() -> bool:
         for number in (*STOP_SIGNALS, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     return _owns_process
+
+
+def leave(code: int) -> NoReturn:
+    """End this process with an exit code; at once, where that is noted (`endings.Program.leaves_at_once`).
+
+    At once is after a checkpoint that is being written, if that takes no longer than `WRITING_SECONDS`.
+    """
+    if PROGRAM.leaves_at_once and _owns_process:
+        deadline = time.monotonic() + WRITING_SECONDS
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.current_thread():
+                thread.join(max(deadline - time.monotonic(), 0))
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def note_stop_signals() -> None:

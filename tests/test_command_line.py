@@ -13,10 +13,12 @@ import cv2
 import pytest
 import torch
 
+from esl_dist import command_line
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_USER_ERROR, run_program
 from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train
 from esl_dist.config_files import describe
 from esl_dist.errors import UserError
+from esl_dist.gpu_errors import DEFECTS, MISTAKES
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORDS = ("dataset=d", "split=s", "output=o")
@@ -159,7 +161,6 @@ MEMORY = [
     ),
     RuntimeError("Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n x"),
     RuntimeError("std::bad_alloc"),
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
     cv2.error("OpenCV(4.10.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 30000000000 bytes"),
 ]
@@ -172,11 +173,68 @@ def test_too_little_memory_is_one_line_that_says_what_to_lower(
     assert ending(monkeypatch, Train, ("source.path=a", "target.path=b"), raising(error)) == 2
     said = capsys.readouterr().err
     assert re.fullmatch(
-        r"error: (the GPU's )?memory is full( \([0-9.]+ (bytes|GiB) more were asked for\))?; give less to batch_size, "
-        r"source\.size, target\.size, network\.architecture, .*, or more to accumulate\n",
+        r"error: memory is full( \([0-9.]+ (bytes|GiB) more were asked for\))?; give less to batch_size, "
+        r"source\.size, target\.size, network\.architecture, .*, loader\.workers, or more to accumulate\n",
         said,
     )
-    assert ("GPU" in said) == isinstance(error, torch.OutOfMemoryError)
+
+
+@pytest.mark.parametrize(
+    ("error", "facts"),
+    [
+        (
+            torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB of which "
+                "1.50 GiB is free. Including non-PyTorch memory, this process has 77.57 GiB memory in use."
+            ),
+            r" \(20\.00 MiB more were asked for, 1\.50 GiB of 79\.10 GiB free\)",
+        ),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"), ""),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), ""),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), ""),
+    ],
+)
+def test_too_little_memory_of_a_gpu_is_one_line_that_says_what_takes_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, facts: str
+) -> None:
+    assert ending(monkeypatch, Train, ("source.path=a", "target.path=b"), raising(error)) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert re.fullmatch(
+        rf"error: the GPU's memory is full{facts}; give less to batch_size, source\.size, target\.size, "
+        r"network\.architecture, method\.discriminator_channels, or more to accumulate, or choose precision=bf16"
+        r"(, or [a-z.]*checkpoint_activations=true)?\n",
+        said,
+    )
+
+
+def test_the_setting_that_recomputes_is_named_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command_line.settings_of(Train) | {"network.checkpoint_activations": False}
+    monkeypatch.setattr(command_line, "settings_of", lambda schema: words)
+    ending(
+        monkeypatch, Train, ("source.path=a", "target.path=b"), raising(torch.OutOfMemoryError("CUDA out of memory."))
+    )
+    assert capsys.readouterr().err.endswith("precision=bf16, or network.checkpoint_activations=true\n")
+
+
+@pytest.mark.parametrize(("error", "words"), MISTAKES.items())
+def test_an_error_of_cuda_that_is_no_defect_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: str, words: str
+) -> None:
+    raised = torch.AcceleratorError(f"CUDA error: {error} for x\nCUDA kernel errors might be reported elsewhere")
+    assert ending(monkeypatch, Prepare, WORDS, raising(raised)) == EXIT_USER_ERROR
+    assert capsys.readouterr().err == f"error: CUDA error: {error} for x: {words}\n"
+
+
+@pytest.mark.parametrize(("error", "words"), DEFECTS.items())
+def test_an_error_of_a_kernel_keeps_its_traceback_and_says_what_it_means(
+    monkeypatch: pytest.MonkeyPatch, error: str, words: str
+) -> None:
+    raised = torch.AcceleratorError(f"CUDA error: {error} triggered\nCUDA kernel errors might be reported elsewhere")
+    with pytest.raises(torch.AcceleratorError) as caught:
+        ending(monkeypatch, Prepare, WORDS, raising(raised))
+    assert caught.value.__notes__ == [f"CUDA error: {error} triggered: {words}"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: list[set[str]] = [
     {
         *("config", "config_files", "config_values", "yaml_text", "environment", "errors", "files", "checked"),
-        *("command_line", "early", "endings", "machine", "made_with", "slurm", "stop_signals", "urls"),
+        *("command_line", "early", "endings", "gpu_errors", "machine", "made_with", "slurm", "stop_signals", "urls"),
     },
     {"data", "models"},
     {"adaptation"},

@@ -32,11 +32,12 @@ def test_what_differs_is_told_by_its_key_and_both_values(
 
 
 def test_what_older_versions_did_not_say_is_no_change() -> None:
-    now = {"size": None, "domain": "target", "precision": "no", "target": FINGERPRINT}
+    now = {"size": None, "domain": "target", "precision": "no", "device": "cpu", "target": FINGERPRINT}
     assert changes({"size": None, "target": FINGERPRINT}, now) == {}
     assert changes({"size": None, "target": FINGERPRINT}, now | {"precision": "bf16"}) == {
         "precision": 'precision: "no" → "bf16"'
     }
+    assert list(changes({"size": None, "target": FINGERPRINT}, now | {"device": "cuda"})) == ["device"]
 
 
 def test_a_message_shows_the_first_changes_and_counts_the_rest() -> None:

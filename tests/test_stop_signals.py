@@ -9,7 +9,8 @@ import pytest
 
 from esl_dist.command_line import EXIT_INTERRUPTED, EXIT_LOST_RANK, EXIT_STOPPED
 from esl_dist.early import STATE_FILE
-from esl_dist.endings import read_state
+from esl_dist.endings import PROGRAM, read_state
+from esl_dist.stop_signals import leave
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -77,3 +78,37 @@ def test_a_signal_to_a_process_that_was_forked_ends_that_one_alone(tmp_path: Pat
     done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
     assert int(done.stdout) == -signal.SIGTERM
     assert read_state(tmp_path / "state.json").state == "running"
+
+
+LEAVES = """
+import atexit, signal, sys, threading
+from esl_dist import stop_signals
+from esl_dist.endings import PROGRAM
+stop_signals.own_process()
+PROGRAM.leaves_at_once = True
+atexit.register(signal.pause)
+release = threading.Event()
+def write():
+    release.wait()
+    print("the checkpoint is written", flush=True)
+threading.Thread(target=write).start()
+print("words", end="")
+threading.Timer(0.2, release.set).start()
+stop_signals.leave(3)
+"""
+
+
+def test_a_process_that_leaves_at_once_writes_what_it_has_begun_and_then_waits_for_nothing() -> None:
+    words = [sys.executable, "-c", LEAVES]
+    done = subprocess.run(
+        words, env={"PYTHONPATH": str(PROJECT)}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (3, "")
+    assert done.stdout == "wordsthe checkpoint is written\n"
+
+
+def test_what_is_no_process_of_a_program_is_not_ended_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PROGRAM, "leaves_at_once", True)
+    with pytest.raises(SystemExit) as end:
+        leave(2)
+    assert end.value.code == 2

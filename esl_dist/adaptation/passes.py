@@ -11,18 +11,23 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from esl_dist import config as settings
-from esl_dist.adaptation.losses import cross_entropy
+from esl_dist.adaptation.losses import at_least_float32, cross_entropy
 from esl_dist.config import DOMAINS, Domain
 from esl_dist.data.loading import Batch
-from esl_dist.models.deeplab import Logits, upsample
+from esl_dist.models.deeplab import Logits
+from esl_dist.models.resizing import upsample
 
 SEGMENTATION = "segmentation"
 """Name of the network that is trained in the end for its own sake."""
 
 Networks = nn.ModuleDict
 """Name → network: `SEGMENTATION`, and those that the method adds."""
+
+LogProbabilities = dict[str, Tensor]
+"""Level → ln p at label size, (batch, classes, height, width), in float32 at least."""
 
 Losses = dict[str, Tensor]
 """Name → this rank's share of the global batch's loss, detached, before its weight."""
@@ -31,12 +36,15 @@ WeightedLosses = dict[str, tuple[Tensor, float]]
 """Name (`<loss>/<level>`) → this rank's share of the global batch's loss, and its weight."""
 
 LevelLoss = Callable[[str, Tensor], Tensor]
-"""(level, logits at label size) → this rank's share of a loss."""
+"""(level, ln p at label size) → this rank's share of a loss."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Mixed precision: a context for forward passes, and the backward pass of a loss for the network of that name."""
+    """Mixed precision: a context for forward passes, and the backward pass of a loss for the network of that name.
+
+    What comes out of a network is float32 at least before a loss or an entropy is taken of it.
+    """
 
     autocast: Callable[[], AbstractContextManager[None]]
     backward: Callable[[Tensor, str], None]
@@ -128,8 +136,8 @@ class Step:
             raise ValueError(f"there is no network {name!r}; name one of {known}, or return it from `networks`")
         return self.networks[name]
 
-    def predict(self, domain: Domain, network: str = SEGMENTATION, images: Tensor | None = None) -> Logits:
-        """Return a network's logits at label size, in float32 at least, for losses do not bear half precision.
+    def predict(self, domain: Domain, network: str = SEGMENTATION, images: Tensor | None = None) -> LogProbabilities:
+        """Return ln p of a network at label size, for every loss and entropy of this pass.
 
         Args:
             domain: whose samples, and batch-norm statistics.
@@ -144,7 +152,9 @@ class Step:
         size = samples["images"].shape[2:] if labels is None else labels.shape[1:]
         with self.precision.autocast():
             logits: Logits = self.network(network)(samples["images"] if images is None else images, domain)
-        return {level: upsample(_at_least_float32(scores), size) for level, scores in logits.items()}
+        # The softmax over classes would copy large maps whose channels lie side by side.
+        small = {level: at_least_float32(scores).contiguous() for level, scores in logits.items()}
+        return {level: F.log_softmax(upsample(scores, size), dim=1) for level, scores in small.items()}
 
     def minimise(self, network: str, weighted: WeightedLosses) -> None:
         """Add the gradients of weighted losses, and note the losses.
@@ -159,12 +169,12 @@ class Step:
         for name, (loss, _) in weighted.items():
             self.losses[name] = self.losses[name] + loss.detach() if name in self.losses else loss.detach()
 
-    def cross_entropy(self, domain: Domain, level: str, logits: Tensor) -> WeightedLosses:
+    def cross_entropy(self, domain: Domain, level: str, log_probabilities: Tensor) -> WeightedLosses:
         """Return the cross-entropy at one level against a domain's labels; nothing where it has none."""
         labels = self.samples(domain)["labels"]
         if labels is None:
             return {}
-        loss = cross_entropy(logits, labels, self.normaliser.valid_pixels[DOMAINS.index(domain)])
+        loss = cross_entropy(log_probabilities, labels, self.normaliser.valid_pixels[DOMAINS.index(domain)])
         return {f"{domain}_cross_entropy/{level}": (loss, at_level(self.options.cross_entropy, level))}
 
 
@@ -173,41 +183,27 @@ def at_level(weights: settings.LevelWeights, level: str) -> float:
     return weights.main if level == "main" else weights.auxiliary
 
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def source_pass(step: Step) -> Logits:
-    """Learn from the source's labels at each level; returns the logits, detached."""
-    logits = step.predict("source")
+def source_pass(step: Step) -> LogProbabilities:
+    """Learn from the source's labels at each level; returns ln p, detached."""
+    predicted = step.predict("source")
     weighted: WeightedLosses = {}
-    for level in logits:
-        weighted |= step.cross_entropy("source", level, logits[level])
+    for level, log_probabilities in predicted.items():
+        weighted |= step.cross_entropy("source", level, log_probabilities)
     step.minimise(SEGMENTATION, weighted)
-    return detached(logits)
+    return {level: log_probabilities.detach() for level, log_probabilities in predicted.items()}
 
 
-def target_pass(step: Step, name: str = "", loss: LevelLoss | None = None) -> Logits:
+def target_pass(step: Step, name: str = "", loss: LevelLoss | None = None) -> None:
     """Learn from the target: by a method's loss if it has one, and from pseudo-labels if there are any.
 
     Args:
         step: its batch has a target.
         name: of the loss in the log.
         loss: the method's, weighted by its settings.
-
-    Returns:
-        The logits, detached.
     """
-    logits = step.predict("target")
     weighted: WeightedLosses = {}
-    for level, scores in logits.items():
+    for level, log_probabilities in step.predict("target").items():
         if loss is not None:
-            weighted[f"target_{name}/{level}"] = loss(level, scores), at_level(step.options.target, level)
-        weighted |= step.cross_entropy("target", level, scores)
+            weighted[f"target_{name}/{level}"] = loss(level, log_probabilities), at_level(step.options.target, level)
+        weighted |= step.cross_entropy("target", level, log_probabilities)
     step.minimise(SEGMENTATION, weighted)
-    return detached(logits)
-
-
-def detached(logits: Logits) -> Logits:
-    """Return logits that no gradient leaves."""
-    return {level: scores.detach() for level, scores in logits.items()}

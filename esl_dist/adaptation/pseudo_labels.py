@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from esl_dist.adaptation.entropy import HIGHEST_LEVEL, median_levels, quantise
 from esl_dist.adaptation.losses import normalised_entropy
 from esl_dist.data.labels import IGNORE_INDEX
-from esl_dist.models.deeplab import upsample
+from esl_dist.models.resizing import upsample
 
 
 @dataclass(frozen=True)

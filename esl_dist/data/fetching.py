@@ -20,7 +20,7 @@ from esl_dist.data.far_shards import FarShards
 from esl_dist.data.remote import tell
 from esl_dist.data.shard_index import ShardEntry
 from esl_dist.data.shards import ShardReader
-from esl_dist.data.workers import end_with
+from esl_dist.data.workers import begin_forked
 from esl_dist.errors import CorruptSampleError, UserError
 
 SAMPLES_AHEAD = 4096
@@ -106,7 +106,7 @@ def _serve(
         signal.signal(number, signal.SIG_IGN)
     ahead, seen, needs = _Ahead(positions, readers), -1, dict[str, tuple[int, FarShards, ShardEntry]]()
     notice: Notice | None = None
-    end_with(parent)
+    begin_forked(parent)
     while True:
         try:
             notice = notice or Notice(cache)

@@ -90,7 +90,9 @@ def decode_label(content: bytes, channel: str | None = None) -> Label:
                 raise ValueError(f"{image.width}×{image.height} pixels; expected at most {LARGEST_PIXELS} in all")
             if image.mode == "L" and image.format == "PNG":
                 # Pillow stretches grey values of two or four bits over 0 … 255; byte 24 of a PNG holds their number.
-                return np.array(image, dtype=np.uint8) // np.uint8(255 // (2 ** content[24] - 1))
+                stretch = np.uint8(255 // (2 ** content[24] - 1))
+                ids = np.array(image, dtype=np.uint8)
+                return ids if stretch == 1 else ids // stretch
             if image.mode in ("P", "L", "1"):
                 return np.array(image, dtype=np.uint8)
     except (MemoryError, ValueError):
@@ -135,8 +137,9 @@ def resize_label(label: Label, size: Size) -> Label:
     if label.shape[::-1] == size:
         return label
     # Pillow has no 16-bit nearest filter for every mode; "I" holds any raw id.
-    resized = Image.fromarray(label.astype(np.int32)).resize(size, Image.Resampling.NEAREST)
-    return np.asarray(resized).astype(label.dtype)  # type: ignore[return-value]
+    whole = label if label.dtype == np.uint8 else label.astype(np.int32)
+    resized = Image.fromarray(whole).resize(size, Image.Resampling.NEAREST)
+    return np.array(resized, label.dtype)  # type: ignore[return-value]
 
 
 def fitted_size(size: Size, frame: Size) -> Size:

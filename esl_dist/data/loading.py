@@ -12,6 +12,7 @@ from functools import cached_property
 from io import BytesIO
 from typing import TypedDict, TypeVar, cast
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from torch import Tensor
 from esl_dist.data.fetching import fetching_ahead
 from esl_dist.data.images import (
     LARGEST_PIXELS,
+    Label,
     Size,
     decode_image,
     decode_label,
@@ -114,6 +116,13 @@ class LabelSource:
     def table(self) -> NDArray[np.uint8]:
         """The train id of every raw id (`labels.train_id_table`)."""
         return train_id_table(self.classes)
+
+    def train_ids(self, raw: Label) -> NDArray[np.uint8]:
+        """Return the train ids of raw ids, of their shape."""
+        if raw.dtype == np.uint8:
+            # An eighth of the time that indexing takes.
+            return cv2.LUT(raw, self.table[: 2**8])  # type: ignore[return-value]
+        return self.table[raw]
 
 
 def label_source(shards: ShardReader, class_set: str, classes: ClassSet) -> LabelSource:
@@ -231,7 +240,7 @@ class Samples:
         else:
             frame = self.label_size or framed_size(own_size, self.size or own_size)
             size = fitted_size(own_size, frame)
-        return padded(self.labels.table[resize_label(raw, size)], frame, IGNORE_INDEX), size
+        return padded(self.labels.train_ids(resize_label(raw, size)), frame, IGNORE_INDEX), size
 
 
 def _decoded(shards: ShardReader, position: int, kind: str, packed: bytes, decode: Callable[[bytes], Pixels]) -> Pixels:

@@ -7,6 +7,7 @@ itself, with a batch or with what went wrong. Its batches lie in files in memory
 it starts. Its end closes its pipe, so it is noticed at once, and its exit status says what it was.
 """
 
+import gc
 import mmap
 import os
 import signal
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from esl_dist.data.cache import note_by
 from esl_dist.data.shards import ShardReader
+from esl_dist.early import renew_standard_error
 from esl_dist.errors import UserError, memory_words
 from esl_dist.machine import allow_open_files, shortage
 
@@ -112,6 +114,9 @@ def read_ahead(
 
 
 def _stacked(samples: Sequence[Sample]) -> Fields:
+    if len(samples) == 1:
+        # The published batch: nothing to copy.
+        return {name: tensor[None] for name, tensor in samples[0].items()}
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
@@ -139,6 +144,18 @@ def _received(pipe: Connection) -> Any:
         if error.errno is None or isinstance(error, ConnectionError):
             raise EOFError from error
         raise
+
+
+def begin_forked(parent: int) -> None:
+    """Make a process that was just forked one of its own: it ends soon after its parent, and takes nothing of it along.
+
+    Locks of Python, of memory and of loaded libraries are made anew by the fork itself; of CUDA and torch's threads a
+    process that reads uses nothing.
+    """
+    # What is garbage there is the parent's to collect: here its finalisers would end other readers, or call CUDA.
+    gc.freeze()
+    renew_standard_error()
+    end_with(parent)
 
 
 def end_with(parent: int) -> None:
@@ -190,7 +207,7 @@ class _Process:
         # A signal to stop often goes to all processes; the trainer needs its samples until its step is saved.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
-        end_with(self.parent)
+        begin_forked(self.parent)
         note_by(self.note)
         torch.set_num_threads(1)
         cv2.setNumThreads(0)

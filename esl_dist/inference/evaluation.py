@@ -144,4 +144,5 @@ def _made_with(predictor: Predictor, scoring: Scoring) -> dict[str, Any]:
         "statistics_from": None if statistics is None else statistics.fingerprint(),
         "domain": predictor.statistics if statistics is None else "target",
         "precision": predictor.precision,
+        "device": predictor.device.type,
     }

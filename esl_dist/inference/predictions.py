@@ -10,7 +10,7 @@ from esl_dist.data.images import framed_size
 from esl_dist.data.loading import Batch, Samples, batches, on_device
 from esl_dist.data.workers import Workers
 from esl_dist.inference.predictor import Predictor
-from esl_dist.models.deeplab import upsample
+from esl_dist.models.resizing import upsample
 from esl_dist.ranks.collectives import is_main, note_progress, rank, world_size
 from esl_dist.reporting.progress import progress
 

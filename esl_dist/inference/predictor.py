@@ -5,7 +5,7 @@ Every program that uses networks starts here: it joins the ranks, opens the pict
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar, cast
@@ -22,12 +22,13 @@ from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
 from esl_dist.ranks.collectives import note_progress, print_on_main, require_same_on_ranks, world_size
+from esl_dist.ranks.precision import convolutions, missing
 from esl_dist.ranks.session import joined_ranks
 from esl_dist.reporting.accounts import account
 from esl_dist.runs.trained import TrainedNetwork, load_trained
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-Precision = Literal["no", "bf16", "fp16"]
+Precision = Literal["no", "tf32", "bf16", "fp16"]
 Config = TypeVar("Config", settings.Evaluate, settings.PseudoLabel)
 
 
@@ -92,9 +93,11 @@ class Predictor:
         return logits
 
 
-def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[None]:
-    """Return the context of forward passes in a precision, the same as in training."""
-    return torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES)
+@contextmanager
+def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Be the context of forward passes in a precision, the same as in training."""
+    with convolutions(precision), torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES):
+        yield
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,9 @@ class Inputs:
             raise UserError(f"as_packed=true contradicts the size {self.size}; leave out one of the two")
         size = None if asked.as_packed else as_size(self.size or trained.sizes.get(domain))
         precision = asked.precision or trained.precision or "no"
-        if not _is_possible(precision, self.device):
+        if (problem := missing(precision, self.device)) is not None:
             if asked.precision is not None:
-                raise UserError(f"precision={asked.precision} needs a GPU; on CPU choose no or bf16")
+                raise UserError(f"precision={asked.precision} {problem}")
             precision = "no"
         return Predictor(trained, domain, size, cast(Precision, precision))
 
@@ -175,12 +178,6 @@ def open_inputs(
     named = asked.classes_from is not None
     class_sets = read_class_sets(str(asked.classes_from), cache) if named else shards.index.class_sets
     return Inputs(shards, class_sets, device, pictures.size, asked, cache)
-
-
-def _is_possible(precision: str, device: torch.device) -> bool:
-    if device.type == "cpu":
-        return precision != "fp16"
-    return precision != "bf16" or device.type != "cuda" or torch.cuda.is_bf16_supported()
 
 
 def domain_of(trained: TrainedNetwork, shards: ShardReader) -> Domain:

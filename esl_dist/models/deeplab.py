@@ -51,7 +51,8 @@ def least_bytes_a_pixel(architecture: str, classes: int, levels: int) -> tuple[i
     """Return what a pass in training takes for a pixel of the picture and for one of the label, as a bound from below.
 
     Of the picture: the first convolution's output before and after ReLU, a quarter of the pixels, in half precision. Of
-    the label: upsampled logits and their logarithmic softmax in float32. All of them wait for the backward pass.
+    the label: logarithmic probabilities in float32. All of them wait for the backward pass, in which there are as many
+    bytes of gradients of a label.
     """
     return 2 * 2 * ARCHITECTURES[architecture].channels // 4, 2 * 4 * classes * levels
 
@@ -170,11 +171,6 @@ def _part(name: str) -> str:
     if name.startswith(("layer5", "layer6")):
         return "heads"
     return "shortcuts" if "downsample" in name else "blocks"
-
-
-def upsample(scores: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """Resize (batch, classes, …, …) to (height, width): bilinear, corners aligned, as published."""
-    return F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
 
 
 def refuse_single_value(size: tuple[int, int], pictures: int, name: str, remedy: str) -> None:

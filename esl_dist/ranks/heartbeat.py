@@ -4,7 +4,8 @@ A collective that waits for ever says nothing. So each rank has two threads besi
 second: it writes what its rank does, and reads what the others do and the last words of one that ended with an error.
 The other touches no store, for that may not answer, and watches the time: when this rank has waited for longer than the
 timeout, it ends the process with the name of the rank that writes no more (killed or stopped), or that has not come to
-where this one waits (it hangs). A rank whose connection breaks asks at once.
+where this one waits (it hangs). A rank whose connection breaks asks at once: its main thread, or, where that sits in a
+call of CUDA that nothing interrupts, the thread that watches the time.
 """
 
 import json
@@ -14,9 +15,9 @@ import sysconfig
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.distributed_c10d import _world
 
 from esl_dist.early import line_end
-from esl_dist.endings import EXIT_LOST_RANK, PROGRAM, Ending, as_unicode, cause, ending, note_end_soon
+from esl_dist.endings import EXIT_LOST_RANK, PROGRAM, Ending, as_unicode, cause, ending, note_end_soon, within
 from esl_dist.errors import LostRankError
 from esl_dist.ranks.network import machine, machine_of_store, network_advice
 from esl_dist.ranks.stuck_launcher import watch_launcher
@@ -39,6 +40,14 @@ ANSWER_SECONDS = 10.0
 HEARING_BEATS = 1.5
 """In which the others hear the last words of a rank, before it ends; a person who pressed Ctrl-C waits for that."""
 
+BACKEND_FACTOR = 10
+"""How much longer than for a rank that does not get on the others wait for one that does, and never comes."""
+
+WORDS_SECONDS = 2.0
+"""For a message to standard error, and for the start of a process, where either may wait without end."""
+
+GPU_MAY_HANG = ", as when a GPU of theirs hangs (nvidia-smi and dmesg of their machines may show it)"
+
 LIBRARIES = ("<", sysconfig.get_path("stdlib"))
 
 LAST_WORDS = "last words"
@@ -49,21 +58,36 @@ Note = dict[str, Any]
 
 @dataclass
 class Progress:
-    """How far this process is, as its heartbeat notes it."""
+    """How far this process is, as its heartbeat notes it.
+
+    Attributes:
+        begun: collectives that are marked here.
+        work: parts of its work that are done.
+        place: of the last of these collectives.
+        is_in_collective: whether it waits there.
+        is_on_gpu: whether any line of the program may wait for other ranks: each that waits for the GPU, or finds its
+            queue full, waits for the collectives in it.
+        alarms: each returns what is broken between the ranks, or None, without waiting.
+    """
 
     begun: int = 0
     work: int = 0
     place: str = "the start"
     is_in_collective: bool = False
+    is_on_gpu: bool = False
+    alarms: list[Callable[[], str | None]] = field(default_factory=list)
 
     @contextmanager
     def waiting(self, place: str) -> Iterator[None]:
-        """Mark that this rank has come to the collective at `place` and waits for the others."""
+        """Mark that this rank has come to the collective at `place` and waits for the others; it may lie in another."""
+        around, was_waiting = self.place, self.is_in_collective
         self.begun, self.place, self.is_in_collective = self.begun + 1, place, True
         try:
             yield
         finally:
-            self.is_in_collective = False
+            self.is_in_collective = was_waiting
+            if was_waiting:
+                self.place = around
 
     def worked(self) -> None:
         """Note that this rank gets on with work of which the others see nothing."""
@@ -126,7 +150,7 @@ class Heartbeat:
         self._own_end = ending(LostRankError(error) if isinstance(error, str) else error)
         self._ended.set()
         if isinstance(error, str | LostRankError):
-            watch_launcher(self.rank)
+            within(WORDS_SECONDS, lambda: watch_launcher(self.rank))
         silent_seconds = self._clock - self._answered
         if self._told.wait(max(ANSWER_SECONDS - silent_seconds, BEAT_SECONDS)):
             time.sleep(HEARING_BEATS * BEAT_SECONDS)
@@ -202,46 +226,75 @@ class Heartbeat:
 
     def _watch_time(self) -> None:
         own, last = Seen({}), time.monotonic()
+        alarm: tuple[str, float] | None = None
         while not self._ended.wait(BEAT_SECONDS):
             now = time.monotonic()
             # While the whole job was suspended, nobody waited.
             self._clock, last = self._clock + min(now - last, 2 * BEAT_SECONDS), now
             own = own.then(self._note(), self._clock)
             waited = self._clock - own.got_on
-            if cause := self._reason_to_end(own.note["begun"], waited):
+            if alarm is None and (said := next(filter(None, (ask() for ask in self.progress.alarms)), None)):
+                alarm = said, self._clock
+            cause = self._reason_to_end(own.note["begun"], waited)
+            if cause is None and alarm is not None:
+                cause = self._reason_of_alarm(alarm[0], self._clock - alarm[1])
+            if cause is not None:
                 self._give_up(f"waited {waited:.0f} seconds ({own.note['place']}; {own.note['line']}): {cause}")
                 return
+
+    def _reason_of_alarm(self, alarm: str, seconds: float) -> str | None:
+        """Say what it means that `alarm` was given some seconds ago; None while that has to show."""
+        # The main thread may have noticed by itself, and asks.
+        if self._is_asking or seconds < SILENT_SECONDS:
+            return None
+        if self._lost is not None or seconds < SILENT_SECONDS + 3 * BEAT_SECONDS:
+            return self._lost
+        return self._lost_rank(self._others, SILENT_SECONDS) or self.unexplained(alarm)
+
+    def unexplained(self, reason: str) -> str:
+        """Return what to say of a broken connection where no rank is missing."""
+        return f"the ranks cannot exchange tensors, though all of them answer: {reason}{self.network_advice()}"
 
     def _reason_to_end(self, begun: int, waited: float) -> str | None:
         """Say for whom this rank has waited too long since it began its last collective; None: it may go on."""
         if self._is_asking or waited < SILENT_SECONDS:
             return None
+        is_on_gpu, seconds = self.progress.is_on_gpu, self._timeout_seconds
         waits = self.progress.is_in_collective or _is_in_torch_distributed(self._main)
-        if waits and self._lost is not None:
+        if self._lost is not None and (waits or (is_on_gpu and self._first_end is not None)):
             return self._lost
-        seconds = self._timeout_seconds
-        # On a GPU a rank may also wait where its main thread is outside of torch.distributed.
-        behind = {rank: seen for rank, seen in self._others.items() if seen.note.get("begun", 0) < begun}
+        positions = {rank: seen.note.get("begun", 0) for rank, seen in self._others.items()}
+        behind = {rank: seen for rank, seen in self._others.items() if positions[rank] < begun}
+        # Those that are ahead will say that this one hangs.
+        waits = waits or (is_on_gpu and max(positions.values()) <= begun)
         if waited < seconds or not (waits or behind):
             return None
+        if is_on_gpu and waited > BACKEND_FACTOR * seconds:
+            return f"{_described(behind or self._others)} works on, and does not come{self.network_advice(behind)}"
         idle = {rank: seen for rank, seen in self._others.items() if self._answered - seen.got_on > seconds}
         if lost := self._lost_rank(idle, min(seconds, ANSWER_SECONDS)):
             return lost
         if hanging := {rank: seen for rank, seen in behind.items() if rank in idle}:
             return f"{_described(hanging)} hangs{self.network_advice(hanging)}"
         if len(idle) == len(self._others):
-            return f"nobody gets on, and no rank can be singled out; {_described(idle)}{self.network_advice(idle)}"
+            gpus = GPU_MAY_HANG if is_on_gpu else ""
+            advice = self.network_advice(idle)
+            return f"nobody gets on, and no rank can be singled out{gpus}; {_described(idle)}{advice}"
         return None
 
     def _give_up(self, text: str) -> None:
         # Whatever is wrong with standard error, the process has to end.
-        with suppress(Exception):
-            sys.stderr.write(f"{line_end()}error (rank {self.rank}): {text}\n")
-            sys.stderr.flush()
+        within(WORDS_SECONDS, lambda: _say(f"error (rank {self.rank}): {text}"))
         note_end_soon(cause(self.lost(text)))
         self.end_with(text)
         # The main thread cannot be woken inside a collective.
         os._exit(EXIT_LOST_RANK)
+
+
+def _say(text: str) -> None:
+    with suppress(Exception):
+        sys.stderr.write(f"{line_end()}{text}\n")
+        sys.stderr.flush()
 
 
 def _first_line(error: BaseException) -> str:
@@ -249,7 +302,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_in_torch_distributed(thread: int) -> bool:
-    """Return whether a thread is in torch's collectives, as batch norm and DeepSpeed begin them without a mark."""
+    """Return whether a thread is in torch's collectives, as batch norm and DeepSpeed begin them without a mark.
+
+    On CPU they wait where they are begun: in the passes, which the parts below `ranks` make, and in DeepSpeed.
+    """
     frames = traceback.walk_stack(sys._current_frames()[thread])
     return any("/torch/distributed/" in frame.f_code.co_filename for frame, _ in frames)
 

@@ -26,6 +26,8 @@ from esl_dist.ranks.meeting_place import meeting_place
 ZERO_STAGES = (1, 2)
 MOST_THREADS = 2**16
 
+DEVICE = "ACCELERATE_TORCH_DEVICE"
+
 FOLLOWED = {
     *("MIXED_PRECISION", "USE_CPU", "CPU_AFFINITY", "TORCH_DEVICE", "USE_DEEPSPEED", "DEEPSPEED_CONFIG_FILE"),
     *("DEEPSPEED_ZERO_STAGE", "CONFIG_DS_FIELDS", "LOG_LEVEL", "ENABLE_RICH", "DISABLE_RICH", "DEBUG_RDV_FILE"),
@@ -63,7 +65,7 @@ def _refuse_bad_launch() -> None:
     flag("ACCELERATE_USE_CPU")
     if flag("ACCELERATE_CPU_AFFINITY") and not gpus():
         raise UserError("enable_cpu_affinity true is not supported without GPUs; leave it out")
-    _refuse_device("ACCELERATE_TORCH_DEVICE")
+    _refuse_device(DEVICE)
     if world_size > 1:
         whole_number("OMP_NUM_THREADS", 1, MOST_THREADS)
     # Accelerate's launcher for CPUs says in a variable that it is that.

@@ -11,7 +11,8 @@ from esl_dist.adaptation.losses import normalised_entropy
 from esl_dist.config import Domain
 from esl_dist.data.labels import RAW_IDS, ClassSet
 from esl_dist.data.loading import MEAN_COLOR
-from esl_dist.models.deeplab import DeepLab, upsample
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.resizing import upsample
 
 Picture = NDArray[np.uint8]
 """Red, green, blue: (height, width, 3)."""

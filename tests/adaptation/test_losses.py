@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from esl_dist.adaptation.losses import (
     SOURCE,
@@ -33,6 +34,10 @@ def random_logits(seed: int = 0, images: int = IMAGES, scale: float = 3.0) -> Te
     return scale * torch.randn(images, CLASSES, *SIZE, generator=generator, dtype=torch.float64)
 
 
+def random_log_probabilities(seed: int = 0) -> Tensor:
+    return F.log_softmax(random_logits(seed), dim=1)
+
+
 def random_labels(seed: int = 0) -> Tensor:
     """Return labels of six images: all pixels are valid in the first, fewer in each that follows, none in the last."""
     random = np.random.default_rng(seed)
@@ -49,33 +54,35 @@ splits = st.lists(st.integers(0, 3), min_size=IMAGES, max_size=IMAGES)
 
 def test_cross_entropy_is_the_mean_over_valid_pixels() -> None:
     logits, labels = random_logits(), random_labels()
-    loss = cross_entropy(logits, labels, (labels != 255).sum())
+    loss = cross_entropy(F.log_softmax(logits, dim=1), labels, (labels != 255).sum())
     np.testing.assert_allclose(loss, formulas.cross_entropy(logits.numpy(), labels.numpy()), rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.int64])
 def test_labels_may_be_any_integers(kind: torch.dtype) -> None:
-    logits, labels = random_logits(), random_labels()
-    assert cross_entropy(logits, labels.to(kind), 10) == cross_entropy(logits, labels, 10)
+    predicted, labels = random_log_probabilities(), random_labels()
+    assert cross_entropy(predicted, labels.to(kind), torch.tensor(9)) == cross_entropy(
+        predicted, labels, torch.tensor(9)
+    )
 
 
-@pytest.mark.parametrize("valid_pixels", [0, torch.tensor(0)])
-def test_without_a_valid_pixel_cross_entropy_and_its_gradient_are_zero(valid_pixels: Tensor | int) -> None:
+def test_without_a_valid_pixel_cross_entropy_and_its_gradient_are_zero() -> None:
     logits = random_logits().requires_grad_()
-    loss = cross_entropy(logits, torch.full((IMAGES, *SIZE), 255, dtype=torch.uint8), valid_pixels)
+    labels = torch.full((IMAGES, *SIZE), 255, dtype=torch.uint8)
+    loss = cross_entropy(F.log_softmax(logits, dim=1), labels, torch.tensor(0))
     loss.backward()
     assert loss == 0
     assert torch.equal(logits.grad, torch.zeros_like(logits))
 
 
 def test_a_part_without_a_valid_pixel_has_a_share_of_zero() -> None:
-    assert cross_entropy(random_logits()[-1:], random_labels()[-1:], 100) == 0
+    assert cross_entropy(random_log_probabilities()[-1:], random_labels()[-1:], torch.tensor(100)) == 0
 
 
 def test_self_information_is_the_papers() -> None:
     logits = random_logits()
     expected = -formulas.plogp(formulas.softmax(logits.numpy()), 2) / np.log2(CLASSES)
-    np.testing.assert_allclose(self_information(logits), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(self_information(F.log_softmax(logits, dim=1)), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_normalised_entropy_is_the_papers() -> None:
@@ -90,13 +97,13 @@ def test_entropy_is_0_for_certainty_and_1_for_none(classes: int) -> None:
     uniform = torch.full((1, classes, 1), 1 / classes, dtype=torch.float64)
     assert torch.equal(normalised_entropy(certain), torch.zeros(classes, 1, dtype=torch.float64))
     torch.testing.assert_close(normalised_entropy(uniform), torch.ones(1, 1, dtype=torch.float64))
-    assert abs(float(entropy_loss(torch.zeros(1, classes, 3, 4), 1)) - 1) < 1e-6
+    assert abs(float(entropy_loss(uniform[..., None].log(), 1)) - 1) < 1e-6
 
 
 def test_entropy_loss_is_the_mean_entropy_of_the_pixels() -> None:
     logits = random_logits()
     expected = formulas.entropy(formulas.softmax(logits.numpy())).mean()
-    np.testing.assert_allclose(entropy_loss(logits, IMAGES), expected, rtol=1e-10)
+    np.testing.assert_allclose(entropy_loss(F.log_softmax(logits, dim=1), IMAGES), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("domain", [SOURCE, TARGET])
@@ -107,6 +114,14 @@ def test_domain_loss_is_binary_cross_entropy(domain: float) -> None:
     )
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_loss_of_an_output_in_half_precision_is_in_float32(kind: torch.dtype) -> None:
+    said = random_logits()[:, :1].to(kind)
+    loss = domain_loss(said, TARGET, IMAGES)
+    assert loss.dtype == torch.float32
+    assert loss == domain_loss(said.float(), TARGET, IMAGES)
+
+
 def test_source_is_0_and_target_is_1() -> None:
     says_source = torch.full((1, 1, 2, 2), -20.0)
     assert domain_loss(says_source, SOURCE, 1) < 1e-6
@@ -114,25 +129,43 @@ def test_source_is_0_and_target_is_1() -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float64])
-@pytest.mark.parametrize("function", [self_information, lambda logits: entropy_loss(logits, 1)])
+@pytest.mark.parametrize("function", [self_information, lambda predicted: entropy_loss(predicted, 1)])
 def test_certain_predictions_have_no_entropy_and_a_finite_gradient(
     function: Callable[[Tensor], Tensor], kind: torch.dtype
 ) -> None:
     logits = torch.full((1, CLASSES, 2, 3), -1000.0, dtype=kind)
     logits[:, 1] = 1000.0
     logits.requires_grad_()
-    values = function(logits)
+    values = function(F.log_softmax(logits, dim=1))
     values.sum().backward()
     assert torch.equal(values, torch.zeros_like(values))
     assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_the_gradient_of_self_information_is_that_of_its_formula() -> None:
+    predicted = random_log_probabilities()[:1, :, :2, :3].requires_grad_()
+    assert torch.autograd.gradcheck(self_information, predicted)
+
+
+def test_self_information_keeps_nothing_but_the_log_probabilities_for_its_gradient() -> None:
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.data_ptr())
+        return tensor
+
+    predicted = random_log_probabilities().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        self_information(predicted)
+    assert kept == [predicted.data_ptr()]
 
 
 @given(st.lists(st.sampled_from([-1000.0, -90.0, -1.0, 0.0, 2.0, 87.0, 1000.0]), min_size=CLASSES, max_size=CLASSES))
 @settings(deadline=None)
 def test_no_logits_give_a_value_out_of_range_or_a_gradient_that_is_none(scores: list[float]) -> None:
     logits = torch.tensor(scores)[None, :, None, None].requires_grad_()
-    information = self_information(logits)
-    entropy_loss(logits, 1).backward()
+    information = self_information(F.log_softmax(logits, dim=1))
+    entropy_loss(F.log_softmax(logits, dim=1), 1).backward()
     assert information.min() >= 0
     assert information.sum() <= 1 + 1e-6
     assert logits.grad.isfinite().all()
@@ -144,8 +177,8 @@ def test_shares_of_any_split_add_up_to_the_whole(parts: list[int], seed: int) ->
     logits, labels = random_logits(seed), random_labels(seed)
     valid_pixels = (labels != 255).sum()
     losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-        "cross entropy": lambda own, known: cross_entropy(own, known, valid_pixels),
-        "entropy": lambda own, known: entropy_loss(own, IMAGES),
+        "cross entropy": lambda own, known: cross_entropy(F.log_softmax(own, dim=1), known, valid_pixels),
+        "entropy": lambda own, known: entropy_loss(F.log_softmax(own, dim=1), IMAGES),
         "source": lambda own, known: domain_loss(own[:, :1], SOURCE, IMAGES),
         "target": lambda own, known: domain_loss(own[:, :1], TARGET, IMAGES),
     }

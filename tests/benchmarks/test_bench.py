@@ -75,7 +75,7 @@ def test_an_unknown_part_is_refused_with_the_known_ones(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         bench.main(["speed"])
     assert ended.value.code == 2
-    assert "there is no part 'speed'; name some of losses" in capsys.readouterr().err
+    assert "there is no part 'speed'; name some of loading" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", [losses, packing, whole_step])

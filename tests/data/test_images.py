@@ -202,6 +202,14 @@ def test_a_resized_label_holds_the_nearest_raw_ids(width: int, height: int, labe
     np.testing.assert_array_equal(resized[clear], label[rows.astype(int)][:, columns.astype(int)][clear])
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_the_number_of_bits_does_not_show_in_the_pixels_that_are_nearest(width: int, height: int) -> None:
+    one, other = (resize_label(IDS.astype(kind), (width, height)) for kind in (np.uint8, np.uint16))
+    np.testing.assert_array_equal(one, other)
+    assert one.flags.writeable
+
+
 def test_sizes_of_the_configuration() -> None:
     assert as_size(None) is None
     assert as_size([8, 6]) == (8, 6)
@@ -254,6 +262,14 @@ def test_a_fitted_size_touches_its_frame_and_keeps_the_ratio(size: tuple[int, in
     for fitted, exact in ((fitted_width, width * scale), (fitted_height, height * scale)):
         # In floating point, as published, the cut may fall just below a whole number.
         assert fitted in (max(1, int(exact)), int(exact) - 1 if exact == int(exact) else max(1, int(exact)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(sizes, sizes)
+def test_a_fitted_picture_fits_its_frame(size: tuple[int, int], frame: tuple[int, int]) -> None:
+    """One that is packed at the size of the training is not resized again when it is read."""
+    fitted = fitted_size(size, frame)
+    assert fitted_size(fitted, frame) == fitted
 
 
 def test_a_fitted_size_is_cut_in_floating_point_as_published() -> None:

@@ -99,6 +99,14 @@ def test_labels_of_16_bits_are_mapped(tmp_path: Path) -> None:
     assert sample["labels"].tolist() == [[0, 255], [1, 255]]
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_every_raw_id_has_its_train_id(tmp_path: Path, kind: type) -> None:
+    raw = np.arange(np.iinfo(kind).max + 1).astype(kind).reshape(-1, 16)
+    labels = LabelSource(drawn_shards(tmp_path, 1), (*class_set(), SemanticClass("gate", (0, 0, 0), (255, 40_000))))
+    np.testing.assert_array_equal(labels.train_ids(raw), labels.table[raw])
+    assert labels.train_ids(raw)[15, 15] == 3
+
+
 def test_without_labels_no_label_is_read(tmp_path: Path) -> None:
     members = {"image.png": encode_png(draw(0)[0])}
     shards = write_shards(tmp_path, [("a", members)])

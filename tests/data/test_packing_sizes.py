@@ -8,15 +8,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from esl_dist.data import packing
 from esl_dist.data.images import decode_image, decode_label, encode_png, resize_image, resize_label
 from esl_dist.data.layouts import Layout, read_layout
+from esl_dist.data.loading import Samples, label_source
 from esl_dist.data.packing import Encoding, pack
 from esl_dist.data.shard_index import ShardIndex, read_index
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
-from tests.builders import SPLIT, draw, no_progress, write_description, write_pictures
+from tests.builders import SPLIT, class_set, draw, no_progress, write_description, write_pictures
 from tests.programs import run
 
 AS_THEY_ARE = Encoding(size=None, label_size=None, image_format="keep", jpg_quality=95)
@@ -142,6 +144,25 @@ def test_pictures_that_keep_their_aspect_ratio_are_packed_without_padding(
         np.testing.assert_array_equal(stored, resize_image(picture, image_size))
         stored_label = decode_label(reader.read(position, "label"))
         np.testing.assert_array_equal(stored_label, resize_label(label, own_label_size))
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["stretched", "fitted"])
+@pytest.mark.parametrize("label_size", [None, (13, 11)])
+def test_pictures_packed_at_the_size_of_the_training_have_the_pixels_of_those_resized_when_read(
+    tmp_path: Path, keep: bool, label_size: tuple[int, int] | None
+) -> None:
+    sizes = {"broad": (40, 10), "high": (10, 40), "large": (61, 47), "small": (4, 3), "as it is": (20, 15)}
+    layout = of_many_sizes(tmp_path / "pictures", sizes, keep_aspect_ratio=keep)
+    frame = (20, 15)
+    samples = []
+    for name, encoding in (("whole", AS_THEY_ARE), ("at size", Encoding(frame, label_size, "keep", 95))):
+        packed(layout, tmp_path / name, encoding)
+        reader = open_shards(tmp_path / name)
+        samples.append(Samples(reader, frame, label_source(reader, "village3", class_set()), label_size))
+    for position in range(len(sizes)):
+        whole, at_size = (each[position] for each in samples)
+        for key in ("pictures", "labels", "valid_pixels", "label_sizes"):
+            assert torch.equal(whole[key], at_size[key]), (position, key)
 
 
 def test_pictures_of_one_aspect_ratio_have_a_common_size_and_are_copied_where_they_fit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import faulthandler
+import gc
 import os
 import resource
 import signal
@@ -259,6 +260,60 @@ def test_processes_that_read_do_not_outlive_a_killed_program(shards: ShardReader
         finally:
             # It held the other end of all that the killed program had open.
             os.kill(other, signal.SIGKILL)
+
+
+HELD_STREAM = """
+import os, sys, threading, time, fcntl, struct, termios, torch
+from esl_dist.data.shards import open_shards
+from esl_dist.data.workers import Workers, read_ahead
+from esl_dist.early import make_streams_robust
+
+make_streams_robust()
+
+def read(position):
+    print("warning: one is corrupt", file=sys.stderr, flush=True)
+    return {"positions": torch.tensor(position)}
+
+def waiting():
+    return struct.unpack("i", fcntl.ioctl(2, termios.FIONREAD, b"0000"))[0]
+
+# The pipe takes no more, and the thread waits in the stream, whose lock it holds.
+size = fcntl.fcntl(2, fcntl.F_GETPIPE_SZ)
+threading.Thread(target=print, args=("x" * 2 * size,), kwargs={"file": sys.stderr, "flush": True}).start()
+while waiting() < size:
+    time.sleep(0.001)
+batches = read_ahead(read, iter([[0]]), Workers(1, 0.2), open_shards(sys.argv[1]))
+os.register_at_fork(after_in_parent=lambda: print("forked", flush=True))
+print(next(batches)["positions"].tolist(), flush=True)
+"""
+
+
+def test_a_process_warns_though_another_thread_was_writing_when_it_was_forked(shards: ShardReader) -> None:
+    words = [sys.executable, "-c", HELD_STREAM, str(shards.folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "forked\n"
+        out, error = program.communicate(timeout=60)
+    assert out == "[0]\n", error[-1000:]
+    assert "warning: one is corrupt" in error
+
+
+def test_a_process_does_not_collect_what_is_its_parent_s(shards: ShardReader, tmp_path: Path) -> None:
+    class Owner:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            (tmp_path / f"collected_by_{os.getpid()}").touch()
+
+    gc.disable()
+    try:
+        Owner()
+        assert read_all(bad_at(2, gc.collect), shards) == [[0, 1], [2], [3, 0]]
+    finally:
+        gc.enable()
+    gc.collect()
+    assert [path.name for path in tmp_path.iterdir()] == [f"collected_by_{os.getpid()}"]
 
 
 def read_with_few_files(folder: Path, spare: int) -> str:

@@ -7,7 +7,6 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
@@ -41,11 +40,11 @@ class MeanTeacher(Method):
         with torch.no_grad():
             expected = step.predict("target", TEACHER)
         losses: WeightedLosses = {}
-        for level, logits in step.predict("target", images=seen).items():
-            distance = F.cross_entropy(logits, expected[level].softmax(1), reduction="none").mean((1, 2)).sum()
+        for level, log_probabilities in step.predict("target", images=seen).items():
+            distance = -(expected[level].exp() * log_probabilities).sum(1).mean((1, 2)).sum()
             weight = at_level(step.options.target, level)
             losses[f"target_teacher/{level}"] = distance / step.normaliser.images, weight
-            losses |= step.cross_entropy("target", level, logits)
+            losses |= step.cross_entropy("target", level, log_probabilities)
         step.minimise(SEGMENTATION, losses)
 
     def after_update(self, networks: Networks, steps: int) -> None:

@@ -116,7 +116,7 @@ def test_statistics_estimated_anew_are_of_no_domain_in_the_scores_of_a_run(
     per_domain_run(run, {"source": data.fingerprint(), "target": "b" * 64}, monkeypatch)
     own = score(run, data, mode="best", output="own.json")["made_with"]
     anew = score(run, data, mode="best", statistics_from=str(data.folder), **at(data, SIZE))["made_with"]
-    assert (own["domain"], own["statistics_from"]) == ("source", None)
+    assert (own["domain"], own["statistics_from"], own["device"]) == ("source", None, "cpu")
     assert (anew["domain"], anew["statistics_from"]) == ("target", data.fingerprint())
 
 

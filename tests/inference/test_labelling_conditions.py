@@ -220,7 +220,7 @@ def test_labels_of_shared_statistics_are_the_same_whosever_pictures_they_are_of(
 
 def made_by_an_older_version(folder: Path) -> None:
     index = read_json(folder / INDEX_NAME)
-    for key in ("domain", "precision"):
+    for key in ("domain", "precision", "device"):
         del index["made_with"][key]
     write_json(folder / INDEX_NAME, index, indent=None)
 
@@ -236,6 +236,19 @@ def test_pseudo_labels_of_an_older_version_are_those_of_the_target_in_float32(
         label(run, precision="bf16")
     with pytest.raises(UserError, match=r"made with another size: \[40, 36\] → null; choose another output"):
         label(run, as_packed=True)
+
+
+def test_pseudo_labels_that_were_made_on_another_kind_of_device_are_refused(
+    run: Path, label: Label, tmp_path: Path
+) -> None:
+    save_run(run, 3)
+    label(run)
+    index = read_json(tmp_path / "labels" / INDEX_NAME)
+    assert index["made_with"]["device"] == "cpu"
+    index["made_with"]["device"] = "cuda"
+    write_json(tmp_path / "labels" / INDEX_NAME, index, indent=None)
+    with pytest.raises(UserError, match=r'made with another device: "cuda" → "cpu"; choose another output'):
+        label(run)
 
 
 def test_labels_of_numbers_that_are_not_finite_are_not_written(run: Path, label: Label, tmp_path: Path) -> None:

@@ -85,14 +85,22 @@ def test_a_network_of_which_nothing_is_known_sees_pictures_as_packed_in_float32(
     assert told(foreign, shards, [64, 48], precision="bf16") == []
 
 
+def test_networks_of_one_program_may_compute_convolutions_each_in_its_own_numbers() -> None:
+    with autocast("tf32", torch.device("cpu")):
+        assert torch.backends.cudnn.allow_tf32
+        with autocast("no", torch.device("cpu")):
+            assert not torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
 def test_a_precision_that_the_device_does_not_have_is_replaced_with_a_line_and_refused_if_asked_for(
-    trained: TrainedNetwork, shards: ShardReader
+    trained: TrainedNetwork, shards: ShardReader, precision: str
 ) -> None:
-    of_gpu = replace(trained, precision="fp16")
+    of_gpu = replace(trained, precision=precision)
     assert predictor_for(of_gpu, shards, None, asked()).precision == "no"
-    assert told(of_gpu, shards, None) == ["r: precision no, trained in fp16"]
-    with pytest.raises(UserError, match="precision=fp16 needs a GPU; on CPU choose no or bf16"):
-        predictor_for(trained, shards, None, asked(precision="fp16"))
+    assert told(of_gpu, shards, None) == [f"r: precision no, trained in {precision}"]
+    with pytest.raises(UserError, match=f"precision={precision} needs a GPU; on CPU choose no or bf16"):
+        predictor_for(trained, shards, None, asked(precision=precision))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from esl_dist.models.batch_norm import DomainBatchNorm2d
-from esl_dist.models.deeplab import ARCHITECTURES, CLASSIFIER_DILATIONS, Classifier, DeepLab, upsample
+from esl_dist.models.deeplab import ARCHITECTURES, CLASSIFIER_DILATIONS, Classifier, DeepLab
 from esl_dist.models.weights import TORCHVISION_STD, initialise, load_weights
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -204,9 +204,3 @@ def test_both_levels_send_gradients_to_the_blocks() -> None:
     logits["auxiliary"].sum().backward()
     assert network.layer4[0].conv1.weight.grad is None
     assert network.layer3[0].conv1.weight.grad is not None
-
-
-def test_upsampling_is_bilinear_with_aligned_corners() -> None:
-    scores = torch.tensor([[[[0.0, 4.0], [10.0, 14.0]]]])
-    expected = torch.tensor([[[[0.0, 1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0, 9.0], [10.0, 11.0, 12.0, 13.0, 14.0]]]])
-    assert torch.equal(upsample(scores, (3, 5)), expected)

@@ -5,61 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pytest
-from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.errors import UserError
 from esl_dist.ranks import heartbeat
-from esl_dist.ranks.heartbeat import Heartbeat, Progress, _line
-
-BEAT, SILENT = 0.05, 1.0
-SOON, LONG = 1.5, 1000.0
-
-Join = Callable[..., Heartbeat]
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", BEAT)
-    monkeypatch.setattr(heartbeat, "SILENT_SECONDS", SILENT)
-
-
-@pytest.fixture
-def exit_codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return the codes with which ranks would end their processes."""
-    codes: list[int] = []
-
-    monkeypatch.setattr(heartbeat.os, "_exit", codes.append)
-    return codes
-
-
-@pytest.fixture
-def master() -> TCPStore:
-    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-
-
-@pytest.fixture
-def join(master: TCPStore) -> Iterator[Join]:
-    joined: list[Heartbeat] = []
-
-    def start(rank: int, ranks: int = 2, timeout_seconds: float = LONG) -> Heartbeat:
-        client = TCPStore("127.0.0.1", master.port, is_master=False, timeout=timedelta(seconds=5))
-        joined.append(Heartbeat(PrefixStore("attempt", client), rank, ranks, timeout_seconds, Progress()))
-        return joined[-1]
-
-    yield start
-    for one in joined:
-        one.stop()
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(BEAT)
+from esl_dist.ranks.heartbeat import _line
+from tests.ranks.notes import BEAT, LONG, SOON, Join, gone_store, wait_for
 
 
 def test_nobody_is_missing_while_all_write(join: Join) -> None:
@@ -144,13 +97,6 @@ def test_a_rank_of_another_machine_and_a_store_there_may_be_lost_for_the_network
 
 def test_a_rank_that_never_wrote_is_named(join: Join) -> None:
     assert join(0).missing() == "rank 1 (last at its start) does not answer any more: killed, or stopped"
-
-
-def gone_store() -> object:
-    def gone(*_: object) -> None:
-        raise RuntimeError("Connection reset\nmany lines")
-
-    return type("Gone", (), {"check": gone, "set": gone, "get": gone, "compare_set": gone, "multi_get": gone})()
 
 
 def test_a_store_that_is_gone_is_said_to_be(join: Join) -> None:

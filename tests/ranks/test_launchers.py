@@ -67,9 +67,17 @@ def test_what_deepspeed_is_asked_for_and_does_not_get_is_refused(
 @pytest.mark.parametrize(
     ("variable", "text", "message"),
     [
-        ("MIXED_PRECISION", "junk", "ACCELERATE_MIXED_PRECISION=junk is impossible: expected one of no, bf16, fp16"),
+        (
+            "MIXED_PRECISION",
+            "junk",
+            "MIXED_PRECISION=junk is impossible: expected one of no, tf32, bf16, fp16",
+        ),
         ("MIXED_PRECISION", "", "ACCELERATE_MIXED_PRECISION= is impossible"),
-        ("MIXED_PRECISION", "FP8", "ACCELERATE_MIXED_PRECISION=FP8 is impossible: expected one of no, bf16, fp16"),
+        (
+            "MIXED_PRECISION",
+            "FP8",
+            "MIXED_PRECISION=FP8 is impossible: expected one of no, tf32, bf16, fp16",
+        ),
         ("GRADIENT_ACCUMULATION_STEPS", "4", "gradient_accumulation_steps 4 .*, or give accumulate to the training"),
         ("GRADIENT_CLIPPING", "1.0", "gradient_clipping 1.0 is not supported"),
         ("DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend INDUCTOR is not supported; .* not compiled"),
@@ -204,7 +212,7 @@ def test_precision_is_that_of_the_setting_or_else_the_launchers(
 @pytest.mark.parametrize(
     ("launched", "setting", "message"),
     [
-        ("junk", None, "ACCELERATE_MIXED_PRECISION=junk is impossible: expected one of no, bf16, fp16"),
+        ("junk", None, "MIXED_PRECISION=junk is impossible: expected one of no, tf32, bf16, fp16"),
         ("", None, "ACCELERATE_MIXED_PRECISION=.* is impossible"),
         ("bf16", "fp16", "precision=fp16 contradicts the launcher's mixed precision bf16; leave out one"),
         ("bf16", "no", "precision=no contradicts the launcher's mixed precision bf16"),

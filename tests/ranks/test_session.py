@@ -12,9 +12,9 @@ from torch import nn
 
 from esl_dist.environment import LOCAL_RANK, LOCAL_WORLD_SIZE, Launch, launch
 from esl_dist.errors import LostRankError, UserError
-from esl_dist.ranks import collectives, session
+from esl_dist.ranks import collectives, gpus, session
 from esl_dist.ranks.collectives import broadcast_flags, require_same_on_ranks, sum_gradients, sum_over_ranks
-from esl_dist.ranks.session import _choose_gpu, _number_locally
+from esl_dist.ranks.gpus import choose_gpu, number_locally
 from tests.on_ranks import run_on_ranks
 
 
@@ -84,9 +84,9 @@ def numbered_locally(boots: list[str]) -> tuple[str, str]:
     """Return what a rank is told that its launcher has not numbered, on machines of these boots."""
     for name in (*LOCAL_RANK, *LOCAL_WORLD_SIZE):
         os.environ.pop(name, None)
-    session.BOOT = SimpleNamespace(exists=lambda: True, read_text=lambda: boots[dist.get_rank()])
+    gpus.BOOT = SimpleNamespace(exists=lambda: True, read_text=lambda: boots[dist.get_rank()])
     store = dist.PrefixStore("numbers", dist.distributed_c10d._get_default_store())
-    _number_locally(store, launch())
+    number_locally(store, launch())
     return os.environ["LOCAL_RANK"], os.environ["LOCAL_WORLD_SIZE"]
 
 
@@ -110,9 +110,9 @@ def test_a_rank_that_is_not_numbered_does_not_wait_for_one_that_is(monkeypatch: 
     store = dist.HashStore()
     store.set_timeout(timedelta(seconds=1))
     monkeypatch.setenv("LOCAL_RANK", "0")
-    _number_locally(store, Launch(0, 2, 1))
+    number_locally(store, Launch(0, 2, 1))
     monkeypatch.delenv("LOCAL_RANK")
-    _number_locally(store, Launch(1, 2, 1))
+    number_locally(store, Launch(1, 2, 1))
     assert os.environ["LOCAL_RANK"] == "1"
 
 
@@ -127,12 +127,12 @@ def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_that_it_is_shown(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid=f"gpu {number}"))
     store = dist.HashStore()
     store.set("gpu/1", "another machine's")
-    _choose_gpu(store, Launch(0, 2, 1))
+    assert choose_gpu(store, Launch(0, 2, 1)) == torch.device("cuda", index)
     assert chosen == [index]
     assert os.environ["LOCAL_RANK"] == str(index)
     store.set("gpu/1", store.get("gpu/0"))
-    with pytest.raises(UserError, match=r"ranks \[0, 1\] would share one GPU: this machine shows them"):
-        _choose_gpu(store, Launch(0, 2, 1))
+    with pytest.raises(UserError, match=r"ranks would share a GPU: \[0, 1\]; start at most as many processes"):
+        choose_gpu(store, Launch(0, 2, 1))
 
 
 def test_a_launcher_is_watched_also_where_the_ranks_do_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:

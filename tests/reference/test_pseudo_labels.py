@@ -6,7 +6,7 @@ import torch
 
 from esl_dist.adaptation.entropy import class_histograms
 from esl_dist.adaptation.pseudo_labels import TRUST, keep_trusted, label_and_score, thresholds
-from esl_dist.models.deeplab import upsample
+from esl_dist.models.resizing import upsample
 from tests.reference.arrays import arrays, needs_reference
 
 pytestmark = [pytest.mark.reference, needs_reference]

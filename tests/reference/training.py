@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from esl_dist import config as settings
-from esl_dist.adaptation.losses import SOURCE, domain_loss, self_information
+from esl_dist.adaptation.losses import SOURCE, domain_loss
 from esl_dist.adaptation.methods import METHODS, advent
 from esl_dist.adaptation.optimisers import set_rates
 from esl_dist.adaptation.passes import Losses, MicroBatch, Networks, Normaliser, Precision
@@ -140,10 +140,10 @@ def _target_half_recorded() -> Iterator[None]:
     """Give the discriminators' loss the value of its target half alone, as it was recorded, and the same gradients."""
     plain = advent.tell_domains_apart
 
-    def target_half(source_logits: Tensor, target_logits: Tensor, discriminator: nn.Module, images: int) -> Tensor:
+    def target_half(source: Tensor, target: Tensor, discriminator: nn.Module, images: int) -> Tensor:
         with torch.no_grad():
-            source_half = domain_loss(discriminator(self_information(source_logits)), SOURCE, images) / 2
-        return plain(source_logits, target_logits, discriminator, images) - source_half
+            source_half = domain_loss(discriminator(source), SOURCE, images) / 2
+        return plain(source, target, discriminator, images) - source_half
 
     advent.tell_domains_apart = target_half
     try:

@@ -63,7 +63,7 @@ def test_a_gpu_trains_in_every_precision(town: Path, tmp_path: Path, precision: 
 def test_half_precision_without_a_gpu_is_refused(town: Path, tmp_path: Path) -> None:
     done = launch([*ACCELERATE, "--num_processes", "1", "--mixed_precision", "fp16"], town, tmp_path)
     assert done.returncode != 0
-    assert "error: mixed precision fp16 needs a GPU; on CPU choose --mixed_precision no or bf16" in done.stderr
+    assert "error: precision fp16 needs a GPU; on CPU choose no or bf16, as precision=…" in done.stderr
 
 
 def test_a_mistake_on_several_processes_is_told_with_the_rank(town: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
 from esl_dist.errors import UserError
 from esl_dist.inference.evaluation import evaluate
-from esl_dist.models.deeplab import feature_size, least_bytes_a_pixel, refuse_single_value, upsample
+from esl_dist.models.deeplab import feature_size, least_bytes_a_pixel, refuse_single_value
 from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator
+from esl_dist.models.resizing import upsample
 from esl_dist.training import sizes
 from esl_dist.training.data import open_training_data
 from esl_dist.training.sizes import refuse_impossible_sizes
@@ -123,7 +124,7 @@ def test_the_least_memory_is_less_than_what_a_pass_keeps() -> None:
         losses = [nn.functional.cross_entropy(upsample(one, (33, 47)), labels) for one in logits.values()]
     assert all(loss.requires_grad for loss in losses)
     of_input, of_label = least_bytes_a_pixel("tiny", 3, 2)
-    # The upsampled logits themselves are let go when their softmax is there, if a loss needs no more than that.
+    # Half of a label's bytes are gradients, which come with the backward pass.
     assert 2 * 33 * 47 * (of_input + of_label / 2) < sum(kept.values())
 
 

@@ -14,16 +14,16 @@ from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator
 DISCRIMINATORS = "discriminators"
 
 
-def fool_discriminator(target_logits: Tensor, discriminator: nn.Module, images: int) -> Tensor:
+def fool_discriminator(target: Tensor, discriminator: nn.Module, images: int) -> Tensor:
     """Hold the discriminator's word on the target's self-information against *source* (equation 7)."""
-    return domain_loss(without_gradient(discriminator, self_information(target_logits)), SOURCE, images)
+    return domain_loss(without_gradient(discriminator, target), SOURCE, images)
 
 
-def tell_domains_apart(source_logits: Tensor, target_logits: Tensor, discriminator: nn.Module, images: int) -> Tensor:
-    """Return half the loss on the source's map against *source*, half that on the target's against *target*."""
-    source = domain_loss(discriminator(self_information(source_logits)), SOURCE, images)
-    target = domain_loss(discriminator(self_information(target_logits)), TARGET, images)
-    return source / 2 + target / 2
+def tell_domains_apart(source: Tensor, target: Tensor, discriminator: nn.Module, images: int) -> Tensor:
+    """Hold its word on each domain's self-information against that domain, each for a half (equation 6)."""
+    on_source = domain_loss(discriminator(source), SOURCE, images)
+    on_target = domain_loss(discriminator(target), TARGET, images)
+    return on_source / 2 + on_target / 2
 
 
 class AdvEnt(Method):
@@ -50,14 +50,19 @@ class AdvEnt(Method):
         """Learn from the source's labels; fool the discriminators on the target; teach them on both, detached."""
         discriminators, images = step.networks[DISCRIMINATORS], step.normaliser.images
         assert isinstance(discriminators, nn.ModuleDict)
-        source = source_pass(step)
-        target = target_pass(
-            step, "advent", lambda level, logits: fool_discriminator(logits, discriminators[level], images)
-        )
-        step.minimise(
-            DISCRIMINATORS,
-            {
+        source = {level: self_information(one) for level, one in source_pass(step).items()}
+        target: dict[str, Tensor] = {}
+
+        def fool(level: str, log_probabilities: Tensor) -> Tensor:
+            information = self_information(log_probabilities)
+            target[level] = information.detach()
+            with step.precision.autocast():
+                return fool_discriminator(information, discriminators[level], images)
+
+        target_pass(step, "advent", fool)
+        with step.precision.autocast():
+            losses = {
                 f"discriminator/{level}": (tell_domains_apart(source[level], target[level], one, images), 1.0)
                 for level, one in discriminators.items()
-            },
-        )
+            }
+        step.minimise(DISCRIMINATORS, losses)

@@ -13,4 +13,6 @@ class MinEnt(Method):
     def passes(self, step: Step) -> None:
         """Learn from the source's labels, then from the target's entropy."""
         source_pass(step)
-        target_pass(step, "minent", lambda level, logits: entropy_loss(logits, step.normaliser.images))
+        target_pass(
+            step, "minent", lambda level, log_probabilities: entropy_loss(log_probabilities, step.normaliser.images)
+        )

@@ -63,6 +63,7 @@ def label_job(config: settings.PseudoLabel, shards: ShardReader, predictor: Pred
         "compare_with_labels": config.compare_with_labels,
         "domain": predictor.statistics,
         "precision": predictor.precision,
+        "device": predictor.device.type,
     }
     return LabelJob(
         predictor=predictor,

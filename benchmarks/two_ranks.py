@@ -39,7 +39,7 @@ CHECKED_SIZE, CHECKED_STEPS, BOUND = (64, 64), 2, 1e-9
 
 def rows(quick: bool) -> list[Row]:
     """Measure the pictures a second of one rank and of two."""
-    times, steps, architecture = (1, 1, "tiny") if quick else (3, 3, ARCHITECTURE)
+    times, steps, architecture = (1, 1, "tiny") if quick else (3, 2, ARCHITECTURE)
     with tempfile.TemporaryDirectory() as folder:
         require_equal_weights(Path(folder))
     name = f"two ranks beside one, {architecture}, {PICTURES} pictures of {SOURCE[0]}×{SOURCE[1]}"

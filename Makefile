@@ -14,7 +14,7 @@ GET_VENV := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "inst
 
 CLUSTER_PACKAGES := slurm-wlm munge iproute2 debootstrap
 
-.PHONY: demo test test-all test-cluster check clean
+.PHONY: demo test test-all test-cluster bench check clean
 
 demo: $(INSTALLED)
 	$(RUN) launch/demo.py seed=$(SEED)
@@ -33,6 +33,10 @@ test-cluster: $(INSTALLED)
 	@dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1 || { echo "installing $(CLUSTER_PACKAGES)" && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); }
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
+
+# The project beside the same work written out plainly, in under ten minutes on two quiet cores; benchmarks/README.md.
+bench: $(INSTALLED)
+	$(RUN) benchmarks/bench.py
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

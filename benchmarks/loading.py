@@ -10,18 +10,14 @@ of 1914×1052 has 2.5 MB, as one of GTA5 has; labels are warped patches of the d
 thread, in processor time, for other work on the machine takes turns with it and not with each side alike.
 """
 
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TypedDict
-
-# The package of this checkout, whichever one the environment has.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -29,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.measure import Row, UnequalError, compared
 from benchmarks.programs import PROJECT
 from esl_dist.data.images import Size
 from esl_dist.data.labels import IGNORE_INDEX
@@ -51,21 +48,6 @@ Pair = tuple[NDArray[Any], NDArray[Any]]
 """A picture and its label."""
 Read = Callable[[int], object]
 """Reads the pair of a number, or its bytes."""
-
-
-class UnequalError(Exception):
-    """The two sides of a row have other results: there is nothing to compare."""
-
-
-class Row(TypedDict):
-    """Medians of both sides; a `ratio` above 1: ours is better. None: not measured, or no `goal` is set."""
-
-    name: str
-    ours: float | None
-    plain: float | None
-    unit: str
-    ratio: float | None
-    goal: float | None
 
 
 class Sizes(NamedTuple):
@@ -140,7 +122,7 @@ def beside_streaming(reader: ShardReader, folder: Path, sizes: Sizes) -> list[Ro
     names = ("bytes of a pair, beside MosaicML Streaming", "packed at that size as PNG, beside MosaicML Streaming")
     if find_spec("streaming") is None:
         missing = f" (not measured: {STREAMING} is not installed)"
-        return [Row(name=name + missing, ours=None, plain=None, unit="ms", ratio=None, goal=None) for name in names]
+        return [Row(name + missing, None, None, "ms", None, None) for name in names]
     from streaming import LocalDataset, MDSWriter
 
     def members(number: int) -> tuple[bytes, bytes]:
@@ -181,9 +163,8 @@ def row(name: str, ours: Read, plain: Read, sizes: Sizes, goal: float | None) ->
             # Neither is always the one that finds the caches as the other has left them.
             for side in (0, 1) if (turn + number) % 2 == 0 else (1, 0):
                 found[side].append(milliseconds((ours, plain)[side], number))
-    mine, others = median(found[0]), median(found[1])
     title = f"a GTA5 pair at {sizes.training[0]}×{sizes.training[1]}: {name}"
-    return Row(name=title, ours=mine, plain=others, unit="ms", ratio=others / mine, goal=goal)
+    return compared(title, (median(found[0]), median(found[1])), "ms", goal)
 
 
 def milliseconds(read: Read, number: int) -> float:
@@ -297,17 +278,3 @@ def one_thread() -> Iterator[None]:
     finally:
         cv2.setNumThreads(before[0])
         torch.set_num_threads(before[1])
-
-
-def table(found: Sequence[Row]) -> str:
-    """Return rows as a table in Markdown."""
-    lines = ["| reading | ours | plain | unit | ratio | goal |", "| --- | ---: | ---: | --- | ---: | ---: |"]
-    for one in found:
-        numbers = [one[key] for key in ("ours", "plain", "unit", "ratio", "goal")]
-        cells = [f"{number:.2f}" if isinstance(number, float) else str(number or "") for number in numbers]
-        lines.append(f"| {' | '.join([str(one['name']), *cells])} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(table(rows(quick="--quick" in sys.argv[1:])))

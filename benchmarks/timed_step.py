@@ -5,7 +5,6 @@ else a group that sends nothing stands for the others, so that a rank's own work
 prints seconds as JSON: the least and the median of the steps, and of a collective by its name and bytes.
 """
 
-import contextlib
 import json
 import os
 import statistics
@@ -22,16 +21,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from benchmarks.own_step import OwnStep, micro_batch
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, build_networks
-from esl_dist.adaptation.passes import MicroBatch, Normaliser, Precision
-from esl_dist.data.loading import Batch
+from esl_dist.data.images import Size
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
-from esl_dist.ranks.collectives import sum_over_ranks
-from esl_dist.training.agreement import local_valid_pixels
 from esl_dist.training.optimisation import Updating
-from esl_dist.training.step import add_gradients
 
 CLASSES = 9
 """Of Toytown."""
@@ -59,7 +55,7 @@ def main() -> None:
         dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
     rank = dist.get_rank() if sends else 0
     networks = networks_of_demo()
-    found = {"step": timed(step_of(networks, pictures, (width, height), rank, ranks), steps)}
+    found = {"step": timed(step_of(networks, pictures, (width, height), rank), steps)}
     if sends:
         gradients = sum(one.numel() for one in networks.parameters() if one.requires_grad)
         for name, size in (("all_reduce", SMALL_BYTES), ("all_gather", SMALL_BYTES), ("all_reduce", 4 * gradients)):
@@ -81,38 +77,11 @@ def timed(work: Callable[[], object], times: int) -> list[float]:
     return seconds
 
 
-def step_of(
-    networks: nn.ModuleDict, pictures: int, size: tuple[int, int], rank: int, ranks: int
-) -> Callable[[], object]:
+def step_of(networks: nn.ModuleDict, pictures: int, size: Size, rank: int) -> OwnStep:
     """Return a whole step of the training on pictures of noise: counted pixels, passes, sum of gradients, update."""
-    method, options = METHODS["advent"], settings.Method()
-    optimizers = method.optimizers(networks, settings.Optimizer(learning_rate=1e-4))
-    places = range(rank * pictures, (rank + 1) * pictures)
-    own = [MicroBatch(noise(pictures, size, True), noise(pictures, size, False), 0, 0, places)]
-    updating = Updating(networks, optimizers, None)
-    precision = Precision(contextlib.nullcontext, updating.backward)
-
-    def step() -> None:
-        # One sum, as the training's agreement is.
-        normaliser = Normaliser(sum_over_ranks(local_valid_pixels(own)), ranks * pictures)
-        add_gradients(networks, method, options, own, normaliser, precision)
-        updating.update("a step")
-
-    return step
-
-
-def noise(pictures: int, size: tuple[int, int], labelled: bool) -> Batch:
-    """Return pictures of noise with random labels, or with none."""
-    width, height = size
-    return Batch(
-        images=50 * torch.randn(pictures, 3, height, width),
-        labels=torch.randint(0, CLASSES, (pictures, height, width), dtype=torch.uint8) if labelled else None,
-        valid_pixels=torch.full((pictures,), width * height if labelled else 0),
-        positions=torch.arange(pictures),
-        own_sizes=torch.tensor([size] * pictures),
-        label_sizes=torch.tensor([size] * pictures),
-        replaced=torch.zeros(pictures, dtype=torch.bool),
-    )
+    optimizers = METHODS["advent"].optimizers(networks, settings.Optimizer(learning_rate=1e-4))
+    batch = micro_batch(size, size, range(rank * pictures, (rank + 1) * pictures))
+    return OwnStep(networks, Updating(networks, optimizers, None), batch, settings.Method())
 
 
 def collective(name: str, size: int, ranks: int) -> Callable[[], object]:

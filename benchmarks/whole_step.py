@@ -1,0 +1,137 @@
+"""A whole AdvEnt step, forward, backward and update: ours beside the published one, in float32 and in bfloat16.
+
+The network is ResNet-50 of two levels on pictures of a quarter of the published side, so that two processor cores bear
+it. That both compute the same is shown in float64; in bfloat16, which keeps 8 bits, the changes of one step may part by
+`HALF_BOUND`.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Row, UnequalError, processor_seconds, require_close, timed
+from benchmarks.own_step import CLASSES, OwnStep, configuration, micro_batch, state_of, tensors_of
+from benchmarks.plain_step import PlainDeepLab, PlainStep, discriminators, sgd
+from esl_dist.adaptation.methods.advent import DISCRIMINATORS
+from esl_dist.adaptation.passes import SEGMENTATION
+from esl_dist.data.images import Size
+from esl_dist.training.optimisation import Updating
+
+BOUND = 1e-9
+"""Of what steps add to a tensor in float64, as a share of its largest value."""
+
+HALF_BOUND = 0.1
+"""The same in bfloat16, of the norm of all that a step adds to a network."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured.
+
+    Attributes:
+        architecture: of the network.
+        channels: of the discriminators.
+        source, target: sizes of the pictures.
+    """
+
+    architecture: str
+    channels: int
+    source: Size
+    target: Size
+
+
+FULL = Case("resnet50", 64, (320, 180), (256, 128))
+CHECKED = Case("resnet50", 64, (160, 90), (128, 64))
+"""In float64, of which a step takes twice as long."""
+QUICK = Case("tiny", 2, (96, 64), (64, 64))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Both sides with the same weights and pictures."""
+
+    own: OwnStep
+    plain_step: PlainStep
+    plain_networks: nn.ModuleDict
+
+    def ours(self) -> None:
+        """Take a step of the project's."""
+        self.own()
+
+    def plain(self) -> None:
+        """Take a step as published."""
+        self.plain_step(*tensors_of(self.own.batch))
+
+    def changes(self, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Take steps on each side; returns what they add to weights and statistics, ours first."""
+        before = weights_of(self.plain_networks)
+        for _ in range(steps):
+            self.ours()
+            self.plain()
+        after = weights_of(self.own.networks), weights_of(self.plain_networks)
+        ours, plain = ({name: one[name] - before[name] for name in before} for one in after)
+        return ours, plain
+
+
+def weights_of(networks: nn.ModuleDict) -> dict[str, Tensor]:
+    """Return copies of all that networks hold but counts."""
+    state = networks.state_dict()
+    return {name: tensor.clone() for name, tensor in state.items() if tensor.is_floating_point()}
+
+
+def rows(quick: bool) -> list[Row]:
+    """Measure both precisions."""
+    case, checked, times = (QUICK, QUICK, 1) if quick else (FULL, CHECKED, 5)
+    # Two, for momentum has no say in the first.
+    require_close("two steps in float64", *sides(checked, dtype=torch.float64).changes(2), BOUND)
+    found = []
+    for name, half in (("float32", False), ("bfloat16", True)):
+        both = sides(case, half)
+        if half:
+            require_near(*both.changes(1))
+        title = f"whole step, {case.architecture}, {case.source[0]}×{case.source[1]}, {name}"
+        found.append(timed(title, processor_seconds(both.ours), processor_seconds(both.plain), times, goal=1.0))
+    return found
+
+
+def sides(case: Case, half: bool = False, dtype: torch.dtype = torch.float32) -> Sides:
+    """Return both sides; with `half`, under autocast in bfloat16."""
+    config = configuration(case.architecture, case.channels)
+    state = state_of(config)
+    networks = state.networks.to(dtype)
+    batch = micro_batch(case.source, case.target, range(1), dtype)
+    own = OwnStep(networks, Updating(networks, state.optimizers, None), batch, config.method, autocast(half))
+    network = PlainDeepLab(case.architecture, len(CLASSES))
+    of_levels = discriminators(len(CLASSES), case.channels)
+    copies = nn.ModuleDict({SEGMENTATION: network, DISCRIMINATORS: of_levels}).to(dtype).train()
+    copies.load_state_dict(deepcopy(networks.state_dict()))
+    adam = torch.optim.Adam(of_levels.parameters(), lr=1e-4, betas=(0.9, 0.99))
+    return Sides(own, PlainStep(network, of_levels, [sgd(network, 2.5e-4), adam], half), copies)
+
+
+def autocast(half: bool) -> Callable[[], AbstractContextManager[None]]:
+    """Return the context that a training on the CPU has in bfloat16, or in float32."""
+    return partial(torch.autocast, "cpu", torch.bfloat16) if half else nullcontext
+
+
+def require_near(ours: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
+    """Make sure that what a step in bfloat16 adds to the network's weights is nearly the same as a whole.
+
+    Adam's first step is one of signs, which rounding turns over: discriminators are compared in float64 alone.
+
+    Raises:
+        UnequalError: it is not.
+    """
+    names = [name for name in plain if name.startswith(SEGMENTATION) and "running" not in name]
+    apart, whole = (
+        torch.cat([tensor.flatten() for tensor in tensors]).norm()
+        for tensors in ([ours[name] - plain[name] for name in names], [plain[name] for name in names])
+    )
+    share = float(apart / whole)
+    if not share <= HALF_BOUND:
+        raise UnequalError(f"a step in bfloat16: {share:.2g} of what it adds differs, more than {HALF_BOUND:g}")

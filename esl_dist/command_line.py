@@ -49,7 +49,7 @@ TAKING_MEMORY = (
 
 TAKING_NO_GPU = ("loader.workers", "workers", "processes")
 RECOMPUTING = "checkpoint_activations"
-"""The last name of the setting that pays memory with computing, where a program has one."""
+"""The setting that pays memory with computing, where a program has it."""
 
 WAIT_SECONDS = 1.0
 """How long a rank lets the first one of its machine go before it says a message itself."""
@@ -103,8 +103,7 @@ def _memory_advice(schema: type, is_of_gpu: bool) -> str:
     advice = f"give less to {', '.join(taking)}" + (", or more to accumulate" if "accumulate" in keys else "")
     if is_of_gpu and "precision" in keys:
         advice += ", or choose precision=bf16"
-    recomputing = next((key for key in keys if key.endswith(RECOMPUTING)), None)
-    return advice + (f", or {recomputing}=true" if recomputing is not None else "")
+    return advice + (f", or {RECOMPUTING}=true" if RECOMPUTING in keys else "")
 
 
 def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[str]]:

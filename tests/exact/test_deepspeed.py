@@ -249,7 +249,7 @@ def test_gradients_of_one_network_that_are_no_numbers_end_the_training_on_every_
             {"deepspeed_config": {"gradient_clipping": 0.5}},
             "gradient_clipping 0.5 is not supported; leave it out: no method here clips",
         ),
-        ({"mixed_precision": "fp16"}, "mixed precision fp16"),
+        ({"mixed_precision": "fp16"}, "precision fp16"),
         ({"deepspeed_config": {"deepspeed_config_file": "settings.json"}}, "deepspeed_config_file is not supported"),
     ],
 )

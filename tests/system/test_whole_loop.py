@@ -48,16 +48,16 @@ def test_pseudo_labels_have_the_same_bits_on_one_and_on_two_processes(
 
 COUNTING_PROGRAM = """
 import os, runpy, sys
-from esl_dist.inference.labelling import pieces
+from esl_dist.inference.labelling import levels
 
 program = sys.argv.pop(1)
-plain, calls = pieces.label_and_score, []
+plain, calls = levels.label_and_score, []
 
 def counted(*arguments):
     calls.append(1)
     return plain(*arguments)
 
-pieces.label_and_score = counted
+levels.label_and_score = counted
 try:
     runpy.run_path(program, run_name="__main__")
 finally:

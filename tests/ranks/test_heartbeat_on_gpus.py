@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,11 +56,21 @@ def test_the_last_words_of_another_end_it_wherever_it_is(
     assert "rank 1 ended: the disk is full" in capsys.readouterr().err
 
 
-def test_one_that_works_on_when_the_others_are_done_is_let_alone(join: Join, exit_codes: list[int]) -> None:
+def test_one_that_works_on_when_the_others_are_done_is_let_alone(
+    join: Join, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
     own, other = on_gpu(join(1)), on_gpu(join(0))
     wait_for(lambda: own._others[0].note)
     other.stop()
-    assert own._others[0].note["is_done"], "rank 0 waits until the others have read it"
+    assert slept == [heartbeat.HEARING_BEATS * BEAT], "in which the others read it"
+    wait_for(lambda: own._others[0].note["is_done"])
     own._store = gone_store()
     wait_for(lambda: own._lost is not None)
     time.sleep(1.5 * SILENT)

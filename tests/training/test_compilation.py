@@ -72,24 +72,22 @@ def both_ways(kind: str, per_picture: bool, backend: str) -> tuple[Learned, Lear
     return learned_in_two_passes_each(network(kind, per_picture)), found, graphs, sum(counters["graph_break"].values())
 
 
-def both_ways_of_each(kind: str, backend: str) -> list[tuple[Learned, Learned, int, int]]:
-    return [both_ways(kind, per_picture, backend) for per_picture in (False, True)]
-
-
+WAYS = [(per_picture, ranks) for per_picture in (False, True) for ranks in (1, 2)]
 BACKENDS = (("block", "aot_eager"), ("network", "eager"), ("network", "inductor"))
-CASES = [(kind, backend, ranks) for kind, backend in BACKENDS for ranks in (1, 2)]
-STAY = [("network", "eager", 1), ("block", "aot_eager", 2)]
+CASES = [(kind, per_picture, backend, ranks) for kind, backend in BACKENDS for per_picture, ranks in WAYS]
+STAY = [("network", True, "eager", 1), ("block", False, "aot_eager", 2)]
 
 
-@pytest.mark.parametrize(("kind", "backend", "ranks"), grid(CASES, stay=STAY))
-def test_a_pass_is_one_graph_a_domain_and_learns_the_same(kind: str, backend: str, ranks: int) -> None:
-    for of_rank in run_on_ranks(both_ways_of_each, kind, backend, ranks=ranks):
-        for plain, compiled, graphs, breaks in of_rank:
-            assert (graphs, breaks) == (2, 0)
-            assert plain.keys() == compiled.keys()
-            for name, value in plain.items():
-                scale = max(1.0, float(value.abs().max()))
-                assert float((compiled[name] - value).abs().max()) <= 1e-10 * scale, name
+@pytest.mark.parametrize(("kind", "per_picture", "backend", "ranks"), grid(CASES, stay=STAY))
+def test_a_pass_is_one_graph_a_domain_and_learns_the_same(
+    kind: str, per_picture: bool, backend: str, ranks: int
+) -> None:
+    for plain, compiled, graphs, breaks in run_on_ranks(both_ways, kind, per_picture, backend, ranks=ranks):
+        assert (graphs, breaks) == (2, 0)
+        assert plain.keys() == compiled.keys()
+        for name, value in plain.items():
+            scale = max(1.0, float(value.abs().max()))
+            assert float((compiled[name] - value).abs().max()) <= 1e-10 * scale, name
 
 
 def test_a_compiler_that_does_not_work_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ class BackgroundSaver:
             return None
         try:
             self._copy = in_memory({"networks": checkpoint.networks, "training": checkpoint.training}, self._copy)
-            if torch.cuda.is_initialized():
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 # Once for all copies. Not marked as a place where ranks wait: the others do not come here.
                 torch.cuda.current_stream().synchronize()
         except (RuntimeError, MemoryError) as error:

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,7 @@ def test_the_host_waits_for_nothing_in_a_step_but_with_a_loss_scaler_once(
 @pytest.mark.parametrize("kind", [SGD, Adam])
 @pytest.mark.parametrize("before", [torch.channels_last, torch.contiguous_format])
 def test_states_of_another_order_in_memory_go_on_as_they_were(
-    kind: type[torch.optim.Optimizer], before: torch.memory_format
+    kind: Callable[..., torch.optim.Optimizer], before: torch.memory_format
 ) -> None:
     """As those of a checkpoint from a CPU on a GPU, where convolutions are of channels last, and the other way."""
     after = torch.contiguous_format if before == torch.channels_last else torch.channels_last

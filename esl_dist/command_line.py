@@ -33,7 +33,7 @@ from esl_dist.endings import EXIT_STOPPED as EXIT_STOPPED
 from esl_dist.endings import EXIT_USER_ERROR as EXIT_USER_ERROR
 from esl_dist.endings import PROGRAM, cause, ending, note_end
 from esl_dist.environment import LOCAL_RANK, launch
-from esl_dist.errors import GPU_MEMORY, StoppedError, UserError, memory_words
+from esl_dist.errors import EITHER_MEMORY, GPU_MEMORY, StoppedError, UserError, memory_words
 from esl_dist.files import as_given, shortened
 from esl_dist.slurm import adopt_step
 from esl_dist.stop_signals import keep_end, leave, own_process
@@ -86,7 +86,7 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
             raise
         words = end.words
         if memory_words(error) is not None:
-            words += f"; {_memory_advice(schema, is_of_gpu=words.startswith(GPU_MEMORY))}"
+            words += f"; {_memory_advice(schema, words)}"
         if isinstance(error, StoppedError):
             _say(f"{end.state}{_rank()}: {words}; the same command goes on from there")
         elif isinstance(error, KeyboardInterrupt):
@@ -97,9 +97,10 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
         leave(end.code)
 
 
-def _memory_advice(schema: type, is_of_gpu: bool) -> str:
-    keys = settings_of(schema)
-    taking = [key for key in TAKING_MEMORY if key in keys and not (is_of_gpu and key in TAKING_NO_GPU)]
+def _memory_advice(schema: type, words: str) -> str:
+    keys, is_of_gpu = settings_of(schema), words.startswith(GPU_MEMORY)
+    is_of_host = not is_of_gpu or words.startswith(EITHER_MEMORY)
+    taking = [key for key in TAKING_MEMORY if key in keys and (is_of_host or key not in TAKING_NO_GPU)]
     advice = f"give less to {', '.join(taking)}" + (", or more to accumulate" if "accumulate" in keys else "")
     if is_of_gpu and "precision" in keys:
         advice += ", or choose precision=bf16"

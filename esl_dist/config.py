@@ -212,8 +212,9 @@ class Train:
     """Precision of forward passes: `no` (float32), `bf16`, and on GPUs `tf32` (float32 whose convolutions round their
     factors to 10 bits) and `fp16`; null: what the launcher was asked for."""
     compile: bool = False
-    """Whether the networks' passes are compiled (torch.compile), once a start for each domain and size of pictures;
-    not with DeepSpeed, nor with checkpoint_activations."""
+    """Whether the segmentation network's passes are compiled (torch.compile), once a start for each domain and size of
+    pictures; gradients are then summed over processes after a backward pass, not during it. Not with DeepSpeed, nor
+    with checkpoint_activations."""
     checkpoint_activations: bool = False
     """Whether residual blocks are computed again in the backward pass instead of kept in memory until then."""
     steps: Steps = 120_000

@@ -50,6 +50,9 @@ OUT_OF_MEMORY = (
 
 
 GPU_MEMORY = "the GPU's memory"
+EITHER_MEMORY = f"{GPU_MEMORY}, or the host's that it can reach,"
+"""CUDA has the same bare words for both: pinned memory, such as loaders and checkpoints take, is the host's."""
+BARE_WORDS = "CUDA error: out of memory"
 
 
 def memory_words(error: BaseException) -> str | None:
@@ -64,7 +67,8 @@ def memory_words(error: BaseException) -> str | None:
     asked = re.search(r"allocate ([0-9.]+ (?:bytes|[KMGT]iB))", text)
     facts = [f"{asked[1]} more were asked for"] if asked is not None else []
     facts += [free] if (free := free_of(text)) else []
-    return f"{GPU_MEMORY if is_of_gpu(text) else 'memory'} is full" + (f" ({', '.join(facts)})" if facts else "")
+    full = EITHER_MEMORY if BARE_WORDS in text else GPU_MEMORY if is_of_gpu(text) else "memory"
+    return f"{full} is full" + (f" ({', '.join(facts)})" if facts else "")
 
 
 def beginning(text: str, most: int) -> str:

@@ -47,8 +47,9 @@ def _words(error: BaseException, table: dict[str, str]) -> str | None:
     text = str(error)
     if not isinstance(error, RuntimeError) or "cuda" not in text.lower():
         return None
-    said = next((line for line in text.splitlines() if "cuda" in line.lower()), "")
-    return next((f"{said.strip()}: {words}" for part, words in table.items() if part in said), None)
+    # NCCL tells CUDA's words under "Last error:", pages below its own.
+    said = ((line.strip(), words) for line in text.splitlines() for part, words in table.items() if part in line)
+    return next((f"{line}: {words}" for line, words in said), None)
 
 
 def is_of_gpu(text: str) -> bool:

@@ -48,15 +48,23 @@ def leave(code: int) -> NoReturn:
     At once is after a checkpoint that is being written, if that takes no longer than `WRITING_SECONDS`.
     """
     if PROGRAM.leaves_at_once and _owns_process:
-        deadline = time.monotonic() + WRITING_SECONDS
-        for thread in threading.enumerate():
-            if not thread.daemon and thread is not threading.current_thread():
-                thread.join(max(deadline - time.monotonic(), 0))
+        finish_writing()
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def finish_writing() -> None:
+    """Wait for threads that Python itself would wait for at its end, such as one that writes a checkpoint.
+
+    No longer than `WRITING_SECONDS`, and not for the main thread, which may be in a collective.
+    """
+    deadline = time.monotonic() + WRITING_SECONDS
+    for thread in threading.enumerate():
+        if not thread.daemon and thread not in (threading.main_thread(), threading.current_thread()):
+            thread.join(max(deadline - time.monotonic(), 0))
 
 
 def note_stop_signals() -> None:

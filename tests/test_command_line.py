@@ -189,7 +189,6 @@ def test_too_little_memory_is_one_line_that_says_what_to_lower(
             ),
             r" \(20\.00 MiB more were asked for, 1\.50 GiB of 79\.10 GiB free\)",
         ),
-        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"), ""),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), ""),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), ""),
     ],
@@ -205,6 +204,19 @@ def test_too_little_memory_of_a_gpu_is_one_line_that_says_what_takes_it(
         r"or checkpoint_activations=true\n",
         said,
     )
+
+
+def test_memory_of_which_cuda_does_not_say_whose_it_is_may_be_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the same words for pinned memory, of which loaders take more than anybody."""
+    error = torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere")
+    assert ending(monkeypatch, Train, ("source.path=a", "target.path=b"), raising(error)) == EXIT_USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "error: the GPU's memory, or the host's that it can reach, is full; give less to batch_size, "
+    )
+    assert all(f" {name}" in said for name in ("loader.workers", "network.architecture", "precision=bf16"))
 
 
 @pytest.mark.parametrize(("error", "words"), MISTAKES.items())

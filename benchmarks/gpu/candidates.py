@@ -17,7 +17,7 @@ from benchmarks.gpu.conditions import Change
 from esl_dist.adaptation import passes
 from esl_dist.adaptation.methods.advent import DISCRIMINATORS
 from esl_dist.models.deeplab import checkpoint_blocks
-from esl_dist.training.compilation import compile_networks
+from esl_dist.training.compilation import compile_segmentation
 
 
 @contextlib.contextmanager
@@ -93,7 +93,7 @@ def _interpolation(short: int, long: int, device: torch.device, dtype: torch.dty
 
 def compile_all(networks: nn.ModuleDict) -> None:
     """Have passes compiled, as the setting `compile` does."""
-    compile_networks(networks)
+    compile_segmentation(networks)
 
 
 def _flag(name: str, value: bool) -> Callable[[], Any]:

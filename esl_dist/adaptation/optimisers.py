@@ -1,8 +1,8 @@
 """Optimisers as torch has them, the segmentation network's, and the polynomial schedule of all: a function of the step.
 
 `SGD` and `Adam` are torch's own but for one thing: torch marks some of their methods as not to be compiled, by wrappers
-that import its compiler (torch._dynamo, more than a second) at their first call. Nothing is compiled here, so these
-classes have the methods inside of the wrappers.
+that import its compiler (torch._dynamo, more than a second) at their first call. Optimisers' steps are not compiled
+here, so these classes have the methods inside of the wrappers.
 """
 
 import inspect
@@ -81,7 +81,16 @@ def load_plain_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     # Told before it loads: where it keeps counts of steps depends on it.
     groups = [{**group, FUSED: own[FUSED]} if FUSED in own else group for group, own in pairs]
     optimizer.load_state_dict({**state, "param_groups": groups})
+    _lay_out_like_parameters(optimizer)
     fuse(optimizer)
+
+
+def _lay_out_like_parameters(optimizer: Optimizer) -> None:
+    # Fused kernels go through the memory of a parameter and of its states in one order, whatever their strides say.
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def polynomial_rate(base: float, step: int, options: settings.Optimizer) -> float:

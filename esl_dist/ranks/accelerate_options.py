@@ -38,8 +38,12 @@ LAUNCHERS_OWN = frozenset({"config_file", "quiet", "module", "no_python", "same_
 NOT_SUPPORTED = {
     "gradient_accumulation_steps": ", or give accumulate to the training",
     "gradient_clipping": ": no method here clips",
-    **dict.fromkeys(("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph"), ": networks are not compiled"),
-    **dict.fromkeys(("dynamo_use_dynamic", "dynamo_use_regional_compilation"), ": networks are not compiled"),
+    **dict.fromkeys(
+        ("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph"), ", or give compile=true to the training"
+    ),
+    **dict.fromkeys(
+        ("dynamo_use_dynamic", "dynamo_use_regional_compilation"), ", or give compile=true to the training"
+    ),
     "debug": ": it checks sums of Accelerate's own, of which there are none here",
     **dict.fromkeys(("use_fsdp", "use_megatron_lm"), ", or use DeepSpeed's ZeRO stage 1 or 2"),
     "use_parallelism_config": "",

@@ -8,7 +8,6 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -24,8 +23,7 @@ LONGEST_TEXT = 200
 HOST, GRADIENTS = "host", "gradients"
 """Groups of all ranks beside the default one: collectives of one group do not wait for those of another."""
 
-_GROUPS: WeakKeyDictionary[dist.ProcessGroup, dict[str, dist.ProcessGroup]] = WeakKeyDictionary()
-"""By the default group with which they end."""
+_GROUPS: dict[str, dist.ProcessGroup] = {}
 
 
 def note_progress() -> None:
@@ -65,25 +63,21 @@ def warn(text: str) -> None:
         print(f"{line_end()}warning: {text}", file=sys.stderr, flush=True)
 
 
-def group_of_ranks(name: str) -> dist.ProcessGroup:
-    """Return the group of all ranks of that name, `HOST` or `GRADIENTS`; the first call, on every rank, makes it."""
-    default = dist.group.WORLD
-    assert default is not None
-    made = _GROUPS.setdefault(default, {})
-    if name not in made:
-        uses_gpus = dist.get_backend() == "nccl"
-        backend = "gloo" if uses_gpus and name == HOST else None
-        with PROGRESS.waiting("the start"):
-            group = dist.new_group(backend=backend, timeout=_timeout(default, uses_gpus))
-        assert isinstance(group, dist.ProcessGroup)
-        made[name] = group
-    return made[name]
+def make_groups(timeout: timedelta) -> None:
+    """Make the groups beside the default one; called on every rank, when that has begun.
+
+    Args:
+        timeout: of their collectives; a new group has torch's own unless it is told another.
+    """
+    for name, backend in {HOST: "gloo", GRADIENTS: None}.items():
+        group = dist.new_group(backend=backend, timeout=timeout)
+        assert isinstance(group, dist.ProcessGroup), "all ranks are in it"
+        _GROUPS[name] = group
 
 
-def _timeout(group: dist.ProcessGroup, uses_gpus: bool) -> timedelta | None:
-    # A new group has torch's own time-out unless it is told another; a backend that sends nothing has none.
-    options = getattr(group._get_backend(torch.device("cuda" if uses_gpus else "cpu")), "options", None)
-    return None if options is None else options._timeout
+def group_of_ranks(name: str) -> dist.ProcessGroup | None:
+    """Return the group of all ranks of that name, `HOST` or `GRADIENTS`; None, the default one, before that."""
+    return _GROUPS.get(name)
 
 
 @dataclass(frozen=True)

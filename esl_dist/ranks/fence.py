@@ -4,13 +4,9 @@ Without it, the host would launch step after step until the device's queue is fu
 nobody knows of it. So it waits at one place, where it is seen to wait.
 """
 
-from collections import deque
-
 import torch
 
 from esl_dist.ranks.heartbeat import PROGRESS
-
-STEPS_AHEAD = 1
 
 
 class Fence:
@@ -19,7 +15,7 @@ class Fence:
     def __init__(self, device: torch.device) -> None:
         """Begin before the first step on `device`."""
         self._uses_gpu = device.type == "cuda"
-        self._ends: deque[torch.cuda.Event] = deque()
+        self._before: torch.cuda.Event | None = None
 
     def end_step(self) -> None:
         """Come when all work of a step is launched."""
@@ -28,7 +24,7 @@ class Fence:
         # Blocking: the host sleeps, and leaves the processor to those who read.
         end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         end.record()
-        self._ends.append(end)
-        if len(self._ends) > STEPS_AHEAD:
+        if self._before is not None:
             with PROGRESS.waiting("the end of a step on the GPU"):
-                self._ends.popleft().synchronize()
+                self._before.synchronize()
+        self._before = end

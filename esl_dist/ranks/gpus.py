@@ -63,7 +63,8 @@ def choose_gpu(store: Store, launched: Launch) -> torch.device:
     index = local_rank % torch.cuda.device_count()
     os.environ["LOCAL_RANK"] = str(index)
     torch.cuda.set_device(index)
-    store.set(f"gpu/{launched.rank}", f"{socket.gethostname()} {torch.cuda.get_device_properties(index).uuid}")
+    # By itself: containers of one machine have host names of their own, and may be shown the same GPU.
+    store.set(f"gpu/{launched.rank}", str(torch.cuda.get_device_properties(index).uuid))
     gpus = [store.get(f"gpu/{rank}") for rank in range(launched.world_size)]
     shared = [[rank for rank, gpu in enumerate(gpus) if gpu == one] for one in dict.fromkeys(gpus)]
     if too_many := [ranks for ranks in shared if len(ranks) > 1]:

@@ -24,7 +24,10 @@ from esl_dist.ranks.heartbeat import PROGRESS
 BUCKET_BYTES = 32 * 2**20
 """Of one type and at most so large, though of one gradient at least: what crosses the network at once."""
 
-SAME_PASSES = "a method makes the same passes in every step, on every rank"
+SAME_PASSES = (
+    "a method makes the same passes in every step, on every rank: in Method.passes, give a loss that has nothing to "
+    "say a weight of 0, and minimise it all the same"
+)
 
 
 def in_buckets(parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
@@ -49,9 +52,8 @@ class _Bucket:
         parameters: whose gradients these are.
         flat: all of them, one after the other.
         gradients: the part of `flat` of each parameter, with its shape and strides.
-        counts: how often passes of this step have added to each.
-        added: how often they have to any.
-        expected: how often a step does; None until the first one has shown it.
+        counts: how often the passes of a step add to each, as the first one has shown it.
+        added: how often they have to any in this step.
         is_sent: whether their sum over the ranks has begun in this step.
     """
 
@@ -60,12 +62,11 @@ class _Bucket:
     gradients: Sequence[Tensor]
     counts: list[int]
     added: int = 0
-    expected: int | None = None
     is_sent: bool = False
 
     def is_complete(self) -> bool:
-        """Say whether this step will add no more; not known of a bucket that the first one left alone."""
-        return bool(self.expected) and self.added == self.expected
+        """Say whether passes have added as often as in the first step."""
+        return self.added == sum(self.counts)
 
 
 def _bucket(parameters: Sequence[nn.Parameter]) -> _Bucket:
@@ -90,23 +91,24 @@ class StepGradients:
         """
         self._buckets = [_bucket(parameters) for network in networks for parameters in in_buckets(network)]
         self._sums: list[dist.Work] = []
+        self._knows_passes = False
         for bucket in self._buckets:
             for number, parameter in enumerate(bucket.parameters):
                 note = partial(self._note, bucket, number)
                 parameter.register_post_accumulate_grad_hook(note)  # type: ignore[no-untyped-call]
-        self.forget()
+                parameter.grad = bucket.gradients[number]
 
     def _note(self, bucket: _Bucket, number: int, parameter: nn.Parameter) -> None:
         """Note that a pass has added to a gradient, and begin the sums of what is complete by that."""
+        if bucket.is_sent or (self._knows_passes and not bucket.counts[number]):
+            raise ValueError(f"more passes reach a parameter than in the first step after the start; {SAME_PASSES}")
         if parameter.grad is not bucket.gradients[number]:
             raise ValueError("a gradient was replaced: leave those of trained networks to `minimise`")
-        if bucket.is_sent:
-            raise ValueError(f"more passes reach a parameter than in the first step after the start; {SAME_PASSES}")
-        bucket.counts[number] += 1
         bucket.added += 1
-        if bucket.is_complete():
-            waiting = [one for one in self._buckets if not one.is_sent]
-            for one in takewhile(_Bucket.is_complete, waiting):
+        if not self._knows_passes:
+            bucket.counts[number] += 1
+        elif bucket.is_complete():
+            for one in takewhile(_Bucket.is_complete, [one for one in self._buckets if not one.is_sent]):
                 self._begin_sum(one)
 
     def _begin_sum(self, bucket: _Bucket) -> None:
@@ -117,10 +119,13 @@ class StepGradients:
             self._sums.append(sum_)
 
     def finish_sums(self) -> None:
-        """Add up over all ranks, after the last pass of a step; a parameter that no pass reached has no gradient then.
+        """Add up over all ranks, after the last pass of a step.
+
+        A parameter that no pass of the first step reached has no gradient; one that those of a later step leave alone,
+        on whichever ranks, has the sum of what is there.
 
         Raises:
-            ValueError: on every rank, if in the first step passes reached other parameters on some rank than on others.
+            ValueError: on every rank, if in the first step the passes of ranks were not the same.
         """
         for bucket in self._buckets:
             if not bucket.is_sent:
@@ -129,26 +134,25 @@ class StepGradients:
         with PROGRESS.waiting("the sum of gradients"):
             for sum_ in self._sums:
                 sum_.wait()
-        self._learn_passes()
+        if not self._knows_passes:
+            self._learn_passes()
+
+    def _learn_passes(self) -> None:
+        counts = torch.tensor([count for bucket in self._buckets for count in bucket.counts])
+        if not torch.equal(sum_over_ranks(counts), world_size() * counts):
+            raise ValueError(
+                "passes of this rank reach other parameters, or another number of times, than those of another; "
+                f"{SAME_PASSES}"
+            )
         for bucket in self._buckets:
             for parameter, count in zip(bucket.parameters, bucket.counts, strict=True):
                 if count == 0:
                     parameter.grad = None
-
-    def _learn_passes(self) -> None:
-        if all(bucket.expected is not None for bucket in self._buckets):
-            return
-        counts = torch.tensor([count for bucket in self._buckets for count in bucket.counts])
-        if not torch.equal(sum_over_ranks(counts), world_size() * counts):
-            raise ValueError(f"passes of this rank reach other parameters than those of another; {SAME_PASSES}")
-        for bucket in self._buckets:
-            bucket.expected = bucket.added
+        self._knows_passes = True
 
     def forget(self) -> None:
         """Make the gradients zero again, and wait for the next step's."""
         self._sums.clear()
         for bucket in self._buckets:
             bucket.flat.zero_()
-            bucket.counts, bucket.added, bucket.is_sent = [0] * len(bucket.counts), 0, False
-            for parameter, gradient in zip(bucket.parameters, bucket.gradients, strict=True):
-                parameter.grad = gradient
+            bucket.added, bucket.is_sent = 0, False

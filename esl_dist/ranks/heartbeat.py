@@ -29,6 +29,7 @@ from esl_dist.endings import EXIT_LOST_RANK, PROGRAM, Ending, as_unicode, cause,
 from esl_dist.errors import LostRankError
 from esl_dist.ranks.network import machine, machine_of_store, network_advice
 from esl_dist.ranks.stuck_launcher import watch_launcher
+from esl_dist.stop_signals import finish_writing
 
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
@@ -136,7 +137,7 @@ class Heartbeat:
         self._own_end: Ending | None = None
         self._first_end: Ending | None = None
         self._lost: str | None = None
-        self._is_asking = False
+        self._is_asking, self._is_done = False, False
         self._told, self._ended = threading.Event(), threading.Event()
         self._threads = [threading.Thread(target=one, daemon=True) for one in (self._exchange_notes, self._watch_time)]
         for thread in self._threads:
@@ -156,10 +157,16 @@ class Heartbeat:
             time.sleep(HEARING_BEATS * BEAT_SECONDS)
 
     def stop(self) -> None:
-        """End the notes, with one that says that this rank has come to its end."""
+        """End the notes, with one that says whether this rank parts in good order.
+
+        Where a lost store is an alarm (on GPUs), rank 0, which may keep it, waits until the others have read that.
+        """
+        self._is_done = self._own_end is None
         self._ended.set()
         for thread in self._threads:
             thread.join(2 * BEAT_SECONDS)
+        if self._is_done and self.progress.is_on_gpu and self.rank == 0:
+            time.sleep(HEARING_BEATS * BEAT_SECONDS)
 
     def missing(self) -> str | None:
         """Say which rank is lost, now that a connection is broken; None if all answer. Takes some seconds."""
@@ -197,7 +204,7 @@ class Heartbeat:
         own = self.progress
         begun = own.begun + sum(group._get_sequence_number_for_group() for group in groups)
         place = {"place": own.place, "line": _line(self._main), "machine": self._machine}
-        return {"begun": begun, "work": own.work, **place}
+        return {"begun": begun, "work": own.work, "is_done": self._is_done, **place}
 
     def _exchange_notes(self) -> None:
         keys = [f"note/{rank}" for rank in self._others]
@@ -261,7 +268,9 @@ class Heartbeat:
             return None
         is_on_gpu, seconds = self.progress.is_on_gpu, self._timeout_seconds
         waits = self.progress.is_in_collective or _is_in_torch_distributed(self._main)
-        if self._lost is not None and (waits or (is_on_gpu and self._first_end is not None)):
+        # Where nothing else tells of a killed rank 0, that the store went with it does.
+        is_alarm = is_on_gpu and (self._first_end is not None or not self._has_rank_0_parted())
+        if self._lost is not None and (waits or is_alarm):
             return self._lost
         positions = {rank: seen.note.get("begun", 0) for rank, seen in self._others.items()}
         behind = {rank: seen for rank, seen in self._others.items() if positions[rank] < begun}
@@ -282,11 +291,15 @@ class Heartbeat:
             return f"nobody gets on, and no rank can be singled out{gpus}; {_described(idle)}{advice}"
         return None
 
+    def _has_rank_0_parted(self) -> bool:
+        return self.rank != 0 and self._others[0].note.get("is_done", False)
+
     def _give_up(self, text: str) -> None:
         # Whatever is wrong with standard error, the process has to end.
         within(WORDS_SECONDS, lambda: _say(f"error (rank {self.rank}): {text}"))
         note_end_soon(cause(self.lost(text)))
         self.end_with(text)
+        finish_writing()
         # The main thread cannot be woken inside a collective.
         os._exit(EXIT_LOST_RANK)
 

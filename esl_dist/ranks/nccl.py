@@ -18,6 +18,10 @@ from esl_dist.config import A_YEAR
 from esl_dist.endings import PROGRAM, within
 from esl_dist.environment import Launch, started_by_torchrun
 from esl_dist.errors import UserError, memory_words
+from esl_dist.gpu_errors import defect_words, mistake_words
+
+TIMEOUT = timedelta(minutes=A_YEAR)
+"""Left to `heartbeat`: NCCL's own counts the time in which a job is suspended."""
 
 ABORT_SECONDS = 3.0
 """In which communicators are told to end; kernels that do not hear it end with the process."""
@@ -42,16 +46,13 @@ _is_begun = False
 
 
 def begin(store: Store, launched: Launch, device: torch.device) -> None:
-    """Make NCCL the way in which ranks exchange tensors.
-
-    Its own timeout is left to `heartbeat`, for it counts the time in which a job is suspended.
-    """
+    """Make NCCL the way in which ranks exchange tensors."""
     global _is_begun
     _set_variables()
     _is_begun = True
     dist.init_process_group(
         "nccl",
-        timeout=timedelta(minutes=A_YEAR),
+        timeout=TIMEOUT,
         store=store,
         rank=launched.rank,
         world_size=launched.world_size,
@@ -97,7 +98,7 @@ def failure() -> str | None:
 
 def is_broken_connection(error: BaseException) -> bool:
     """Return whether an error says that tensors cannot be exchanged, of whichever backend."""
-    if memory_words(error) is not None:
+    if (memory_words(error) or mistake_words(error) or defect_words(error)) is not None:
         return False
     # Gloo's errors have no type of their own, but name its source files.
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))

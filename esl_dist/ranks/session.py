@@ -21,7 +21,7 @@ from esl_dist.endings import PROGRAM, cause, note_end_soon
 from esl_dist.environment import launch
 from esl_dist.errors import LostRankError, UserError
 from esl_dist.ranks import gpus, nccl
-from esl_dist.ranks.collectives import require_same_on_ranks
+from esl_dist.ranks.collectives import make_groups, require_same_on_ranks
 from esl_dist.ranks.heartbeat import BACKEND_FACTOR, PROGRESS, Heartbeat
 from esl_dist.ranks.launchers import DEVICE, asked_of_launcher
 from esl_dist.ranks.neighbour import Neighbour
@@ -97,6 +97,7 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
     finally:
         if heartbeat is not None:
             heartbeat.stop()
+        PROGRESS.is_on_gpu = False
         if dist.is_initialized() and not PROGRAM.leaves_at_once:
             # Gloo's threads abort a process that ends as Python does without this.
             dist.destroy_process_group()
@@ -115,7 +116,7 @@ def _watched_neighbour() -> Iterator[None]:
         yield
         neighbour.part()
     finally:
-        PROGRESS.is_on_gpu, PROGRESS.alarms = False, []
+        PROGRESS.alarms = []
 
 
 def _tell_ranks(error: BaseException, heartbeat: Heartbeat) -> BaseException:
@@ -148,6 +149,9 @@ def _accelerator(store: Store | None, timeout_minutes: float, zero_stage: int | 
         accelerator = Accelerator(cpu=cpu, mixed_precision="no" if precision == "tf32" else precision)
     except (ValueError, NotImplementedError) as error:
         raise UserError(f"cannot start: {error}") from error
+    if accelerator.device.index is not None:
+        # Accelerate leaves a GPU that is named by ACCELERATE_TORCH_DEVICE to each tensor, and streams on the first one.
+        torch.cuda.set_device(accelerator.device)
     if (problem := missing(precision, accelerator.device)) is not None:
         raise UserError(f"precision {precision} {problem}, as precision=… or by the launcher's --mixed_precision")
     return accelerator
@@ -161,11 +165,8 @@ def _begin_backend(store: Store, timeout_minutes: float) -> None:
     choose_interface(store, launched.rank, launched.world_size)
     if gpus.are_used(store, launched):
         nccl.begin(store, launched, gpus.choose_gpu(store, launched))
+        make_groups(nccl.TIMEOUT)
         return
-    dist.init_process_group(
-        "gloo",
-        timeout=BACKEND_FACTOR * timedelta(minutes=timeout_minutes),
-        store=store,
-        rank=launched.rank,
-        world_size=launched.world_size,
-    )
+    timeout = BACKEND_FACTOR * timedelta(minutes=timeout_minutes)
+    dist.init_process_group("gloo", timeout=timeout, store=store, rank=launched.rank, world_size=launched.world_size)
+    make_groups(timeout)

@@ -64,6 +64,9 @@ class BackgroundSaver:
             return None
         try:
             self._copy = in_memory({"networks": checkpoint.networks, "training": checkpoint.training}, self._copy)
+            if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+                # Once for all copies. Not marked as a place where ranks wait: the others do not come here.
+                torch.cuda.current_stream().synchronize()
         except (RuntimeError, MemoryError) as error:
             if (words := memory_words(error)) is None:
                 raise
@@ -109,6 +112,8 @@ def in_memory(value: Any, memory: Any = None) -> Any:
     Args:
         value: what is copied.
         memory: an earlier copy, whose tensors are written anew where they fit.
+
+    What comes from a GPU is there when its stream is through.
     """
     if isinstance(value, dict):
         before = memory if isinstance(memory, dict) else {}
@@ -121,4 +126,4 @@ def in_memory(value: Any, memory: Any = None) -> Any:
     if not isinstance(memory, Tensor) or (memory.shape, memory.dtype) != (value.shape, value.dtype):
         # Pinned, a GPU fills it at the speed of the bus.
         memory = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
-    return memory.copy_(value)
+    return memory.copy_(value, non_blocking=value.is_cuda)

@@ -1,8 +1,9 @@
-"""Networks whose passes are compiled: convolutions' neighbours (batch norm, ReLU, sums) become a few kernels.
+"""A network whose passes are compiled: convolutions' neighbours (batch norm, ReLU, sums) become a few kernels.
 
 Torch's compiler traces a pass when it comes for the first time, for each domain and size anew, batch norm's collectives
 included: one graph without a break, forwards and backwards, or an error. It computes what the plain pass does, to
-rounding. Its import takes longer than a short training, so nothing here happens unless it is asked for.
+rounding. Hooks of gradients run when a compiled backward pass is over, so their sums over ranks do not overlap it. Its
+import takes longer than a short training, so nothing here happens unless it is asked for.
 """
 
 import threading
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esl_dist.adaptation.passes import SEGMENTATION
 from esl_dist.errors import UserError
 from esl_dist.ranks.collectives import note_progress, print_on_main
 
@@ -29,8 +31,10 @@ Compiled = Callable[..., Any]
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Compiled]
 
 
-def compile_networks(networks: nn.ModuleDict, backend: str = BACKEND) -> None:
-    """Have each network's passes compiled when they come first; names and weights stay as they are.
+def compile_segmentation(networks: nn.ModuleDict, backend: str = BACKEND) -> None:
+    """Have the segmentation network's passes compiled when they come first; names and weights stay as they are.
+
+    What a method adds is not compiled: it calls parts of its networks, as AdvEnt the discriminator of a level.
 
     Args:
         networks: by name.
@@ -39,8 +43,7 @@ def compile_networks(networks: nn.ModuleDict, backend: str = BACKEND) -> None:
     from torch._dynamo.backends.registry import lookup_backend  # it imports the compiler
 
     compiler = lookup_backend(backend)
-    for name, network in networks.items():
-        network.compile(backend=partial(_told, name, compiler), dynamic=False, fullgraph=True)
+    networks[SEGMENTATION].compile(backend=partial(_told, compiler), dynamic=False, fullgraph=True)
 
 
 def refuse_without_compiler(device: torch.device) -> None:
@@ -63,11 +66,11 @@ def _plus_one(values: Tensor) -> Tensor:
     return values + 1
 
 
-def _told(name: str, compiler: Compiler, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Compiled:
+def _told(compiler: Compiler, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Compiled:
     began = time.monotonic()
     with _noting_progress():
         compiled = compiler(graph, inputs)
-    print_on_main(f"compiled {name}: {len(graph.graph.nodes)} operations, {time.monotonic() - began:.0f} s")
+    print_on_main(f"compiled {SEGMENTATION}: {len(graph.graph.nodes)} operations, {time.monotonic() - began:.0f} s")
     return compiled
 
 

@@ -107,7 +107,7 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             log.add(losses, updated)
             fence.end_step()
             record.step = done
-            # A request that came before it was begun to be told ends the training after this step.
+            # A request that comes after the next step's agreement has begun is granted one step later.
             if not is_last:
                 agreed = coming.agreement()
             log_now = is_last or done % config.log_every == 0

@@ -33,7 +33,7 @@ from esl_dist.runs.checkpoints import (
 from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.runs.trained import weights_and_provenance
-from esl_dist.training.compilation import compile_networks, refuse_without_compiler
+from esl_dist.training.compilation import compile_segmentation, refuse_without_compiler
 from esl_dist.training.contradictions import refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
@@ -144,7 +144,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     require_same_on_ranks(str(0 if checkpoint is None else checkpoint.step), "checkpoint")
     training = Training(config, method, data, state, _updating(state, ranks), ranks, run)
     if config.compile:
-        compile_networks(state.networks)
+        compile_segmentation(state.networks)
     if checkpoint is None:
         return training
     training.updating.load(checkpoint.training)

@@ -85,6 +85,8 @@ class DividedUpdating:
 def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:
     import deepspeed  # it is slow to import, and optional
 
+    # It sends weights as bytes, by a view that channels last do not have.
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     groups = [list(group["params"]) for group in optimizer.param_groups]
     # Of each DeepSpeed makes a buffer in every step: of 500 million numbers unless it is told how many there are. It
     # asks for an even number.

@@ -15,10 +15,12 @@ from tests.exact.trainings import (
     train,
     training_words,
 )
-from tests.grids import grid
 from tests.on_ranks import PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
+
+UNREAD = ("steps=3", "checkpoints.every=2", "checkpoints.keep_newest=10")
+"""Of a training whose last batch cannot be read."""
 
 
 def train_with(server: RankServer, town: Path, run: Path, where: tuple[str, int, int], *words: str) -> Job:
@@ -28,22 +30,30 @@ def train_with(server: RankServer, town: Path, run: Path, where: tuple[str, int,
     return server.start("tests/exact/in_a_step.py", program, ranks)
 
 
-@pytest.mark.parametrize("ranks", grid([1, 2], stay=[2]))
-def test_an_error_in_reading_a_batch_waits_until_the_step_before_is_saved(
-    server: RankServer, town: Path, tmp_path: Path, ranks: int
-) -> None:
-    run = run_in(tmp_path)
-    words = ("steps=4", "checkpoints.every=2", "checkpoints.keep_newest=10")
-    job = train_with(server, town, run, ("fail to read", 3, ranks), *words)
+def train_until_a_batch_cannot_be_read(server: RankServer, town: Path, run: Path, ranks: int) -> None:
+    job = train_with(server, town, run, ("fail to read", 3, ranks), *UNREAD)
     # The other rank waits for it, and hears.
     assert job.exit_codes() == [EXIT_LOST_RANK, EXIT_USER_ERROR][-ranks:], job.output()
     assert "the batch of step 3 is damaged" in job.output()
     assert "Traceback" not in job.output()
     assert newest_step(run) == 2
-    # Once it can be read, the run goes on as if nothing had been.
-    whole = run_in(tmp_path, "whole")
+
+
+def test_an_error_in_reading_a_batch_waits_until_the_step_before_is_saved(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    train_until_a_batch_cannot_be_read(server, town, run_in(tmp_path), 2)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_once_the_batch_can_be_read_the_run_goes_on_as_if_nothing_had_been(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int
+) -> None:
+    run, whole = run_in(tmp_path), run_in(tmp_path, "whole")
+    train_until_a_batch_cannot_be_read(server, town, run, ranks)
     for one in (run, whole):
-        train(server, town, one, ranks, *words)
+        train(server, town, one, ranks, *UNREAD)
     assert_same_bits(everything_learned(run), everything_learned(whole))
 
 
@@ -63,6 +73,6 @@ def test_a_signal_before_the_next_step_is_told_of_stops_after_this_one_and_a_lat
     server: RankServer, town: Path, tmp_path: Path, what: str, stops_after: int
 ) -> None:
     run = run_in(tmp_path)
-    job = train_with(server, town, run, (what, 2, 2), "steps=9", "checkpoints.every=100")
+    job = train_with(server, town, run, (what, 2, 2), "steps=4", "checkpoints.every=100")
     assert job.exit_codes() == [EXIT_STOPPED] * 2, job.output()
     assert newest_step(run) == stops_after

@@ -16,7 +16,7 @@ from esl_dist.ranks.gradients import BUCKET_BYTES, StepGradients, in_buckets
 from tests.on_ranks import run_on_ranks
 
 SMALL_BUCKET = 64
-RULE = "a method makes the same passes in every step, on every rank"
+RULE = "a method makes the same passes in every step, on every rank: in Method.passes, .* a weight of 0"
 
 
 def build() -> nn.ModuleDict:
@@ -121,22 +121,35 @@ def check_a_start() -> None:
 
 
 def check_fewer_passes() -> None:
-    """A step with fewer passes has the right sum, and parameters that none reached have no gradient."""
+    """A pass that is missing later, be it on one rank alone, leaves all ranks with the sum of what is there."""
     networks, alone = build(), build()
     with small_buckets():
         summed = StepGradients(in_order(networks))
         take(networks, summed)
         own_loss(networks, 0).backward()
+        if dist.get_rank() == 1:
+            networks["second"](torch.ones(3, 2)).square().sum().backward()
         summed.finish_sums()
     own_loss(alone, 0).backward()
-    for own, one in zip(alone["first"].parameters(), networks["first"].parameters(), strict=True):
-        assert own.grad is not None
-        total = own.grad.clone()
-        dist.all_reduce(total)
-        torch.testing.assert_close(one.grad, total, rtol=1e-6, atol=1e-7)
-    assert [one.grad for one in networks["second"].parameters()] == [None, None]
-    summed.forget()
-    assert all(one.grad is not None for one in networks["second"].parameters())
+    for own in alone["first"].parameters():
+        dist.all_reduce(own.grad)
+    alone["second"](torch.ones(3, 2)).square().sum().backward()
+    for own, one in zip(alone.parameters(), networks.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, own.grad, rtol=1e-6, atol=1e-7)
+
+
+def check_parameters_that_no_pass_reaches() -> None:
+    """They have no gradient, in no step, so optimisers leave them alone; a pass that reaches them later is refused."""
+    networks = build()
+    summed = StepGradients(in_order(networks))
+    for _ in range(2):
+        own_loss(networks, 0).backward()
+        summed.finish_sums()
+        assert [one.grad for one in networks["second"].parameters()] == [None, None]
+        assert all(one.grad is not None for one in networks["first"].parameters())
+        summed.forget()
+    with pytest.raises(ValueError, match="more passes reach a parameter than in the first step"):
+        networks["second"](torch.ones(3, 2)).square().sum().backward()
 
 
 def check_more_passes() -> None:
@@ -152,12 +165,20 @@ def check_other_passes_on_a_rank() -> None:
     networks = build()
     summed = StepGradients(in_order(networks))
     passes(networks, 1 + dist.get_rank())
-    with pytest.raises(ValueError, match=f"passes of this rank reach other parameters.*{RULE}"):
+    with pytest.raises(ValueError, match=f"reach other parameters, or another number of times, than .*{RULE}"):
         summed.finish_sums()
 
 
 @pytest.mark.parametrize(
-    "check", [check_sums, check_a_start, check_fewer_passes, check_more_passes, check_other_passes_on_a_rank]
+    "check",
+    [
+        check_sums,
+        check_a_start,
+        check_fewer_passes,
+        check_parameters_that_no_pass_reaches,
+        check_more_passes,
+        check_other_passes_on_a_rank,
+    ],
 )
 def test_two_ranks_sum_a_steps_gradients(check: Callable[[], None]) -> None:
     run_on_ranks(check)
@@ -173,6 +194,7 @@ def test_a_single_rank_keeps_its_gradients_and_the_rule() -> None:
             assert found is not None
             assert torch.equal(own.grad, found)
     check_more_passes()
+    check_parameters_that_no_pass_reaches()
 
 
 def test_a_gradient_that_someone_replaced_is_refused() -> None:

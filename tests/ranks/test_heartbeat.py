@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from esl_dist import stop_signals
 from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.errors import UserError
 from esl_dist.ranks import heartbeat
@@ -201,8 +202,10 @@ def in_torch_distributed(function: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def join_elsewhere(join: Join) -> Iterator[Join]:
+def join_elsewhere(join: Join, monkeypatch: pytest.MonkeyPatch) -> Iterator[Join]:
     """Join as a rank whose main thread is another one, which does nothing."""
+    # That thread is none that writes.
+    monkeypatch.setattr(stop_signals, "WRITING_SECONDS", 0.1)
     with ThreadPoolExecutor(1) as thread:
         yield lambda *arguments: thread.submit(join, *arguments).result()
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -9,7 +10,7 @@ from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.errors import UserError
 from esl_dist.ranks import heartbeat
 from esl_dist.ranks.heartbeat import Heartbeat, Progress
-from tests.ranks.notes import SILENT, SOON, Join, gone_store, wait_for
+from tests.ranks.notes import BEAT, SILENT, SOON, Join, gone_store, wait_for
 
 
 def on_gpu(one: Heartbeat, *alarms: str) -> Heartbeat:
@@ -55,13 +56,56 @@ def test_the_last_words_of_another_end_it_wherever_it_is(
     assert "rank 1 ended: the disk is full" in capsys.readouterr().err
 
 
-def test_one_that_works_on_when_the_others_are_done_is_let_alone(join: Join, exit_codes: list[int]) -> None:
-    own, other = on_gpu(join(1)), join(0)
+def test_one_that_works_on_when_the_others_are_done_is_let_alone(
+    join: Join, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(heartbeat, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    own, other = on_gpu(join(1)), on_gpu(join(0))
+    wait_for(lambda: own._others[0].note)
     other.stop()
+    assert slept == [heartbeat.HEARING_BEATS * BEAT], "in which the others read it"
+    wait_for(lambda: own._others[0].note["is_done"])
     own._store = gone_store()
     wait_for(lambda: own._lost is not None)
     time.sleep(1.5 * SILENT)
     assert exit_codes == []
+
+
+def test_a_store_that_went_before_rank_0_had_parted_ends_every_rank_by_itself(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when rank 0, which keeps it, is killed: its neighbour alone has an alarm of its own."""
+    for rank in (1, 2):
+        on_gpu(join(rank, 3))._store = gone_store()
+    wait_for(lambda: len(exit_codes) == 2)
+    assert exit_codes == [EXIT_LOST_RANK] * 2
+    said = capsys.readouterr().err
+    assert said.count("the store of the ranks is lost (Connection reset), and with it rank 0 or the launcher") == 2
+
+
+def test_a_rank_that_gives_up_still_writes_what_it_has_begun_to_write(
+    join: Join, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a checkpoint is written: by a thread that Python itself would wait for."""
+    own, _ = on_gpu(join(0, timeout_seconds=SOON)), join(1)
+    written: list[bool] = []
+
+    def write() -> None:
+        own._ended.wait(20)
+        time.sleep(10 * BEAT)
+        written.append(True)
+
+    was_written: list[bool] = []
+    monkeypatch.setattr(heartbeat.os, "_exit", lambda code: was_written.extend(written or [False]))
+    threading.Thread(target=write).start()
+    wait_for(lambda: was_written)
+    assert was_written == [True]
 
 
 def test_one_that_works_on_and_never_comes_is_not_waited_for_without_end(

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from esl_dist.endings import EXIT_DEFECT, EXIT_USER_ERROR, ending
 from esl_dist.environment import Launch
 from esl_dist.errors import UserError
 from esl_dist.ranks import gpus, nccl, session
@@ -22,6 +23,8 @@ Last error:
 """
 REMOTE = "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely."
 INVALID = "ncclInvalidUsage: This usually reflects invalid usage of NCCL library."
+ASSERT = "Cuda failure 710 'device-side assert triggered'"
+BUSY = "Cuda failure 46 'CUDA-capable device(s) is/are busy or unavailable'"
 UNHANDLED = "ncclUnhandledCudaError: Call to CUDA function failed."
 
 
@@ -43,6 +46,8 @@ UNHANDLED = "ncclUnhandledCudaError: Call to CUDA function failed."
         (dist.DistNetworkError("connection reset\nframe #0"), True, "connection reset"),
         (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed\nmore"), True, ""),
         (dist.DistBackendError(TEXT.format("a", UNHANDLED, "Cuda failure 2 'out of memory'")), False, ""),
+        (dist.DistBackendError(TEXT.format("a", UNHANDLED, ASSERT)), False, ""),
+        (dist.DistBackendError(TEXT.format("a", UNHANDLED, BUSY)), False, ""),
         (dist.DistStoreError(""), True, "DistStoreError"),
         (RuntimeError("shapes differ"), False, "shapes differ"),
     ],
@@ -61,6 +66,19 @@ def test_two_ranks_on_one_gpu_are_a_mistake_in_the_call_and_other_errors_stay_wh
     assert "(Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 4f000); start at most" in str(explained)
     for other in (UserError("Duplicate GPU detected"), dist.DistBackendError("lost")):
         assert nccl.explained(other) is other
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "words"),
+    [
+        (ASSERT, EXIT_DEFECT, "a kernel that began before this line found an index or a value out of range"),
+        (BUSY, EXIT_USER_ERROR, "the GPU lets no further process in (exclusive mode), or is out of order"),
+    ],
+)
+def test_an_error_of_cuda_that_nccl_hands_on_is_told_as_cudas(said: str, code: int, words: str) -> None:
+    end = ending(dist.DistBackendError(TEXT.format("unhandled cuda error", UNHANDLED, said)))
+    assert end.code == code
+    assert end.words.startswith(f"{said}: {words}")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from esl_dist.command_line import EXIT_DEFECT, EXIT_LOST_RANK, EXIT_USER_ERROR
+from tests.grids import grid
 from tests.on_ranks import Job, shared_server
 
 
@@ -30,25 +31,26 @@ def joined(job: Job) -> int:
     return job.output().count("joined\n")
 
 
-@pytest.mark.parametrize(
-    ("how", "code", "words"),
-    [
-        ("make a mistake", EXIT_USER_ERROR, "shard-000001.tar is gone"),
-        (
-            "run out of memory",
-            EXIT_USER_ERROR,
-            "the GPU's memory is full (2.00 GiB more were asked for, 1.20 GiB of 79.10 GiB free)",
-        ),
-        ("be wrong", EXIT_DEFECT, "CUDA error: device-side assert triggered: a kernel that began before this line"),
-        (
-            "lose a connection",
-            EXIT_LOST_RANK,
-            "the ranks cannot exchange tensors, though all of them answer: ncclRemoteError: socketPollConnect: connect "
-            "returned Connection refused",
-        ),
-        ("share a GPU", EXIT_USER_ERROR, "ranks share one GPU, which NCCL does not allow (Duplicate GPU detected : "),
-    ],
-)
+ERRORS = [
+    ("make a mistake", EXIT_USER_ERROR, "shard-000001.tar is gone"),
+    (
+        "run out of memory",
+        EXIT_USER_ERROR,
+        "the GPU's memory is full (2.00 GiB more were asked for, 1.20 GiB of 79.10 GiB free)",
+    ),
+    ("be wrong", EXIT_DEFECT, "CUDA error: device-side assert triggered: a kernel that began before this line"),
+    (
+        "lose a connection",
+        EXIT_LOST_RANK,
+        "the ranks cannot exchange tensors, though all of them answer: ncclRemoteError: socketPollConnect: connect "
+        "returned Connection refused",
+    ),
+    ("share a GPU", EXIT_USER_ERROR, "ranks share one GPU, which NCCL does not allow (Duplicate GPU detected : "),
+]
+
+
+# One for each exit code.
+@pytest.mark.parametrize(("how", "code", "words"), grid(ERRORS, stay=ERRORS[2:]))
 def test_no_rank_waits_for_kernels_after_an_error(tmp_path: Path, how: str, code: int, words: str) -> None:
     job = start(how, 2, tmp_path)
     assert job.exit_codes(60) == [EXIT_LOST_RANK, code], job.output()

@@ -105,7 +105,9 @@ def test_a_rank_takes_the_gpu_of_its_number_or_the_only_one_that_it_is_shown(
     assert choose_gpu(store, Launch(0, 2, 1)) == torch.device("cuda", index)
     assert chosen == [index]
     assert os.environ["LOCAL_RANK"] == str(index)
-    store.set("gpu/1", store.get("gpu/0"))
+    # Containers of one machine have host names of their own.
+    monkeypatch.setattr(gpus.socket, "gethostname", lambda: "a container")
+    store.set("gpu/1", f"gpu {index}")
     with pytest.raises(UserError, match=r"ranks would share a GPU: \[0, 1\]; start at most as many processes"):
         choose_gpu(store, Launch(0, 2, 1))
 

@@ -15,7 +15,7 @@ from esl_dist.models.weights import initialise
 from esl_dist.ranks.collectives import rank
 from esl_dist.ranks.heartbeat import PROGRESS
 from esl_dist.training import compilation
-from esl_dist.training.compilation import compile_networks, refuse_without_compiler
+from esl_dist.training.compilation import compile_segmentation, refuse_without_compiler
 from tests.grids import grid
 from tests.on_ranks import run_on_ranks
 
@@ -65,31 +65,29 @@ def both_ways(kind: str, per_picture: bool, backend: str) -> tuple[Learned, Lear
     torch._dynamo.reset()
     counters.clear()
     compiled = network(kind, per_picture)
-    compile_networks(compiled, backend)
+    compile_segmentation(compiled, backend)
     before = counters["stats"]["unique_graphs"]
     found = learned_in_two_passes_each(compiled)
     graphs = counters["stats"]["unique_graphs"] - before
     return learned_in_two_passes_each(network(kind, per_picture)), found, graphs, sum(counters["graph_break"].values())
 
 
-def both_ways_of_each(kind: str, backend: str) -> list[tuple[Learned, Learned, int, int]]:
-    return [both_ways(kind, per_picture, backend) for per_picture in (False, True)]
-
-
+WAYS = [(per_picture, ranks) for per_picture in (False, True) for ranks in (1, 2)]
 BACKENDS = (("block", "aot_eager"), ("network", "eager"), ("network", "inductor"))
-CASES = [(kind, backend, ranks) for kind, backend in BACKENDS for ranks in (1, 2)]
-STAY = [("network", "eager", 1), ("block", "aot_eager", 2)]
+CASES = [(kind, per_picture, backend, ranks) for kind, backend in BACKENDS for per_picture, ranks in WAYS]
+STAY = [("network", True, "eager", 1), ("block", False, "aot_eager", 2)]
 
 
-@pytest.mark.parametrize(("kind", "backend", "ranks"), grid(CASES, stay=STAY))
-def test_a_pass_is_one_graph_a_domain_and_learns_the_same(kind: str, backend: str, ranks: int) -> None:
-    for of_rank in run_on_ranks(both_ways_of_each, kind, backend, ranks=ranks):
-        for plain, compiled, graphs, breaks in of_rank:
-            assert (graphs, breaks) == (2, 0)
-            assert plain.keys() == compiled.keys()
-            for name, value in plain.items():
-                scale = max(1.0, float(value.abs().max()))
-                assert float((compiled[name] - value).abs().max()) <= 1e-10 * scale, name
+@pytest.mark.parametrize(("kind", "per_picture", "backend", "ranks"), grid(CASES, stay=STAY))
+def test_a_pass_is_one_graph_a_domain_and_learns_the_same(
+    kind: str, per_picture: bool, backend: str, ranks: int
+) -> None:
+    for plain, compiled, graphs, breaks in run_on_ranks(both_ways, kind, per_picture, backend, ranks=ranks):
+        assert (graphs, breaks) == (2, 0)
+        assert plain.keys() == compiled.keys()
+        for name, value in plain.items():
+            scale = max(1.0, float(value.abs().max()))
+            assert float((compiled[name] - value).abs().max()) <= 1e-10 * scale, name
 
 
 def test_a_compiler_that_does_not_work_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,5 +111,5 @@ def test_other_ranks_see_that_a_rank_which_compiles_gets_on(
 
     monkeypatch.setattr(compilation, "BEAT_SECONDS", 0.01)
     graph = torch.fx.symbolic_trace(nn.ReLU())
-    assert compilation._told("segmentation", compiled_once_seen, graph, []) is graph
+    assert compilation._told(compiled_once_seen, graph, []) is graph
     assert capsys.readouterr().out.startswith("compiled segmentation: 3 operations, ")

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, build_networks
-from esl_dist.adaptation.optimisers import polynomial_rate, set_rates
+from esl_dist.adaptation.optimisers import (
+    SGD,
+    Adam,
+    fuse,
+    load_plain_state,
+    plain_state,
+    polynomial_rate,
+    set_rates,
+)
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.optimisation import Updating, in_order_of_completion, schedule_note
@@ -137,23 +146,17 @@ def test_the_scale_is_taken_out_of_the_gradients() -> None:
     torch.testing.assert_close(unscaled["segmentation"].conv1.weight, scaled["segmentation"].conv1.weight)
 
 
-def test_a_parameter_that_no_pass_reached_is_passed_over_until_one_does() -> None:
-    """Weight decay and momentum would change it, though the step has nothing to say of it."""
+def test_a_parameter_that_no_pass_reaches_is_passed_over() -> None:
+    """Weight decay and momentum would change it, though the steps have nothing to say of it."""
     built = networks("minent")
     updating = plain(built)
-    one, other = (built.get_parameter(f"segmentation.layer{layer}.0.conv1.weight") for layer in (1, 2))
+    one = built.get_parameter("segmentation.layer1.0.conv1.weight")
     before = {name: weight.detach().clone() for name, weight in built.named_parameters()}
-    add(updating, one, 1.0)
-    add(updating, one, 1.0)
-    assert updating.update("a step")
+    for _ in range(2):
+        add(updating, one, 1.0)
+        assert updating.update("a step")
     changed = [name for name, weight in built.named_parameters() if not torch.equal(weight, before[name])]
     assert changed == ["segmentation.layer1.0.conv1.weight"]
-    # Of one group, one with a momentum and one without.
-    add(updating, one, 1.0)
-    add(updating, other, 1.0)
-    assert updating.update("a step")
-    expected = before["segmentation.layer2.0.conv1.weight"]
-    torch.testing.assert_close(other.detach(), expected - 0.1 * (1 + 5e-4 * expected))
 
 
 def test_gradients_lie_in_the_order_in_which_a_backward_pass_completes_them() -> None:
@@ -260,3 +263,34 @@ def test_the_host_waits_for_nothing_in_a_step_but_with_a_loss_scaler_once(
         log.add(losses, True)
     log.close()
     assert noting.noted == waits
+
+
+@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("before", [torch.channels_last, torch.contiguous_format])
+def test_states_of_another_order_in_memory_go_on_as_they_were(
+    kind: Callable[..., torch.optim.Optimizer], before: torch.memory_format
+) -> None:
+    """As those of a checkpoint from a CPU on a GPU, where convolutions are of channels last, and the other way."""
+    after = torch.contiguous_format if before == torch.channels_last else torch.channels_last
+    generator = torch.Generator().manual_seed(0)
+    weights, *gradients = torch.randn(4, 4, 3, 3, 3, generator=generator, dtype=torch.float64)
+    options: dict[str, Any] = {"momentum": 0.9} if kind is SGD else {}
+
+    def begin(values: Tensor, order: torch.memory_format) -> tuple[nn.Parameter, torch.optim.Optimizer]:
+        parameter = nn.Parameter(values.clone(memory_format=order))
+        optimizer = kind([parameter], lr=0.1, **options)
+        fuse(optimizer)
+        return parameter, optimizer
+
+    def step(parameter: nn.Parameter, optimizer: torch.optim.Optimizer, gradient: Tensor) -> None:
+        parameter.grad = torch.empty_like(parameter).copy_(gradient)
+        optimizer.step()
+
+    parameter, optimizer = begin(weights, before)
+    for gradient in gradients[:2]:
+        step(parameter, optimizer, gradient)
+    other, continued = begin(parameter.detach(), after)
+    load_plain_state(continued, copy.deepcopy(plain_state(optimizer)))
+    for one, optimizer_of_one in ((parameter, optimizer), (other, continued)):
+        step(one, optimizer_of_one, gradients[2])
+    torch.testing.assert_close(other, parameter, rtol=0, atol=1e-12)

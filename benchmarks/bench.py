@@ -17,7 +17,6 @@ from dataclasses import asdict
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,7 +25,7 @@ from benchmarks.measure import Row, UnequalError
 from esl_dist.files import write_json
 from esl_dist.reporting.accounts import duration
 
-PARTS = ("loading", "losses", "whole_step", "two_ranks", "packing", "start_up")
+PARTS = ("jobs", "loading", "losses", "whole_step", "two_ranks", "packing", "start_up")
 """Modules of this folder."""
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -76,9 +75,9 @@ def measured(parts: Sequence[str], quick: bool) -> tuple[list[Row], dict[str, st
 
 
 def rows_of(part: str, quick: bool) -> list[Row]:
-    """Import a part and measure its rows; a part may give them as dictionaries."""
-    found: list[Row | dict[str, Any]] = import_module(f"benchmarks.{part}").rows(quick)
-    return [row if isinstance(row, Row) else Row(**row) for row in found]
+    """Import a part and measure its rows."""
+    found: list[Row] = import_module(f"benchmarks.{part}").rows(quick)
+    return found
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -1,20 +1,17 @@
-"""What evaluation and the pseudo-label job do after the network, beside the published way: `python benchmarks/jobs.py`.
+"""What evaluation and the pseudo-label job do after the network, beside the published way.
 
 Both sides start from the same logits at the network's resolution (one eighth of the input), drawn so that classes form
 areas with noisy borders. The plain side is written out as the published programs do it: upsample, NumPy, Pillow; it has
-torch on all processors. Ours is the project's own code, the job with all that it writes. The predictions between its
-parts are three bytes a pixel on disk: 1.5 MB a picture of 1024×512, flat in memory.
+torch on all processors. Ours is the project's own code on one thread for each processor, the job with all that it
+writes; so both are measured by the clock. The predictions between the job's parts are three bytes a pixel on disk:
+1.5 MB a picture of 1024×512, flat in memory.
 """
 
-import json
 import math
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,10 +21,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.measure import Row, UnequalError, compared, medians_in_turn, seconds
+from benchmarks.own_step import CLASSES
 from esl_dist.adaptation.entropy import HIGHEST_LEVEL
 from esl_dist.adaptation.pseudo_labels import TRUST
-from esl_dist.data.images import decode_label, encode_png
-from esl_dist.data.labels import SemanticClass, class_names
+from esl_dist.data.images import Size, decode_label, encode_png
+from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Samples
 from esl_dist.data.shard_index import ShardIndex, write_index
 from esl_dist.data.shards import open_shards, shard_name, write_shard
@@ -41,7 +40,6 @@ from esl_dist.inference.predictor import Predictor
 from esl_dist.machine import usable_processors
 from esl_dist.runs.trained import Provenance, TrainedNetwork
 
-CLASSES = tuple(SemanticClass(f"class {number}", (number, 0, 0), (number,)) for number in range(19))
 FLOOR = 0.1
 CLEAR = 2 / HIGHEST_LEVEL
 """A pixel whose entropy is as near as this to its class's threshold may be kept by one side and not by the other: our
@@ -50,86 +48,91 @@ TIED = 1e-5
 """Share of pixels whose two highest logits are so near that a last place decides."""
 
 Array = NDArray[Any]
+Sides = tuple[Callable[[], object], Callable[[], object]]
+"""Ours and the plain one."""
 
 
-def rows(quick: bool = False) -> list[dict[str, Any]]:
-    """Measure both jobs; with `quick` at tiny sizes.
+def rows(quick: bool) -> list[Row]:
+    """Measure both jobs, in seconds a picture."""
+    scale, pictures, times = (8, 9, 1) if quick else (1, 16, 3)
+    with torch.inference_mode():
+        return [
+            pseudo_label_row((1024 // scale, 512 // scale), pictures, times),
+            evaluation_row((2048 // scale, 1024 // scale), pictures // 2, times),
+        ]
+
+
+def pseudo_label_row(size: Size, pictures: int, times: int) -> Row:
+    """Measure from logits to pseudo-labels in files.
 
     Raises:
-        ValueError: the sides do not have equal results.
+        UnequalError: the sides kept other labels.
     """
-    scale, pictures, times = (8, 9, 1) if quick else (1, 16, 3)
-    return [
-        pseudo_label_row((1024 // scale, 512 // scale), pictures, times),
-        evaluation_row((2048 // scale, 1024 // scale), pictures // 2, times),
-    ]
-
-
-def pseudo_label_row(size: tuple[int, int], pictures: int, times: int) -> dict[str, Any]:
-    """Measure from logits to pseudo-labels in files: seconds a picture."""
     logits = [drawn_logits(size, seed) for seed in range(pictures)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_target(folder / "target", pictures)
-        ours: list[Array] = []
-        plain: list[Array] = []
 
-        def our_side(number: int) -> None:
-            job = job_of(folder / "target", folder / f"ours_{number}", logits, size)
-            write_pseudo_labels(job)
+        def ours() -> Path:
+            output = Path(tempfile.mkdtemp(dir=folder)) / "labels"
+            write_pseudo_labels(job_of(folder / "target", output, logits, size))
+            return output
 
-        def plain_side(number: int) -> None:
-            (folder / f"plain_{number}").mkdir()
-            plain_pseudo_labels(logits, size, folder / f"plain_{number}")
+        def plain() -> Path:
+            output = Path(tempfile.mkdtemp(dir=folder))
+            plain_pseudo_labels(logits, size, output)
+            return output
 
-        seconds = in_turn(our_side, plain_side, times)
-        reader = open_shards(folder / "ours_0")
-        ours = [decode_label(reader.read(position, "label")) for position in range(pictures)]
-        plain = [np.array(Image.open(folder / f"plain_0/{position}.png")) for position in range(pictures)]
-    require_same_labels(ours, plain, logits, size)
-    return row(f"pseudo-labels after the network, {size[0]}×{size[1]}", seconds, pictures, 4.0)
-
-
-def evaluation_row(size: tuple[int, int], pictures: int, times: int) -> dict[str, Any]:
-    """Measure from logits to a confusion matrix: seconds a picture."""
-    logits = [drawn_logits(size, seed) for seed in range(pictures)]
-    labels = [drawn_label(size, seed) for seed in range(pictures)]
-    found: dict[str, Array] = {}
-
-    def our_side(number: int) -> None:
-        tasks = (partial(our_confusion, one, label) for one, label in zip(logits, labels, strict=True))
-        found["ours"] = sum(in_background(tasks), torch.zeros(())).numpy()
-
-    def plain_side(number: int) -> None:
-        pairs = zip(logits, labels, strict=True)
-        found["plain"] = np.sum([plain_confusion(one, label.numpy()) for one, label in pairs], 0)
-
-    seconds = in_turn(our_side, plain_side, times)
-    apart = np.abs(found["ours"] - found["plain"]).sum() / 2
-    if found["ours"].sum() != found["plain"].sum() or apart > TIED * found["plain"].sum() + 1:
-        raise ValueError(f"evaluation: {apart:.0f} pixels are counted elsewhere")
-    return row(f"evaluation after the network, {size[0]}×{size[1]}", seconds, pictures, 5.0)
+        reader, files = open_shards(ours()), plain()
+        kept = [decode_label(reader.read(position, "label")) for position in range(pictures)]
+        kept_plainly = [np.array(Image.open(files / f"{position}.png")) for position in range(pictures)]
+        require_same_labels(kept, kept_plainly, logits, size)
+        name = f"pseudo-labels after the network, {size[0]}×{size[1]}"
+        return compared(name, seconds_a_picture(name, (ours, plain), pictures, times), "s/picture", goal=4.0)
 
 
-def in_turn(ours: Callable[[int], None], plain: Callable[[int], None], times: int) -> tuple[float, float]:
-    """Return median seconds of both, each done so many times in turn, after one time that does not count."""
-    taken: dict[str, list[float]] = {"ours": [], "plain": []}
-    for number in range(times + 1):
-        for name, side, threads in (("ours", ours, 1), ("plain", plain, usable_processors())):
-            torch.set_num_threads(threads)
-            began = time.perf_counter()
-            side(number)
-            taken[name].append(time.perf_counter() - began)
-    return median(taken["ours"][1:]), median(taken["plain"][1:])
+def evaluation_row(size: Size, pictures: int, times: int) -> Row:
+    """Measure from logits to a confusion matrix.
+
+    Raises:
+        UnequalError: the sides have other matrices.
+    """
+    pairs = [(drawn_logits(size, seed), drawn_label(size, seed)) for seed in range(pictures)]
+
+    def ours() -> Array:
+        counts: Array = sum(in_background(partial(our_confusion, *pair) for pair in pairs), torch.zeros(())).numpy()
+        return counts
+
+    def plain() -> Array:
+        counts: Array = np.sum([plain_confusion(logits, label.numpy()) for logits, label in pairs], 0)
+        return counts
+
+    require_same_counts(ours(), plain())
+    name = f"evaluation after the network, {size[0]}×{size[1]}"
+    return compared(name, seconds_a_picture(name, (ours, plain), pictures, times), "s/picture", goal=5.0)
 
 
-def row(name: str, seconds: tuple[float, float], pictures: int, goal: float) -> dict[str, Any]:
-    """Return a row of the results: seconds a picture of both sides, and how many times faster ours is."""
-    ours, plain = (side / pictures for side in seconds)
-    return {"name": name, "ours": ours, "plain": plain, "unit": "s/picture", "ratio": plain / ours, "goal": goal}
+def seconds_a_picture(name: str, sides: Sides, pictures: int, times: int) -> tuple[float, float]:
+    """Return median seconds of both sides, ours first: torch has one thread, and on the plain side all processors."""
+    ours, plain = (
+        seconds(partial(on_threads, threads, side))
+        for threads, side in zip((1, usable_processors()), sides, strict=True)
+    )
+    both = medians_in_turn(name, ours, plain, times)
+    return both[0] / pictures, both[1] / pictures
 
 
-def drawn_logits(size: tuple[int, int], seed: int) -> Tensor:
+def on_threads(number: int, work: Callable[[], object]) -> None:
+    """Do a work while torch has so many threads in this one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        work()
+    finally:
+        torch.set_num_threads(before)
+
+
+def drawn_logits(size: Size, seed: int) -> Tensor:
     """Return logits like a network's, (1, 19, height / 8 + 1, width / 8 + 1): areas, and noise on them."""
     random = torch.Generator().manual_seed(seed)
     height, width = size[1] // 8 + 1, size[0] // 8 + 1
@@ -138,7 +141,7 @@ def drawn_logits(size: tuple[int, int], seed: int) -> Tensor:
     return smooth + 0.5 * torch.randn(smooth.shape, generator=random)
 
 
-def drawn_label(size: tuple[int, int], seed: int) -> Tensor:
+def drawn_label(size: Size, seed: int) -> Tensor:
     """Return a label, uint8 (height, width): areas, some of which do not count."""
     random = np.random.default_rng(seed)
     areas = random.choice([*range(len(CLASSES)), 255], (16, 32)).astype(np.uint8)
@@ -167,7 +170,7 @@ def write_target(folder: Path, pictures: int) -> None:
     write_index(folder, ShardIndex("drawn", "all", (8, 8), None, {"drawn": CLASSES}, {}, (shard,)))
 
 
-def job_of(target: Path, output: Path, logits: Sequence[Tensor], size: tuple[int, int]) -> LabelJob:
+def job_of(target: Path, output: Path, logits: Sequence[Tensor], size: Size) -> LabelJob:
     """Return the job of labelling shards with a network that gives these logits."""
     known = Provenance("recorded", "drawn", CLASSES, "tiny", False, False, 1, "no", {}, {}, {})
     network: Any = Recorded(logits)
@@ -183,7 +186,7 @@ def job_of(target: Path, output: Path, logits: Sequence[Tensor], size: tuple[int
     )
 
 
-def plain_prediction(logits: Tensor, size: tuple[int, int]) -> tuple[Array, Array]:
+def plain_prediction(logits: Tensor, size: Size) -> tuple[Array, Array]:
     """Return label and entropy as published: softmax, upsample, then NumPy."""
     probabilities = F.interpolate(F.softmax(logits, 1), (size[1], size[0]), mode="bilinear", align_corners=True)
     last = probabilities[0].numpy().transpose(1, 2, 0)
@@ -199,7 +202,7 @@ def plain_thresholds(labels: Array, entropies: Array) -> Array:
     return np.array(limits)
 
 
-def plain_pseudo_labels(logits: Sequence[Tensor], size: tuple[int, int], folder: Path) -> None:
+def plain_pseudo_labels(logits: Sequence[Tensor], size: Size, folder: Path) -> None:
     """Label as published: all predictions are kept in memory, as float64."""
     labels, entropies = np.zeros((2, len(logits), size[1], size[0]))
     for position, one in enumerate(logits):
@@ -210,20 +213,29 @@ def plain_pseudo_labels(logits: Sequence[Tensor], size: tuple[int, int], folder:
         Image.fromarray(kept).save(folder / f"{position}.png")
 
 
-def require_same_labels(
-    ours: Sequence[Array], plain: Sequence[Array], logits: Sequence[Tensor], size: tuple[int, int]
-) -> None:
+def require_same_labels(ours: Sequence[Array], plain: Sequence[Array], logits: Sequence[Tensor], size: Size) -> None:
     """Make sure that both kept the same, but where the entropy is at the threshold or two classes are as likely.
 
     Raises:
-        ValueError: they did not.
+        UnequalError: they did not.
     """
     labels, entropies = (np.stack(kind) for kind in zip(*(plain_prediction(one, size) for one in logits), strict=True))
     limits = plain_thresholds(labels, entropies)
     clear = np.abs(entropies - limits[labels]) > CLEAR
     apart = int((np.stack(ours) != np.stack(plain))[clear].sum())
     if clear.mean() < 0.99 or apart > TIED * labels.size + 1:
-        raise ValueError(f"pseudo-labels: {apart} of {clear.sum()} clear pixels differ")
+        raise UnequalError(f"pseudo-labels: {apart} of {clear.sum()} clear pixels differ")
+
+
+def require_same_counts(ours: Array, plain: Array) -> None:
+    """Make sure that both counted the same pairs, but where two classes are as likely.
+
+    Raises:
+        UnequalError: they did not.
+    """
+    apart = np.abs(ours - plain).sum() / 2
+    if ours.sum() != plain.sum() or apart > TIED * plain.sum() + 1:
+        raise UnequalError(f"evaluation: {apart:.0f} pixels are counted elsewhere")
 
 
 def our_confusion(logits: Tensor, label: Tensor) -> Tensor:
@@ -239,13 +251,3 @@ def plain_confusion(logits: Tensor, label: Array) -> Array:
     counted = (flat >= 0) & (flat < count)
     pairs = count * flat[counted].astype(int) + predicted[counted]
     return np.bincount(pairs, minlength=count**2).reshape(count, count)
-
-
-def main() -> None:
-    """Print the rows as JSON."""
-    with torch.inference_mode():
-        print(json.dumps(rows("--quick" in sys.argv[1:]), indent=1))
-
-
-if __name__ == "__main__":
-    main()

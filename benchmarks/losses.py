@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from benchmarks.measure import Row, compared, peak_bytes, processor_seconds, require_close, timed
-from benchmarks.own_step import CLASSES, OwnStep, configuration, micro_batch, tensors_of
+from benchmarks.own_step import CLASSES, OwnStep, micro_batch, tensors_of, weights_of
 from benchmarks.plain_step import Logits, PlainStep, discriminators
+from benchmarks.step_counts import Workload
 from esl_dist.adaptation.methods.advent import DISCRIMINATORS
 from esl_dist.adaptation.passes import SEGMENTATION
 from esl_dist.data.images import Size
@@ -53,7 +54,6 @@ class Sides:
 
     own: OwnStep
     plain_step: PlainStep
-    plain_networks: nn.ModuleDict
 
     def ours(self) -> None:
         """Take a step with the project's losses."""
@@ -81,11 +81,10 @@ def sides(source: Size, target: Size, dtype: torch.dtype) -> Sides:
     given, of_levels = GivenLogits(source, target), discriminators(len(CLASSES), 1)
     networks = nn.ModuleDict({SEGMENTATION: given, DISCRIMINATORS: of_levels}).to(dtype)
     copies = deepcopy(networks)
-    batch = micro_batch(source, target, range(1), dtype)
-    own = OwnStep(networks, Updating(networks, descent(networks), None), batch, configuration("tiny").method)
-    plain_discriminators = copies[DISCRIMINATORS]
-    assert isinstance(plain_discriminators, nn.ModuleDict)
-    return Sides(own, PlainStep(copies[SEGMENTATION], plain_discriminators, [*descent(copies).values()]), copies)
+    workload = Workload(source=source, target=target)
+    batch = micro_batch(workload, range(1), dtype)
+    own = OwnStep(networks, Updating(networks, descent(networks), None), batch, workload.options())
+    return Sides(own, PlainStep(copies, [*descent(copies).values()]))
 
 
 def descent(networks: nn.ModuleDict) -> dict[str, Optimizer]:
@@ -99,11 +98,11 @@ def require_equal_gradients(both: Sides) -> None:
     Raises:
         UnequalError: the changes differ.
     """
-    before = {name: tensor.clone() for name, tensor in both.plain_networks.state_dict().items()}
+    before = weights_of(both.plain_step.networks)
     both.ours()
     both.plain()
     ours, plain = (
-        {name: tensor - before[name] for name, tensor in networks.state_dict().items()}
-        for networks in (both.own.networks, both.plain_networks)
+        {name: tensor - before[name] for name, tensor in weights_of(networks).items()}
+        for networks in (both.own.networks, both.plain_step.networks)
     )
     require_close("gradients of the losses", ours, plain, BOUND)

@@ -1,4 +1,7 @@
-"""The project's AdvEnt step outside of a training, on pictures of noise: what benchmarks compare with `plain_step`."""
+"""The project's AdvEnt step outside of a training, on pictures of noise: what benchmarks compare with `plain_step`.
+
+It imports nothing of `runs` or of a training's set-up, so that a machine needs few packages for it.
+"""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,18 +9,22 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from benchmarks.step_counts import Workload
 from esl_dist import config as settings
-from esl_dist.adaptation.methods import METHODS
+from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.optimisers import set_rates
-from esl_dist.adaptation.passes import MicroBatch, Normaliser, Precision
+from esl_dist.adaptation.passes import Losses, MicroBatch, Normaliser, Precision
 from esl_dist.data.images import Size
 from esl_dist.data.labels import IGNORE_INDEX, SemanticClass
 from esl_dist.data.loading import Batch, HostBatch, on_device
+from esl_dist.models import memory_format
+from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.weights import initialise
 from esl_dist.ranks.collectives import sum_over_ranks, world_size
 from esl_dist.training.agreement import local_valid_pixels
 from esl_dist.training.optimisation import Updating
-from esl_dist.training.setup import State, build_state
 from esl_dist.training.step import add_gradients
 
 CLASSES = tuple(SemanticClass(f"class {number}", (number, 0, 0), (number,)) for number in range(19))
@@ -28,19 +35,6 @@ LABELLED = 9
 
 METHOD = METHODS["advent"]
 CPU = torch.device("cpu")
-
-
-def configuration(architecture: str, channels: int = 64) -> settings.Train:
-    """Return the published training's settings, for another network and discriminators of so many channels."""
-    method = settings.Method(discriminator_channels=channels)
-    return settings.Train(seed=0, network=settings.Network(architecture=architecture), method=method)
-
-
-def state_of(config: settings.Train) -> State:
-    """Return networks with random weights, the same on every rank, and optimisers at their first rates."""
-    state = build_state(config, METHOD, CLASSES, CPU, with_start=False)
-    set_rates(state.optimizers, 0, config.optimizer)
-    return state
 
 
 @dataclass(frozen=True)
@@ -61,23 +55,53 @@ class OwnStep:
     options: settings.Method
     autocast: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
 
-    def __call__(self) -> None:
-        """Take a step."""
+    def __call__(self) -> bool:
+        """Take a step; returns whether the networks were updated."""
         self.updating.begin_step()
-        self.gradients()
-        self.updating.update("a step")
+        self.losses()
+        return self.updating.update("a step")
 
-    def gradients(self) -> None:
-        """Make the passes; one sum over the ranks comes before them, as in a training."""
+    def losses(self) -> Losses:
+        """Make the passes, and with them the gradients; one sum over the ranks comes before them, as in a training."""
         valid_pixels = sum_over_ranks(local_valid_pixels([self.batch]))
         normaliser = Normaliser(valid_pixels, len(self.batch.places) * world_size())
         precision = Precision(self.autocast, self.updating.backward)
-        add_gradients(self.networks, METHOD, self.options, [self.batch], normaliser, precision)
+        return add_gradients(self.networks, METHOD, self.options, [self.batch], normaliser, precision)
 
 
-def micro_batch(source: Size, target: Size, places: range, dtype: torch.dtype = torch.float32) -> MicroBatch:
+def networks_of(workload: Workload, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> nn.ModuleDict:
+    """Return AdvEnt's networks in training mode with random weights, the same on every rank and device."""
+    torch.manual_seed(0)
+    network = DeepLab(workload.architecture, workload.classes, workload.auxiliary, per_domain=False)
+    initialise(network)
+    networks = build_networks(METHOD, network, workload.classes, workload.options())
+    return memory_format.on_device(networks.to(dtype), device).train()
+
+
+def optimizers_of(networks: nn.ModuleDict) -> dict[str, Optimizer]:
+    """Return the published training's optimisers at their first rates."""
+    optimizers = METHOD.optimizers(networks, settings.Optimizer())
+    set_rates(optimizers, 0, settings.Optimizer())
+    return optimizers
+
+
+def build(
+    workload: Workload,
+    places: range,
+    dtype: torch.dtype = torch.float32,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> OwnStep:
+    """Return the step on the CPU; `places` are those of this rank's pictures in the global batch."""
+    networks = networks_of(workload, dtype=dtype)
+    updating = Updating(networks, optimizers_of(networks), None)
+    return OwnStep(networks, updating, micro_batch(workload, places, dtype), workload.options(), autocast)
+
+
+def micro_batch(
+    workload: Workload, places: range, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> MicroBatch:
     """Return noise in both domains, the source's with labels; a picture is a function of its place."""
-    batches = _noise(source, places, 0, labelled=True), _noise(target, places, 1, labelled=False)
+    batches = noise(workload.source, places, 0, device), noise(workload.target, places, 1, device)
     for batch in batches:
         batch["images"] = batch["images"].to(dtype)
     return MicroBatch(*batches, seed=0, step=0, places=places)
@@ -90,8 +114,9 @@ def tensors_of(batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
     return batch.source["images"], batch.source["labels"], batch.target["images"]
 
 
-def _noise(size: Size, places: range, domain: int, labelled: bool) -> Batch:
-    """Return pictures of noise with another number of labelled pixels in each."""
+def noise(size: Size, places: range, domain: int, device: torch.device) -> Batch:
+    """Return pictures of noise, of domain 0 with labels and another number of labelled pixels in each."""
+    labelled = domain == 0
     width, height = size
     pictures, labels = [], []
     for place in places:
@@ -110,4 +135,10 @@ def _noise(size: Size, places: range, domain: int, labelled: bool) -> Batch:
         label_sizes=sizes if labelled else None,
         replaced=torch.zeros(len(places), dtype=torch.bool),
     )
-    return on_device(host, CPU)
+    return on_device(host, device)
+
+
+def weights_of(networks: nn.ModuleDict) -> dict[str, Tensor]:
+    """Return copies of all that networks hold but counts, in float64 on the CPU."""
+    state = networks.state_dict()
+    return {name: one.to("cpu", torch.float64, copy=True) for name, one in state.items() if one.is_floating_point()}

@@ -3,13 +3,14 @@
 DeepLab-v2 with `nn.BatchNorm2d`, bilinear `F.interpolate` to the size of the labels, cross-entropy, softmax and
 −p·log2 p / log2 C, two discriminators, SGD and Adam, one `backward()` a pass of the network and a loss of the
 discriminators (Vu et al., CVPR 2019, and its program). Two things are kinder to it than the published program: pixels
-without a label are left out by `ignore_index` and not by boolean masks, and pictures are tensors already. It imports
-nothing of the project, so that a start of it is a plain one.
+without a label are left out by `ignore_index` and not by boolean masks, and pictures lie on the device already. It
+imports nothing of the project, so that a start of it is a plain one.
 """
 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -151,55 +152,58 @@ def domain_loss(output: Tensor, label: float) -> Tensor:
 
 
 class PlainStep:
-    """The published step; every call takes one."""
+    """The published step and what it trains; every call takes one."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        discriminators: nn.ModuleDict,
-        optimizers: Sequence[torch.optim.Optimizer],
-        half: bool = False,
+        self, networks: nn.ModuleDict, optimizers: Sequence[torch.optim.Optimizer], half: bool = False
     ) -> None:
-        """Take what it trains; with `half`, forward passes and losses are in bfloat16 where autocast says so."""
-        self.network, self.discriminators, self.optimizers, self.half = network, discriminators, optimizers, half
+        """Take the networks, "segmentation" and "discriminators"; with `half`, passes are in bfloat16."""
+        self.networks, self.optimizers, self.half = networks, optimizers, half
 
     def __call__(self, source: Tensor, labels: Tensor, target: Tensor) -> None:
         """Take a step on normalised pictures (batch, 3, height, width), and the source's labels."""
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        _train(self.discriminators.parameters(), False)
-        with self._autocast():
+        autocast = partial(torch.autocast, source.device.type, torch.bfloat16, enabled=self.half)
+        discriminators = self.networks["discriminators"]
+        _train(discriminators.parameters(), False)
+        with autocast():
             of_source = self._predict(source, labels.shape[1:])
             loss = self._cross_entropy(of_source["main"], labels)
             loss = loss + AUXILIARY_WEIGHT * self._cross_entropy(of_source["auxiliary"], labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        with self._autocast():
+        with autocast():
             of_target = self._predict(target, target.shape[2:])
             fooling = [FOOLING_WEIGHTS[level] * self._domain_loss(level, of_target[level], 0) for level in of_target]
         torch.stack(fooling).sum().backward()  # type: ignore[no-untyped-call]
-        _train(self.discriminators.parameters(), True)
+        _train(discriminators.parameters(), True)
         for label, logits in ((0, of_source), (1, of_target)):
             for level in logits:
-                with self._autocast():
+                with autocast():
                     loss = self._domain_loss(level, logits[level].detach(), label) / 2
                 loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in self.optimizers:
             optimizer.step()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.half)
-
     def _predict(self, images: Tensor, size: torch.Size) -> Logits:
         return {
             level: F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
-            for level, logits in self.network(images).items()
+            for level, logits in self.networks["segmentation"](images).items()
         }
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels.long(), ignore_index=IGNORED)
 
     def _domain_loss(self, level: str, logits: Tensor, label: float) -> Tensor:
-        return domain_loss(self.discriminators[level](entropy_map(logits)), label)
+        return domain_loss(self.networks["discriminators"].get_submodule(level)(entropy_map(logits)), label)
+
+
+def build(architecture: str, classes: int, channels: int, half: bool = False) -> PlainStep:
+    """Return the step with new networks, discriminators of so many channels, and the published optimisers."""
+    network, of_levels = PlainDeepLab(architecture, classes), discriminators(classes, channels)
+    adam = torch.optim.Adam(of_levels.parameters(), lr=1e-4, betas=(0.9, 0.99))
+    networks = nn.ModuleDict({"segmentation": network, "discriminators": of_levels})
+    return PlainStep(networks.train(), [sgd(network, 2.5e-4), adam], half)
 
 
 def _train(parameters: Iterable[nn.Parameter], trained: bool) -> None:

@@ -29,8 +29,9 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.measure import Row, require_close, seconds, timed
-from benchmarks.own_step import CLASSES, configuration, state_of
+from benchmarks.own_step import CLASSES, networks_of
 from benchmarks.programs import PROJECT
+from benchmarks.step_counts import Workload
 from esl_dist import config as settings
 from esl_dist.adaptation.passes import SEGMENTATION
 from esl_dist.data.images import encode_png
@@ -152,7 +153,7 @@ def prepared(folder: Path, samples: int) -> Starts:
     ]
     index = ShardIndex("one picture", "train", SIZE, SIZE, {"classes19": CLASSES}, {}, tuple(shards))
     write_index(folder / "shards", index)
-    network = state_of(configuration("tiny")).networks[SEGMENTATION]
+    network = networks_of(Workload("tiny"))[SEGMENTATION]
     assert isinstance(network, DeepLab)
     write_weights(folder / "weights.pth", published_state(network))
     return Starts(folder, count())

@@ -54,12 +54,15 @@ class Workload:
     auxiliary: bool = True
     channels: int = 64
 
+    def options(self) -> settings.Method:
+        """Return the method's settings."""
+        return settings.Method(discriminator_channels=self.channels)
+
     def networks(self) -> Networks:
         """Return AdvEnt's networks, in training mode, on the meta device."""
         with torch.device("meta"):
             network = DeepLab(self.architecture, self.classes, self.auxiliary, per_domain=False)
-            options = settings.Method(discriminator_channels=self.channels)
-            return build_networks(METHODS["advent"], network, self.classes, options).train()
+            return build_networks(METHODS["advent"], network, self.classes, self.options()).train()
 
 
 @dataclass(frozen=True)

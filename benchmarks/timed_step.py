@@ -22,6 +22,7 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.own_step import OwnStep, micro_batch
+from benchmarks.step_counts import Workload
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.data.images import Size
@@ -80,7 +81,7 @@ def timed(work: Callable[[], object], times: int) -> list[float]:
 def step_of(networks: nn.ModuleDict, pictures: int, size: Size, rank: int) -> OwnStep:
     """Return a whole step of the training on pictures of noise: counted pixels, passes, sum of gradients, update."""
     optimizers = METHODS["advent"].optimizers(networks, settings.Optimizer(learning_rate=1e-4))
-    batch = micro_batch(size, size, range(rank * pictures, (rank + 1) * pictures))
+    batch = micro_batch(Workload(source=size, target=size), range(rank * pictures, (rank + 1) * pictures))
     return OwnStep(networks, Updating(networks, optimizers, None), batch, settings.Method())
 
 

@@ -22,12 +22,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from benchmarks.measure import Measure, Row, compared, medians_in_turn, require_close
-from benchmarks.own_step import OwnStep, configuration, micro_batch, state_of
+from benchmarks.own_step import OwnStep, build, weights_of
 from benchmarks.programs import output_of_first_rank
-from benchmarks.whole_step import weights_of
+from benchmarks.step_counts import Workload
 from esl_dist.data.images import Size
 from esl_dist.ranks.collectives import rank, world_size
-from esl_dist.training.optimisation import Updating
 
 ARCHITECTURE, CHANNELS, SOURCE, TARGET = "resnet18", 16, (256, 128), (256, 128)
 PICTURES = 2
@@ -94,12 +93,9 @@ def learned() -> dict[str, Tensor]:
 
 def own_step(architecture: str, sizes: tuple[Size, Size], dtype: torch.dtype) -> OwnStep:
     """Return this rank's step on its part of the global batch; `sizes` are those of the pictures of both domains."""
-    config = configuration(architecture, CHANNELS)
-    state = state_of(config)
-    networks = state.networks.to(dtype)
     share = PICTURES // world_size()
-    batch = micro_batch(*sizes, range(rank() * share, (rank() + 1) * share), dtype)
-    return OwnStep(networks, Updating(networks, state.optimizers, None), batch, config.method)
+    workload = Workload(architecture, source=sizes[0], target=sizes[1], channels=CHANNELS)
+    return build(workload, range(rank() * share, (rank() + 1) * share), dtype)
 
 
 def seconds_of(step: OwnStep, steps: int) -> float:

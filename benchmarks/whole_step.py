@@ -7,20 +7,18 @@ it. That both compute the same is shown in float64; in bfloat16, which keeps 8 b
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks import own_step, plain_step
 from benchmarks.measure import Row, UnequalError, processor_seconds, require_close, timed
-from benchmarks.own_step import CLASSES, OwnStep, configuration, micro_batch, state_of, tensors_of
-from benchmarks.plain_step import PlainDeepLab, PlainStep, discriminators, sgd
-from esl_dist.adaptation.methods.advent import DISCRIMINATORS
+from benchmarks.own_step import OwnStep, tensors_of, weights_of
+from benchmarks.plain_step import PlainStep
+from benchmarks.step_counts import Workload
 from esl_dist.adaptation.passes import SEGMENTATION
-from esl_dist.data.images import Size
-from esl_dist.training.optimisation import Updating
 
 BOUND = 1e-9
 """Of what steps add to a tensor in float64, as a share of its largest value."""
@@ -29,26 +27,10 @@ HALF_BOUND = 0.1
 """The same in bfloat16, of the norm of all that a step adds to a network."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is measured.
-
-    Attributes:
-        architecture: of the network.
-        channels: of the discriminators.
-        source, target: sizes of the pictures.
-    """
-
-    architecture: str
-    channels: int
-    source: Size
-    target: Size
-
-
-FULL = Case("resnet50", 64, (320, 180), (256, 128))
-CHECKED = Case("resnet50", 64, (160, 90), (128, 64))
+FULL = Workload("resnet50", source=(320, 180), target=(256, 128))
+CHECKED = Workload("resnet50", source=(160, 90), target=(128, 64))
 """In float64, of which a step takes twice as long."""
-QUICK = Case("tiny", 2, (96, 64), (64, 64))
+QUICK = Workload("tiny", source=(96, 64), target=(64, 64), channels=2)
 
 
 @dataclass(frozen=True)
@@ -57,7 +39,6 @@ class Sides:
 
     own: OwnStep
     plain_step: PlainStep
-    plain_networks: nn.ModuleDict
 
     def ours(self) -> None:
         """Take a step of the project's."""
@@ -69,19 +50,13 @@ class Sides:
 
     def changes(self, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Take steps on each side; returns what they add to weights and statistics, ours first."""
-        before = weights_of(self.plain_networks)
+        before = weights_of(self.plain_step.networks)
         for _ in range(steps):
             self.ours()
             self.plain()
-        after = weights_of(self.own.networks), weights_of(self.plain_networks)
+        after = weights_of(self.own.networks), weights_of(self.plain_step.networks)
         ours, plain = ({name: one[name] - before[name] for name in before} for one in after)
         return ours, plain
-
-
-def weights_of(networks: nn.ModuleDict) -> dict[str, Tensor]:
-    """Return copies of all that networks hold but counts."""
-    state = networks.state_dict()
-    return {name: tensor.clone() for name, tensor in state.items() if tensor.is_floating_point()}
 
 
 def rows(quick: bool) -> list[Row]:
@@ -99,19 +74,12 @@ def rows(quick: bool) -> list[Row]:
     return found
 
 
-def sides(case: Case, half: bool = False, dtype: torch.dtype = torch.float32) -> Sides:
+def sides(case: Workload, half: bool = False, dtype: torch.dtype = torch.float32) -> Sides:
     """Return both sides; with `half`, under autocast in bfloat16."""
-    config = configuration(case.architecture, case.channels)
-    state = state_of(config)
-    networks = state.networks.to(dtype)
-    batch = micro_batch(case.source, case.target, range(1), dtype)
-    own = OwnStep(networks, Updating(networks, state.optimizers, None), batch, config.method, autocast(half))
-    network = PlainDeepLab(case.architecture, len(CLASSES))
-    of_levels = discriminators(len(CLASSES), case.channels)
-    copies = nn.ModuleDict({SEGMENTATION: network, DISCRIMINATORS: of_levels}).to(dtype).train()
-    copies.load_state_dict(deepcopy(networks.state_dict()))
-    adam = torch.optim.Adam(of_levels.parameters(), lr=1e-4, betas=(0.9, 0.99))
-    return Sides(own, PlainStep(network, of_levels, [sgd(network, 2.5e-4), adam], half), copies)
+    own = own_step.build(case, range(1), dtype, autocast(half))
+    plain = plain_step.build(case.architecture, case.classes, case.channels, half)
+    plain.networks.to(dtype).load_state_dict(own.networks.state_dict())
+    return Sides(own, plain)
 
 
 def autocast(half: bool) -> Callable[[], AbstractContextManager[None]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from benchmarks.gpu.own_step import Change
+from benchmarks.gpu.conditions import Change
 from esl_dist.adaptation import passes
 from esl_dist.adaptation.methods.advent import DISCRIMINATORS
 from esl_dist.models.deeplab import checkpoint_blocks

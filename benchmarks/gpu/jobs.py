@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.drawn import drawn_shards
-from benchmarks.gpu.own_step import Conditions, noise
 from benchmarks.gpu.sizes import DrawnSet, Row, Rows, Size, Sizes
 from benchmarks.gpu.timing import cost_of
+from benchmarks.own_step import noise
 from benchmarks.programs import run
 from esl_dist import config as settings
 from esl_dist.config_files import from_dictionary
@@ -59,7 +59,7 @@ def network_alone(weights: Path, shards: Path, size: Size, sizes: Sizes, device:
     content = {"checkpoint": str(weights), "target": {"path": str(shards), "size": list(size)}, "output": "none"}
     config = from_dictionary(settings.PseudoLabel, {**content, "precision": PRECISION}, "benchmarks")
     predictor = open_inputs(config.target, config, device).load(weights)
-    images = noise(size, CLASSES, Conditions(device), seed=1)["images"]
+    images = noise(size, range(1), 0, device)["images"]
     with torch.inference_mode():
         return cost_of(lambda: predictor.logits(images), device, sizes).seconds
 

@@ -7,8 +7,9 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.own_step import Conditions, OwnStep, build, weights_of
+from benchmarks.gpu.conditions import Conditions, build
 from benchmarks.gpu.sizes import Row, Rows, Sizes
+from benchmarks.own_step import OwnStep, weights_of
 from benchmarks.step_counts import Workload
 from esl_dist.ranks.precision import convolutions
 

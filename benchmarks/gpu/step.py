@@ -10,22 +10,15 @@ from functools import partial
 
 import torch
 
+from benchmarks import plain_step
 from benchmarks.gpu.candidates import CANDIDATES, COMPILED, patched
+from benchmarks.gpu.conditions import PRECISIONS, UNCHANGED, Change, Conditions, build, pictures_of
 from benchmarks.gpu.machine import product
-from benchmarks.gpu.own_step import (
-    PRECISIONS,
-    UNCHANGED,
-    Change,
-    Conditions,
-    build,
-    pictures_of,
-    weights_of,
-)
-from benchmarks.gpu.plain_step import PlainStep
 from benchmarks.gpu.sizes import Row, Rows, Sizes
 from benchmarks.gpu.timing import Cost, cost_of
+from benchmarks.own_step import tensors_of, weights_of
+from benchmarks.plain_step import PlainStep
 from benchmarks.step_counts import Workload, count_step
-from esl_dist.adaptation.passes import MicroBatch
 from esl_dist.errors import UserError
 from esl_dist.ranks.precision import convolutions
 
@@ -64,22 +57,22 @@ def equality(workload: Workload, device: torch.device) -> Row:
         AssertionError: further than rounding in float64.
     """
     given = Conditions(device, pictures=2, dtype=torch.float64)
-    own, plain = build(workload, given), PlainStep(workload).to(device, torch.float64)
-    plain.networks().load_state_dict(own.networks.state_dict())
+    own, plain = build(workload, given), plain_of(workload, given)
+    plain.networks.load_state_dict(own.networks.state_dict())
     for _ in range(2):
         own()
-        _take(plain, own.batch)
-    ours, theirs = (weights_of(one) for one in (own.networks, plain.networks()))
+        plain(*tensors_of(own.batch))
+    ours, theirs = (weights_of(one) for one in (own.networks, plain.networks))
     largest = max(float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in ours)
     assert largest < EQUAL, f"ours and the plain step part by {largest:.1e}: they are not the same step"
     return {"what": "weights after two steps, ours against plain, float64", "largest relative difference": largest}
 
 
-def _take(plain: PlainStep, batch: MicroBatch) -> None:
-    source, target = batch.source, batch.target
-    assert source["labels"] is not None
-    assert target is not None
-    plain(source["images"], source["labels"], target["images"])
+def plain_of(workload: Workload, given: Conditions) -> PlainStep:
+    """Return the published step in float32, or in float64 throughout."""
+    plain = plain_step.build(workload.architecture, workload.classes, workload.channels)
+    plain.networks.to(given.device, given.dtype)
+    return plain
 
 
 class _Rows:
@@ -94,9 +87,10 @@ class _Rows:
         """Time the plain step under flags of cuDNN."""
 
         def cost() -> Cost:
-            plain = PlainStep(self._sizes.workload).to(self._device)
-            pictures = pictures_of(self._sizes.workload, Conditions(self._device, pictures=self._pictures))
-            return cost_of(partial(_take, plain, pictures), self._device, self._sizes)
+            given = Conditions(self._device, pictures=self._pictures)
+            pictures = tensors_of(pictures_of(self._sizes.workload, given))
+            step = partial(plain_of(self._sizes.workload, given), *pictures)
+            return cost_of(step, self._device, self._sizes)
 
         with contextlib.ExitStack() as stack:
             for flag, value in flags.items():
@@ -141,8 +135,8 @@ class _Rows:
             # Out of memory, or what cannot be captured: it costs this row alone.
             return {"what": what, "words": f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"}
         finally:
-            gc.collect()
             if self._device.type == "cuda":
+                gc.collect()
                 torch.cuda.empty_cache()
         # The first is the plain one as torch has it, which the others are held against.
         self._plain = self._plain or found.seconds

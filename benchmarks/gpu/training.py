@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.gpu.conditions import Conditions, build
 from benchmarks.gpu.drawn import drawn_shards
-from benchmarks.gpu.own_step import Conditions, build
 from benchmarks.gpu.sizes import DrawnSet, Row, Rows, Size, Sizes
 from benchmarks.gpu.timing import cost_of
 from benchmarks.programs import PROJECT, run

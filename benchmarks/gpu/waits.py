@@ -3,13 +3,14 @@
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.own_step import Conditions, OwnStep, build
+from benchmarks.gpu.conditions import Conditions, build
 from benchmarks.gpu.sizes import Row, Rows, Sizes
 from esl_dist.ranks.precision import convolutions
 
@@ -27,7 +28,7 @@ def measure(sizes: Sizes, device: torch.device) -> Rows:
         yield from profile_of(step, device)
 
 
-def waits_of(step: OwnStep, device: torch.device) -> Rows:
+def waits_of(step: Callable[[], object], device: torch.device) -> Rows:
     """Yield how often the host waited in one step, in all and by line."""
     if device.type != "cuda":
         yield {"what": "waits of the host in a step", "words": "needs a GPU; on the CPU a test counts operations"}
@@ -47,7 +48,7 @@ def waits_of(step: OwnStep, device: torch.device) -> Rows:
         yield {"what": f"waits at {line}", "number": count}
 
 
-def profile_of(step: OwnStep, device: torch.device) -> Rows:
+def profile_of(step: Callable[[], object], device: torch.device) -> Rows:
     """Yield how much of the time the device is busy, and its most expensive kernels (on a CPU: operations)."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]

@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-from benchmarks import bench, losses, packing, plain_start, plain_step, start_up, two_ranks, whole_step
+from benchmarks import bench, jobs, losses, packing, plain_start, plain_step, start_up, two_ranks, whole_step
 from benchmarks.measure import Row, UnequalError, require_close
 from tests.on_ranks import run_on_ranks, shared_server
 
@@ -39,7 +38,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
 def test_rows_are_left_in_a_list_and_goals_that_are_not_met_are_shown(
     parts: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts(part_a=f"return [{FAST}]", part_b=f"return [{SLOW}, {asdict(ABSENT)}]")
+    parts(part_a=f"return [{FAST}]", part_b=f"return [{SLOW}, {ABSENT}]")
     assert bench.main([]) == 0
     written = json.loads((tmp_path / "results.json").read_text())
     assert [sorted(row) for row in written] == [sorted(["name", "ours", "plain", "unit", "ratio", "goal"])] * 3
@@ -75,10 +74,10 @@ def test_an_unknown_part_is_refused_with_the_known_ones(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         bench.main(["speed"])
     assert ended.value.code == 2
-    assert "there is no part 'speed'; name some of loading" in capsys.readouterr().err
+    assert "there is no part 'speed'; name some of jobs" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", [losses, packing, whole_step])
+@pytest.mark.parametrize("part", [jobs, losses, whole_step])
 def test_a_part_measures_both_sides(part: ModuleType) -> None:
     rows = part.rows(True)
     assert len(rows) == 2
@@ -88,8 +87,8 @@ def test_a_part_measures_both_sides(part: ModuleType) -> None:
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("part", [start_up, two_ranks])
-def test_a_part_that_starts_programs_measures_both_sides(part: ModuleType) -> None:
+@pytest.mark.parametrize("part", [packing, start_up, two_ranks])
+def test_a_part_that_starts_processes_measures_both_sides(part: ModuleType) -> None:
     for row in part.rows(True):
         assert row.ours > 0 < row.plain
 

@@ -4,18 +4,20 @@ import json
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks import plain_step
 from benchmarks.gpu import candidates, machine, precisions, run, step, waits
-from benchmarks.gpu.own_step import Conditions, OwnStep, build
-from benchmarks.gpu.plain_step import PlainStep
+from benchmarks.gpu.conditions import Conditions, build
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.run import LIMITS, Place, run_stage
 from benchmarks.gpu.sizes import TINY, Row
+from benchmarks.own_step import OwnStep, tensors_of
 from tests.on_ranks import PROJECT, has_ended
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ def test_ours_and_the_plain_published_step_are_one_step() -> None:
 
 
 def test_another_step_is_not_taken_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.gpu.plain_step.AUXILIARY_WEIGHT", 0.2)
+    monkeypatch.setattr(plain_step, "AUXILIARY_WEIGHT", 0.2)
     with pytest.raises(AssertionError, match="not the same step"):
         step.equality(TINY.small, CPU)
 
@@ -65,12 +67,17 @@ def test_each_step_is_timed_and_each_change_taken_back(monkeypatch: pytest.Monke
 def test_a_change_leaves_the_gradients_as_they_are(name: str) -> None:
     change = candidates.CANDIDATES[name]
     given = Conditions(CPU, dtype=torch.float64)
-    plain = gradients(build(TINY.small, given))
+    plain = unchanged_gradients()
     with change.around():
         changed = gradients(build(TINY.small, given, change))
     # Discriminators in bfloat16, or in float32, are the one change of what is computed.
     bound = 1e-1 if name.startswith("discriminators") else 1e-10
     assert float((changed - plain).norm() / plain.norm()) < bound
+
+
+@cache
+def unchanged_gradients() -> torch.Tensor:
+    return gradients(build(TINY.small, Conditions(CPU, dtype=torch.float64)))
 
 
 def gradients(own: OwnStep) -> torch.Tensor:
@@ -86,10 +93,12 @@ def test_the_machine_its_precisions_and_its_kernels_are_told() -> None:
     assert {"card", "driver", "commit", "date"} <= versions.keys()
     assert packages["torch"] == torch.__version__.partition("+")[0]
     assert len(ceilings) == 4
-    told = {str(row["what"]): row for row in rows_of(precisions)}
+    told = {str(row["what"]): row for row in precisions.against_float64(TINY.small, CPU)}
     assert 0 < float(told["a step, cpu fp32 against cpu fp64"]["gradients of segmentation"]) < 1e-3
-    assert {row["the same bits"] for name, row in told.items() if name.startswith("ten steps")} == {"yes"}
-    assert any("convolution" in str(row["what"]) for row in rows_of(waits))
+    assert precisions.ten_steps(TINY.small, Conditions(CPU))["the same bits"] == "yes"
+    picture = torch.zeros(1, 1, 3, 3)
+    kernels = waits.profile_of(lambda: torch.conv2d(picture, picture), CPU)
+    assert any("convolution" in str(row["what"]) for row in kernels)
 
 
 FOUND = """
@@ -136,9 +145,27 @@ def test_a_full_run_without_a_gpu_is_refused() -> None:
     assert "no NVIDIA GPU" in done.stderr
 
 
+@pytest.mark.parametrize(("half", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_the_plain_step_computes_in_bfloat16_if_asked(half: bool, dtype: torch.dtype) -> None:
+    plain, seen = plain_step.build("tiny", 19, 4, half), set()
+    for network in (plain.networks["segmentation"].layer6, plain.networks["discriminators"].main):
+        network.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    plain(*tensors_of(step.pictures_of(TINY.small, Conditions(CPU))))
+    assert seen == {dtype}
+
+
+@pytest.mark.grid
+def test_the_stages_of_the_step_need_few_packages() -> None:
+    absent = ("accelerate", "safetensors", "tensorboard", "torchvision", "webdataset", "deepspeed")
+    program = f"import sys; sys.modules.update(dict.fromkeys({absent})); "
+    program += "from benchmarks.gpu import machine, precisions, step, waits"
+    assert subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=False).returncode == 0
+
+
 def test_the_plain_step_learns() -> None:
-    plain = PlainStep(TINY.small)
-    before = [one.detach().clone() for one in plain.networks().parameters() if one.requires_grad]
-    step._take(plain, step.pictures_of(TINY.small, Conditions(CPU)))
-    after = [one for one in plain.networks().parameters() if one.requires_grad]
+    given = Conditions(CPU)
+    plain = step.plain_of(TINY.small, given)
+    before = [one.detach().clone() for one in plain.networks.parameters() if one.requires_grad]
+    plain(*tensors_of(step.pictures_of(TINY.small, given)))
+    after = [one for one in plain.networks.parameters() if one.requires_grad]
     assert all(not torch.equal(one, other) for one, other in zip(before, after, strict=True))

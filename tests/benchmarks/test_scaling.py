@@ -25,6 +25,7 @@ def tables(text: str) -> list[list[str]]:
     return found
 
 
+@pytest.mark.grid
 def test_what_is_derived_from_the_shapes_is_what_a_training_on_two_ranks_sends(tmp_path: Path) -> None:
     town = small_town(tmp_path)
     notes = []

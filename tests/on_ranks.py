@@ -209,7 +209,10 @@ class RankServer:
 
 
 def _environment(added: Mapping[str, str]) -> dict[str, str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT), **added}
+    # Packages may have been carried to where these tests run, and be found by it alone.
+    carried = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join(dict.fromkeys([str(PROJECT), *filter(None, carried)]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **added}
     # Else a line and its end are written apart, and the lines of two ranks run into each other.
     environment.pop("PYTHONUNBUFFERED", None)
     return environment
@@ -255,7 +258,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     # Imported here and not by the ranks: what they share they need not load.
-    import torchvision  # noqa: F401
+    # What compiles takes it along where it is installed.
+    with suppress(ImportError):
+        import torchvision  # noqa: F401
 
     import esl_dist.inference.labelling
     import esl_dist.inference.scoring

@@ -93,7 +93,7 @@ def _interpolation(short: int, long: int, device: torch.device, dtype: torch.dty
 
 def compile_all(networks: nn.ModuleDict) -> None:
     """Have passes compiled, as the setting `compile` does."""
-    compile_networks(networks, next(networks.parameters()).device)
+    compile_networks(networks)
 
 
 def _flag(name: str, value: bool) -> Callable[[], Any]:

@@ -46,6 +46,7 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         self.domain: Domain = "target"
         self.per_picture = per_picture
         self.synchronised = self.feeds = True
+        self.passes_averaged = 0
         self.seen: tuple[Tensor, Tensor] | None = None
         self.register_buffer("source_mean", torch.zeros(channels) if per_domain else None)
         self.register_buffer("source_var", torch.ones(channels) if per_domain else None)
@@ -61,8 +62,8 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
 
     def factor(self) -> float:
         """Return the weight of a pass in the running statistics; 1 / passes where they are estimated anew."""
-        assert self.num_batches_tracked is not None
-        return 1.0 / (float(self.num_batches_tracked) + 1.0) if self.momentum is None else self.momentum
+        # Counted on the host: to read torch's own count would wait for the device in every layer.
+        return 1.0 / (self.passes_averaged + 1.0) if self.momentum is None else self.momentum
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise by the batch's or the picture's statistics in training, by the domain's running ones in evaluation.
@@ -76,27 +77,26 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
             return self._by_picture(input)
         if ranks > 1:
             return self._over_ranks(input)
-        factor = self.factor() if self.feeds else 0.0
-        return F.batch_norm(input, *self.running(), self.weight, self.bias, True, factor, self.eps)
+        # Copies take what is not to be fed: a weight of 0 would make NaN of what an overflow has left.
+        mean, var = self.running() if self.feeds else [one.clone() for one in self.running()]
+        return F.batch_norm(input, mean, var, self.weight, self.bias, True, self.factor(), self.eps)
 
     def _by_picture(self, input: Tensor) -> Tensor:
-        """Take the channels of all pictures for channels of one, so that one call normalises each by itself."""
-        pictures, channels = input.shape[:2]
-        merged = input.reshape(1, pictures * channels, *input.shape[2:])
-        scale, shift = self.weight.repeat(pictures), self.bias.repeat(pictures)
+        """Normalise one picture after the other, in the memory format of the input."""
         # Running statistics in which a pass has all the weight: they become mean and unbiased variance.
-        mean, var = torch.zeros(2, pictures * channels, dtype=scale.dtype, device=input.device).unbind()
-        output = F.batch_norm(merged, mean, var, scale, shift, True, 1.0, self.eps)
-        if self.feeds:
-            self.seen = mean.view(pictures, channels).mean(0), var.view(pictures, channels).mean(0)
-        return output.view(input.shape)
+        mean, var = torch.zeros(2, *input.shape[:2], dtype=self.weight.dtype, device=input.device).unbind()
+        output = [
+            F.batch_norm(picture, *own, self.weight, self.bias, True, 1.0, self.eps)
+            for picture, own in zip(torch.split(input, 1), zip(mean, var, strict=True), strict=True)
+        ]
+        self.seen = mean.mean(0), var.mean(0)
+        return torch.cat(output)
 
     def _over_ranks(self, input: Tensor) -> Tensor:
         with torch.no_grad():
             mean, variance = _global_mean_and_variance(input, self.weight.dtype)
-            if self.feeds:
-                count = ranks_together() * (input.numel() // self.num_features)
-                self.seen = mean, variance * (count / (count - 1))
+            count = ranks_together() * (input.numel() // self.num_features)
+            self.seen = mean, variance * (count / (count - 1))
         output: Tensor = _NormaliseOverRanks.apply(input, mean, variance, (self.weight, self.bias), self.eps)
         return output
 
@@ -154,7 +154,8 @@ class _NormaliseOverRanks(torch.autograd.Function):
         gradients times scale · r: its kernels do all of it, in any precision, without copies.
         """
         input, mean, variance, scale = ctx.saved_tensors
-        layer = (scale, mean, variance, None, None, False, ctx.eps)
+        # On CUDA what a training layer would have saved may be empty, but has to be there.
+        layer = (scale, mean, variance, mean.new_empty(0), mean.new_empty(0), False, ctx.eps)
         _, along, shared = torch.ops.aten.native_batch_norm_backward(gradients[0], input, *layer, [False, True, True])
         sums = torch.cat([along, shared])
         dist.all_reduce(sums)
@@ -197,6 +198,9 @@ def finish_pass(network: nn.Module) -> None:
         torch._foreach_lerp_([one[0] for one in running] + [one[1] for one in running], values, fed[0].factor())
     for norm in norms:
         norm.seen = None
+        # A number that changes would have a compiled pass compiled anew; those that estimate are not compiled.
+        if norm.momentum is None:
+            norm.passes_averaged += 1
     torch._foreach_add_([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None], 1)
 
 
@@ -210,7 +214,7 @@ def seen_before(network: nn.Module) -> Iterator[None]:
         yield
     finally:
         for norm in norms:
-            norm.feeds = True
+            norm.feeds, norm.seen = True, None
 
 
 def estimate_anew(network: nn.Module) -> None:
@@ -220,5 +224,5 @@ def estimate_anew(network: nn.Module) -> None:
     """
     for module in batch_norms(network):
         module.reset_running_stats()
-        module.momentum = None
+        module.momentum, module.passes_averaged = None, 0
         module.synchronised = False

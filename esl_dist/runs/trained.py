@@ -58,7 +58,7 @@ class Provenance:
         auxiliary_head: whether stage 3 has a classifier.
         per_domain: whether batch norm kept statistics per domain; a file holds the target's.
         batch_size: pictures of a domain a step; 1 where each was normalised by itself.
-        precision: `no` (float32), `bf16` or `fp16`; None where that is not known.
+        precision: `no` (float32), `tf32`, `bf16` or `fp16`; None where that is not known.
         sizes: domain → width and height at which its pictures were read, None: as packed; empty where not known.
         data_sets: domain → name of its data set, as far as known.
         shards: domain → fingerprint of its shards, as far as known.

@@ -22,33 +22,35 @@ BEAT_SECONDS = 1.0
 MOST_BEATS = 3600
 """In which the compilation of one graph counts as progress; after that, other ranks wait for it as for a hung one."""
 
+BACKEND = "inductor"
+"""Of torch's, the one that writes kernels."""
+
 Compiled = Callable[..., Any]
 Compiler = Callable[[torch.fx.GraphModule, list[Tensor]], Compiled]
 
 
-def compile_networks(networks: nn.ModuleDict, device: torch.device, backend: str = "inductor") -> None:
+def compile_networks(networks: nn.ModuleDict, backend: str = BACKEND) -> None:
     """Have each network's passes compiled when they come first; names and weights stay as they are.
 
     Args:
         networks: by name.
-        device: where they are.
         backend: one of torch's, by name; others than the default are for tests.
-
-    Raises:
-        UserError: the compiler does not work here, such as for want of a C++ compiler.
     """
     from torch._dynamo.backends.registry import lookup_backend  # it imports the compiler
 
-    _try_compiler(device, backend)
     compiler = lookup_backend(backend)
     for name, network in networks.items():
         network.compile(backend=partial(_told, name, compiler), dynamic=False, fullgraph=True)
 
 
-def _try_compiler(device: torch.device, backend: str) -> None:
-    """Compile a sum: whatever is missing, be it a compiler, a header or a place for its files, shows here."""
+def refuse_without_compiler(device: torch.device) -> None:
+    """Compile a sum: whatever is missing, be it a compiler, a header or a place for its files, shows here.
+
+    Raises:
+        UserError: the compiler does not work on `device`, such as for want of a C++ compiler.
+    """
     try:
-        torch.compile(_plus_one, backend=backend)(torch.zeros(64, device=device))
+        torch.compile(_plus_one, backend=BACKEND)(torch.zeros(64, device=device))
     except Exception as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(

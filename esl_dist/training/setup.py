@@ -33,7 +33,7 @@ from esl_dist.runs.checkpoints import (
 from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.runs.trained import weights_and_provenance
-from esl_dist.training.compilation import compile_networks
+from esl_dist.training.compilation import compile_networks, refuse_without_compiler
 from esl_dist.training.contradictions import refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
@@ -110,13 +110,16 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
 
     Raises:
         UserError: shards that do not fit, a run of the same name that has other settings, is
-            being trained or has no checkpoint that can be used, or ranks that were not given the same.
+            being trained or has no checkpoint that can be used, ranks that were not given the same, or a compiler
+            that is asked for and does not work.
     """
     refuse_unequal_shares(config)
     if config.compile and ranks.zero_stage is not None:
         raise UserError(
             "compile=true is not supported with DeepSpeed; choose compile=false, or start without DeepSpeed"
         )
+    if config.compile:
+        refuse_without_compiler(ranks.device)
     method = METHODS[config.method.name]
     require_same_on_ranks(str(asdict(config)), "configuration")
     data = open_training_data(config, method)
@@ -141,7 +144,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     require_same_on_ranks(str(0 if checkpoint is None else checkpoint.step), "checkpoint")
     training = Training(config, method, data, state, _updating(state, ranks), ranks, run)
     if config.compile:
-        compile_networks(state.networks, ranks.device)
+        compile_networks(state.networks)
     if checkpoint is None:
         return training
     training.updating.load(checkpoint.training)

@@ -16,6 +16,7 @@ from esl_dist.models.batch_norm import (
 )
 from tests.models.batch_norm_passes import HALF_PRECISIONS, Case, half_batch, results_of_rank, run_passes
 from tests.on_ranks import run_on_ranks
+from tests.training.waits import Device, NoteWaits
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 CASES = [Case(*choices) for choices in product((False, True), repeat=3)]
@@ -222,3 +223,44 @@ def test_a_pass_that_repeats_one_feeds_nothing(per_picture: bool) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
     passed(norm, batch(2))
     assert not torch.equal(norm.running_mean, before["running_mean"])
+
+
+@pytest.mark.parametrize("per_picture", [False, True])
+def test_channels_last_stay_so_and_come_to_the_same(per_picture: bool) -> None:
+    norm, found = layer(False, per_picture), []
+    for order in (torch.contiguous_format, torch.channels_last):
+        values = batch(3).contiguous(memory_format=order).requires_grad_()
+        output = norm(values)
+        assert output.is_contiguous(memory_format=order)
+        output.pow(3).sum().backward()
+        found.append((output, values.grad))
+    for plain, last in zip(*found, strict=True):
+        torch.testing.assert_close(last, plain, **TOLERANCE)
+
+
+def test_a_repeated_pass_that_overflows_leaves_statistics_as_they_were() -> None:
+    norm = layer(False)
+    passed(norm, batch(1))
+    before = copies(norm.state_dict())
+    with seen_before(norm):
+        norm(batch(2).fill_(float("inf")))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
+
+
+@pytest.mark.parametrize("per_picture", [False, True])
+def test_statistics_are_estimated_anew_without_waiting_for_the_device(per_picture: bool) -> None:
+    norm, device = layer(False, per_picture), Device()
+    estimate_anew(norm)
+    device.add([*norm.state_dict().values(), values := batch(1)])
+    with NoteWaits(device):
+        for _ in range(2):
+            passed(norm, values)
+    assert device.waits == []
+
+
+def test_statistics_can_be_estimated_anew_twice() -> None:
+    norm = layer(False)
+    for seed in (1, 2):
+        estimate_anew(norm)
+        passed(norm, batch(seed))
+    torch.testing.assert_close(norm.running_mean, batch(2).mean((0, 2, 3)), **TOLERANCE)

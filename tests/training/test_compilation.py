@@ -15,7 +15,7 @@ from esl_dist.models.weights import initialise
 from esl_dist.ranks.collectives import rank
 from esl_dist.ranks.heartbeat import PROGRESS
 from esl_dist.training import compilation
-from esl_dist.training.compilation import compile_networks
+from esl_dist.training.compilation import compile_networks, refuse_without_compiler
 from tests.grids import grid
 from tests.on_ranks import run_on_ranks
 
@@ -65,7 +65,7 @@ def both_ways(kind: str, per_picture: bool, backend: str) -> tuple[Learned, Lear
     torch._dynamo.reset()
     counters.clear()
     compiled = network(kind, per_picture)
-    compile_networks(compiled, CPU, backend)
+    compile_networks(compiled, backend)
     before = counters["stats"]["unique_graphs"]
     found = learned_in_two_passes_each(compiled)
     graphs = counters["stats"]["unique_graphs"] - before
@@ -98,7 +98,7 @@ def test_a_compiler_that_does_not_work_is_told_in_one_line(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch, "compile", missing)
     with pytest.raises(UserError, match=r"^compile=true: .*No working C\+\+ compiler found; .*compile=false$"):
-        compile_networks(network("block", False), CPU)
+        refuse_without_compiler(CPU)
 
 
 def test_other_ranks_see_that_a_rank_which_compiles_gets_on(

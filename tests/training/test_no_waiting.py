@@ -69,6 +69,13 @@ READERS: dict[str, Callable[[Tensor], object]] = {
     "a copy to the host": lambda scores: scores.sum().cpu(),
     "a list": lambda scores: scores.sum((1, 2, 3)).tolist(),
     "equal": lambda scores: torch.equal(scores, scores + 1),
+    "allclose": lambda scores: torch.allclose(scores, scores + 1),
+    "numbers sent to the device": lambda scores: scores.sum() * torch.tensor([1.0, 2.0], device=scores.device),
+    "a tensor sent to the device": lambda scores: torch.arange(3).to(scores.device),
+    "a copy into the host's memory": lambda scores: torch.empty(()).copy_(scores.sum()),
+    "repeated as often as the device says": lambda scores: scores.flatten()[:3].repeat_interleave(
+        (scores > 0).flatten()[:3].long()
+    ),
 }
 
 

@@ -1,22 +1,25 @@
 """Whatever a step, a pseudo-label or a score is computed from lies on the network's device: a GPU that is not there.
 
 Fake tensors have shapes and a device and no values, so a tensor on the wrong device is refused as it would be on a GPU.
-Backward passes cannot be faked: they want the GPU's context.
+Torch's own backward passes cannot be faked: they want the GPU's context. Those written here are called by themselves.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esl_dist import config as settings
-from esl_dist.adaptation import passes
+from esl_dist.adaptation import losses, passes
 from esl_dist.adaptation.entropy import empty_histograms
 from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Precision, Step
@@ -27,6 +30,7 @@ from esl_dist.inference import predictions as predicting
 from esl_dist.inference.labelling import levels
 from esl_dist.inference.labelling.pieces import LabelJob
 from esl_dist.inference.predictor import Predictor
+from esl_dist.models import batch_norm, resizing
 from esl_dist.models.deeplab import DeepLab
 from tests.inference.trained import trained_network
 
@@ -38,11 +42,17 @@ ASKING = (aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.d
 
 
 class _Answers(TorchDispatchMode):
-    """Answers what only values could: a single value is 1, so that what is asked to be finite is."""
+    """Answers what only values could: a single value is 1, so that what is asked to be finite is.
+
+    And refuses what a GPU does and shapes do not tell: batch norm's backward pass without what a pass in training has
+    saved ("save_mean should always be defined", Normalization.cu); it may be empty.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func in ASKING:
             return True if args[0].dtype == torch.bool else 1
+        if func is aten.native_batch_norm_backward.default:
+            assert all(isinstance(one, Tensor) for one in args[5:7])
         return func(*args, **(kwargs or {}))
 
 
@@ -50,6 +60,18 @@ class _Answers(TorchDispatchMode):
 def faked() -> Iterator[None]:
     with FakeTensorMode(allow_non_fake_inputs=True), _Answers():
         yield
+
+
+@contextlib.contextmanager
+def in_bf16() -> Iterator[None]:
+    """Do what torch.autocast does, which looks for a real GPU first."""
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.clear_autocast_cache()
 
 
 def fake_batch(labels: bool, images: int = IMAGES) -> Batch:
@@ -67,12 +89,12 @@ def fake_batch(labels: bool, images: int = IMAGES) -> Batch:
     return on_device(host, GPU)
 
 
-def fake_network(per_domain: bool = True) -> DeepLab:
+def fake_network(per_picture: bool = False) -> DeepLab:
     with GPU:
-        return DeepLab("tiny", CLASSES, True, per_domain)
+        return DeepLab("tiny", CLASSES, True, True, per_picture)
 
 
-def make_passes(method: str, pseudo_labels: bool = False) -> list[str]:
+def make_passes(method: str, pseudo_labels: bool = False, half: bool = False, per_picture: bool = False) -> list[str]:
     """Make a method's passes; returns the networks that its losses, which lie on the GPU, are for."""
     reached: list[str] = []
 
@@ -83,20 +105,23 @@ def make_passes(method: str, pseudo_labels: bool = False) -> list[str]:
 
     options = settings.Method(name=method, discriminator_channels=2)
     with GPU:
-        networks = build_networks(METHODS[method], fake_network(), CLASSES, options).train()
+        networks = build_networks(METHODS[method], fake_network(per_picture), CLASSES, options).train()
     target = fake_batch(pseudo_labels) if METHODS[method].needs_target or pseudo_labels else None
     batch = MicroBatch(fake_batch(True), target, seed=0, step=0, places=range(IMAGES))
     normaliser = Normaliser(torch.ones(2, dtype=torch.int64), IMAGES)
-    step = Step(networks, batch, normaliser, options, Precision(contextlib.nullcontext, backward))
+    step = Step(networks, batch, normaliser, options, Precision(in_bf16 if half else contextlib.nullcontext, backward))
     METHODS[method].passes(step)
     assert {loss.device for loss in step.losses.values()} == {GPU}
     return reached
 
 
 @pytest.mark.parametrize("pseudo_labels", [False, True], ids=["without", "with pseudo-labels"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_the_passes_of_a_step_compute_on_the_device_of_the_network(method: str, pseudo_labels: bool) -> None:
-    reached = make_passes(method, pseudo_labels)
+def test_the_passes_of_a_step_compute_on_the_device_of_the_network(
+    method: str, half: bool, pseudo_labels: bool
+) -> None:
+    reached = make_passes(method, pseudo_labels, half)
     on_target = METHODS[method].needs_target or pseudo_labels
     assert reached.count(SEGMENTATION) == (2 if on_target else 1)
     assert set(reached) >= set(METHODS[method].networks(fake_network(), CLASSES, settings.Method())) - {"teacher"}
@@ -115,6 +140,74 @@ def test_a_tensor_on_the_wrong_device_is_found(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(passes, "cross_entropy", on_the_host(passes.cross_entropy))
     with pytest.raises(RuntimeError, match="device"):
         make_passes("source_only")
+
+
+PRECISIONS = pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["float32", "bf16"])
+
+
+@PRECISIONS
+def test_the_backward_pass_of_resizing_computes_on_the_device_of_its_gradient(precision: torch.dtype) -> None:
+    gradient = torch.empty(IMAGES, CLASSES, HEIGHT, WIDTH, dtype=precision, device=GPU)
+    result, _ = resizing._Resize.backward(SimpleNamespace(size=(5, 9)), gradient)
+    assert (result.device, result.dtype, result.shape) == (GPU, precision, (IMAGES, CLASSES, 5, 9))
+
+
+def test_the_backward_pass_of_self_information_computes_on_the_device_of_its_gradient() -> None:
+    gradient = torch.empty(IMAGES, CLASSES, HEIGHT, WIDTH, device=GPU)
+    result = losses._SelfInformation.backward(SimpleNamespace(saved_tensors=(gradient,)), gradient)
+    assert (result.device, result.dtype, result.shape) == (GPU, torch.float32, gradient.shape)
+
+
+@pytest.fixture
+def two_ranks() -> Iterator[None]:
+    """Be one of two ranks whose collectives move nothing."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize("per_picture", [False, True], ids=["over ranks", "by picture"])
+def test_the_passes_of_several_ranks_compute_on_the_device_of_the_network(per_picture: bool) -> None:
+    assert SEGMENTATION in make_passes("advent", half=True, per_picture=per_picture)
+
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize("per_picture", [False, True], ids=["over ranks", "by picture"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["plain", "channels last"])
+@PRECISIONS
+def test_batch_norm_over_ranks_stays_on_its_device_in_its_layout_and_precision(
+    precision: torch.dtype, layout: torch.memory_format, per_picture: bool
+) -> None:
+    with GPU:
+        norm = batch_norm.DomainBatchNorm2d(CLASSES, True, per_picture).train()
+        input = torch.empty(IMAGES, CLASSES, HEIGHT, WIDTH, dtype=precision).contiguous(memory_format=layout)
+    output = norm(input)
+    assert (output.device, output.dtype, output.shape) == (GPU, precision, input.shape)
+    assert output.is_contiguous(memory_format=layout)
+    assert norm.seen is not None
+    assert {(one.device, one.dtype, one.shape) for one in norm.seen} == {(GPU, torch.float32, (CLASSES,))}
+    batch_norm.finish_pass(norm)
+
+
+@pytest.mark.usefixtures("two_ranks")
+@pytest.mark.parametrize("of_gradient", LAYOUTS, ids=["of a plain gradient", "of one channels last"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["plain", "channels last"])
+@PRECISIONS
+def test_the_backward_pass_of_batch_norm_over_ranks_computes_on_the_device_of_its_gradient(
+    precision: torch.dtype, layout: torch.memory_format, of_gradient: torch.memory_format
+) -> None:
+    with GPU:
+        input, gradient = torch.empty(2, IMAGES, CLASSES, HEIGHT, WIDTH, dtype=precision).unbind()
+        saved = (input.contiguous(memory_format=layout), *torch.empty(3, CLASSES).unbind())
+    context = SimpleNamespace(saved_tensors=saved, eps=1e-5)
+    result, *others = batch_norm._NormaliseOverRanks.backward(context, gradient.contiguous(memory_format=of_gradient))
+    assert result is not None
+    assert (result.device, result.dtype, result.shape) == (GPU, precision, input.shape)
+    assert others == [None] * 4
 
 
 def predictor() -> Predictor:

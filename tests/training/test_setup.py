@@ -118,3 +118,17 @@ def test_compiled_passes_are_refused_with_deepspeed_before_anything_is_read() ->
     ranks = Ranks(torch.device("cpu"), "no", nullcontext, scaler=None, zero_stage=1)
     with pytest.raises(UserError, match=r"^compile=true is not supported with DeepSpeed"):
         set_up(configuration(compile=True), ranks)
+
+
+def test_a_compiler_that_does_not_work_is_told_before_anything_is_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(*_: object, **__: object) -> object:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    ranks = Ranks(torch.device("cpu"), "no", nullcontext, scaler=None, zero_stage=None)
+    config = configuration(compile=True, experiments=str(tmp_path), source={"path": f"{tmp_path}/nowhere"})
+    with pytest.raises(UserError, match=r"^compile=true: torch's compiler does not work here"):
+        set_up(config, ranks)
+    assert not list(tmp_path.iterdir())

@@ -14,6 +14,9 @@ from benchmarks.step_counts import Counts, Operation, Sent
 
 MICRO = 1e-6
 
+SEGMENTATION_PASSES = 2
+"""Of a step through the segmentation network."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -26,7 +29,6 @@ class Gpu:
         kernel: the shortest kernel (assumed).
         launch: the host's time to launch one from Python (assumed; PyTorch's eager mode takes 5 to 8 µs).
         collective: the host's time to launch a collective (assumed).
-        wait: for the host to hear that the device is done, and the device to get work again (assumed).
         jitter: standard deviation of what a rank does by itself in a step, relative (assumed).
     """
 
@@ -38,7 +40,6 @@ class Gpu:
     kernel: float = 2.5 * MICRO
     launch: float = 6.5 * MICRO
     collective: float = 25 * MICRO
-    wait: float = 20 * MICRO
     jitter: float = 0.02
 
 
@@ -156,9 +157,9 @@ class Way:
     """How ranks do what they do together; the defaults are the code as it is.
 
     Attributes:
-        statistics: of batch norm, over ranks: `gather` (an all-gather into a list), `gather_flat` (into one tensor),
-            `reduce` (one sum of values and squares around the running mean), `node` (of the GPUs of a node alone;
-            another result), `none` (frozen, or of each GPU alone; another result).
+        statistics: of batch norm, over ranks: `gather` (an all-gather), `reduce` (one sum of values and squares around
+            the running mean), and with another result `node` (of the GPUs of a node alone), `picture` (of each by
+            itself: running statistics of all layers are one sum a pass), `none` (frozen).
         fused: whether the layer over ranks costs as many kernels as torch's own on one rank.
         overlap: whether gradients are summed while the passes that do not change them still run.
         gradient_bytes: of a gradient on the network.
@@ -167,7 +168,7 @@ class Way:
 
     statistics: str = "gather"
     fused: bool = False
-    overlap: bool = False
+    overlap: bool = True
     gradient_bytes: int = 4
     accumulate: int = 1
 
@@ -189,7 +190,7 @@ class Prediction:
         passes: the device's for what a single rank does.
         layers: the device's for what batch norm over ranks does beside that.
         statistics: waiting for batch norm's collectives.
-        gradients: waiting for the sum of gradients, and for agreement.
+        gradients: waiting for their sum; what is agreed on travels a step ahead, and nobody waits for it.
         host: beyond all of these, for the host launches more slowly than the device works.
         slowest: waiting for the slowest rank.
     """
@@ -218,16 +219,14 @@ def predict(work: Work, gpus: int, fabric: Fabric, gpu: Gpu, way: Way | None = N
     """
     way = way or Way()
     passes = own_work(work.alone.all_operations(), gpu)
-    statistics_over_ranks = gpus > 1 and way.statistics != "none"
     layers, launches = 0.0, len(work.alone.all_operations())
-    if statistics_over_ranks and not way.fused:
+    if gpus > 1 and not way.fused and way.statistics not in ("picture", "none"):
         layers = own_work(work.together.all_operations(), gpu) - passes
         launches = len(work.together.all_operations())
-    statistics, collectives, copies = 0.0, 0, 0
-    if statistics_over_ranks:
-        statistics, collectives, copies = _statistics(work.sent, gpus, fabric, gpu, way)
+    collectives = _statistics(work.sent, gpus, fabric, way) if gpus > 1 else []
+    statistics = sum(collectives)
     gradients = _gradients(work, gpus, fabric, gpu, way) if gpus > 1 else 0.0
-    host = (launches + copies) * gpu.launch + collectives * gpu.collective
+    host = launches * gpu.launch + len(collectives) * gpu.collective
     many = way.accumulate
     busy = many * (passes + layers + statistics)
     beyond = max(0.0, many * host - busy)
@@ -236,33 +235,29 @@ def predict(work: Work, gpus: int, fabric: Fabric, gpu: Gpu, way: Way | None = N
     return Prediction(many * passes, many * layers, many * statistics, gradients, beyond, slowest)
 
 
-def _statistics(sent: Sent, gpus: int, fabric: Fabric, gpu: Gpu, way: Way) -> tuple[float, int, int]:
-    """Return the seconds of batch norm's collectives, their number, and the copies out of a flat buffer."""
+def _statistics(sent: Sent, gpus: int, fabric: Fabric, way: Way) -> list[float]:
+    """Return the seconds of each of batch norm's collectives."""
+    if way.statistics == "none":
+        return []
+    if way.statistics == "picture":
+        return [all_reduce(sum(sent.gathered) / SEGMENTATION_PASSES, gpus, fabric)] * SEGMENTATION_PASSES
     if way.statistics == "node":
         gpus = min(gpus, fabric.node)
-    backwards = sum(all_reduce(size, gpus, fabric) for size in sent.reduced)
-    if way.statistics == "reduce":
-        forwards = sum(all_reduce(size, gpus, fabric) for size in sent.gathered)
-        return forwards + backwards, len(sent.gathered) + len(sent.reduced), 0
-    forwards = sum(all_gather(size, gpus, fabric) for size in sent.gathered)
-    # Torch gathers into one buffer and copies each rank's part out of it.
-    copies = gpus * len(sent.gathered) if way.statistics == "gather" else 0
-    return forwards + backwards + copies * gpu.kernel, len(sent.gathered) + len(sent.reduced), copies
+    forwards = all_reduce if way.statistics == "reduce" else all_gather
+    return [
+        *(forwards(size, gpus, fabric) for size in sent.gathered),
+        *(all_reduce(size, gpus, fabric) for size in sent.reduced),
+    ]
 
 
 def _gradients(work: Work, gpus: int, fabric: Fabric, gpu: Gpu, way: Way) -> float:
-    """Return the seconds that a step waits for agreement and for the sum of gradients."""
-    sizes = [size * way.gradient_bytes / 4 for size in work.sent.gradients]
-    # Into a flat buffer and out of it: four passes over each gradient.
-    copying = 4 * sum(work.sent.gradients) / (gpu.memory * gpu.memory_attained)
-    sums = [all_reduce(size, gpus, fabric) for size in sizes]
-    agreement = all_reduce(work.sent.agreement, gpus, fabric) + gpu.wait
+    """Return the seconds that a step waits for the sum of gradients, which lie in the buckets that are sent."""
+    sums = [all_reduce(size * way.gradient_bytes / 4, gpus, fabric) for size in work.sent.gradients]
     if not way.overlap:
-        return agreement + copying + sum(sums) + len(sums) * gpu.wait
+        return sum(sums)
     # Gradients of the target's pass are whole from its first layers backwards; half of that pass is taken as over.
     parts = {name: own_work(part, gpu) for name, part in work.alone.operations.items()}
-    hidden = parts["target"] / 2 + parts["discriminators"]
-    return agreement + max(sums[-1], sum(sums) - hidden)
+    return max(sums[-1], sum(sums) - parts["target"] / 2 - parts["discriminators"])
 
 
 def efficiency(work: Work, gpus: int, fabric: Fabric, gpu: Gpu, way: Way | None = None) -> float:

@@ -25,7 +25,7 @@ from esl_dist.adaptation.passes import MicroBatch, Networks, Normaliser, Precisi
 from esl_dist.data.loading import Batch
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.ranks.gradients import in_buckets
+from esl_dist.ranks.gradients import StepGradients, in_buckets
 from esl_dist.training.optimisation import in_order_of_completion
 
 FLOAT, INTEGER = 4, 8
@@ -98,9 +98,8 @@ def count_step(workload: Workload, pictures: int, ranks: int = 1, half: bool = T
     """
     networks, method, counts = workload.networks(), METHODS["advent"], Counts()
     optimizers = method.optimizers(networks, settings.Optimizer())
-    for optimizer in optimizers.values():
-        for group in optimizer.param_groups:
-            group["foreach"] = True  # as by default on a GPU
+    # They are sent at the end of a first step, which is not counted: passes add to them, and zeros take their place.
+    gradients = StepGradients(in_order_of_completion(networks, *one) for one in optimizers.items())
     batch = MicroBatch(_batch(workload.source, pictures, True), _batch(workload.target, pictures, False), 0, 0, [])
     noting = _NoteOperations(counts)
     kept = _Kept()
@@ -115,9 +114,19 @@ def count_step(workload: Workload, pictures: int, ranks: int = 1, half: bool = T
     hooks = torch.autograd.graph.saved_tensors_hooks(kept.note, lambda tensor: tensor)
     with _ranks_that_send_nothing(ranks), hooks, noting:
         method.passes(Step(networks, batch, normaliser, settings.Method(), precision))
-        for optimizer in optimizers.values():
-            optimizer.step()
+        counts.operations["update"] += [_fused(group) for one in optimizers.values() for group in one.param_groups]
+        gradients.forget()
     return counts
+
+
+def _fused(group: dict[str, Any]) -> Operation:
+    """Return a group's update as one kernel, which torch has for real tensors alone.
+
+    It reads weights, gradients and states, of which SGD has one and Adam two, and writes weights and states.
+    """
+    states = 2 if "betas" in group else 1
+    size = sum(parameter.numel() * parameter.element_size() for parameter in group["params"])
+    return Operation(0, (3 + 2 * states) * size, half=False)
 
 
 def _batch(size: tuple[int, int], pictures: int, labelled: bool) -> Batch:

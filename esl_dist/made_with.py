@@ -13,8 +13,10 @@ from esl_dist.checked import SHA256
 from esl_dist.errors import UserError, beginning
 from esl_dist.files import shortened
 
-UNSAID = {"domain": "target", "precision": "no", "device": "cpu"}
-"""What scores and pseudo-labels of older versions do not say, for there was no other; none was made on a GPU."""
+UNSAID = {"domain": "target", "precision": "no"}
+"""What scores and pseudo-labels of older versions do not say, for there was no other."""
+UNKNOWN = ("device",)
+"""What they do not say though there were others: it is compared only where it is known."""
 SHOWN_CHANGES = 4
 SHOWN_CHARACTERS = 60
 """How many changes a message shows, and how much of each value."""
@@ -27,7 +29,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]
     that only one side has counts as null on the other.
     """
     old = dict(_flat({key: value for key, value in UNSAID.items() if key in now} | dict(before)))
-    new = dict(_flat(now))
+    new = dict(_flat({key: value for key, value in now.items() if key in before or key not in UNKNOWN}))
     return {key: _told(key, old.get(key), new.get(key)) for key in new | old if old.get(key) != new.get(key)}
 
 

@@ -37,7 +37,13 @@ def test_what_older_versions_did_not_say_is_no_change() -> None:
     assert changes({"size": None, "target": FINGERPRINT}, now | {"precision": "bf16"}) == {
         "precision": 'precision: "no" → "bf16"'
     }
-    assert list(changes({"size": None, "target": FINGERPRINT}, now | {"device": "cuda"})) == ["device"]
+
+
+def test_a_device_that_older_versions_did_not_say_may_have_been_any() -> None:
+    now = {"size": None, "device": "cuda"}
+    assert changes({"size": None}, now) == {}
+    assert list(changes({"size": None, "device": "cpu"}, now)) == ["device"]
+    assert list(changes({"size": None, "device": "cpu"}, {"size": None})) == ["device"]
 
 
 def test_a_message_shows_the_first_changes_and_counts_the_rest() -> None:

@@ -23,7 +23,8 @@ def in_background(tasks: Iterable[Callable[[], Result]]) -> Generator[Result]:
     """Call each task in one of a few threads, and yield the results in the order of the tasks.
 
     The next task is taken while those before it are at work, one more than there are threads at most: so much of the
-    results is in memory. What a task raises is raised here, in its turn; those after it are not begun.
+    results is in memory. What a task raises is raised here, in its turn; those after it are not begun. Whoever may not
+    take all results closes this, or the threads stay until the program ends.
     """
     threads = min(MOST_THREADS, usable_processors())
     pending: deque[Future[Result]] = deque()
@@ -50,11 +51,14 @@ def on_host(compute: Callable[[], tuple[Tensor, ...]], device: torch.device) -> 
         return torch.inference_mode()(compute)
     # Copies to pinned memory, which torch takes for them, are queued as well.
     copies = tuple(result.to("cpu", non_blocking=True) for result in compute())
-    copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    # One for which a thread sleeps: it would take a core by asking again and again.
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     copied.record()
 
     def wait() -> tuple[Tensor, ...]:
-        copied.synchronize()
+        # A new thread is at GPU 0, where its first call would take memory for a context.
+        with torch.cuda.device(device):
+            copied.synchronize()
         return copies
 
     return wait

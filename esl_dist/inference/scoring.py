@@ -80,8 +80,9 @@ def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str,
         ensemble = [_with_statistics_of(one, scoring.statistics, scoring.workers) for one in ensemble]
     predicted = predictions(ensemble, Samples(shards, first.size, labels), scoring.workers)
     confusion = torch.zeros(len(names), len(names), dtype=torch.int64)
-    for counts in in_background(partial(_scored, one, scoring.files) for one in predicted):
-        confusion += counts
+    with closing(in_background(partial(_scored, one, scoring.files) for one in predicted)) as scored:
+        for counts in scored:
+            confusion += counts
     # With this sum each rank also says that its predictions are written.
     return scores_of(sum_over_ranks(confusion).numpy(), names)
 

@@ -28,12 +28,11 @@ def resized_rows(maps: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, T
         which rows of the result, and the resized maps there: (batch, channels, rows, width).
     """
     height, width = size
+    if maps.device.type != "cpu":
+        yield slice(0, height), F.interpolate(maps, size, mode="bilinear", align_corners=True)
+        return
     wide = F.interpolate(maps, (maps.shape[2], width), mode="bilinear", align_corners=True)
     above, weight = row_places(maps.shape[2], height, wide)
-    if maps.device.type != "cpu":
-        below = (above + 1).clamp(max=maps.shape[2] - 1)
-        yield slice(0, height), torch.lerp(wide.index_select(2, above), wide.index_select(2, below), weight[:, None])
-        return
     most = max(1, TILE_BYTES // (wide[:, :, 0].numel() * wide.element_size()))
     for row, rows in _tiles(above.tolist(), most):
         next_row = min(row + 1, maps.shape[2] - 1)

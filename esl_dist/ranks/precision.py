@@ -30,7 +30,7 @@ def missing(precision: str, device: torch.device) -> str | None:
         return None if precision in ("no", "bf16") else "needs a GPU; on CPU choose no or bf16"
     if precision == "tf32" and torch.cuda.get_device_capability(device)[0] < FIRST_WITH_TF32:
         return "is not one that this GPU has; choose no or fp16"
-    if precision == "bf16" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "is not one that this GPU has; choose no or fp16"
     return None
 

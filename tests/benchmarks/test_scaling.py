@@ -1,5 +1,6 @@
 """The tables of docs/scaling.md at tiny sizes; what is derived for large networks is what a small one sends."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import nn
 
 from benchmarks import scaling
 from benchmarks.cost_model import Gpu
+from benchmarks.programs import output_of_first_rank
 from benchmarks.step_counts import PASSES, _Kept, count_step, sent_in_step
 from benchmarks.timed_step import networks_of_demo, step_of, timed
 from tests.on_ranks import PROJECT, shared_server
@@ -94,6 +96,12 @@ def test_the_page_has_the_tables_of_the_program() -> None:
     sent = sent_in_step(scaling.Workload().networks(), 8, 8)
     for number, size in scaling.by_caller(sent).values():
         assert f"| {number}: {size:,} B |" in page
+
+
+def test_the_step_of_one_of_two_ranks_is_timed_though_the_other_is_not_there() -> None:
+    program = str(PROJECT / "benchmarks/timed_step.py")
+    least, median = json.loads(output_of_first_rank([program, "1", "1", "64", "32", "2"], 1))["step"]
+    assert 0 < least <= median
 
 
 def test_a_rank_times_its_step_and_steps_change_the_weights() -> None:

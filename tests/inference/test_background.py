@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -89,3 +91,43 @@ def test_no_gradient_is_prepared_in_the_background() -> None:
     weight = torch.ones(3, requires_grad=True)
     [(result,)] = in_background([on_host(lambda: (weight * 2,), torch.device("cpu"))])
     assert not result.requires_grad
+
+
+def test_on_a_gpu_work_is_queued_at_once_and_the_thread_that_wants_a_result_sleeps_until_it_is_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The event and the device stand in for CUDA's."""
+    gpu, wanted = torch.device("cuda", 1), threading.Event()
+    story: list[tuple[Any, int]] = []
+
+    class Event:
+        def __init__(self, blocking: bool = False) -> None:
+            assert blocking, "the thread would take a core"
+
+        def record(self) -> None:
+            story.append(("recorded", threading.get_ident()))
+
+        def synchronize(self) -> None:
+            assert wanted.is_set()
+            story.append(("waited for", threading.get_ident()))
+
+    @contextmanager
+    def at(device: torch.device) -> Iterator[None]:
+        story.append((device, threading.get_ident()))
+        yield
+        story.append(("left", threading.get_ident()))
+
+    def compute() -> tuple[torch.Tensor, ...]:
+        story.append(("computed", threading.get_ident()))
+        return (torch.arange(3),)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", at)
+    later = on_host(compute, gpu)
+    own = threading.get_ident()
+    assert story == [("computed", own), ("recorded", own)]
+    wanted.set()
+    [(result,)] = in_background([later])
+    assert result.tolist() == [0, 1, 2]
+    assert [what for what, _ in story[2:]] == [gpu, "waited for", "left"]
+    assert own not in {thread for _, thread in story[2:]}

@@ -2,34 +2,30 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from esl_dist.config import PseudoLabel
-from esl_dist.config_files import from_dictionary
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
-from esl_dist.inference.labelling.job import label_job
+from esl_dist.inference.labelling import pieces
 from esl_dist.inference.labelling.pieces import (
     JOB,
     PIECE_FORMAT,
     PREDICTION,
     UNFINISHED,
-    LabelJob,
+    encode_prediction,
     open_unfinished,
     piece_name,
     read_entry,
     read_piece,
+    require_room,
     write_piece,
     write_tar,
 )
-from esl_dist.inference.predictor import Predictor
-from tests.builders import write_shards
-from tests.inference.trained import trained_network
-from tests.training.small_runs import tiny_network
+from tests.inference.label_jobs import job_of
 
 MADE_WITH = {"checkpoint": "abc", "bound": 0.5, "compare_with_labels": False}
 BEGUN_WITH = {**MADE_WITH, "piece_format": PIECE_FORMAT}
@@ -87,17 +83,6 @@ LABELS_OF_3 = np.array([[0, 1], [2, 2]], np.uint8)
 LEVELS = np.array([[0, 1], [2, 65535]], np.uint16)
 
 
-def job_of(folder: Path, keys: list[str]) -> LabelJob:
-    """Return a job, of a target of these keys, whose unfinished folder is there and empty."""
-    target = write_shards(folder / "target", [(key, {"image.png": b""}) for key in keys])
-    words = {"checkpoint": "r", "target": {"path": "t"}, "output": str(folder / "labels")}
-    job = label_job(
-        from_dictionary(PseudoLabel, words, "tests"), target, Predictor(trained_network(tiny_network(1)), size=(2, 2))
-    )
-    job.unfinished.mkdir(parents=True)
-    return job
-
-
 def write_arrays(folder: Path, labels: np.ndarray, levels: np.ndarray) -> None:
     """Write the tar of a piece of one sample, whatever its arrays are."""
     members = {}
@@ -109,7 +94,7 @@ def write_arrays(folder: Path, labels: np.ndarray, levels: np.ndarray) -> None:
 
 def test_predictions_come_back(tmp_path: Path) -> None:
     job = job_of(tmp_path, ["a/b"])
-    write_piece(job, PIECE_OF_ONE, [(torch.from_numpy(LABELS_OF_3), torch.from_numpy(LEVELS))])
+    write_piece(job, PIECE_OF_ONE, [encode_prediction(torch.from_numpy(LABELS_OF_3), torch.from_numpy(LEVELS))])
     [(position, labels, levels)] = read_piece(job, PIECE_OF_ONE)
     assert (position, labels.dtype, levels.dtype) == (0, torch.uint8, torch.uint16)
     assert (labels.tolist(), levels.tolist()) == (LABELS_OF_3.tolist(), LEVELS.tolist())
@@ -120,7 +105,7 @@ def test_a_crop_of_a_prediction_comes_back(tmp_path: Path) -> None:
     job = job_of(tmp_path, ["a/b"])
     padded_labels, padded_levels = np.full((2, 5), 2, np.uint8), np.arange(10, dtype=np.uint16).reshape(2, 5)
     crops = [torch.from_numpy(array)[:, :2] for array in (padded_labels, padded_levels)]
-    write_piece(job, PIECE_OF_ONE, [crops])
+    write_piece(job, PIECE_OF_ONE, [encode_prediction(*crops)])
     [(_, labels, levels)] = read_piece(job, PIECE_OF_ONE)
     assert (labels.tolist(), levels.tolist()) == ([[2, 2], [2, 2]], [[0, 1], [5, 6]])
 
@@ -193,3 +178,30 @@ def test_the_entry_of_another_tar_is_refused(tmp_path: Path) -> None:
         read_entry(tmp_path, "piece-000000000.tar", [], list(PREDICTION))
     with pytest.raises(UserError, match=r"samples\[0\]\.members: expected label\.png, got a mapping of 2"):
         read_entry(tmp_path, "piece-000000000.tar", ["a/b"], ["label.png"])
+
+
+class Disk(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+NEEDED = 1000 * 4 * 3
+"""Bytes for a thousand pictures of 2×2."""
+
+
+@pytest.mark.parametrize("disk", [Disk(10**9, 0, NEEDED), Disk(0, 0, 0)], ids=["just enough", "not known"])
+def test_a_job_begins_where_its_disk_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: Disk) -> None:
+    job = job_of(tmp_path, ["a/b"])
+    monkeypatch.setattr(pieces.shutil, "disk_usage", lambda place: disk)
+    require_room(job, 1000)
+
+
+def test_a_job_is_refused_at_its_start_where_its_disk_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, asked = job_of(tmp_path, ["a/b"]), []
+    monkeypatch.setattr(pieces.shutil, "disk_usage", lambda place: asked.append(place) or Disk(10**9, 0, NEEDED - 1))
+    with pytest.raises(UserError, match=r"labels: no room for .* 1000 pictures.* GB are needed and .* make room, or"):
+        require_room(job, 1000)
+    assert asked == [job.unfinished], "where the pieces lie"

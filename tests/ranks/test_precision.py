@@ -47,7 +47,9 @@ def test_a_gpu_is_asked_for_no_precision_that_it_would_do_without_in_silence(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has_bf16: bool, lacks: set[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or has_bf16
+    )
     assert {one for one in PRECISIONS if missing(one, GPU) is not None} == lacks
 
 

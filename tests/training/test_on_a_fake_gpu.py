@@ -6,6 +6,7 @@ Torch's own backward passes cannot be faked: they want the GPU's context. Those 
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,11 +20,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from esl_dist import config as settings
 from esl_dist.adaptation import losses, passes
+from esl_dist.adaptation.entropy import empty_histograms
 from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Precision, Step
 from esl_dist.adaptation.pseudo_labels import TRUST, Threshold, keep_trusted, label_and_score
 from esl_dist.data.loading import Batch, HostBatch, on_device
+from esl_dist.data.workers import Workers
 from esl_dist.inference import predictions as predicting
+from esl_dist.inference.labelling import levels
+from esl_dist.inference.labelling.pieces import LabelJob
 from esl_dist.inference.predictor import Predictor
 from esl_dist.models import batch_norm, resizing
 from esl_dist.models.deeplab import DeepLab
@@ -219,11 +224,30 @@ def test_a_pseudo_label_is_computed_on_the_device_of_the_network(score: str) -> 
     assert kept.shape == (1, HEIGHT, WIDTH)
 
 
-def test_a_score_is_computed_on_the_device_of_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+Computed = list[tuple[torch.device, tuple[Tensor, ...]]]
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
+    """Return what is computed for the host, and where; what is copied from there has to be on a real device."""
+    results: Computed = []
+    for module in (predicting, levels):
+        monkeypatch.setattr(module, "on_host", lambda compute, device: results.append((device, compute())))
+    return results
+
+
+@pytest.mark.parametrize("score", sorted(TRUST))
+def test_predictions_for_pseudo_labels_are_counted_on_the_device_of_the_network(score: str, computed: Computed) -> None:
+    samples: Any = _Pictures()
+    job = LabelJob(predictor(), samples, (WIDTH, HEIGHT), TRUST[score], {}, Path("labels"), Workers(0, 1))
+    levels._prediction(job, fake_batch(False, images=1), levels._counting(empty_histograms(CLASSES, GPU)))
+    ((device, (labels, own_levels, is_finite)),) = computed
+    assert {device, labels.device, own_levels.device, is_finite.device} == {GPU}
+    assert (labels.shape, own_levels.shape, is_finite.shape) == ((HEIGHT, WIDTH), (HEIGHT, WIDTH), ())
+
+
+def test_a_score_is_computed_on_the_device_of_the_network(monkeypatch: pytest.MonkeyPatch, computed: Computed) -> None:
     monkeypatch.setattr(predicting, "read_batches", lambda *_: iter([fake_batch(True, images=1)]))
-    # What is copied from there has to be on a real device.
-    computed: list[tuple[torch.device, tuple[torch.Tensor, ...]]] = []
-    monkeypatch.setattr(predicting, "on_host", lambda compute, device: computed.append((device, compute())))
     list(predicting.predictions([predictor(), predictor()], _Pictures(), None))
     ((device, results),) = computed
     assert {device, *(one.device for one in results)} == {GPU}

@@ -7,7 +7,7 @@ that nothing depends on the number of ranks. They share a folder too: on several
 2. One sum gives every rank the same histograms, hence the same thresholds.
 3. Each rank turns the pieces of its shards into pseudo-label shards; rank 0 writes the summary and, last, the index.
 
-A job that is killed and started again keeps its whole pieces. Memory is that of a few pieces and one histogram.
+A job that is killed and started again keeps its whole pieces. Memory is that of a few pictures and one histogram.
 """
 
 import shutil

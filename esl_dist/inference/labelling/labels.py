@@ -1,6 +1,7 @@
 """The second part of a pseudo-label job: the labels that thresholds over the whole target keep, and their summary."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -36,25 +37,26 @@ def write_labels(job: LabelJob, limits: list[Threshold]) -> Tensor:
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     own = own_part(list(zip(index.shards, pieces_by_shard(index), strict=True)))
     for shard, pieces in shown(own, len(own), "labelling"):
-        samples = _pseudo_labels(job, pieces, limits, confusion)
-        if not is_written(job.unfinished, job.output / shard.name):
-            write_tar(job.unfinished, job.output / shard.name, samples)
-        elif job.target.labels is not None:
-            # An earlier start wrote and counted it; only the count has to be repeated.
-            for _ in samples:
-                pass
+        with closing(_pseudo_labels(job, pieces, limits, confusion)) as samples:
+            if not is_written(job.unfinished, job.output / shard.name):
+                write_tar(job.unfinished, job.output / shard.name, samples)
+            elif job.target.labels is not None:
+                # An earlier start wrote and counted it; only the count has to be repeated.
+                for _ in samples:
+                    pass
     return sum_over_ranks(confusion)
 
 
 def _pseudo_labels(
     job: LabelJob, pieces: list[range], limits: list[Threshold], confusion: Tensor
-) -> Iterator[tuple[str, Members]]:
+) -> Generator[tuple[str, Members]]:
     """Yield what is kept of the predictions of `pieces`, and add what is right of it to `confusion`."""
     predictions = chain.from_iterable(read_piece(job, piece) for piece in pieces)
-    pseudo_labels = in_background(partial(_pseudo_label, job, limits, *prediction) for prediction in predictions)
-    for position, content, counts in pseudo_labels:
-        confusion += counts
-        yield job.target.images.key(position), {LABELS[0]: content}
+    tasks = (partial(_pseudo_label, job, limits, *prediction) for prediction in predictions)
+    with closing(in_background(tasks)) as pseudo_labels:
+        for position, content, counts in pseudo_labels:
+            confusion += counts
+            yield job.target.images.key(position), {LABELS[0]: content}
 
 
 def _pseudo_label(

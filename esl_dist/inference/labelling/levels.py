@@ -3,8 +3,8 @@
 What an earlier start predicted is read again and counted. So each pixel is counted once, whoever predicted it when.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from threading import Lock
 
@@ -15,39 +15,41 @@ from esl_dist.adaptation.entropy import count_levels, empty_histograms
 from esl_dist.adaptation.pseudo_labels import label_and_score
 from esl_dist.data.images import fitted_size
 from esl_dist.data.loading import Batch, Samples
+from esl_dist.data.shards import Members
 from esl_dist.inference.background import in_background, on_host
 from esl_dist.inference.labelling.pieces import (
     LabelJob,
+    encode_prediction,
     is_written,
     piece_name,
     pieces_by_shard,
     read_piece,
+    require_room,
     write_piece,
 )
 from esl_dist.inference.predictions import own_part, read_batches
-from esl_dist.ranks.collectives import broadcast_flags, note_progress, sum_over_ranks
+from esl_dist.ranks.collectives import broadcast_flags, sum_over_ranks
 
 Count = Callable[[Tensor, Tensor], None]
 """Counts a picture's levels: labels, levels."""
-
-Predicted = Callable[[], tuple[Tensor, Tensor]]
-"""Returns a picture's labels and levels, without padding, on the host.
-
-Raises:
-    UserError: the network's scores are not finite.
-"""
 
 
 def level_histograms(job: LabelJob) -> Tensor:
     """Predict what is missing, and count the levels of all predictions by class: int64 (classes, 65536), on the CPU.
 
     It is the same on every rank, and when it is returned every rank has written its pieces.
+
+    Raises:
+        UserError: there is no room for the pieces, one of an earlier start is damaged, or a network's scores are not
+            finite.
     """
     folder, pieces = job.unfinished, list(chain.from_iterable(pieces_by_shard(job.target.images.index)))
     written = broadcast_flags([is_written(folder, folder / piece_name(piece)) for piece in pieces])
+    missing = [piece for piece, is_there in zip(pieces, written, strict=True) if not is_there]
+    require_room(job, sum(map(len, missing)))
     histograms = empty_histograms(len(job.made_with["classes"]), job.predictor.device)
     count = _counting(histograms)
-    _predict(job, own_part([piece for piece, is_there in zip(pieces, written, strict=True) if not is_there]), count)
+    _predict(job, own_part(missing), count)
     for piece in own_part([piece for piece, is_there in zip(pieces, written, strict=True) if is_there]):
         for _, labels, levels in read_piece(job, piece):
             count(labels, levels)
@@ -68,28 +70,23 @@ def _counting(histograms: Tensor) -> Count:
 @torch.inference_mode()
 def _predict(job: LabelJob, pieces: Sequence[range], count: Count) -> None:
     """Predict pieces, one picture at a time, and count their levels."""
+    if not pieces:
+        return
     positions = [[position] for piece in pieces for position in piece]
     pictures, device = Samples(job.target.images, job.target.size), job.predictor.device
     batches = read_batches(pictures, positions, job.workers, device, "predicting")
-    predicted = (_prediction(job, batch, count) for batch in batches)
-    for _ in in_background(partial(_write, job, piece, list(islice(predicted, len(piece)))) for piece in pieces):
-        pass
-    # Asked for one more, the progress bar sees the end.
-    next(predicted, None)
+    with closing(in_background(_prediction(job, batch, count) for batch in batches)) as predictions:
+        for piece in pieces:
+            write_piece(job, piece, islice(predictions, len(piece)))
 
 
-def _write(job: LabelJob, piece: range, predictions: Sequence[Predicted]) -> None:
-    def told() -> Iterator[tuple[Tensor, Tensor]]:
-        for prediction in predictions:
-            yield prediction()
-            # The main thread may be waiting for the whole piece.
-            note_progress()
+def _prediction(job: LabelJob, batch: Batch, count: Count) -> Callable[[], Members]:
+    """Predict one picture, or queue that on a GPU.
 
-    write_piece(job, piece, told())
-
-
-def _prediction(job: LabelJob, batch: Batch, count: Count) -> Predicted:
-    """Predict one picture, or queue that on a GPU."""
+    Returns:
+        a function that returns the picture's labels and levels, without padding, as a piece has them; it raises
+        `UserError` if the network's scores are not finite.
+    """
     images, position = batch["images"], int(batch["positions"][0])
     frame = job.frame or (images.shape[3], images.shape[2])
     size = (int(batch["own_sizes"][0, 0]), int(batch["own_sizes"][0, 1]))
@@ -104,10 +101,10 @@ def _prediction(job: LabelJob, batch: Batch, count: Count) -> Predicted:
 
     computed = on_host(compute, images.device)
 
-    def prediction() -> tuple[Tensor, Tensor]:
+    def prediction() -> Members:
         labels, levels, is_finite = computed()
         if not is_finite:
             raise job.predictor.not_finite(job.target.images.where(position))
-        return labels, levels
+        return encode_prediction(labels, levels)
 
     return prediction

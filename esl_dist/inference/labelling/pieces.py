@@ -4,6 +4,7 @@ At each pixel that are a class, and the score that says whether to trust it. A k
 unfinished; one that goes on with other settings keeps what does not depend on them.
 """
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +28,13 @@ from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import write_json
 from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import changes, listed
-from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, wait_for_all
+from esl_dist.ranks.collectives import broadcast_flags, is_main, note_progress, print_on_main, wait_for_all
 from esl_dist.runs.layout import UNFINISHED
 
 JOB = "job.json"
 PREDICTION: dict[str, np.dtype[Any]] = {"label.npy": np.dtype(np.uint8), "level.npy": np.dtype("<u2")}
 """What a piece's tar has of each sample: predicted train ids, and the levels of their scores; not compressed, because
-PNG would halve the bytes for ten times the work, and a job is short."""
+as PNG they would take half the room and ten times the work, and are removed with the job's end."""
 PIECE_FORMAT = 2
 """Of what is unfinished; 1 had PNG files."""
 NOT_FOR_PREDICTIONS = {"bound", "compare_with_labels"}
@@ -149,13 +150,38 @@ def read_entry(folder: Path, name: str, keys: Sequence[str], kinds: Sequence[str
     return entry
 
 
-def write_piece(job: LabelJob, piece: range, predictions: Iterable[Sequence[Tensor]]) -> None:
-    """Write a piece's tar: predicted labels and levels of each of its samples, on the host."""
-    samples = (
-        (job.target.images.key(position), {kind: _encoded(one) for kind, one in zip(PREDICTION, both, strict=True)})
-        for position, both in zip(piece, predictions, strict=True)
-    )
+def require_room(job: LabelJob, pictures: int) -> None:
+    """Refuse a job whose pieces have no room on their disk; where pictures have sizes of their own, nobody knows.
+
+    Args:
+        job: its folder of what is unfinished is there.
+        pictures: how many are still to be predicted, on all ranks.
+
+    Raises:
+        UserError: on every rank, if the disk has less room than the missing predictions take.
+    """
+    if job.frame is None:
+        return
+    disk = shutil.disk_usage(job.unfinished)
+    needed = pictures * math.prod(job.frame) * sum(kind.itemsize for kind in PREDICTION.values())
+    # Some file systems far away say 0 of 0 bytes.
+    if not all(broadcast_flags([disk.total == 0 or disk.free >= needed])):
+        raise UserError(
+            f"{job.output}: no room for the predictions of {pictures} pictures, which lie there until the job is "
+            f"finished: {needed / 1e9:.1f} GB are needed and {disk.free / 1e9:.1f} GB free; make room, or choose an "
+            "output on a larger disk"
+        )
+
+
+def write_piece(job: LabelJob, piece: range, predictions: Iterable[Members]) -> None:
+    """Write a piece's tar: of each of its samples what `encode_prediction` returns."""
+    samples = zip((job.target.images.key(position) for position in piece), predictions, strict=True)
     write_tar(job.unfinished, job.unfinished / piece_name(piece), samples)
+
+
+def encode_prediction(labels: Tensor, levels: Tensor) -> Members:
+    """Return what a piece has of a sample: predicted labels (uint8) and levels (uint16), on the host."""
+    return {kind: _encoded(one) for kind, one in zip(PREDICTION, (labels, levels), strict=True)}
 
 
 def _encoded(tensor: Tensor) -> bytes:

@@ -15,7 +15,7 @@ from benchmarks import plain_step
 from benchmarks.gpu import candidates, machine, precisions, run, step, waits
 from benchmarks.gpu.conditions import Conditions, build
 from benchmarks.gpu.report import markdown
-from benchmarks.gpu.run import LIMITS, Place, run_stage
+from benchmarks.gpu.run import ALL_SECONDS, SHARES, Place, allowed, run_stage
 from benchmarks.gpu.sizes import TINY, Row
 from benchmarks.own_step import OwnStep, tensors_of
 from tests.on_ranks import PROJECT, has_ended
@@ -29,11 +29,11 @@ def test_every_stage_comes_to_its_end_at_tiny_sizes(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     results = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     logs = "\n".join(file.read_text()[-2000:] for file in tmp_path.glob("*.log"))
-    assert [(one["stage"], one["ended"]) for one in results] == [(name, "done") for name in LIMITS], logs
+    assert [(one["stage"], one["ended"]) for one in results] == [(name, "done") for name in SHARES], logs
     assert all(one["rows"] for one in results)
     assert done.returncode == 0
     assert (tmp_path / "table.md").read_text() == markdown(results)
-    faults = [row for row in results[list(LIMITS).index("ranks")]["rows"] if "exit codes" in row]
+    faults = [row for row in results[list(SHARES).index("ranks")]["rows"] if "exit codes" in row]
     assert [row["exit codes"] for row in faults] == ["[3, -9]", "[3, 2]", "[3, 2]"]
 
 
@@ -122,6 +122,7 @@ def test_a_stage_that_goes_wrong_leaves_what_it_had_found(
     folder.mkdir(parents=True)
     (folder / "stage.py").write_text(FOUND + wrong)
     monkeypatch.setattr(run, "PROJECT", tmp_path)
+    monkeypatch.setattr(run, "LEAST_SECONDS", 0)
     result = run_stage("step", 3, Place(tmp_path, "tiny"))
     assert result["ended"] == end
     (row,) = result["rows"]
@@ -134,6 +135,24 @@ def test_a_stage_that_goes_wrong_leaves_what_it_had_found(
     assert f"Not whole: {end}" in table
     assert "| begun | " in table
     assert ("no module" in result["words"]) == (how == "fails")
+
+
+def test_every_stage_has_its_share_whatever_others_take() -> None:
+    stages = list(SHARES)
+    assert ALL_SECONDS <= 530
+    left = float(ALL_SECONDS)
+    for number, name in enumerate(stages):
+        may_take = allowed(stages[number + 1 :], left)
+        assert may_take == SHARES[name], "the one before took all that it may"
+        assert allowed(stages[number + 1 :], left + 7) == may_take + 7, "the one before left something"
+        left -= may_take
+
+
+def test_a_stage_without_time_is_not_started(tmp_path: Path) -> None:
+    result = run_stage("jobs", 4.9, Place(tmp_path, "tiny"))
+    assert (result["ended"], result["words"]) == ("not started", "4.9 s were left")
+    assert not list(tmp_path.iterdir())
+    assert "Not whole: not started: 4.9 s were left" in markdown([result])
 
 
 def test_a_full_run_without_a_gpu_is_refused() -> None:

@@ -28,10 +28,10 @@ SHARES = {
     "step": 160,
     "ranks": 95,
     "reference": 55,
-    "waits": 30,
+    "waits": 25,
     "jobs": 75,
-    "training": 70,
-    "precisions": 25,
+    "training": 80,
+    "precisions": 20,
 }
 """Stages, the most telling first, and the seconds that each has for itself; what one leaves goes to the next."""
 

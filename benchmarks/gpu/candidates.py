@@ -1,11 +1,11 @@
-"""Changes to the step that may make it faster or smaller, each alone: applied from outside, and taken back.
+"""Changes to the step, each alone: applied from outside, and taken back.
 
-What the project does already is here in both directions, so that its worth shows whichever is the default.
+Some may make it faster or smaller; the others undo what the project does on a GPU, so that its worth shows.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,64 +31,35 @@ def patched(owner: object, name: str, value: object) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def in_layout(layout: torch.memory_format) -> Change:
-    """Return a change of the layout of weights and pictures."""
-
-    def lay_out(networks: nn.ModuleDict) -> None:
-        for parameter in networks.parameters():
-            if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=layout)
-
-    return Change(networks=lay_out, layout=layout)
+def lay_out_by_channel(networks: nn.ModuleDict) -> None:
+    """Have the weights of convolutions contiguous."""
+    for parameter in networks.parameters():
+        parameter.data = parameter.data.contiguous()
 
 
-def updated_by(kind: str) -> Change:
-    """Return optimisers of one kind: fused or foreach."""
-
-    def choose(optimizers: dict[str, Optimizer]) -> None:
-        for optimizer in optimizers.values():
-            for group in optimizer.param_groups:
-                group.update(fused=kind == "fused", foreach=kind == "foreach")
-
-    return Change(optimizers=choose)
+def update_by_lists(optimizers: dict[str, Optimizer]) -> None:
+    """Have a kernel for each operation on all weights, where the fused optimiser has one for all operations."""
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group.update(fused=False, foreach=True)
 
 
-def discriminators_in(half: bool) -> Change:
-    """Return discriminators whose passes are in bfloat16, or in float32; their words are float32."""
-
-    def wrap(networks: nn.ModuleDict) -> None:
-        by_level = networks[DISCRIMINATORS]
-        assert isinstance(by_level, nn.ModuleDict)
-        for one in by_level.values():
-            one.forward = partial(_in_precision, one.forward, half)
-
-    return Change(networks=wrap)
+def compute_discriminators_in_full(networks: nn.ModuleDict) -> None:
+    """Leave the passes of discriminators out of the autocast that they are called in."""
+    by_level = networks[DISCRIMINATORS]
+    assert isinstance(by_level, nn.ModuleDict)
+    for one in by_level.values():
+        one.forward = partial(_without_autocast, one.forward)
 
 
-def _in_precision(forward: Callable[[Tensor], Tensor], half: bool, maps: Tensor) -> Tensor:
-    with torch.autocast(maps.device.type, torch.bfloat16, enabled=half):
-        return forward(maps).float()
+def _without_autocast(forward: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+    with torch.autocast(maps.device.type, enabled=False):
+        return forward(maps)
 
 
-def upsampled_by_torch(scores: Tensor, size: torch.Size) -> Tensor:
+def upsample_by_torch(scores: Tensor, size: torch.Size) -> Tensor:
     """Resize as torch does, whose backward pass adds atomically on a GPU."""
     return F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=True)
-
-
-def upsampled_by_products(scores: Tensor, size: torch.Size) -> Tensor:
-    """Resize by two matrix products, whose backward passes are products, too."""
-    rows, columns = (
-        _interpolation(short, long, scores.device, scores.dtype)
-        for short, long in zip(scores.shape[2:], size, strict=True)
-    )
-    return rows @ scores @ columns.T
-
-
-@cache
-def _interpolation(short: int, long: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    units = torch.eye(short, dtype=torch.float64)[None, None]
-    matrix = F.interpolate(units, size=(long, short), mode="bilinear", align_corners=True)
-    return matrix[0, 0].to(device, dtype)
 
 
 def compile_all(networks: nn.ModuleDict) -> None:
@@ -101,16 +72,12 @@ def _flag(name: str, value: bool) -> Callable[[], Any]:
 
 
 CANDIDATES = {
-    "channels_last": in_layout(torch.channels_last),
-    "contiguous (NCHW)": in_layout(torch.contiguous_format),
+    "contiguous (NCHW)": Change(networks=lay_out_by_channel, layout=torch.contiguous_format),
     "cudnn.benchmark": Change(around=_flag("benchmark", True)),
     "cudnn not deterministic": Change(around=_flag("deterministic", False)),
-    "fused optimisers": updated_by("fused"),
-    "foreach optimisers": updated_by("foreach"),
-    "discriminators in bf16": discriminators_in(half=True),
-    "discriminators in fp32": discriminators_in(half=False),
-    "upsampling by F.interpolate": Change(around=lambda: patched(passes, "upsample", upsampled_by_torch)),
-    "upsampling by products": Change(around=lambda: patched(passes, "upsample", upsampled_by_products)),
+    "foreach optimisers": Change(optimizers=update_by_lists),
+    "discriminators in fp32": Change(networks=compute_discriminators_in_full),
+    "upsampling by F.interpolate": Change(around=lambda: patched(passes, "upsample", upsample_by_torch)),
     "blocks computed anew": Change(networks=checkpoint_blocks),
 }
 """By name; compiling is apart, for it takes a minute."""

@@ -33,7 +33,7 @@ class Change:
 
     Attributes:
         networks: changes them, on their device, before they have optimisers.
-        optimizers: changes them before their first step.
+        optimizers: changes them before their first step, as the project has made them.
         around: is entered around building and timing.
         layout: of the pictures in memory.
     """
@@ -71,12 +71,14 @@ def build(workload: Workload, given: Conditions, change: Change = UNCHANGED) -> 
     networks = networks_of(workload, given.device, given.dtype)
     change.networks(networks)
     optimizers = optimizers_of(networks)
-    change.optimizers(optimizers)
     scaler = None
     if given.precision == "fp16":
         scaler = GradScaler(given.device.type, init_scale=given.scale or 2.0**16)
+    # It fuses them, so what a change does to them comes after.
+    updating = Updating(networks, optimizers, scaler)
+    change.optimizers(optimizers)
     batch = pictures_of(workload, given, change.layout)
-    return OwnStep(networks, Updating(networks, optimizers, scaler), batch, workload.options(), lambda: autocast(given))
+    return OwnStep(networks, updating, batch, workload.options(), lambda: autocast(given))
 
 
 def autocast(given: Conditions) -> AbstractContextManager[None]:

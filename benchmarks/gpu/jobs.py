@@ -1,7 +1,7 @@
-"""(g) Pseudo-label and evaluation jobs on drawn shards of the published sizes: pictures a second, and the GPU's share.
+"""(g) Pseudo-label and evaluation jobs on drawn shards of Cityscapes' size: pictures a second, and the GPU's share.
 
-A job is run on few and on many pictures; what the difference took is the job without its start. The network alone is
-timed beside it, on pictures that lie on the device.
+A job is run on few and on many pictures; what the difference took is the job without its start. Starts differ by a
+second or so, which is why there are many. The network alone is timed beside it, on pictures that lie on the device.
 """
 
 import contextlib
@@ -27,22 +27,21 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import initialise, published_state
 
-CLASSES, PRECISION = 19, "bf16"
+CLASSES, PRECISION, DATA_SET = 19, "bf16", "cityscapes"
 JOBS = {"pseudo-labels": ("launch/pseudo_label.py", "target"), "evaluation": ("launch/evaluate.py", "data")}
 """Program of a job, and its setting of the pictures."""
 
 
 def measure(sizes: Sizes, device: torch.device) -> Rows:
-    """Yield a row for each job and data set."""
+    """Yield a row for each job."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = drawn_weights(folder / "weights.safetensors", sizes.workload.architecture)
-        for data_set in sizes.jobs_on:
-            drawn = sizes.drawn()[data_set]
-            shards = {count: drawn_shards(folder, data_set, drawn.size, count) for count in (drawn.few, drawn.many)}
-            alone = network_alone(weights, shards[drawn.few], drawn.read_at, sizes, device)
-            for kind in JOBS:
-                yield Job(kind, data_set, drawn, shards, weights, sizes.workers).row(alone)
+        drawn = sizes.cityscapes
+        shards = {count: drawn_shards(folder, DATA_SET, drawn.size, count) for count in sizes.job_pictures}
+        alone = network_alone(weights, shards[sizes.job_pictures[0]], drawn.read_at, sizes, device)
+        for kind in JOBS:
+            yield Job(kind, drawn, shards, weights, sizes.workers).row(alone)
 
 
 def drawn_weights(file: Path, architecture: str) -> Path:
@@ -66,19 +65,17 @@ def network_alone(weights: Path, shards: Path, size: Size, sizes: Sizes, device:
 
 @dataclass(frozen=True)
 class Job:
-    """A job on a data set.
+    """A job on few and on many pictures.
 
     Attributes:
         kind: a name in `JOBS`.
-        data_set: its name.
-        drawn: its sizes.
-        shards: by number of pictures.
+        drawn: their sizes.
+        shards: by number of pictures, few and many.
         weights: of the network.
         workers: processes that read.
     """
 
     kind: str
-    data_set: str
     drawn: DrawnSet
     shards: Mapping[int, Path]
     weights: Path
@@ -86,13 +83,13 @@ class Job:
 
     def row(self, alone: float) -> Row:
         """Run the job on few and on many pictures; `alone` is the seconds that the network takes for one."""
-        drawn = self.drawn
+        few, many = self.shards
         with gpu_use() as shares:
-            few, many = (self._seconds(count) for count in (drawn.few, drawn.many))
-        own, read = ("×".join(map(str, size)) for size in (drawn.size, drawn.read_at))
-        what = f"{self.kind}, {self.data_set}, {own} read at {read}"
-        if (picture := (many - few) / (drawn.many - drawn.few)) <= 0:
-            return {"what": what, "words": f"too few pictures: {drawn.many} took no longer than {drawn.few}"}
+            short, long = (self._seconds(count) for count in (few, many))
+        own, read = ("×".join(map(str, size)) for size in (self.drawn.size, self.drawn.read_at))
+        what = f"{self.kind}, {DATA_SET}, {own} read at {read}"
+        if (picture := (long - short) / (many - few)) <= 0:
+            return {"what": what, "words": f"too few pictures: {many} took no longer than {few}"}
         busy = f"{statistics.mean(shares):.0f} %" if shares else "unknown"
         return {
             "what": what,
@@ -100,14 +97,14 @@ class Job:
             "network alone, pictures/s": round(1 / alone, 2),
             "of the network's speed": f"{100 * alone / picture:.0f} %",
             "GPU busy, start included": busy,
-            "start s": round(max(few - drawn.few * picture, 0), 2),
+            "start s": round(max(short - few * picture, 0), 2),
         }
 
     def _seconds(self, count: int) -> float:
         program, pictures = JOBS[self.kind]
         words = [f"checkpoint={self.weights}", f"{pictures}.path={self.shards[count]}", "class_set=cityscapes19"]
         words += [f"{pictures}.size={list(self.drawn.read_at)}".replace(" ", ""), f"precision={PRECISION}"]
-        output = self.weights.with_name(f"{self.kind}_{self.data_set}_{count}")
+        output = self.weights.with_name(f"{self.kind}_{count}")
         words += [f"workers={self.workers}", f"output={output if pictures == 'target' else output / 'scores.json'}"]
         begin = time.monotonic()
         run(program, [*words, *([f"experiments={output}"] if pictures == "data" else [])])

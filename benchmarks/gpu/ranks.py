@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
+from benchmarks.gpu.difference import largest_difference
 from benchmarks.gpu.sizes import TINY, Row, Rows, Sizes
 from benchmarks.programs import PROJECT, packed_toytown
 from esl_dist.runs.checkpoints import checkpoint_folder, load_checkpoint
@@ -85,7 +85,7 @@ class Training:
         one, two = found
         return {
             "what": f"weights of two ranks against one, {number}, {STEPS} steps",
-            "largest relative difference": max(_apart(two[name], one[name]) for name in one),
+            "largest relative difference": largest_difference(two, one),
         }
 
     def fault(self, told: str, fault: str) -> Row:
@@ -136,9 +136,3 @@ def _end_of(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def _apart(one: Tensor, other: Tensor) -> float:
-    """Return max |a − b| / max |b|; 0 for two tensors of zeros."""
-    one, other = one.double(), other.double()
-    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-300))

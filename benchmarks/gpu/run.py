@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.gpu.report import markdown
 from benchmarks.programs import PROJECT
 
-LIMITS = {
-    "machine": 25,
-    "reference": 90,
-    "precisions": 45,
-    "waits": 45,
-    "step": 230,
-    "ranks": 130,
-    "jobs": 110,
-    "training": 90,
+SHARES = {
+    "machine": 20,
+    "step": 160,
+    "ranks": 95,
+    "reference": 55,
+    "waits": 25,
+    "jobs": 75,
+    "training": 80,
+    "precisions": 20,
 }
-"""Stages in their order, and the seconds that each may take."""
+"""Stages, the most telling first, and the seconds that each has for itself; what one leaves goes to the next."""
 
-ALL_SECONDS = 530
-"""Of all stages together: what is left of it limits each."""
+ALL_SECONDS = sum(SHARES.values())
+LEAST_SECONDS = 5
+"""In which no stage comes to a row: with less it is not started."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,11 @@ def main() -> None:
     place = Place(Path(options.output), "tiny" if options.tiny else "full")
     place.output.mkdir(parents=True, exist_ok=True)
     end, results = time.monotonic() + ALL_SECONDS, []
+    stages = options.stages or list(SHARES)
     results_file = place.output / "results.jsonl"
     results_file.write_text("", encoding="utf-8")
-    for name in options.stages or LIMITS:
-        result = run_stage(name, min(LIMITS[name], end - time.monotonic()), place)
+    for number, name in enumerate(stages):
+        result = run_stage(name, allowed(stages[number + 1 :], end - time.monotonic()), place)
         results.append(result)
         line = json.dumps(result, ensure_ascii=False)
         with results_file.open("a", encoding="utf-8") as file:
@@ -67,14 +70,19 @@ def main() -> None:
         sys.exit(1)
 
 
+def allowed(to_come: Sequence[str], left: float) -> float:
+    """Return the seconds that a stage may take of those that are left: all but the shares of the stages to come."""
+    return left - sum(SHARES[name] for name in to_come)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What this project does on one GPU, measured.")
-    parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(LIMITS)}; none: all")
+    parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(SHARES)}; none: all")
     parser.add_argument("--tiny", action="store_true", help="at sizes that a CPU is done with in seconds")
     parser.add_argument("--output", default="experiments/gpu", help="the folder of results")
     options = parser.parse_args()
-    if unknown := [name for name in options.stages if name not in LIMITS]:
-        parser.error(f"there is no stage {unknown[0]!r}; expected some of {', '.join(LIMITS)}")
+    if unknown := [name for name in options.stages if name not in SHARES]:
+        parser.error(f"there is no stage {unknown[0]!r}; expected some of {', '.join(SHARES)}")
     if not options.tiny and not any(Path("/dev").glob("nvidia[0-9]*")):
         parser.error("there is no NVIDIA GPU; --tiny runs every stage on the CPU")
     return options
@@ -82,6 +90,14 @@ def _options() -> argparse.Namespace:
 
 def run_stage(name: str, seconds: float, place: Place) -> dict[str, Any]:
     """Run a stage for at most so many seconds; returns its rows, and how it ended."""
+    if seconds < LEAST_SECONDS:
+        return {
+            "stage": name,
+            "ended": "not started",
+            "seconds": 0.0,
+            "rows": [],
+            "words": f"{seconds:.1f} s were left",
+        }
     began = time.monotonic()
     rows, log = place.output / f"{name}.rows", place.output / f"{name}.log"
     command = [sys.executable, str(PROJECT / "benchmarks/gpu/stage.py"), name, place.size]
@@ -99,7 +115,7 @@ def run_stage(name: str, seconds: float, place: Place) -> dict[str, Any]:
 
 def _end_of(process: subprocess.Popen[bytes], seconds: float) -> str:
     try:
-        code = process.wait(max(seconds, 0))
+        code = process.wait(seconds)
     except subprocess.TimeoutExpired:
         return f"stopped after its {seconds:.0f} s"
     finally:

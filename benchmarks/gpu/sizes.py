@@ -21,13 +21,12 @@ class DrawnSet:
     Attributes:
         size: of its pictures.
         read_at: size at which a network sees them.
-        few, many: pictures of its two splits: what a job costs a picture is the difference between both.
+        pictures: of it that trainings read.
     """
 
     size: Size
     read_at: Size
-    few: int
-    many: int
+    pictures: int
 
 
 @dataclass(frozen=True)
@@ -42,9 +41,9 @@ class Sizes:
         copied_bytes: on the device.
         warm_up, steps: that are not timed, and that are.
         gta5, cityscapes: see `DrawnSet`.
-        jobs_on: the sets whose jobs are timed.
+        job_pictures: of Cityscapes in the short and in the long job, whose difference is timed.
         workers: processes that read, of each domain.
-        training_steps: of the short and of the long training, whose difference is timed.
+        training_pictures: of each domain in the short and in the long training, whose difference is timed.
     """
 
     workload: Workload
@@ -56,9 +55,9 @@ class Sizes:
     steps: int
     gta5: DrawnSet
     cityscapes: DrawnSet
-    jobs_on: tuple[str, ...]
+    job_pictures: tuple[int, int]
     workers: int
-    training_steps: tuple[int, int]
+    training_pictures: tuple[int, int]
 
     def drawn(self) -> dict[str, DrawnSet]:
         """Return the drawn sets by name."""
@@ -73,11 +72,11 @@ FULL = Sizes(
     copied_bytes=2**30,
     warm_up=3,
     steps=10,
-    gta5=DrawnSet((1914, 1052), (1280, 720), 8, 40),
-    cityscapes=DrawnSet((2048, 1024), (1024, 512), 8, 72),
-    jobs_on=("cityscapes", "gta5"),
+    gta5=DrawnSet((1914, 1052), (1280, 720), 40),
+    cityscapes=DrawnSet((2048, 1024), (1024, 512), 40),
+    job_pictures=(40, 840),
     workers=6,
-    training_steps=(10, 90),
+    training_pictures=(20, 420),
 )
 _SMALL = Workload("tiny", 19, (64, 32), (48, 32), auxiliary=True, channels=4)
 TINY = Sizes(
@@ -88,9 +87,9 @@ TINY = Sizes(
     copied_bytes=2**16,
     warm_up=1,
     steps=2,
-    gta5=DrawnSet((96, 52), (64, 32), 2, 4),
-    cityscapes=DrawnSet((128, 64), (64, 32), 2, 4),
-    jobs_on=("cityscapes",),
+    gta5=DrawnSet((96, 52), (64, 32), 4),
+    cityscapes=DrawnSet((128, 64), (64, 32), 4),
+    job_pictures=(2, 4),
     workers=0,
-    training_steps=(1, 3),
+    training_pictures=(2, 6),
 )

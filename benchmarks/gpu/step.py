@@ -6,6 +6,7 @@ That they are the same step is checked first, in float64 at a small size: the we
 import contextlib
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from benchmarks import plain_step
 from benchmarks.gpu.candidates import CANDIDATES, COMPILED, patched
 from benchmarks.gpu.conditions import PRECISIONS, UNCHANGED, Change, Conditions, build, pictures_of
+from benchmarks.gpu.difference import largest_difference
 from benchmarks.gpu.machine import product
 from benchmarks.gpu.sizes import Row, Rows, Sizes
 from benchmarks.gpu.timing import Cost, cost_of
@@ -22,8 +24,11 @@ from benchmarks.step_counts import Workload, count_step
 from esl_dist.errors import UserError
 from esl_dist.ranks.precision import convolutions
 
+DEFAULTS = "plain, torch's defaults"
+"""The row that all others are held against."""
+
 PLAIN_FLAGS: dict[str, dict[str, bool]] = {
-    "plain, torch's defaults": {},
+    DEFAULTS: {},
     "plain, cudnn.benchmark": {"benchmark": True},
     "plain, no TF32": {"allow_tf32": False},
 }
@@ -62,8 +67,7 @@ def equality(workload: Workload, device: torch.device) -> Row:
     for _ in range(2):
         own()
         plain(*tensors_of(own.batch))
-    ours, theirs = (weights_of(one) for one in (own.networks, plain.networks))
-    largest = max(float((ours[name] - theirs[name]).abs().max() / theirs[name].abs().max()) for name in ours)
+    largest = largest_difference(weights_of(own.networks), weights_of(plain.networks))
     assert largest < EQUAL, f"ours and the plain step part by {largest:.1e}: they are not the same step"
     return {"what": "weights after two steps, ours against plain, float64", "largest relative difference": largest}
 
@@ -111,9 +115,14 @@ class _Rows:
         """Time the whole step as one CUDA graph, if it can be captured."""
 
         def cost() -> Cost:
+            # Of the row before: its compiled functions keep memory.
+            torch.compiler.reset()  # type: ignore[no-untyped-call, unused-ignore]
             with convolutions("bf16"):
                 step = build(self._sizes.workload, Conditions(self._device, "bf16", self._pictures), _CAPTURABLE)
+                torch.cuda.reset_peak_memory_stats()
                 aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                # Weights and pictures are still being made on the present one.
+                aside.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(aside):
                     for _ in range(self._sizes.warm_up):
                         step()
@@ -121,7 +130,9 @@ class _Rows:
                 captured = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(captured, stream=aside):
                     step()
-                return cost_of(captured.replay, self._device, self._sizes)
+                # A replay allocates nothing: its memory was taken when it was captured.
+                peak = torch.cuda.max_memory_allocated()
+                return replace(cost_of(captured.replay, self._device, self._sizes), peak_bytes=peak)
 
         if self._device.type != "cuda":
             return {"what": f"batch {self._pictures}: ours, bf16, one CUDA graph", "words": "needs a GPU"}
@@ -138,17 +149,15 @@ class _Rows:
             if self._device.type == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
-        # The first is the plain one as torch has it, which the others are held against.
-        self._plain = self._plain or found.seconds
+        if name == DEFAULTS:
+            self._plain = found.seconds
         rate = self._flops / found.seconds / 1e12
-        share = f"{100 * rate / self._ceiling:.1f} %"
-        times = round(self._plain / found.seconds, 2)
         return {
             "what": what,
             **found.columns(),
-            "times plain": times,
+            "times plain": round(self._plain / found.seconds, 2) if self._plain else "unknown",
             "TFLOP/s": round(rate, 2),
-            "of the product": share,
+            "of the bf16 product": f"{100 * rate / self._ceiling:.1f} %",
         }
 
 

@@ -52,7 +52,7 @@ def _in_words(size: Size) -> str:
 def _shards(folder: Path, data_set: str, drawn: DrawnSet, way: str) -> Path:
     read_at = _in_words(drawn.read_at)
     words = [] if way == "as they are" else [f"size={read_at}", f"label_size={read_at}", f"image_format={way}"]
-    return drawn_shards(folder, data_set, drawn.size, drawn.many, *words)
+    return drawn_shards(folder, data_set, drawn.size, drawn.pictures, *words)
 
 
 def loader(folder: Path, drawn: DrawnSet, told: str, sizes: Sizes, device: torch.device) -> Row:
@@ -80,7 +80,7 @@ def loader(folder: Path, drawn: DrawnSet, told: str, sizes: Sizes, device: torch
 def end_to_end(folder: Path, shards: Mapping[str, Path], pictures: int, sizes: Sizes, device: torch.device) -> Row:
     """Time whole trainings of few and of many steps, and the step alone."""
     workload = sizes.workload
-    few, many = sizes.training_steps
+    few, many = (number // pictures for number in sizes.training_pictures)
     short, long = (_train(folder, shards, pictures, steps, sizes) for steps in (few, many))
     what = f"launch/train.py, batch {pictures}, {PRECISION}"
     if (seconds := (long - short) / (many - few)) <= 0:

@@ -59,7 +59,12 @@ def profile_of(step: Callable[[], object], device: torch.device) -> Rows:
         if on_gpu:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - begin
-    kernels = [one for one in profiled.key_averages() if (one.device_type.name == "CUDA") == on_gpu]
+    # Annotations are spans around kernels that are in the list themselves.
+    kernels = [
+        one
+        for one in profiled.key_averages()
+        if (one.device_type.name == "CUDA") == on_gpu and not one.is_user_annotation
+    ]
     busy = sum(_microseconds(one, on_gpu) for one in kernels) / 1e6
     yield {
         "what": "three steps under the profiler",

@@ -6,7 +6,7 @@ was measured, and makes the recipes of `configs/*_8_gpus` from the published one
 
 - steps, schedule, and steps between checkpoints and pictures: divided by N;
 - SGD's rate: times N (the linear rule: Goyal et al. 2017, arXiv 1706.02677, section 2.1), or times √N, which keeps the
-  variance of an update (Krizhevsky 2014, arXiv 1404.5997, who finds the linear rule better in practice);
+  variance of an update (Krizhevsky 2014, arXiv 1404.5997, who trains by the linear rule all the same);
 - Adam's rate, of the discriminators: times √N (Malladi et al. 2022, arXiv 2205.10287). Theirs also lets the decay rates
   β become 1 − N (1 − β), which for the published β₁ = 0.9 ends at ten GPUs; here they stay;
 - warm-up: a twentieth of the steps (Goyal et al.: 5 epochs of 90);

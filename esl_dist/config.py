@@ -144,6 +144,9 @@ class Optimizer:
     """Steps over which the rate would fall to zero."""
     schedule_power: Annotated[float, limits(at_least=0, at_most=1000)] = 0.9
     """rate = base · (1 - step / schedule_steps) ** schedule_power."""
+    warm_up_steps: StepsOrNone = 0
+    """Steps at the beginning over which that rate is approached in equal parts, times (step + 1) / warm_up_steps; 0:
+    none, as published; at most schedule_steps."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.many_gpus import by_rule, linear
 from esl_dist import config
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.config_files import describe, load_config, read_yaml
@@ -35,7 +36,8 @@ def test_every_recipe_is_a_configuration_that_can_be(recipe: Path) -> None:
     check_training(loaded)
 
 
-PUBLISHED = [path for path in RECIPES if path.parent.name not in ("demo", "camvid")]
+DIVIDED = [path for path in RECIPES if path.parent.name.endswith("_8_gpus")]
+PUBLISHED = [path for path in RECIPES if path.parent.name not in ("demo", "camvid") and path not in DIVIDED]
 NAMES = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "mapillary": "Mapillary"}
 
 
@@ -73,6 +75,19 @@ def test_published_recipes_have_the_published_settings(recipe: Path) -> None:
     assert (loaded.batch_size, loaded.checkpoints.every, loaded.checkpoints.keep_every) == (1, 2000, 2000)
     assert (loaded.method.cross_entropy.main, loaded.method.cross_entropy.auxiliary) == (1.0, 0.1)
     assert (loaded.method.target.main, loaded.method.target.auxiliary) == (1e-3, 2e-4)
+
+
+@pytest.mark.parametrize("recipe", DIVIDED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_recipe_for_eight_gpus_is_the_published_one_by_the_stated_rule(recipe: Path) -> None:
+    pair = recipe.parent.name.removesuffix("_8_gpus")
+    published = load_config(config.Train, recipe.parent.with_name(pair) / recipe.name)
+    expected, found = by_rule(linear, "picture")(published), load_config(config.Train, recipe)
+    # Written with five digits.
+    assert found.optimizer.discriminator_learning_rate == pytest.approx(8**0.5 * 1e-4, rel=1e-5)
+    found.optimizer.discriminator_learning_rate = expected.optimizer.discriminator_learning_rate
+    expected.name = f"{pair}_8_gpus_{recipe.stem}"
+    expected.pseudo_labels = published.pseudo_labels and f"{published.pseudo_labels}_8_gpus"
+    assert found == expected
 
 
 def test_the_table_of_published_settings_names_only_settings_there_are() -> None:

@@ -75,6 +75,12 @@ CONTRADICTIONS = [
     ("launch/train", ("method.name=advnet",), {}, "method.name=advnet is impossible"),
     ("launch/train", ("target.path=",), {}, "no value for target.path"),
     ("launch/train", ("steps=9", "optimizer.schedule_steps=8"), {}, "goes beyond optimizer.schedule_steps=8"),
+    (
+        "launch/train",
+        ("optimizer.warm_up_steps=250001",),
+        {},
+        "optimizer.warm_up_steps=250001 goes beyond optimizer.schedule_steps=250000",
+    ),
     ("launch/train", ("batch_size=3", "accumulate=2"), {}, "batch_size=3 cannot be shared"),
     ("launch/train", ("network.start_without=heads",), {}, "needs weights to start from"),
     ("launch/train", ("compile=true", "checkpoint_activations=true"), {}, "exclude each other"),

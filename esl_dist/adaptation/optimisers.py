@@ -1,4 +1,4 @@
-"""Optimisers as torch has them, the segmentation network's, and the polynomial schedule of all: a function of the step.
+"""Optimisers as torch has them, the segmentation network's, and the schedule of all: a function of the step.
 
 `SGD` and `Adam` are torch's own but for one thing: torch marks some of their methods as not to be compiled, by wrappers
 that import its compiler (torch._dynamo, more than a second) at their first call. Optimisers' steps are not compiled
@@ -98,6 +98,20 @@ def polynomial_rate(base: float, step: int, options: settings.Optimizer) -> floa
     return float(base * (1 - step / options.schedule_steps) ** options.schedule_power)
 
 
+def warm_up(step: int, options: settings.Optimizer) -> float:
+    """Return min(1, (step + 1) / warm_up_steps), the share of its rate that a step, counted from 0, may take.
+
+    After Goyal et al. 2017 (arXiv 1706.02677), section 2.2: the rate of a large batch is too large for the first steps.
+    Theirs rises from the rate of the small batch, ours from 0.
+    """
+    return min(1.0, (step + 1) / options.warm_up_steps) if options.warm_up_steps else 1.0
+
+
+def scheduled_rate(base: float, step: int, options: settings.Optimizer) -> float:
+    """Return the learning rate of a step, counted from 0: the polynomial one, warmed up."""
+    return polynomial_rate(base, step, options) * warm_up(step, options)
+
+
 @dataclass(frozen=True)
 class Rates:
     """Learning rates of a step: the segmentation network's before its parts' factors, and each group's, by name."""
@@ -111,6 +125,6 @@ def set_rates(optimizers: Mapping[str, Optimizer], step: int, options: settings.
     groups = {}
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
-            group["lr"] = polynomial_rate(optimizer.defaults["lr"], step, options) * group["rate_factor"]
+            group["lr"] = scheduled_rate(optimizer.defaults["lr"], step, options) * group["rate_factor"]
             groups[group["name"]] = group["lr"]
-    return Rates(polynomial_rate(options.learning_rate, step, options), groups)
+    return Rates(scheduled_rate(options.learning_rate, step, options), groups)

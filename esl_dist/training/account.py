@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from esl_dist import config as settings
-from esl_dist.adaptation.optimisers import polynomial_rate
+from esl_dist.adaptation.optimisers import scheduled_rate
 from esl_dist.data.loading import Samples
 from esl_dist.ranks.collectives import world_size
 from esl_dist.ranks.session import Ranks
@@ -98,8 +98,10 @@ def _network(config: settings.Train, first_step: int) -> str:
 
 
 def _rate(config: settings.Train) -> str:
-    end = polynomial_rate(1, config.steps, config.optimizer)
-    return f"learning rate {config.optimizer.learning_rate:g}, at the end {100 * end:.3g} % of it"
+    options = config.optimizer
+    end = scheduled_rate(1, config.steps, options)
+    warm_up = f", approached over {_counted(options.warm_up_steps, 'step')}" if options.warm_up_steps else ""
+    return f"learning rate {options.learning_rate:g}{warm_up}, at the end {100 * end:.3g} % of it"
 
 
 def _device(device: torch.device) -> str:

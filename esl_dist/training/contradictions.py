@@ -21,8 +21,10 @@ def check_training(config: settings.Train) -> None:
     name = config.method.name
     if name not in METHODS:
         raise UserError(f"method.name={name} is impossible: expected one of {', '.join(METHODS)}")
-    if config.steps > config.optimizer.schedule_steps:
-        raise UserError(f"steps={config.steps} goes beyond optimizer.schedule_steps={config.optimizer.schedule_steps}")
+    options = config.optimizer
+    for key, steps in (("steps", config.steps), ("optimizer.warm_up_steps", options.warm_up_steps)):
+        if steps > options.schedule_steps:
+            raise UserError(f"{key}={steps} goes beyond optimizer.schedule_steps={options.schedule_steps}")
     if is_alone():
         refuse_unequal_shares(config)
     needs_target = METHODS.needs_target(name) or config.pseudo_labels is not None

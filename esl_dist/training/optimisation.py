@@ -21,7 +21,7 @@ than 0.6 is one whose schedule was perhaps forgotten."""
 
 
 def schedule_note(options: settings.Optimizer, steps: int) -> str:
-    """Return a sentence for a training whose rate barely falls; empty where it does.
+    """Return a sentence for a training whose rate barely falls, or only rises; empty where it falls.
 
     Fewer `steps` alone leave the schedule as it was, as published trainings do: 120 000 of 250 000 steps.
 
@@ -29,6 +29,11 @@ def schedule_note(options: settings.Optimizer, steps: int) -> str:
         options: the schedule.
         steps: where the training ends.
     """
+    if steps < options.warm_up_steps:
+        return (
+            f"the learning rate only rises, for optimizer.warm_up_steps={options.warm_up_steps} is more than "
+            f"steps={steps}; give fewer of the former for one that falls as in the published trainings"
+        )
     left = polynomial_rate(1.0, min(steps, options.schedule_steps), options)
     if left <= NOTED_SHARE or options.schedule_power == 0:
         return ""

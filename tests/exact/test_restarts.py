@@ -25,7 +25,9 @@ pytestmark = pytest.mark.exact
 RANKS_AND_WORKERS = ((1, 1), (3, 0), (2, 1), (4, 0))
 STEPS_EACH = 1
 STEPS = STEPS_EACH * len(RANKS_AND_WORKERS)
-WORDS = ("batch_size=12", "optimizer.learning_rate=0.002", f"checkpoints.every={STEPS}")
+# Two of the stops come while the rate still warms up.
+WARM_UP = f"optimizer.warm_up_steps={STEPS - 1}"
+WORDS = ("batch_size=12", "optimizer.learning_rate=0.002", WARM_UP, f"checkpoints.every={STEPS}")
 
 
 @pytest.fixture(scope="module")

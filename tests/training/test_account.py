@@ -70,6 +70,12 @@ def test_the_beginning_of_source_only_training_has_no_target(tmp_path: Path) -> 
     assert told["batch"] == "2 samples of the source a step, 1 a process in each of 2 passes"
 
 
+def test_the_beginning_tells_of_a_warm_up(tmp_path: Path) -> None:
+    config, data = training(tmp_path, optimizer={"warm_up_steps": 500})
+    told = facts(beginning(config, data, RANKS, RUN, 0))["schedule"]
+    assert told.startswith("learning rate 0.00025, approached over 500 steps, at the end 55.5 % of it;")
+
+
 @pytest.mark.parametrize(("steps", "told"), [(20_000, True), (200_000, False)])
 def test_the_beginning_warns_of_a_rate_that_barely_falls(tmp_path: Path, steps: int, told: bool) -> None:
     config, data = training(tmp_path, steps=steps)

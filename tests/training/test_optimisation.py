@@ -4,6 +4,7 @@ import copy
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,32 @@ def test_the_rate_falls_from_the_base_to_zero_by_the_published_formula() -> None
     assert polynomial_rate(2.5e-4, 0, settings.Optimizer()) == 2.5e-4
     assert polynomial_rate(2.5e-4, 125_000, settings.Optimizer()) == pytest.approx(2.5e-4 * 0.5**0.9, rel=1e-12)
     assert polynomial_rate(2.5e-4, 250_000, settings.Optimizer()) == 0
+
+
+def test_the_rate_warms_up_in_equal_parts_and_is_then_the_published_one() -> None:
+    built = networks()
+    optimizers = METHODS["advent"].optimizers(built, OPTIONS)
+    warmed = replace(OPTIONS, warm_up_steps=4)
+    for step, share in enumerate([0.25, 0.5, 0.75, 1, 1, 1]):
+        plain = set_rates(optimizers, step, OPTIONS)
+        rates = set_rates(optimizers, step, warmed)
+        assert rates.base == pytest.approx(share * plain.base, rel=1e-12)
+        assert rates.groups == pytest.approx({name: share * rate for name, rate in plain.groups.items()}, rel=1e-12)
+        stepped = {group["name"]: group["lr"] for one in optimizers.values() for group in one.param_groups}
+        assert stepped == rates.groups
+
+
+def test_a_rate_is_that_of_its_step_whichever_step_came_before() -> None:
+    optimizers = METHODS["advent"].optimizers(networks(), OPTIONS)
+    warmed = replace(OPTIONS, warm_up_steps=4)
+    in_turn = [set_rates(optimizers, step, warmed) for step in range(8)]
+    assert [set_rates(optimizers, step, warmed) for step in reversed(range(8))] == in_turn[::-1]
+
+
+def test_a_training_that_ends_within_its_warm_up_is_noted() -> None:
+    options = settings.Optimizer(schedule_steps=100, warm_up_steps=50)
+    assert "only rises, for optimizer.warm_up_steps=50 is more than steps=49" in schedule_note(options, 49)
+    assert schedule_note(options, 50) == schedule_note(replace(options, warm_up_steps=0), 50)
 
 
 def test_a_rate_that_barely_falls_is_noted_and_the_published_one_is_not() -> None:

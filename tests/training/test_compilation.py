@@ -73,7 +73,8 @@ def both_ways(kind: str, per_picture: bool, backend: str) -> tuple[Learned, Lear
 
 
 WAYS = [(per_picture, ranks) for per_picture in (False, True) for ranks in (1, 2)]
-BACKENDS = (("block", "aot_eager"), ("network", "eager"), ("network", "inductor"))
+# The whole network by inductor is held in tests/exact/test_ways_to_compute.py.
+BACKENDS = (("block", "aot_eager"), ("network", "eager"), ("block", "inductor"))
 CASES = [(kind, per_picture, backend, ranks) for kind, backend in BACKENDS for per_picture, ranks in WAYS]
 STAY = [("network", True, "eager", 1), ("block", False, "aot_eager", 2)]
 

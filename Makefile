@@ -34,7 +34,7 @@ test-cluster: $(INSTALLED)
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); }
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
 
-# The project beside the same work written out plainly, in under ten minutes on two quiet cores; benchmarks/README.md.
+# The project beside the same work written out plainly; benchmarks/README.md.
 bench: $(INSTALLED)
 	$(RUN) benchmarks/bench.py
 

@@ -1,4 +1,4 @@
-"""What `make bench` runs: the project beside the same work written out plainly, in under ten minutes, without a GPU.
+"""What `make bench` runs: the project beside the same work written out plainly, without a GPU.
 
 `python benchmarks/bench.py [PART …] [--quick]` prints a row for each work (`measure.Row`) in a table. All parts at full
 size also leave the rows in benchmarks/results.json. Each part is a module with a function `rows(quick)`, runs in a

@@ -39,10 +39,11 @@ NOT_SUPPORTED = {
     "gradient_accumulation_steps": ", or give accumulate to the training",
     "gradient_clipping": ": no method here clips",
     **dict.fromkeys(
-        ("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph"), ", or give compile=true to the training"
-    ),
-    **dict.fromkeys(
-        ("dynamo_use_dynamic", "dynamo_use_regional_compilation"), ", or give compile=true to the training"
+        (
+            *("dynamo_backend", "dynamo_mode", "dynamo_use_fullgraph"),
+            *("dynamo_use_dynamic", "dynamo_use_regional_compilation"),
+        ),
+        ", or give compile=true to the training",
     ),
     "debug": ": it checks sums of Accelerate's own, of which there are none here",
     **dict.fromkeys(("use_fsdp", "use_megatron_lm"), ", or use DeepSpeed's ZeRO stage 1 or 2"),

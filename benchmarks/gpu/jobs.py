@@ -1,4 +1,4 @@
-"""(g) Pseudo-label and evaluation jobs on drawn shards of Cityscapes' size: pictures a second, and the GPU's share.
+"""(g) Pseudo-label and evaluation jobs on drawn shards of both sizes: pictures a second, and the share of GPU time.
 
 A job is run on few and on many pictures; what the difference took is the job without its start. Starts differ by a
 second or so, which is why there are many. The network alone is timed beside it, on pictures that lie on the device.
@@ -27,21 +27,22 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import initialise, published_state
 
-CLASSES, PRECISION, DATA_SET = 19, "bf16", "cityscapes"
+CLASSES, PRECISION = 19, "bf16"
 JOBS = {"pseudo-labels": ("launch/pseudo_label.py", "target"), "evaluation": ("launch/evaluate.py", "data")}
 """Program of a job, and its setting of the pictures."""
 
 
 def measure(sizes: Sizes, device: torch.device) -> Rows:
-    """Yield a row for each job."""
+    """Yield a row for each job and data set."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         weights = drawn_weights(folder / "weights.safetensors", sizes.workload.architecture)
-        drawn = sizes.cityscapes
-        shards = {count: drawn_shards(folder, DATA_SET, drawn.size, count) for count in sizes.job_pictures}
-        alone = network_alone(weights, shards[sizes.job_pictures[0]], drawn.read_at, sizes, device)
-        for kind in JOBS:
-            yield Job(kind, drawn, shards, weights, sizes.workers).row(alone)
+        # Cityscapes first: it is the target.
+        for data_set, drawn in reversed(sizes.drawn().items()):
+            shards = {count: drawn_shards(folder, data_set, drawn.size, count) for count in sizes.job_pictures}
+            alone = network_alone(weights, shards[sizes.job_pictures[0]], drawn.read_at, sizes, device)
+            for kind in JOBS:
+                yield Job(kind, data_set, drawn, shards, weights, sizes.workers).row(alone)
 
 
 def drawn_weights(file: Path, architecture: str) -> Path:
@@ -69,6 +70,7 @@ class Job:
 
     Attributes:
         kind: a name in `JOBS`.
+        data_set: whose pictures.
         drawn: their sizes.
         shards: by number of pictures, few and many.
         weights: of the network.
@@ -76,6 +78,7 @@ class Job:
     """
 
     kind: str
+    data_set: str
     drawn: DrawnSet
     shards: Mapping[int, Path]
     weights: Path
@@ -87,7 +90,7 @@ class Job:
         with gpu_use() as shares:
             short, long = (self._seconds(count) for count in (few, many))
         own, read = ("×".join(map(str, size)) for size in (self.drawn.size, self.drawn.read_at))
-        what = f"{self.kind}, {DATA_SET}, {own} read at {read}"
+        what = f"{self.kind}, {self.data_set}, {own} read at {read}"
         if (picture := (long - short) / (many - few)) <= 0:
             return {"what": what, "words": f"too few pictures: {many} took no longer than {few}"}
         busy = f"{statistics.mean(shares):.0f} %" if shares else "unknown"
@@ -104,7 +107,7 @@ class Job:
         program, pictures = JOBS[self.kind]
         words = [f"checkpoint={self.weights}", f"{pictures}.path={self.shards[count]}", "class_set=cityscapes19"]
         words += [f"{pictures}.size={list(self.drawn.read_at)}".replace(" ", ""), f"precision={PRECISION}"]
-        output = self.weights.with_name(f"{self.kind}_{count}")
+        output = self.weights.with_name(f"{self.data_set}_{self.kind}_{count}")
         words += [f"workers={self.workers}", f"output={output if pictures == 'target' else output / 'scores.json'}"]
         begin = time.monotonic()
         run(program, [*words, *([f"experiments={output}"] if pictures == "data" else [])])

@@ -25,12 +25,12 @@ from benchmarks.programs import PROJECT
 
 SHARES = {
     "machine": 20,
-    "step": 160,
-    "ranks": 95,
-    "reference": 55,
+    "step": 150,
+    "ranks": 90,
+    "reference": 50,
     "waits": 25,
-    "jobs": 75,
-    "training": 80,
+    "jobs": 100,
+    "training": 75,
     "precisions": 20,
 }
 """Stages, the most telling first, and the seconds that each has for itself; what one leaves goes to the next."""

@@ -41,7 +41,7 @@ class Sizes:
         copied_bytes: on the device.
         warm_up, steps: that are not timed, and that are.
         gta5, cityscapes: see `DrawnSet`.
-        job_pictures: of Cityscapes in the short and in the long job, whose difference is timed.
+        job_pictures: of each set in the short and in the long job, whose difference is timed.
         workers: processes that read, of each domain.
         training_pictures: of each domain in the short and in the long training, whose difference is timed.
     """
@@ -74,7 +74,7 @@ FULL = Sizes(
     steps=10,
     gta5=DrawnSet((1914, 1052), (1280, 720), 40),
     cityscapes=DrawnSet((2048, 1024), (1024, 512), 40),
-    job_pictures=(40, 840),
+    job_pictures=(20, 420),
     workers=6,
     training_pictures=(20, 420),
 )

@@ -223,7 +223,7 @@ def test_a_pod_trains_with_a_recipe_that_its_ranks_can_share(pod: dict[str, Any]
     assert (python, program, option) == ("python", "launch/train.py", "--config")
     config = load_config(Train, PROJECT / recipe, words)
     check_training(config)
-    assert config.batch_size % JOB["spec"]["completions"] == 0
+    assert config.batch_size == JOB["spec"]["completions"] * config.accumulate
     assert sum(one["replicas"] for one in PYTORCH_JOB["spec"]["pytorchReplicaSpecs"].values()) == 2
 
 
@@ -303,7 +303,7 @@ def pods_of_the_job(words: Sequence[str], folder: Path) -> Iterator[list[subproc
 def test_a_stopped_pod_stops_the_other_and_both_go_on_when_they_start_again(town: Path, tmp_path: Path) -> None:
     small = [f"{domain}={{path: {town}/{domain}_train, size: null}}" for domain in ("source", "target")]
     small += ["class_set=null", "network.start=null", "network.auxiliary_head=false", *TINY_TRAINING]
-    small += ["checkpoints.every=4", "timeout_minutes=2", f"experiments={tmp_path}", "name=r"]
+    small += ["accumulate=1", "checkpoints.every=4", "timeout_minutes=2", f"experiments={tmp_path}", "name=r"]
     checkpoints = tmp_path / "snapshots/r/checkpoints"
     with pods_of_the_job([*small, "steps=100000"], tmp_path) as pods:
         deadline = time.monotonic() + 240

@@ -15,7 +15,7 @@ HIGHEST_LEVEL = 65535
 
 def quantise(scores: Tensor) -> Tensor:
     """Return the levels of scores in [0, 1], rounded to the nearest: uint16, same shape."""
-    return (scores.clamp(0, 1) * HIGHEST_LEVEL).round().to(torch.int32).to(torch.uint16)
+    return scores.clamp(0, 1).mul_(HIGHEST_LEVEL).round_().to(torch.uint16)
 
 
 def empty_histograms(classes: int, device: torch.device) -> Tensor:

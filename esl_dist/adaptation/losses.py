@@ -20,6 +20,9 @@ from esl_dist.data.labels import IGNORE_INDEX
 SOURCE, TARGET = 0.0, 1.0
 """The discriminator's labels of the two domains."""
 
+LEAST_PROBABILITY = 1e-30
+"""In place of 0, whose logarithm is infinite; the published program adds as much."""
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return half precision, which losses do not bear, as float32, and any other type as it is."""
@@ -71,9 +74,13 @@ class _SelfInformation(torch.autograd.Function):
 
 def normalised_entropy(probabilities: Tensor) -> Tensor:
     """Entropy −Σ p·ln p / ln C over dimension 1 (ESL, equation 3), in [0, 1]: (batch, classes, …) → (batch, …)."""
-    # Of 0, the logarithm of the smallest number: their product is 0. torch.special.entr takes five times as long.
-    logarithms = probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log_()
-    return logarithms.mul_(probabilities).sum(1) / -math.log(probabilities.shape[1])
+    return entropy_of_positive(probabilities.clamp(min=LEAST_PROBABILITY))
+
+
+def entropy_of_positive(probabilities: Tensor) -> Tensor:
+    """Return what `normalised_entropy` does, of probabilities that are all above 0."""
+    # torch.special.entr, which takes 0 as well, takes five times as long.
+    return probabilities.log().mul_(probabilities).sum(1) / -math.log(probabilities.shape[1])
 
 
 def entropy_loss(log_probabilities: Tensor, images: int) -> Tensor:

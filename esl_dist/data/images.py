@@ -187,10 +187,12 @@ def encode_png(image: Label) -> bytes:
 def encode_predicted(label: Label) -> bytes:
     """Encode a predicted label as PNG, without loss.
 
-    Run lengths alone make it smaller than the search for repetitions of `encode_png`, and faster.
+    Run lengths alone make it smaller than the search for repetitions of `encode_png`, and faster; so does the row above
+    for every row, in place of a search for the best of five filters.
     """
     run_lengths = [cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-    return _encode(".png", label, [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION, *run_lengths])
+    row_above = [cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
+    return _encode(".png", label, [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION, *run_lengths, *row_above])
 
 
 def encode_jpg(image: NDArray[np.uint8], quality: int) -> bytes:

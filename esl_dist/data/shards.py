@@ -40,6 +40,9 @@ OPEN_SHARDS = 16
 """Files that a reader keeps open. Samples come from a few shards at a time; a process may often open no more than 1,024
 files, and a large data set has more shards."""
 
+COPIED_BYTES = 2**22
+"""At once into a tar; the library's own 16 KB would make a system call each."""
+
 Members = Mapping[str, bytes]
 """A sample's files: extension (`image.png`, `label.png`, …) → bytes."""
 
@@ -61,7 +64,8 @@ def write_shard(path: Path, samples: Iterable[tuple[str, Members]]) -> ShardEntr
     """
     entries: list[SampleEntry] = []
     known: set[str] = set()
-    with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    form: Any = {"format": tarfile.PAX_FORMAT, "copybufsize": COPIED_BYTES}
+    with whole_file(path) as file, tarfile.open(fileobj=file, mode="w", **form) as tar:
         for key, members in samples:
             refuse_as_key(key, f"{path}: key")
             if "." in key or key in known:

@@ -12,7 +12,7 @@ from esl_dist.data.workers import Workers
 from esl_dist.inference.background import on_host
 from esl_dist.inference.confusion import confusion_matrix
 from esl_dist.inference.predictor import Predictor
-from esl_dist.models.row_tiles import resized_rows
+from esl_dist.models.row_tiles import highest_class, resized_rows
 from esl_dist.ranks.collectives import is_main, note_progress, rank, world_size
 from esl_dist.reporting.progress import progress
 
@@ -124,5 +124,5 @@ def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     labels = logits.new_empty((logits.shape[0], *size), dtype=torch.uint8)
     for rows, scores in resized_rows(logits, size):
-        labels[:, rows] = scores.max(1).indices
+        labels[:, rows] = highest_class(scores)
     return labels

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILE_BYTES = 2**20
-"""Of a tile, on a CPU: half of what its nearest large cache holds. A GPU gets all rows at once."""
+TILE_BYTES = 2**22
+"""Of a tile, on a CPU. Half as large it would stay in a nearer cache, and threads would wait for Python more often than
+that gains. A GPU gets all rows at once."""
 
 
 def resized_rows(maps: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor]]:
@@ -32,11 +33,32 @@ def resized_rows(maps: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, T
         yield slice(0, height), F.interpolate(maps, size, mode="bilinear", align_corners=True)
         return
     wide = F.interpolate(maps, (maps.shape[2], width), mode="bilinear", align_corners=True)
-    above, weight = row_places(maps.shape[2], height, wide)
+    places, weight = row_places(maps.shape[2], height, wide)
+    above = places.tolist()
     most = max(1, TILE_BYTES // (wide[:, :, 0].numel() * wide.element_size()))
-    for row, rows in _tiles(above.tolist(), most):
-        next_row = min(row + 1, maps.shape[2] - 1)
-        yield rows, torch.lerp(wide[:, :, row, None], wide[:, :, next_row, None], weight[rows, None])
+    for start in range(0, height, most):
+        end = min(start + most, height)
+        tile = wide.new_empty(*wide.shape[:2], end - start, width)
+        for row, run in groupby(range(start, end), key=above.__getitem__):
+            rows, next_row = list(run), min(row + 1, maps.shape[2] - 1)
+            weights, part = weight[rows[0] : rows[-1] + 1, None], tile[:, :, rows[0] - start : rows[-1] + 1 - start]
+            torch.lerp(wide[:, :, row, None], wide[:, :, next_row, None], weights, out=part)
+        yield slice(start, end), tile
+
+
+def highest_class(scores: Tensor) -> Tensor:
+    """Return which of (batch, classes, height, width) is the highest at each pixel: int64 (batch, height, width).
+
+    Of equal ones on a CPU the first; where one is no number, it is any.
+    """
+    if scores.device.type != "cpu":
+        return scores.max(1).indices
+    # torch.max compares one number after the other here. Pooling with channels last goes over many channels at once; so
+    # pixels are its channels, and classes what it pools over.
+    batch, classes, height, width = scores.shape
+    pixels = scores.reshape(batch, classes, 1, height * width).permute(0, 3, 1, 2)
+    indices: Tensor = F.max_pool2d(pixels, (classes, 1), return_indices=True)[1]
+    return indices.view(batch, height, width)
 
 
 def row_places(before: int, after: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,11 +67,3 @@ def row_places(before: int, after: int, like: Tensor) -> tuple[Tensor, Tensor]:
     # In whole numbers, so that a row that lies on another has exactly its values.
     places = torch.arange(after, device=like.device) * (before - 1)
     return places // span, (places % span).to(like.dtype) / span
-
-
-def _tiles(above: list[int], most: int) -> Iterator[tuple[int, slice]]:
-    """Cut rows into runs of at most `most` that lie below the same row of the map; yields that row with each run."""
-    for row, run in groupby(range(len(above)), key=above.__getitem__):
-        rows = list(run)
-        for start in range(rows[0], rows[-1] + 1, most):
-            yield row, slice(start, min(start + most, rows[-1] + 1))

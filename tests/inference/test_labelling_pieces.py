@@ -16,6 +16,7 @@ from esl_dist.inference.labelling.pieces import (
     PIECE_FORMAT,
     PREDICTION,
     UNFINISHED,
+    LabelJob,
     encode_prediction,
     open_unfinished,
     piece_name,
@@ -92,10 +93,17 @@ def write_arrays(folder: Path, labels: np.ndarray, levels: np.ndarray) -> None:
     write_tar(folder, folder / piece_name(PIECE_OF_ONE), [("a/b", members)])
 
 
+def read_all(job: LabelJob) -> None:
+    """Read all predictions of a piece."""
+    for _, read in read_piece(job, PIECE_OF_ONE):
+        read()
+
+
 def test_predictions_come_back(tmp_path: Path) -> None:
     job = job_of(tmp_path, ["a/b"])
     write_piece(job, PIECE_OF_ONE, [encode_prediction(torch.from_numpy(LABELS_OF_3), torch.from_numpy(LEVELS))])
-    [(position, labels, levels)] = read_piece(job, PIECE_OF_ONE)
+    [(position, read)] = read_piece(job, PIECE_OF_ONE)
+    labels, levels = read()
     assert (position, labels.dtype, levels.dtype) == (0, torch.uint8, torch.uint16)
     assert (labels.tolist(), levels.tolist()) == (LABELS_OF_3.tolist(), LEVELS.tolist())
 
@@ -106,7 +114,8 @@ def test_a_crop_of_a_prediction_comes_back(tmp_path: Path) -> None:
     padded_labels, padded_levels = np.full((2, 5), 2, np.uint8), np.arange(10, dtype=np.uint16).reshape(2, 5)
     crops = [torch.from_numpy(array)[:, :2] for array in (padded_labels, padded_levels)]
     write_piece(job, PIECE_OF_ONE, [encode_prediction(*crops)])
-    [(_, labels, levels)] = read_piece(job, PIECE_OF_ONE)
+    [(_, read)] = read_piece(job, PIECE_OF_ONE)
+    labels, levels = read()
     assert (labels.tolist(), levels.tolist()) == ([[2, 2], [2, 2]], [[0, 1], [5, 6]])
 
 
@@ -128,7 +137,7 @@ def test_predictions_of_something_else_are_refused(
     job = job_of(tmp_path, [key])
     write_arrays(job.unfinished, labels, levels)
     with pytest.raises(UserError, match=rf"piece-000000000\.{message}.*delete .*\.scratch and start again"):
-        list(read_piece(job, PIECE_OF_ONE))
+        read_all(job)
 
 
 class Leaves:
@@ -145,7 +154,7 @@ def test_a_piece_is_not_unpickled(tmp_path: Path) -> None:
     job, left = job_of(tmp_path, ["a/b"]), tmp_path / "left"
     write_arrays(job.unfinished, np.array([[Leaves(left)]], dtype=object), LEVELS)
     with pytest.raises(UserError, match=r"piece-000000000\.tar: damaged; delete .* and start again"):
-        list(read_piece(job, PIECE_OF_ONE))
+        read_all(job)
     assert not left.exists()
 
 
@@ -155,7 +164,7 @@ def test_bytes_that_were_changed_are_no_predictions(tmp_path: Path) -> None:
     tar = job.unfinished / piece_name(PIECE_OF_ONE)
     tar.write_bytes(tar.read_bytes().replace(LEVELS.tobytes(), LEVELS[::-1].tobytes()))
     with pytest.raises(UserError, match=r"piece-000000000\.tar: damaged; delete .* and start again"):
-        list(read_piece(job, PIECE_OF_ONE))
+        read_all(job)
 
 
 def test_pieces_of_an_older_version_are_made_anew(output: Path, capsys: pytest.CaptureFixture[str]) -> None:

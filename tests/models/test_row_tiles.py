@@ -1,5 +1,6 @@
 """Maps that are resized in tiles of rows are those that are resized as a whole, for any sizes."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from esl_dist.models import row_tiles
-from esl_dist.models.row_tiles import resized_rows, row_places
+from esl_dist.models.row_tiles import highest_class, resized_rows, row_places
 
 sides = st.tuples(st.integers(1, 9), st.integers(1, 40))
 
@@ -54,3 +55,20 @@ def test_a_row_that_lies_on_another_has_its_values() -> None:
     assert above[::8].tolist() == list(range(65))
     assert weight[::8].abs().max() == 0
     assert (weight < 1).all()
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 255), st.integers(1, 5), st.integers(1, 5)),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=100)
+def test_the_highest_class_is_the_first_of_equal_ones(shape: tuple[int, int, int, int], seed: int) -> None:
+    """Of few different scores many are equal."""
+    scores = np.random.default_rng(seed).choice([-np.inf, -1.0, 0.0, 0.5], shape)
+    assert highest_class(torch.from_numpy(scores)).tolist() == scores.argmax(1).tolist()
+
+
+def test_scores_that_are_no_numbers_have_some_class() -> None:
+    found = highest_class(torch.full((1, 19, 2, 3), torch.nan))
+    assert found.shape == (1, 2, 3)
+    assert ((found >= 0) & (found < 19)).all()

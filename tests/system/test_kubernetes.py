@@ -303,7 +303,14 @@ def pods_of_the_job(words: Sequence[str], folder: Path) -> Iterator[list[subproc
 def test_a_stopped_pod_stops_the_other_and_both_go_on_when_they_start_again(town: Path, tmp_path: Path) -> None:
     small = [f"{domain}={{path: {town}/{domain}_train, size: null}}" for domain in ("source", "target")]
     small += ["class_set=null", "network.start=null", "network.auxiliary_head=false", *TINY_TRAINING]
-    small += ["accumulate=1", "checkpoints.every=4", "timeout_minutes=2", f"experiments={tmp_path}", "name=r"]
+    small += [
+        "accumulate=1",
+        "optimizer.schedule_steps=1000000",
+        "checkpoints.every=4",
+        "timeout_minutes=2",
+        f"experiments={tmp_path}",
+        "name=r",
+    ]
     checkpoints = tmp_path / "snapshots/r/checkpoints"
     with pods_of_the_job([*small, "steps=100000"], tmp_path) as pods:
         deadline = time.monotonic() + 240

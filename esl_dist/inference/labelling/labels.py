@@ -17,7 +17,7 @@ from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.shards import Members
 from esl_dist.inference.background import in_background
 from esl_dist.inference.confusion import confusion_matrix
-from esl_dist.inference.labelling.pieces import LabelJob, is_written, pieces_by_shard, read_piece, write_tar
+from esl_dist.inference.labelling.pieces import LabelJob, Read, is_written, pieces_by_shard, read_piece, write_tar
 from esl_dist.inference.predictions import own_part, shown
 from esl_dist.ranks.collectives import sum_over_ranks
 from esl_dist.reporting.scores import pixel_accuracy
@@ -59,11 +59,9 @@ def _pseudo_labels(
             yield job.target.images.key(position), {LABELS[0]: content}
 
 
-def _pseudo_label(
-    job: LabelJob, limits: list[Threshold], position: int, labels: Tensor, levels: Tensor
-) -> tuple[int, bytes, Tensor]:
+def _pseudo_label(job: LabelJob, limits: list[Threshold], position: int, read: Read) -> tuple[int, bytes, Tensor]:
     """Return position, PNG file and confusion matrix of a sample's pseudo-label; zeros where there is no label."""
-    kept, classes = keep_trusted(labels, levels, limits, job.trust).numpy(), len(limits)
+    kept, classes = keep_trusted(*read(), limits, job.trust).numpy(), len(limits)
     if job.frame is not None:
         kept = padded(kept, job.frame, IGNORE_INDEX)
     confusion = torch.zeros(classes, classes, dtype=torch.int64)

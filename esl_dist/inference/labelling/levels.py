@@ -51,8 +51,8 @@ def level_histograms(job: LabelJob) -> Tensor:
     count = _counting(histograms)
     _predict(job, own_part(missing), count)
     for piece in own_part([piece for piece, is_there in zip(pieces, written, strict=True) if is_there]):
-        for _, labels, levels in read_piece(job, piece):
-            count(labels, levels)
+        for _, read in read_piece(job, piece):
+            count(*read())
     return sum_over_ranks(histograms).cpu()
 
 

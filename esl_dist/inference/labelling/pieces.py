@@ -6,8 +6,9 @@ unfinished; one that goes on with other settings keeps what does not depend on t
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ NOT_FOR_PREDICTIONS = {"bound", "compare_with_labels"}
 """Keys of what a job is made with that its predictions do not depend on."""
 PIECE_SAMPLES = 8
 """Few, so that ranks wait little for the last piece; a tar and its entry a piece are written anyway."""
+
+Read = Callable[[], tuple[Tensor, Tensor]]
+"""Reads predicted labels (uint8) and levels (uint16, of the same shape), in any thread."""
 
 
 @dataclass(frozen=True)
@@ -185,30 +189,36 @@ def encode_prediction(labels: Tensor, levels: Tensor) -> Members:
 
 
 def _encoded(tensor: Tensor) -> bytes:
-    file = BytesIO()
-    np.save(file, tensor.numpy(), allow_pickle=False)
-    return file.getvalue()
+    array, header = np.ascontiguousarray(tensor.numpy()), BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    # np.save would copy the pixels three times, and hold up the other threads meanwhile.
+    return b"".join((header.getvalue(), array.data))
 
 
-def read_piece(job: LabelJob, piece: range) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield position, predicted labels (uint8) and levels (uint16, of the same shape) of every sample of a piece.
+def read_piece(job: LabelJob, piece: range) -> Iterator[tuple[int, Read]]:
+    """Yield the position of every sample of a piece, with a function that reads what is predicted of it.
 
     Raises:
-        UserError: its tar, or the entry of it, is not what was written.
+        UserError: its tar, or the entry of it, is not what was written; by the function, too.
     """
     name, keys = piece_name(piece), [job.target.images.key(position) for position in piece]
     entry = read_entry(job.unfinished, name, keys, list(PREDICTION))
     reader = ShardReader(job.unfinished, ShardIndex("", "", None, None, {}, {}, (entry,)))
     for number, position in enumerate(piece):
-        try:
-            labels, levels = (_decoded(reader.read(number, kind), PREDICTION[kind]) for kind in PREDICTION)
-            too_large = job.frame is not None and (np.array(labels.shape) > job.frame[::-1]).any()
-            if too_large or labels.shape != levels.shape or labels.max() >= len(job.made_with["classes"]):
-                raise ValueError("not the predictions of these pictures")
-        except (CorruptSampleError, ValueError) as error:
-            raise UserError(f"{job.unfinished / name}: damaged; {_remedy(job.unfinished)}") from error
         note_progress()
-        yield position, torch.from_numpy(labels), torch.from_numpy(levels)
+        yield position, partial(_read, job, reader, number)
+
+
+def _read(job: LabelJob, reader: ShardReader, number: int) -> tuple[Tensor, Tensor]:
+    try:
+        labels, levels = (_decoded(reader.read(number, kind), PREDICTION[kind]) for kind in PREDICTION)
+        too_large = job.frame is not None and (np.array(labels.shape) > job.frame[::-1]).any()
+        if too_large or labels.shape != levels.shape or labels.max() >= len(job.made_with["classes"]):
+            raise ValueError("not the predictions of these pictures")
+    except (CorruptSampleError, ValueError) as error:
+        tar = reader.place(reader.shard(number))
+        raise UserError(f"{tar}: damaged; {_remedy(job.unfinished)}") from error
+    return torch.from_numpy(labels), torch.from_numpy(levels)
 
 
 def _decoded(content: bytes, kind: np.dtype[Any]) -> NDArray[Any]:

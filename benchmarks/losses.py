@@ -6,14 +6,14 @@ Discriminators are as published but begin with one channel, so that their convol
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
+from benchmarks.both_steps import BothSteps
 from benchmarks.measure import Row, compared, peak_bytes, processor_seconds, require_close, timed
-from benchmarks.own_step import CLASSES, OwnStep, micro_batch, tensors_of, weights_of
+from benchmarks.own_step import CLASSES, OwnStep, micro_batch
 from benchmarks.plain_step import Logits, PlainStep, discriminators
 from benchmarks.step_counts import Workload
 from esl_dist.adaptation.methods.advent import DISCRIMINATORS
@@ -48,22 +48,6 @@ class GivenLogits(nn.Module):
         return {level: self.get_parameter(f"{level}_{images.shape[2]}") for level in LEVELS}
 
 
-@dataclass(frozen=True)
-class Sides:
-    """Both sides with the same logits and discriminators, of which gradient descent takes in the gradients."""
-
-    own: OwnStep
-    plain_step: PlainStep
-
-    def ours(self) -> None:
-        """Take a step with the project's losses."""
-        self.own()
-
-    def plain(self) -> None:
-        """Take a step with the losses as published."""
-        self.plain_step(*tensors_of(self.own.batch))
-
-
 def rows(quick: bool) -> list[Row]:
     """Measure time and memory."""
     source, target, times = ((160, 96), (128, 64), 1) if quick else ((1280, 720), (1024, 512), 5)
@@ -75,7 +59,7 @@ def rows(quick: bool) -> list[Row]:
     return [time, compared(f"{name}: peak memory", peaks, "MB", goal=1.5)]
 
 
-def sides(source: Size, target: Size, dtype: torch.dtype) -> Sides:
+def sides(source: Size, target: Size, dtype: torch.dtype) -> BothSteps:
     """Return both sides for pictures of these sizes."""
     torch.manual_seed(0)
     given, of_levels = GivenLogits(source, target), discriminators(len(CLASSES), 1)
@@ -84,7 +68,7 @@ def sides(source: Size, target: Size, dtype: torch.dtype) -> Sides:
     workload = Workload(source=source, target=target)
     batch = micro_batch(workload, range(1), dtype)
     own = OwnStep(networks, Updating(networks, descent(networks), None), batch, workload.options())
-    return Sides(own, PlainStep(copies, [*descent(copies).values()]))
+    return BothSteps(own, PlainStep(copies, [*descent(copies).values()]))
 
 
 def descent(networks: nn.ModuleDict) -> dict[str, Optimizer]:
@@ -92,17 +76,10 @@ def descent(networks: nn.ModuleDict) -> dict[str, Optimizer]:
     return {name: SGD(networks[name].parameters(), lr=rate) for name, rate in RATES.items()}
 
 
-def require_equal_gradients(both: Sides) -> None:
+def require_equal_gradients(both: BothSteps) -> None:
     """Take a step on each side, from the same weights, and compare what it changes.
 
     Raises:
         UnequalError: the changes differ.
     """
-    before = weights_of(both.plain_step.networks)
-    both.ours()
-    both.plain()
-    ours, plain = (
-        {name: tensor - before[name] for name, tensor in weights_of(networks).items()}
-        for networks in (both.own.networks, both.plain_step.networks)
-    )
-    require_close("gradients of the losses", ours, plain, BOUND)
+    require_close("gradients of the losses", *both.changes(1), BOUND)

@@ -7,16 +7,14 @@ it. That both compute the same is shown in float64; in bfloat16, which keeps 8 b
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks import own_step, plain_step
+from benchmarks.both_steps import BothSteps
 from benchmarks.measure import Row, UnequalError, processor_seconds, require_close, timed
-from benchmarks.own_step import OwnStep, tensors_of, weights_of
-from benchmarks.plain_step import PlainStep
 from benchmarks.step_counts import Workload
 from esl_dist.adaptation.passes import SEGMENTATION
 
@@ -31,32 +29,6 @@ FULL = Workload("resnet50", source=(320, 180), target=(256, 128))
 CHECKED = Workload("resnet50", source=(160, 90), target=(128, 64))
 """In float64, of which a step takes twice as long."""
 QUICK = Workload("tiny", source=(96, 64), target=(64, 64), channels=2)
-
-
-@dataclass(frozen=True)
-class Sides:
-    """Both sides with the same weights and pictures."""
-
-    own: OwnStep
-    plain_step: PlainStep
-
-    def ours(self) -> None:
-        """Take a step of the project's."""
-        self.own()
-
-    def plain(self) -> None:
-        """Take a step as published."""
-        self.plain_step(*tensors_of(self.own.batch))
-
-    def changes(self, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Take steps on each side; returns what they add to weights and statistics, ours first."""
-        before = weights_of(self.plain_step.networks)
-        for _ in range(steps):
-            self.ours()
-            self.plain()
-        after = weights_of(self.own.networks), weights_of(self.plain_step.networks)
-        ours, plain = ({name: one[name] - before[name] for name in before} for one in after)
-        return ours, plain
 
 
 def rows(quick: bool) -> list[Row]:
@@ -74,12 +46,12 @@ def rows(quick: bool) -> list[Row]:
     return found
 
 
-def sides(case: Workload, half: bool = False, dtype: torch.dtype = torch.float32) -> Sides:
+def sides(case: Workload, half: bool = False, dtype: torch.dtype = torch.float32) -> BothSteps:
     """Return both sides; with `half`, under autocast in bfloat16."""
     own = own_step.build(case, range(1), dtype, autocast(half))
     plain = plain_step.build(case.architecture, case.classes, case.channels, half)
     plain.networks.to(dtype).load_state_dict(own.networks.state_dict())
-    return Sides(own, plain)
+    return BothSteps(own, plain)
 
 
 def autocast(half: bool) -> Callable[[], AbstractContextManager[None]]:

@@ -44,7 +44,15 @@ MEAN_COLOR = (104.00698793, 116.66876762, 122.67891434)
 Pixels = TypeVar("Pixels")
 
 
-class HostBatch(TypedDict):
+class _OnHost(TypedDict):
+    valid_pixels: Tensor
+    positions: Tensor
+    own_sizes: Tensor
+    label_sizes: Tensor | None
+    replaced: Tensor
+
+
+class HostBatch(_OnHost):
     """Samples of one domain as they are read, in the host's memory.
 
     Attributes:
@@ -59,14 +67,9 @@ class HostBatch(TypedDict):
 
     pictures: Tensor
     labels: Tensor | None
-    valid_pixels: Tensor
-    positions: Tensor
-    own_sizes: Tensor
-    label_sizes: Tensor | None
-    replaced: Tensor
 
 
-class Batch(TypedDict):
+class Batch(_OnHost):
     """Samples of one domain for a network: images and labels on its device, what the host needs on the host.
 
     Attributes:
@@ -76,11 +79,6 @@ class Batch(TypedDict):
 
     images: Tensor
     labels: Tensor | None
-    valid_pixels: Tensor
-    positions: Tensor
-    own_sizes: Tensor
-    label_sizes: Tensor | None
-    replaced: Tensor
 
 
 def network_input(pictures: Tensor) -> Tensor:

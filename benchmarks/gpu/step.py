@@ -44,6 +44,7 @@ def measure(sizes: Sizes, device: torch.device) -> Rows:
     for rows in by_pictures.values():
         for name, flags in PLAIN_FLAGS.items():
             yield rows.plain(name, flags)
+        yield rows.plain("plain, bf16", {}, "bf16")
         for precision in PRECISIONS:
             yield rows.own(f"ours, {precision}", precision)
         for name, change in CANDIDATES.items():
@@ -73,8 +74,9 @@ def equality(workload: Workload, device: torch.device) -> Row:
 
 
 def plain_of(workload: Workload, given: Conditions) -> PlainStep:
-    """Return the published step in float32, or in float64 throughout."""
-    plain = plain_step.build(workload.architecture, workload.classes, workload.channels)
+    """Return the published step in float32, under autocast in bfloat16, or in float64 throughout."""
+    half = given.precision == "bf16"
+    plain = plain_step.build(workload.architecture, workload.classes, workload.channels, half)
     plain.networks.to(given.device, given.dtype)
     return plain
 
@@ -87,11 +89,11 @@ class _Rows:
         self._plain = 0.0
         self._flops = sum(one.flops for one in count_step(sizes.workload, pictures).all_operations())
 
-    def plain(self, name: str, flags: dict[str, bool]) -> Row:
+    def plain(self, name: str, flags: dict[str, bool], precision: str = "fp32") -> Row:
         """Time the plain step under flags of cuDNN."""
 
         def cost() -> Cost:
-            given = Conditions(self._device, pictures=self._pictures)
+            given = Conditions(self._device, precision, self._pictures)
             pictures = tensors_of(pictures_of(self._sizes.workload, given))
             step = partial(plain_of(self._sizes.workload, given), *pictures)
             return cost_of(step, self._device, self._sizes)

@@ -83,7 +83,9 @@ class Batch(_OnHost):
 
 def network_input(pictures: Tensor) -> Tensor:
     """Turn BGR pictures, uint8 (batch, height, width, 3), into a network's input, float32 (batch, 3, height, width)."""
-    images = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    # As the network's weights are there (`models.memory_format`).
+    layout = torch.channels_last if pictures.is_cuda else torch.contiguous_format
+    images = pictures.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout)
     for channel, mean in enumerate(MEAN_COLOR):
         images[:, channel] -= mean
     return images

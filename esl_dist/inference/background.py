@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from esl_dist.environment import launch
 from esl_dist.machine import usable_processors
 
 Result = TypeVar("Result")
@@ -26,7 +27,7 @@ def in_background(tasks: Iterable[Callable[[], Result]]) -> Generator[Result]:
     results is in memory. What a task raises is raised here, in its turn; those after it are not begun. Whoever may not
     take all results closes this, or the threads stay until the program ends.
     """
-    threads = min(MOST_THREADS, usable_processors())
+    threads = min(MOST_THREADS, max(1, usable_processors() // launch().local_world_size))
     pending: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -85,6 +85,10 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         """Normalise one picture after the other, in the memory format of the input."""
         # Running statistics in which a pass has all the weight: they become mean and unbiased variance.
         mean, var = torch.zeros(2, *input.shape[:2], dtype=self.weight.dtype, device=input.device).unbind()
+        if len(input) == 1:
+            # Put together again, forwards and backwards, it would be copied twice.
+            self.seen = mean[0], var[0]
+            return F.batch_norm(input, *self.seen, self.weight, self.bias, True, 1.0, self.eps)
         output = [
             F.batch_norm(picture, *own, self.weight, self.bias, True, 1.0, self.eps)
             for picture, own in zip(torch.split(input, 1), zip(mean, var, strict=True), strict=True)

@@ -1,9 +1,9 @@
 """Maps resized to the size of labels a few rows at a time, for results that need no whole resized map.
 
 Resized logits of 19 classes at 2048×1024 take 159 MB; of them a class and a score a pixel are wanted. What lies between
-two rows of a map are weighted means of these two: a few such rows stay in a processor's cache until all is computed of
-them. Resizing is bilinear with corners aligned, as published (`esl_dist.models.resizing`). Each row is computed by the
-same operations wherever a tile begins, so that no result depends on the tiles.
+two rows of a map are weighted means of these two: of so many as take little memory all is computed before the next.
+Resizing is bilinear with corners aligned, as published (`esl_dist.models.resizing`). Each row is computed by the same
+operations wherever a tile begins, so that no result depends on the tiles.
 """
 
 from collections.abc import Iterator

@@ -20,8 +20,8 @@ from esl_dist.models.deeplab import least_bytes_a_pixel, refuse_single_value
 from esl_dist.ranks.collectives import world_size
 from esl_dist.training.data import TrainingData
 
-INPUT_BYTES = 3 * 4
-"""Of a pixel: three channels in float32."""
+READ_BYTES, INPUT_BYTES = 3, 3 * 4
+"""Of a pixel: three channels as bytes, as they are read, and in float32, as the network takes them."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ def _label_size(samples: Samples) -> Size | None:
 def _refuse_full_memory(
     config: settings.Train, data: TrainingData, pictures: list[Pictures], share: int, device: torch.device
 ) -> None:
-    """Hold what a rank takes to what is free: batches that are read ahead and, on a CPU, the larger of two passes."""
-    ready = 1 + READ_AHEAD * config.loader.workers
-    need = sum(ready * share * INPUT_BYTES * one.size[0] * one.size[1] for one in pictures)
+    """Hold what a rank takes to what is free: what is read ahead; on a CPU a step and its larger pass."""
+    pixels = share * sum(one.size[0] * one.size[1] for one in pictures)
+    need = READ_BYTES * READ_AHEAD * config.loader.workers * pixels
     if device.type == "cpu":
+        need += INPUT_BYTES * config.accumulate * pixels
         levels = 2 if config.network.auxiliary_head else 1
         of_input, of_label = least_bytes_a_pixel(config.network.architecture, len(data.classes), levels)
         need += max(

@@ -83,7 +83,7 @@ def test_each_step_is_timed_and_each_change_taken_back(monkeypatch: pytest.Monke
     before = flags.benchmark, flags.deterministic, flags.allow_tf32, candidates.passes.upsample
     rows = rows_of(step)
     assert (flags.benchmark, flags.deterministic, flags.allow_tf32, candidates.passes.upsample) == before
-    expected = [*step.PLAIN_FLAGS, *(f"ours, {one}" for one in step.PRECISIONS)]
+    expected = [*step.PLAIN_FLAGS, "plain, bf16", *(f"ours, {one}" for one in step.PRECISIONS)]
     expected += [f"ours, bf16, {one}" for one in changed]
     timed = [row["what"] for row in rows if "ms" in row]
     assert timed == [f"batch {TINY.pictures[0]}: {name}" for name in expected]

@@ -27,7 +27,7 @@ from tests.on_ranks import PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
 
-STEPS_BY_KILLS = {3: 15, 20: 36}
+STEPS_BY_KILLS = {3: 15, 12: 24}
 STEPS, SAVES_HIT = 15, 2
 START_SECONDS = 0.6
 """About as long as a start takes; some kills hit it."""

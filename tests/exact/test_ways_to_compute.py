@@ -31,18 +31,29 @@ def test_a_run_that_changes_to_blocks_computed_again_comes_to_the_same_bits(
 
 
 @pytest.mark.grid
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_compiled_training_comes_to_the_weights_of_a_plain_one(
-    server: RankServer, town: Path, tmp_path: Path, ranks: int
+def test_a_compiled_training_comes_to_the_weights_of_a_plain_one_on_two_ranks(
+    server: RankServer, town: Path, tmp_path: Path
 ) -> None:
-    train_in_float64(server, town, run_in(tmp_path, "plain"), ranks, "steps=2")
+    train_in_float64(server, town, run_in(tmp_path, "plain"), 2, "steps=2")
     words = training_words(town, run_in(tmp_path, "compiled"), "steps=2", "compile=true")
-    job = server.start(IN_FLOAT64, [str(PROJECT / TRAIN), *words], ranks)
+    job = server.start(IN_FLOAT64, [str(PROJECT / TRAIN), *words], 2)
     # The compiler is slow where others compute.
-    assert job.exit_codes(900) == [0] * ranks, job.output()
+    assert job.exit_codes(900) == [0, 0], job.output()
     assert job.output().count("compiled segmentation: ") == 2
     plain, compiled = (everything_learned(run_in(tmp_path, name)) for name in ("plain", "compiled"))
     for one in (plain, compiled):
         for name in [name for name in one if "journal" in name]:
             del one[name]
     assert_equal_to_rounding(compiled, plain, 10 * ROUNDING)
+
+
+@pytest.mark.grid
+def test_a_compiled_training_that_was_stopped_comes_to_the_same_bits(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    for name, steps in (("whole", 2), ("parts", 1), ("parts", 2)):
+        job = server.start(
+            PROJECT / TRAIN, training_words(town, run_in(tmp_path, name), f"steps={steps}", "compile=true"), 1
+        )
+        assert job.exit_codes(900) == [0], job.output()
+    assert_same_bits(*(everything_learned(run_in(tmp_path, name)) for name in ("whole", "parts")))

@@ -305,6 +305,7 @@ def test_a_stopped_pod_stops_the_other_and_both_go_on_when_they_start_again(town
     small += ["class_set=null", "network.start=null", "network.auxiliary_head=false", *TINY_TRAINING]
     small += [
         "accumulate=1",
+        "precision=no",
         "optimizer.schedule_steps=1000000",
         "checkpoints.every=4",
         "timeout_minutes=2",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
+from esl_dist.data.workers import READ_AHEAD
 from esl_dist.errors import UserError
 from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import feature_size, least_bytes_a_pixel, refuse_single_value
@@ -141,6 +142,26 @@ def test_what_does_not_fit_the_memory_is_refused_with_all_that_takes_it(
     )
     with pytest.raises(UserError, match=message):
         checked(shards, [640, 480], [64, 48], batch_size=1024)
-    with pytest.raises(UserError, match=r"loader\.workers=200 takes"):
-        checked(shards, [64, 48], [64, 48], batch_size=64, loader={"workers": 200})
+    with pytest.raises(UserError, match=r"loader\.workers=500 takes"):
+        checked(shards, [64, 48], [64, 48], batch_size=64, loader={"workers": 500})
     checked(shards, [64, 48], [64, 48], batch_size=64, loader={"workers": 0})
+
+
+def test_what_is_read_ahead_is_held_to_the_memory_as_the_bytes_that_it_has(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration(
+        source={"path": str(shards), "size": [64, 48]},
+        target={"path": str(shards), "size": [32, 24]},
+        method={"name": "minent"},
+        batch_size=8,
+        loader={"workers": 50},
+    )
+    data = open_training_data(config, METHODS["minent"])
+    assert data.target is not None
+    read = [8 * one[0]["pictures"].nbytes for one in (data.source, data.target)]
+    monkeypatch.setattr(sizes, "free_memory", lambda: READ_AHEAD * 50 * sum(read) - 1.0)
+    with pytest.raises(UserError, match=r"loader\.workers=50 takes"):
+        refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"))
+    monkeypatch.setattr(sizes, "free_memory", lambda: READ_AHEAD * 50 * sum(read) + 1.0)
+    refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"))

@@ -191,7 +191,7 @@ def encode_prediction(labels: Tensor, levels: Tensor) -> Members:
 def _encoded(tensor: Tensor) -> bytes:
     array, header = np.ascontiguousarray(tensor.numpy()), BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    # np.save would copy the pixels three times, and hold up the other threads meanwhile.
+    # What np.save writes; it would copy the pixels three times, and hold up the other threads meanwhile.
     return b"".join((header.getvalue(), array.data))
 
 

@@ -142,9 +142,9 @@ def test_what_does_not_fit_the_memory_is_refused_with_all_that_takes_it(
     )
     with pytest.raises(UserError, match=message):
         checked(shards, [640, 480], [64, 48], batch_size=1024)
-    with pytest.raises(UserError, match=r"loader\.workers=500 takes"):
-        checked(shards, [64, 48], [64, 48], batch_size=64, loader={"workers": 500})
-    checked(shards, [64, 48], [64, 48], batch_size=64, loader={"workers": 0})
+    with pytest.raises(UserError, match=r"loader\.workers=250 takes"):
+        checked(shards, [64, 48], [64, 48], batch_size=256, loader={"workers": 250})
+    checked(shards, [64, 48], [64, 48], batch_size=256, loader={"workers": 0})
 
 
 def test_what_is_read_ahead_is_held_to_the_memory_as_the_bytes_that_it_has(

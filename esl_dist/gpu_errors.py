@@ -13,6 +13,10 @@ MISTAKES = {
     "driver version is insufficient": (
         "the NVIDIA driver is older than this PyTorch needs; renew the driver, or install a PyTorch for an older CUDA"
     ),
+    "no CUDA-capable device": "no GPU is to be seen; look at CUDA_VISIBLE_DEVICES, and whether nvidia-smi shows one",
+    "system not yet initialized": (
+        "the machine's GPUs are not connected to each other; start NVIDIA's fabric manager (nvidia-fabricmanager)"
+    ),
     "busy or unavailable": (
         "the GPU lets no further process in (exclusive mode), or is out of order; nvidia-smi shows who has it"
     ),

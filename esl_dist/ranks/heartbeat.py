@@ -5,7 +5,7 @@ second: it writes what its rank does, and reads what the others do and the last 
 The other touches no store, for that may not answer, and watches the time: when this rank has waited for longer than the
 timeout, it ends the process with the name of the rank that writes no more (killed or stopped), or that has not come to
 where this one waits (it hangs). A rank whose connection breaks asks at once: its main thread, or, where that sits in a
-call of CUDA that nothing interrupts, the thread that watches the time.
+call of CUDA or gloo that nothing interrupts, the thread that watches the time.
 """
 
 import json
@@ -34,6 +34,10 @@ from esl_dist.stop_signals import finish_writing
 BEAT_SECONDS = 1.0
 SILENT_SECONDS = 5.0
 """After which a rank that writes nothing, and whose connection is broken, does not answer; several beats."""
+
+THE_START, START_SECONDS = "the start", 25.0
+"""Place of what ranks do before their work, and how long one may say nothing there, as while CUDA begins; torchrun
+gives those that are left 30 seconds to name a lost one."""
 
 ANSWER_SECONDS = 10.0
 """After which a store that does not answer is given up."""
@@ -73,7 +77,7 @@ class Progress:
 
     begun: int = 0
     work: int = 0
-    place: str = "the start"
+    place: str = THE_START
     is_in_collective: bool = False
     is_on_gpu: bool = False
     alarms: list[Callable[[], str | None]] = field(default_factory=list)
@@ -184,9 +188,18 @@ class Heartbeat:
             return self._lost
         if self._clock - self._answered > answer_seconds:
             return self._lost_store("no answer")
-        silent = {rank: seen for rank, seen in among.items() if self._answered - seen.changed > SILENT_SECONDS}
-        if not silent:
-            return None
+        silent = self._silent(among, SILENT_SECONDS)
+        return self._no_answer(silent) if silent else None
+
+    def _silent(self, among: dict[int, Seen], seconds: float) -> dict[int, Seen]:
+        """Return who has not changed its note for so long, though it has not parted in good order."""
+        return {
+            rank: seen
+            for rank, seen in among.items()
+            if self._answered - seen.changed > seconds and not seen.note.get("is_done")
+        }
+
+    def _no_answer(self, silent: dict[int, Seen]) -> str:
         return f"{_described(silent)} does not answer any more: killed, or stopped{self.network_advice(silent)}"
 
     def network_advice(self, ranks: dict[int, Seen] | None = None) -> str:
@@ -243,7 +256,7 @@ class Heartbeat:
             if alarm is None and (said := next(filter(None, (ask() for ask in self.progress.alarms)), None)):
                 alarm = said, self._clock
             cause = self._reason_to_end(own.note["begun"], waited)
-            if cause is None and alarm is not None:
+            if cause is None and alarm is not None and (self.progress.is_on_gpu or self._waits(waited)):
                 cause = self._reason_of_alarm(alarm[0], self._clock - alarm[1])
             if cause is not None:
                 self._give_up(f"waited {waited:.0f} seconds ({own.note['place']}; {own.note['line']}): {cause}")
@@ -256,7 +269,14 @@ class Heartbeat:
             return None
         if self._lost is not None or seconds < SILENT_SECONDS + 3 * BEAT_SECONDS:
             return self._lost
+        if all(seen.note.get("is_done") for seen in self._others.values()):
+            return None
         return self._lost_rank(self._others, SILENT_SECONDS) or self.unexplained(alarm)
+
+    def _waits(self, waited: float) -> bool:
+        """Say whether this rank is seen to wait for others, and has for longer than it takes to notice a lost one."""
+        is_waiting = self.progress.is_in_collective or _is_in_torch_distributed(self._main)
+        return waited >= SILENT_SECONDS and is_waiting
 
     def unexplained(self, reason: str) -> str:
         """Return what to say of a broken connection where no rank is missing."""
@@ -267,7 +287,9 @@ class Heartbeat:
         if self._is_asking or waited < SILENT_SECONDS:
             return None
         is_on_gpu, seconds = self.progress.is_on_gpu, self._timeout_seconds
-        waits = self.progress.is_in_collective or _is_in_torch_distributed(self._main)
+        waits = self._waits(waited)
+        if waits and self.progress.place == THE_START and (silent := self._silent(self._others, START_SECONDS)):
+            return self._no_answer(silent)
         # Where nothing else tells of a killed rank 0, that the store went with it does.
         is_alarm = is_on_gpu and (self._first_end is not None or not self._has_rank_0_parted())
         if self._lost is not None and (waits or is_alarm):

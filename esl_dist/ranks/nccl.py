@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import ErrorType, Store
 
 from esl_dist.config import A_YEAR
-from esl_dist.endings import PROGRAM, within
+from esl_dist.endings import within
 from esl_dist.environment import Launch, started_by_torchrun
 from esl_dist.errors import UserError, memory_words
 from esl_dist.gpu_errors import defect_words, mistake_words
@@ -73,26 +73,26 @@ def is_begun() -> bool:
     return _is_begun
 
 
-def leave() -> None:
-    """Tell kernels that wait for other ranks to end, and have this process end without waiting for them."""
-    PROGRAM.leaves_at_once = True
+def abort() -> None:
+    """Tell kernels that wait for other ranks to end; the process will not wait for them (`PROGRAM.leaves_at_once`)."""
 
-    def abort() -> None:
+    def tell() -> None:
         # What is damaged already, or gone, cannot be told anything.
         with suppress(Exception):
             dist.distributed_c10d._abort_process_group()
 
-    within(ABORT_SECONDS, abort)
+    within(ABORT_SECONDS, tell)
 
 
 def failure() -> str | None:
     """Return what NCCL has noticed by itself that the program has not heard of; None where there is nothing."""
-    # It asks what torch calls private, and a rank that cannot ask is watched all the same.
-    with suppress(Exception):
-        error = dist.distributed_c10d._get_default_group()._get_backend(torch.device("cuda")).get_error()
-        # That a rank takes long is for `heartbeat` to say.
-        if error not in (ErrorType.SUCCESS, ErrorType.TIMEOUT):
-            return f"NCCL reports {error.name} (NCCL_DEBUG=WARN says more)"
+    for group in list(dist.distributed_c10d._world.pg_map) if _is_begun else []:
+        # It asks what torch calls private, and a rank that cannot ask is watched all the same; gloo's cannot say.
+        with suppress(Exception):
+            error = group._get_backend(torch.device("cuda")).get_error()
+            # That a rank takes long is for `heartbeat` to say.
+            if error not in (ErrorType.SUCCESS, ErrorType.TIMEOUT):
+                return f"NCCL reports {error.name} (NCCL_DEBUG=WARN says more)"
     return None
 
 
@@ -100,8 +100,9 @@ def is_broken_connection(error: BaseException) -> bool:
     """Return whether an error says that tensors cannot be exchanged, of whichever backend."""
     if (memory_words(error) or mistake_words(error) or defect_words(error)) is not None:
         return False
-    # Gloo's errors have no type of their own, but name its source files.
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
+    # Gloo's errors have no type of their own, but name its source files or what has become of a pair of ranks.
+    by_gloo = isinstance(error, RuntimeError) and any(word in str(error) for word in ("/gloo/", "pair closure"))
+    return isinstance(error, dist.DistError) or by_gloo
 
 
 def reason(error: BaseException) -> str:

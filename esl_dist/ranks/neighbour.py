@@ -1,8 +1,10 @@
 """A connection to the next rank that breaks at once when that rank's process dies.
 
-NCCL notices nothing of it within a machine. So each rank waits, in a thread, for one word of the rank after it, over
-gloo; the word comes when that rank parts in good order. A process that is killed breaks the connection; one that is
-stopped, or a job that is suspended as a whole, does not.
+NCCL notices nothing of it within a machine. Gloo does, and wakes who waits for a message to come, but not who waits in
+the middle of one, or for leave to send it (`Pair::signalException` in its tcp/pair.cc); every collective sends. So each
+rank waits, in a thread, for one word of the rank after it, over gloo; the word comes when that rank parts in good
+order. A process that is killed breaks the connection; one that is stopped, or a job that is suspended as a whole, does
+not.
 """
 
 import threading
@@ -13,6 +15,10 @@ import torch
 import torch.distributed as dist
 
 from esl_dist.config import A_YEAR
+from esl_dist.endings import within
+
+PARTING_SECONDS = 2.0
+"""For a word to a rank that may just have been killed."""
 
 
 class Neighbour:
@@ -34,9 +40,13 @@ class Neighbour:
 
     def part(self) -> None:
         """Tell the rank before this one that this one parts in good order."""
-        # That rank may be gone already, and need not hear it.
-        with suppress(RuntimeError):
-            dist.send(torch.ones(1), self._before, self._group)
+
+        def tell() -> None:
+            # That rank may be gone already, and need not hear it.
+            with suppress(RuntimeError):
+                dist.send(torch.ones(1), self._before, self._group)
+
+        within(PARTING_SECONDS, tell)
 
     def _listen(self) -> None:
         try:

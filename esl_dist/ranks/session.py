@@ -22,7 +22,7 @@ from esl_dist.environment import launch
 from esl_dist.errors import LostRankError, UserError
 from esl_dist.ranks import gpus, nccl
 from esl_dist.ranks.collectives import make_groups, require_same_on_ranks
-from esl_dist.ranks.heartbeat import BACKEND_FACTOR, PROGRESS, Heartbeat
+from esl_dist.ranks.heartbeat import BACKEND_FACTOR, PROGRESS, THE_START, Heartbeat
 from esl_dist.ranks.launchers import DEVICE, asked_of_launcher
 from esl_dist.ranks.neighbour import Neighbour
 from esl_dist.ranks.network import choose_interface
@@ -77,14 +77,15 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
         store, own_store = stores
         heartbeat = Heartbeat(own_store, launched.rank, launched.world_size, 60 * timeout_minutes)
     try:
-        with PROGRESS.waiting("the start"):
+        with PROGRESS.waiting(THE_START):
             accelerator = _accelerator(store, timeout_minutes, zero_stage, precision)
         device = accelerator.device
         require_same_on_ranks(f"{precision} {device.type} {zero_stage}", "precision, kind of device or ZeRO stage")
         with convolutions(precision), _watched_neighbour():
             yield Ranks(device, precision, accelerator.autocast, accelerator.scaler, zero_stage)
-        # To part from NCCL takes all ranks of a machine at once, and one may work on.
-        PROGRAM.leaves_at_once = keep_end() and nccl.is_begun()
+        # To part from NCCL takes all ranks of a machine at once, and one may work on; gloo aborts a process that ends
+        # as Python does while it still listens to the next rank.
+        PROGRAM.leaves_at_once = keep_end() and dist.is_initialized()
     except BaseException as error:
         if heartbeat is None:
             raise
@@ -99,19 +100,19 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
             heartbeat.stop()
         PROGRESS.is_on_gpu = False
         if dist.is_initialized() and not PROGRAM.leaves_at_once:
-            # Gloo's threads abort a process that ends as Python does without this.
+            # No process of a program, such as a notebook's, that goes on.
             dist.destroy_process_group()
 
 
 @contextmanager
 def _watched_neighbour() -> Iterator[None]:
     """Hear during the block whether the next rank lives, where collectives do not tell."""
-    if not nccl.is_begun():
+    if not dist.is_initialized():
         yield
         return
-    with PROGRESS.waiting("the start"):
+    with PROGRESS.waiting(THE_START):
         neighbour = Neighbour()
-    PROGRESS.is_on_gpu, PROGRESS.alarms = True, [neighbour.failure, nccl.failure]
+    PROGRESS.is_on_gpu, PROGRESS.alarms = nccl.is_begun(), [neighbour.failure, nccl.failure]
     try:
         yield
         neighbour.part()
@@ -127,8 +128,10 @@ def _tell_ranks(error: BaseException, heartbeat: Heartbeat) -> BaseException:
         error = heartbeat.lost(words)
     note_end_soon(cause(error))
     heartbeat.end_with(words)
+    # What hangs may hang at the end of the process as well.
+    PROGRAM.leaves_at_once = True
     if nccl.is_begun():
-        nccl.leave()
+        nccl.abort()
     return error
 
 

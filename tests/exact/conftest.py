@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.exact.launched import launch
 from tests.exact.trainings import run_in, train
 from tests.on_ranks import RankServer, shared_server
+
+__all__ = ["launch"]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,13 @@ def wait_for(condition: Callable[[], object]) -> None:
         time.sleep(BEAT)
 
 
+def kill(one: Heartbeat) -> None:
+    """End a rank's notes without a word, as a killed process does."""
+    one._ended.set()
+    for thread in one._threads:
+        thread.join()
+
+
 def gone_store() -> object:
     def gone(*_: object) -> None:
         raise RuntimeError("Connection reset\nmany lines")

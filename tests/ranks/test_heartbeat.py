@@ -13,7 +13,7 @@ from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.errors import UserError
 from esl_dist.ranks import heartbeat
 from esl_dist.ranks.heartbeat import _line
-from tests.ranks.notes import BEAT, LONG, SOON, Join, gone_store, wait_for
+from tests.ranks.notes import BEAT, LONG, SOON, Join, gone_store, kill, wait_for
 
 
 def test_nobody_is_missing_while_all_write(join: Join) -> None:
@@ -72,7 +72,7 @@ def test_a_rank_that_writes_no_more_is_named_with_its_last_place(join: Join) -> 
     own, other = join(0), join(1)
     with other.progress.waiting("step 7"):
         time.sleep(5 * BEAT)
-    other.stop()
+    kill(other)
     found = own.missing()
     assert found is not None
     assert re.fullmatch(
@@ -88,7 +88,7 @@ def test_a_rank_of_another_machine_and_a_store_there_may_be_lost_for_the_network
     monkeypatch.setattr(heartbeat, "machine_of_store", lambda: "b (2)")
     own, other, neighbour = join(0, 3), join(1, 3), join(2, 3)
     wait_for(lambda: len([one for one in own._others.values() if one.note]) == 2 and neighbour._others[1].note)
-    other.stop()
+    kill(other)
     network = "; or the network between a (1) and b (2) is down"
     assert network in (own.missing() or "")
     assert (neighbour.missing() or "").endswith("killed, or stopped")
@@ -154,7 +154,7 @@ def test_a_rank_that_writes_no_more_ends_those_that_wait_for_it_after_the_timeou
     join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     own, other = join(0, timeout_seconds=SOON), join(1)
-    other.stop()
+    kill(other)
     with own.progress.waiting("the end"):
         wait_for(lambda: exit_codes)
     assert "does not answer any more: killed, or stopped" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from esl_dist.command_line import EXIT_LOST_RANK
 from esl_dist.errors import UserError
 from esl_dist.ranks import heartbeat
 from esl_dist.ranks.heartbeat import Heartbeat, Progress
-from tests.ranks.notes import BEAT, SILENT, SOON, Join, gone_store, wait_for
+from tests.ranks.notes import BEAT, LONG, SILENT, SOON, Join, gone_store, kill, wait_for
 
 
 def on_gpu(one: Heartbeat, *alarms: str) -> Heartbeat:
@@ -129,7 +129,7 @@ def test_an_alarm_ends_a_rank_by_the_name_of_the_killed_one(
 ) -> None:
     own, killed, _ = join(0, 3), join(1, 3), join(2, 3)
     wait_for(lambda: own._others[1].note)
-    killed.stop()
+    kill(killed)
     on_gpu(own, "", "Connection closed by peer")
     wait_for(lambda: exit_codes)
     assert exit_codes == [EXIT_LOST_RANK]
@@ -154,6 +154,46 @@ def test_an_alarm_is_left_to_the_main_thread_where_that_asks_by_itself(join: Joi
     assert own.missing() is None
     time.sleep(SILENT / 2)
     assert exit_codes == []
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_without_gpus_an_alarm_ends_a_rank_only_where_it_waits_for_others(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str], waits: bool
+) -> None:
+    """Where it does not, it hears of the loss at its next collective."""
+    own, killed, _ = join(0, 3), join(1, 3), join(2, 3)
+    wait_for(lambda: own._others[1].note)
+    own.progress.begun, own.progress.is_in_collective = 1, waits
+    kill(killed)
+    own.progress.alarms = [lambda: "Connection closed by peer"]
+    if waits:
+        wait_for(lambda: exit_codes)
+        assert "rank 1 (last at the start" in capsys.readouterr().err
+    else:
+        time.sleep(3 * SILENT)
+    assert exit_codes == [EXIT_LOST_RANK] * waits
+
+
+def test_a_connection_that_breaks_when_all_others_are_done_is_no_alarm(join: Join, exit_codes: list[int]) -> None:
+    own, other = on_gpu(join(0)), join(1)
+    other.stop()
+    wait_for(lambda: own._others[1].note.get("is_done"))
+    on_gpu(own, "Connection closed by peer")
+    time.sleep(3 * SILENT)
+    assert exit_codes == []
+
+
+def test_one_that_says_nothing_from_the_start_on_is_named_before_a_launcher_ends_all(
+    join: Join, exit_codes: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when it is killed before anything connects the ranks but the store."""
+    monkeypatch.setattr(heartbeat, "START_SECONDS", 1.5 * SILENT)
+    own, killed = join(0, timeout_seconds=LONG), join(1)
+    wait_for(lambda: own._others[1].note)
+    own.progress.is_in_collective = True
+    kill(killed)
+    wait_for(lambda: exit_codes)
+    assert "rank 1 (last at the start" in capsys.readouterr().err
 
 
 def test_a_standard_error_that_takes_nothing_does_not_keep_a_rank(

@@ -53,7 +53,7 @@ def test_a_compiled_training_that_was_stopped_comes_to_the_same_bits(
 ) -> None:
     for name, steps in (("whole", 2), ("parts", 1), ("parts", 2)):
         job = server.start(
-            PROJECT / TRAIN, training_words(town, run_in(tmp_path, name), f"steps={steps}", "compile=true"), 1
+            str(PROJECT / TRAIN), training_words(town, run_in(tmp_path, name), f"steps={steps}", "compile=true"), 1
         )
         assert job.exit_codes(900) == [0], job.output()
     assert_same_bits(*(everything_learned(run_in(tmp_path, name)) for name in ("whole", "parts")))

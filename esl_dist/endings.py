@@ -160,7 +160,7 @@ class Program:
         step: steps of a training done; None: it is none, or has not begun.
         records: further places where its end is noted.
         leaves_at_once: whether it is to end without what Python and libraries do at their end, which may wait without
-            end: for kernels on a GPU whose other ranks are gone.
+            end: for kernels, or messages, of ranks that are gone.
     """
 
     began: datetime = field(default_factory=now)

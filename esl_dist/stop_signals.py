@@ -34,6 +34,11 @@ def own_process() -> None:
     _owns_process = True
 
 
+def owns_process() -> bool:
+    """Say whether this process is a program's (`own_process`)."""
+    return _owns_process
+
+
 def keep_end() -> bool:
     """Ignore signals from here on, for the end is certain; says whether it did, as only a program's own process may."""
     if _owns_process:

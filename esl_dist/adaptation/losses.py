@@ -74,7 +74,7 @@ class _SelfInformation(torch.autograd.Function):
 
 def normalised_entropy(probabilities: Tensor) -> Tensor:
     """Entropy −Σ p·ln p / ln C over dimension 1 (ESL, equation 3), in [0, 1]: (batch, classes, …) → (batch, …)."""
-    return entropy_of_positive(probabilities.clamp(min=LEAST_PROBABILITY))
+    return entropy_of_positive(at_least_float32(probabilities).clamp(min=LEAST_PROBABILITY))
 
 
 def entropy_of_positive(probabilities: Tensor) -> Tensor:

@@ -271,7 +271,9 @@ class Heartbeat:
             return self._lost
         if all(seen.note.get("is_done") for seen in self._others.values()):
             return None
-        return self._lost_rank(self._others, SILENT_SECONDS) or self.unexplained(alarm)
+        # Without NCCL a connection that is idle may be cut alone, by a firewall: then who is lost falls silent, too.
+        lost = self._lost_rank(self._others, SILENT_SECONDS)
+        return lost or (self.unexplained(alarm) if self.progress.is_on_gpu else None)
 
     def _waits(self, waited: float) -> bool:
         """Say whether this rank is seen to wait for others, and has for longer than it takes to notice a lost one."""
@@ -288,7 +290,8 @@ class Heartbeat:
             return None
         is_on_gpu, seconds = self.progress.is_on_gpu, self._timeout_seconds
         waits = self._waits(waited)
-        if waits and self.progress.place == THE_START and (silent := self._silent(self._others, START_SECONDS)):
+        starts = self.progress.is_in_collective and self.progress.place == THE_START
+        if starts and (silent := self._silent(self._others, START_SECONDS)):
             return self._no_answer(silent)
         # Where nothing else tells of a killed rank 0, that the store went with it does.
         is_alarm = is_on_gpu and (self._first_end is not None or not self._has_rank_0_parted())

@@ -29,7 +29,7 @@ from esl_dist.ranks.network import choose_interface
 from esl_dist.ranks.precision import convolutions, missing
 from esl_dist.ranks.rendezvous import meet
 from esl_dist.ranks.stuck_launcher import watch_launcher
-from esl_dist.stop_signals import keep_end
+from esl_dist.stop_signals import keep_end, owns_process
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,15 @@ def joined_ranks(timeout_minutes: float, precision: str | None = None) -> Iterat
             heartbeat.stop()
         PROGRESS.is_on_gpu = False
         if dist.is_initialized() and not PROGRAM.leaves_at_once:
-            # No process of a program, such as a notebook's, that goes on.
+            # For a process that goes on, such as a notebook's.
             dist.destroy_process_group()
 
 
 @contextmanager
 def _watched_neighbour() -> Iterator[None]:
     """Hear during the block whether the next rank lives, where collectives do not tell."""
-    if not dist.is_initialized():
+    # Who goes on after its ranks have parted, such as a notebook, would have the connection go on as well.
+    if not dist.is_initialized() or not (nccl.is_begun() or owns_process()):
         yield
         return
     with PROGRESS.waiting(THE_START):
@@ -129,7 +130,7 @@ def _tell_ranks(error: BaseException, heartbeat: Heartbeat) -> BaseException:
     note_end_soon(cause(error))
     heartbeat.end_with(words)
     # What hangs may hang at the end of the process as well.
-    PROGRAM.leaves_at_once = True
+    PROGRAM.leaves_at_once = nccl.is_begun() or owns_process()
     if nccl.is_begun():
         nccl.abort()
     return error

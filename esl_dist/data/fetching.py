@@ -84,12 +84,13 @@ class _Ahead:
 
     def needs(self, received: int) -> dict[str, tuple[int, FarShards, ShardEntry]]:
         """Return the shards of the batches that are not received yet, by digest, with the batches until then."""
-        while self.batches and self.batches[0][0] < received:
-            self.samples -= len(self.batches.popleft()[1])
+        self._leave_out_before(received)
         while self.samples < SAMPLES_AHEAD and (wanted := next(self.positions, None)) is not None:
             self.batches.append((self.number, wanted))
             self.number += 1
             self.samples += len(wanted)
+            # Some may have been received before this process looked for the first time.
+            self._leave_out_before(received)
         needs: dict[str, tuple[int, FarShards, ShardEntry]] = {}
         far = [(reader, reader.far) for reader in self.readers if reader.far is not None]
         for number, wanted in self.batches:
@@ -97,6 +98,10 @@ class _Ahead:
                 for shard in map(reader.shard, wanted):
                     needs.setdefault(shard.sha256, (number - received, origin, shard))
         return needs
+
+    def _leave_out_before(self, received: int) -> None:
+        while self.batches and self.batches[0][0] < received:
+            self.samples -= len(self.batches.popleft()[1])
 
 
 def _serve(

@@ -1,6 +1,7 @@
 """Shards are fetched before they are needed, in the order in which they are, as far as there is room."""
 
 import errno
+import json
 import os
 import shutil
 import time
@@ -144,3 +145,19 @@ def test_a_shard_that_is_lost_and_a_server_that_is_gone_stop_no_one(
         assert reader.read(IN_A_SHARD * ORDER[0], "image")
     assert held(near, cache) == set(ORDER) - {ORDER[1]}
     far.start()
+
+
+def test_what_was_received_before_the_process_looked_is_needed_no_more(
+    near: ShardReader, far: FarServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache", 10**9, 1)
+    reader = open_shards(far.url, cache=cache)
+    monkeypatch.setattr("esl_dist.data.fetching.begin_forked", lambda parent: wait_for((tmp_path / "begin").exists))
+    with fetching_ahead(positions(), [reader], cache) as note_received:
+        note_received(2)
+        (tmp_path / "begin").touch()
+        wait_for(lambda: len(held(near, cache)) == SHARDS - 2)
+        [notice] = cache.folder.glob("needed-*")
+        needs = json.loads(notice.read_text())
+    assert fetched(far) == ORDER[2:]
+    assert needs == {near.index.shards[number].sha256: batches for batches, number in enumerate(ORDER[2:])}

@@ -6,183 +6,73 @@ differs from the defaults here, which are the published ones (AdvEnt, arXiv 1811
 the text of a setting says otherwise.
 """
 
-import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from omegaconf import MISSING
 
-from esl_dist.config_values import FAR, FOLDER, LOCAL, Bound, limits, one_of, two_values
+from esl_dist.config_groups import (
+    Cache,
+    Checkpoints,
+    LevelWeights,
+    Loader,
+    Method,
+    Network,
+    Optimizer,
+    RateMultipliers,
+    Shards,
+)
+from esl_dist.config_types import (
+    A_YEAR,
+    DOMAINS,
+    LARGEST_FACTOR,
+    LONGEST_SIDE,
+    PRECISIONS,
+    Domain,
+    DomainChoice,
+    Folder,
+    LocalPath,
+    Precision,
+    Samples,
+    Seed,
+    ShardFolder,
+    Share,
+    Size,
+    Steps,
+    StepsOrNone,
+    Timeout,
+    Workers,
+)
+from esl_dist.config_values import (
+    FAR,
+    LOCAL,
+    limits,
+    one_of,
+)
 
-# Every number has an upper bound, so that a slip of the keyboard is told at once and neither fills the memory nor
-# overflows in a step. Each is chosen a hundred times or more beyond what published trainings use and what one machine
-# has, and such that what is computed from several of them (rate · multiplier in float32, steps · batch in int64,
-# ten times the timeout) still fits its type. Whether a value in bounds fits the machine is seen when it is used.
-MOST_STEPS = 10**9
-LARGEST_FACTOR = 1e6
-LONGEST_SIDE = 2**15
-MOST_PIXELS = Bound("at most 268_435_456 pixels together", lambda size: math.prod(size) <= 2**28, is_of_list=True)
-PRECISIONS = ("no", "tf32", "bf16", "fp16")
-
-Domain = Literal["source", "target"]
-DOMAINS: tuple[Domain, Domain] = ("source", "target")
-
-Folder = Annotated[str, FOLDER, LOCAL]
-ShardFolder = Annotated[str, FOLDER, FAR]
-LocalPath = Annotated[str, LOCAL]
-Precision = Annotated[str, one_of(*PRECISIONS)]
-DomainChoice = Annotated[str, one_of(*DOMAINS)]
-Steps = Annotated[int, limits(at_least=1, at_most=MOST_STEPS)]
-StepsOrNone = Annotated[int, limits(at_least=0, at_most=MOST_STEPS)]
-Samples = Annotated[int, limits(at_least=1, at_most=2**16)]
-Size = Annotated[list[int], two_values("[width, height]"), limits(at_least=1, at_most=LONGEST_SIDE), MOST_PIXELS]
-Workers = Annotated[int, limits(at_least=0, at_most=256)]
-Seed = Annotated[int, limits(at_least=0, at_most=2**32 - 1)]
-Share = Annotated[float, limits(at_least=0, at_most=1)]
-ShareBelowOne = Annotated[float, limits(at_least=0, less_than=1)]
-Rate = Annotated[float, limits(more_than=0, at_most=1e30)]
-Weight = Annotated[float, limits(at_least=0, at_most=LARGEST_FACTOR)]
-Multiplier = Annotated[float, limits(more_than=0, at_most=LARGEST_FACTOR)]
-A_YEAR = 525_600.0
-Timeout = Annotated[float, limits(more_than=0, at_most=A_YEAR)]
-
-
-@dataclass
-class Shards:
-    """One packed data set split and the size at which a network sees it."""
-
-    path: ShardFolder = MISSING
-    """Folder of shards with an index.json, as written by shards/prepare.py; a URL (http, https, s3) of one, too."""
-    size: Size | None = None
-    """Width and height in pixels to which pictures and labels are resized when read; null: as packed."""
-
-
-@dataclass
-class Network:
-    """The segmentation network."""
-
-    architecture: Annotated[str, one_of("resnet152", "resnet101", "resnet50", "resnet34", "resnet18", "tiny")] = (
-        "resnet101"
-    )
-    """DeepLab-v2 on a residual network; `tiny` is for pictures of about 200 pixels."""
-    auxiliary_head: bool = True
-    """Whether stage 3 has a classifier and losses of its own (two levels)."""
-    batch_norm: Annotated[str, one_of("shared", "per_domain")] = "shared"
-    """Running statistics of batch norm: `shared` by source and target passes, as published, or `per_domain`: each
-    keeps its own, and evaluation, pseudo-labels and exported weights use the target's."""
-    normalise_over: Annotated[str, one_of("batch", "picture")] = "batch"
-    """What batch norm takes mean and variance of in training: the `batch`, over all processes, or each `picture` by
-    itself, as in published trainings, which have one a step; running statistics are then the mean over the batch's."""
-    start: LocalPath | None = None
-    """Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published names
-    or torchvision's; null: random ones."""
-    start_without: Annotated[str, one_of("heads")] | None = None
-    """What of `start` is left out: `heads`, the classifiers, for a network of other classes; null: nothing."""
-
-
-@dataclass
-class LevelWeights:
-    """Weights of a loss at the two levels of the network."""
-
-    main: Weight = MISSING
-    """Weight at the main head (stage 4), no unit."""
-    auxiliary: Weight = MISSING
-    """Weight at the auxiliary head (stage 3), no unit."""
-
-
-@dataclass
-class Method:
-    """The adaptation method and the weights of its losses."""
-
-    name: str = "advent"
-    """A name in the table of `esl_dist.adaptation.catalogue`."""
-    discriminator_channels: Annotated[int, limits(at_least=1, at_most=1024)] = 64
-    """Channels of a discriminator's first layer (published: 64)."""
-    cross_entropy: LevelWeights = field(default_factory=lambda: LevelWeights(main=1.0, auxiliary=0.1))
-    """Weights of the cross-entropy on source labels and pseudo-labels."""
-    target: LevelWeights = field(default_factory=lambda: LevelWeights(main=1e-3, auxiliary=2e-4))
-    """Weights of the method's loss on the unlabelled target."""
-
-
-@dataclass
-class RateMultipliers:
-    """Factors on the learning rate of a part of the segmentation network, no unit.
-
-    The published program steps a parameter as often as its list of parameters holds it: stem 1, bottleneck
-    convolutions 3, shortcut convolutions 4 times.
-    """
-
-    stem: Multiplier = 1.0
-    """The first convolution."""
-    blocks: Multiplier = 1.0
-    """The convolutions inside residual blocks (published program: 3)."""
-    shortcuts: Multiplier = 1.0
-    """The convolutions on the shortcuts (published program: 4)."""
-    heads: Multiplier = 10.0
-    """The classifiers."""
-
-
-@dataclass
-class Optimizer:
-    """SGD for the segmentation network, Adam for the discriminators, one polynomial schedule for both."""
-
-    learning_rate: Rate = 2.5e-4
-    """Base learning rate of SGD."""
-    momentum: Share = 0.9
-    """Momentum of SGD."""
-    weight_decay: Weight = 5e-4
-    """Weight decay of SGD."""
-    multipliers: RateMultipliers = field(default_factory=RateMultipliers)
-    """Factors on the learning rate of SGD."""
-    discriminator_learning_rate: Rate = 1e-4
-    """Base learning rate of Adam."""
-    discriminator_betas: Annotated[list[float], two_values(), limits(at_least=0, less_than=1)] = field(
-        default_factory=lambda: [0.9, 0.99]
-    )
-    """Decay rates of Adam."""
-    schedule_steps: Steps = 250_000
-    """Steps over which the rate would fall to zero."""
-    schedule_power: Annotated[float, limits(at_least=0, at_most=1000)] = 0.9
-    """rate = base · (1 - step / schedule_steps) ** schedule_power."""
-    warm_up_steps: StepsOrNone = 0
-    """Steps at the beginning over which that rate is approached in equal parts, times (step + 1) / warm_up_steps; 0:
-    none, as published; at most schedule_steps."""
-
-
-@dataclass
-class Loader:
-    """How samples are read. Only the window, and what `skip_corrupt` replaces, changes which sample comes when."""
-
-    workers: Workers = 2
-    """Reading processes a rank and domain; 0: read in the training process."""
-    shuffle_window: Annotated[int, limits(at_least=4, at_most=MOST_STEPS)] = 1024
-    """Samples among which the order is random; a quarter of it is read in sequence from the shards."""
-    skip_corrupt: ShareBelowOne = 0.0
-    """Largest share of a domain's samples, in one epoch, that may be corrupt, or lost with their shard, and are
-    replaced by the sample after them; 0: the first one ends the training."""
-
-
-@dataclass
-class Cache:
-    """Where shards that come from a URL are kept on this machine, for all its processes and for the next start."""
-
-    folder: Folder | None = None
-    """Folder of the cache, on a local disk; null: esl-dist/shards in XDG_CACHE_HOME or, where that is not set, in
-    ~/.cache."""
-    gigabytes: Annotated[float, limits(more_than=0, at_most=1e6)] = 100.0
-    """Largest size of the cache in units of 10⁹ bytes; shards that are needed last make room. Each has to fit in."""
-
-
-@dataclass
-class Checkpoints:
-    """When to save, and what to keep."""
-
-    every: Steps = 2000
-    """Steps between two checkpoints; the last step, or that of SIGTERM, SIGUSR1 or Ctrl-C, leaves one too."""
-    keep_newest: Steps = 2
-    """Newest checkpoints that stay."""
-    keep_every: StepsOrNone = 0
-    """Checkpoints whose step is a multiple of this stay too; 0: none."""
+__all__ = [
+    "A_YEAR",
+    "DOMAINS",
+    "LONGEST_SIDE",
+    "PRECISIONS",
+    "Cache",
+    "Checkpoints",
+    "Demo",
+    "Domain",
+    "Evaluate",
+    "LevelWeights",
+    "Loader",
+    "Method",
+    "Network",
+    "Optimizer",
+    "Pictures",
+    "Prediction",
+    "Prepare",
+    "PseudoLabel",
+    "RateMultipliers",
+    "Shards",
+    "Train",
+]
 
 
 @dataclass

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esl_dist.config import MOST_PIXELS, Demo, Evaluate, Prepare, PseudoLabel, Train
+from esl_dist.config import Demo, Evaluate, Prepare, PseudoLabel, Train
 from esl_dist.config_files import describe, load_config
+from esl_dist.config_types import MOST_PIXELS
 from esl_dist.config_values import (
     Bound,
     converted,

@@ -10,7 +10,18 @@ ROOT = Path(__file__).parents[1]
 
 LAYERS: list[set[str]] = [
     {
-        *("config", "config_files", "config_values", "yaml_text", "environment", "errors", "files", "checked"),
+        *(
+            "config",
+            "config_files",
+            "config_groups",
+            "config_types",
+            "config_values",
+            "yaml_text",
+            "environment",
+            "errors",
+            "files",
+            "checked",
+        ),
         *("command_line", "early", "endings", "gpu_errors", "machine", "made_with", "slurm", "stop_signals", "urls"),
     },
     {"data", "models"},

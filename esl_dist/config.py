@@ -12,15 +12,18 @@ from typing import Annotated
 from omegaconf import MISSING
 
 from esl_dist.config_groups import (
+    Augmentation,
     Cache,
     Checkpoints,
     LevelWeights,
     Loader,
+    Masks,
     Method,
     Network,
     Optimizer,
     RateMultipliers,
     Shards,
+    Teacher,
 )
 from esl_dist.config_types import (
     A_YEAR,
@@ -55,6 +58,7 @@ __all__ = [
     "DOMAINS",
     "LONGEST_SIDE",
     "PRECISIONS",
+    "Augmentation",
     "Cache",
     "Checkpoints",
     "Demo",
@@ -62,6 +66,7 @@ __all__ = [
     "Evaluate",
     "LevelWeights",
     "Loader",
+    "Masks",
     "Method",
     "Network",
     "Optimizer",
@@ -71,6 +76,7 @@ __all__ = [
     "PseudoLabel",
     "RateMultipliers",
     "Shards",
+    "Teacher",
     "Train",
 ]
 

@@ -27,6 +27,14 @@ Steps = Annotated[int, limits(at_least=1, at_most=MOST_STEPS)]
 StepsOrNone = Annotated[int, limits(at_least=0, at_most=MOST_STEPS)]
 Samples = Annotated[int, limits(at_least=1, at_most=2**16)]
 Size = Annotated[list[int], two_values("[width, height]"), limits(at_least=1, at_most=LONGEST_SIDE), MOST_PIXELS]
+Margins = Annotated[
+    list[float],
+    Bound("4 values, [top, bottom, left, right]", lambda values: len(values) == 4, is_of_list=True),
+    limits(at_least=0, less_than=1),
+    Bound(
+        "opposite ones less than 1 together", lambda values: max(sum(values[:2]), sum(values[2:])) < 1, is_of_list=True
+    ),
+]
 Workers = Annotated[int, limits(at_least=0, at_most=256)]
 Seed = Annotated[int, limits(at_least=0, at_most=2**32 - 1)]
 Share = Annotated[float, limits(at_least=0, at_most=1)]

@@ -11,14 +11,22 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import set_rates
-from esl_dist.adaptation.passes import SEGMENTATION, Losses, MicroBatch, Normaliser, Precision
+from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Precision
 from esl_dist.config_files import save_config
 from esl_dist.data.workers import Workers
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import published_state
-from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, wait_for_all
+from esl_dist.ranks.collectives import (
+    GRADIENTS,
+    BegunSum,
+    begin_sum,
+    is_main,
+    note_progress,
+    print_on_main,
+    wait_for_all,
+)
 from esl_dist.ranks.fence import Fence
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.async_save import BackgroundSaver
@@ -31,7 +39,7 @@ from esl_dist.training.agreement import Agreement, ComingStep, CorruptSamples, p
 from esl_dist.training.data import Order, own_micro_batches
 from esl_dist.training.log import EMPTY_INTERVAL, TrainingLog
 from esl_dist.training.setup import Training, set_up
-from esl_dist.training.step import add_gradients
+from esl_dist.training.step import Contribution, add_gradients
 from esl_dist.training.stop_request import StopRequest
 
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
@@ -99,11 +107,12 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             own = coming.begin(agreed)
             corrupt.add(step, agreed.replaced)
             rates = set_rates(training.state.optimizers, step, config.optimizer)
-            losses = _passes(training, own, agreed)
+            losses, counts = _passes(training, own, agreed)
+            sums = {name: begin_sum(count, GRADIENTS) for name, count in counts.items()}
             # Read, copied and told to the others while the device still computes and gradients are on their way.
             if not is_last:
                 coming = _prepare(training, batches, request, done + 1)
-            updated = _update(training, done)
+            updated = _update(training, done, sums)
             log.add(losses, updated)
             fence.end_step()
             record.step = done
@@ -157,8 +166,8 @@ def _prepare(training: Training, batches: Iterator[MicroBatch], request: StopReq
     return prepare(read, config.batch_size, config.steps, request, f"step {number}")
 
 
-def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement) -> Losses:
-    """Make this rank's passes; returns its losses."""
+def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement) -> Contribution:
+    """Make this rank's passes; returns its losses and counts."""
     config, updating = training.config, training.updating
     updating.begin_step()
     normaliser = Normaliser(agreed.valid_pixels, config.batch_size)
@@ -166,11 +175,12 @@ def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement) ->
     return add_gradients(training.state.networks, training.method, config.method, own, normaliser, precision)
 
 
-def _update(training: Training, done: int) -> bool:
+def _update(training: Training, done: int, sums: Mapping[str, BegunSum]) -> bool:
     """Update the networks; returns whether they were."""
     updated = training.updating.update(f"{training.config.name}, step {done}")
+    counts = {name: one.wait("what is counted in a step") for name, one in sums.items()}
     if updated:
-        training.method.after_update(training.state.networks, done)
+        training.method.after_update(training.state.networks, done, counts, training.config.method)
     return updated
 
 

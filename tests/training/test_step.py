@@ -58,7 +58,7 @@ def test_a_pass_is_learned_from_by_the_sum_of_its_losses_each_with_the_weight_of
 
     one = micro_batch(domain_batch(1, True), domain_batch(2, True))
     precision = Precision(contextlib.nullcontext, backward)
-    losses = add_gradients(build(), METHODS["advent"], WEIGHTS, [one], normaliser(one), precision)
+    losses = add_gradients(build(), METHODS["advent"], WEIGHTS, [one], normaliser(one), precision).losses
     assert not any(loss.requires_grad for loss in losses.values()), "they would keep every pass until they are logged"
     value = {name: float(loss) for name, loss in losses.items()}
     source = 2 * value["source_cross_entropy/main"] + 3 * value["source_cross_entropy/auxiliary"]
@@ -72,7 +72,9 @@ def test_a_pass_is_learned_from_by_the_sum_of_its_losses_each_with_the_weight_of
 def test_each_domain_is_normalised_by_its_own_labelled_pixels_of_the_global_batch() -> None:
     one = micro_batch(domain_batch(1, True), domain_batch(2, True))
     found = [
-        add_gradients(build(), METHODS["advent"], WEIGHTS, [one], Normaliser(torch.tensor(pixels), IMAGES), PLAIN)
+        add_gradients(
+            build(), METHODS["advent"], WEIGHTS, [one], Normaliser(torch.tensor(pixels), IMAGES), PLAIN
+        ).losses
         for pixels in ((100, 100), (100, 200), (200, 100))
     ]
     for domain, factors in (("source", (1, 1, 0.5)), ("target", (1, 0.5, 1))):
@@ -119,7 +121,7 @@ def test_losses_are_computed_from_float32_in_mixed_precision_too(monkeypatch: py
     own = micro_batch(*batches)
     precision = Precision(lambda: torch.autocast("cpu", torch.bfloat16), backward)
     weights = settings.Method(name=name)
-    losses = add_gradients(networks, METHODS[name], weights, [own], normaliser(own), precision)
+    losses = add_gradients(networks, METHODS[name], weights, [own], normaliser(own), precision).losses
     assert precisions == {torch.bfloat16}
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     # Each at two levels, the cross-entropy on both domains.

@@ -5,7 +5,7 @@ from torch.optim import Optimizer
 
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import segmentation_sgd
-from esl_dist.adaptation.passes import SEGMENTATION, Networks, Step, source_pass, target_pass
+from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass, target_pass
 from esl_dist.models.deeplab import DeepLab
 
 
@@ -54,10 +54,16 @@ class Method:
         if step.batch.target is not None:
             target_pass(step)
 
-    def after_update(self, networks: Networks, steps: int) -> None:
-        """Change networks that no optimiser trains, after the update that makes it `steps` steps.
+    def after_update(self, networks: Networks, steps: int, counts: Counts, options: settings.Method) -> None:
+        """Change networks that no optimiser trains, after an update.
 
-        A step that half precision skips is followed by none.
+        A step that half precision skips is followed by none; what it counted is dropped.
+
+        Args:
+            networks: all of them.
+            steps: done, this one included.
+            counts: what the passes of the step have counted (`Step.count`), summed over ranks, on the device.
+            options: the method's settings.
         """
 
 

@@ -29,7 +29,7 @@ def build_teacher(segmentation: DeepLab) -> DeepLab:
             module.p = 0.0
         elif hasattr(module, "drop_prob"):
             # What drops whole branches (stochastic depth) is called so in timm and torchvision's relatives.
-            module.drop_prob = 0.0
+            module.drop_prob = 0.0  # type: ignore[assignment]
     return teacher
 
 
@@ -50,7 +50,8 @@ def follow(networks: Networks, steps: int, highest: float) -> None:
         steps: done so far.
         highest: momentum of the average.
     """
-    own, student = (list(networks[name].parameters()) for name in (TEACHER, SEGMENTATION))
+    own: list[Tensor] = [*networks[TEACHER].parameters()]
+    student: list[Tensor] = [*networks[SEGMENTATION].parameters()]
     torch._foreach_lerp_(own, student, 1 - momentum_after(steps, highest))
 
 

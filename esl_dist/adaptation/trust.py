@@ -8,8 +8,9 @@ from step to step. The published share is of a process's batch; here it is of th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +160,7 @@ def within_margins(samples: Batch, margins: Sequence[float]) -> Tensor:
     top, bottom, left, right = margins
     images = samples["images"]
     height, width = images.shape[2:]
-    windows, mirrored = _windows(samples)
+    windows, mirrored = _part_seen(samples)
     rows = _inside(windows[:, 1], windows[:, 3], height, (top, 1 - bottom))
     columns = _inside(windows[:, 0], windows[:, 2], width, (left, 1 - right))
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
@@ -167,9 +168,10 @@ def within_margins(samples: Batch, margins: Sequence[float]) -> Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
-def _windows(samples: Batch) -> tuple[Tensor, Tensor]:
-    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64).expand(len(samples["images"]), 4)
-    return whole, torch.zeros(len(whole), dtype=torch.bool)
+def _part_seen(samples: Batch) -> tuple[Tensor, Tensor]:
+    known, count = cast("Mapping[str, Tensor]", samples), len(samples["images"])
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64).expand(count, 4)
+    return known.get("windows", whole), known.get("mirrored", torch.zeros(count, dtype=torch.bool))
 
 
 def _inside(first: Tensor, last: Tensor, count: int, bounds: tuple[float, float]) -> Tensor:

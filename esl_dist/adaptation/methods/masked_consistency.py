@@ -36,8 +36,9 @@ class MaskedConsistency(Method):
 
     def optimizers(self, networks: Networks, options: settings.Optimizer) -> dict[str, Optimizer]:
         """Return the host's, which is told by its networks."""
-        host = HOSTS["advent"] if DISCRIMINATORS in networks else super()
-        return host.optimizers(networks, options)
+        if DISCRIMINATORS in networks:
+            return HOSTS["advent"].optimizers(networks, options)
+        return super().optimizers(networks, options)
 
     def passes(self, step: Step) -> None:
         """Make the host's passes, then that over masked pictures."""

@@ -8,6 +8,7 @@ from omegaconf import MISSING
 from esl_dist.config_types import (
     LONGEST_SIDE,
     MOST_STEPS,
+    Betas,
     Folder,
     LocalPath,
     Margins,
@@ -25,7 +26,6 @@ from esl_dist.config_types import (
 from esl_dist.config_values import (
     limits,
     one_of,
-    two_values,
 )
 
 
@@ -162,21 +162,25 @@ class RateMultipliers:
 
 @dataclass
 class Optimizer:
-    """SGD for the segmentation network, Adam for the discriminators, one polynomial schedule for both."""
+    """SGD or AdamW for the segmentation network, Adam for the discriminators, one polynomial schedule for both."""
 
+    kind: Annotated[str, one_of("sgd", "adamw")] = "sgd"
+    """The segmentation network's optimiser: `sgd`, as AdvEnt publishes it, or `adamw`, as DACS, DAFormer, MIC and
+    VFM-UDA train."""
     learning_rate: Rate = 2.5e-4
-    """Base learning rate of SGD."""
+    """Base learning rate of the segmentation network."""
     momentum: Share = 0.9
     """Momentum of SGD."""
+    betas: Betas = field(default_factory=lambda: [0.9, 0.999])
+    """Decay rates of AdamW."""
     weight_decay: Weight = 5e-4
-    """Weight decay of SGD."""
+    """Weight decay of the segmentation network: SGD's of all parameters, AdamW's of all but norms, biases, position
+    embeddings and tokens."""
     multipliers: RateMultipliers = field(default_factory=RateMultipliers)
-    """Factors on the learning rate of SGD."""
+    """Factors on the learning rate of the segmentation network's parts."""
     discriminator_learning_rate: Rate = 1e-4
     """Base learning rate of Adam."""
-    discriminator_betas: Annotated[list[float], two_values(), limits(at_least=0, less_than=1)] = field(
-        default_factory=lambda: [0.9, 0.99]
-    )
+    discriminator_betas: Betas = field(default_factory=lambda: [0.9, 0.99])
     """Decay rates of Adam."""
     schedule_steps: Steps = 250_000
     """Steps over which the rate would fall to zero."""
@@ -185,6 +189,9 @@ class Optimizer:
     warm_up_steps: StepsOrNone = 0
     """Steps at the beginning over which that rate is approached in equal parts, times (step + 1) / warm_up_steps; 0:
     none, as published; at most schedule_steps."""
+    warm_up_from: Share | None = None
+    """Share r of that rate with which the warm-up begins instead, times 1 - (1 - step / warm_up_steps) · (1 - r), as
+    DAFormer (1e-6) and VFM-UDA (1e-3) have it; null: as warm_up_steps says."""
 
 
 @dataclass

@@ -40,6 +40,7 @@ Seed = Annotated[int, limits(at_least=0, at_most=2**32 - 1)]
 Share = Annotated[float, limits(at_least=0, at_most=1)]
 ShareBelowOne = Annotated[float, limits(at_least=0, less_than=1)]
 Rate = Annotated[float, limits(more_than=0, at_most=1e30)]
+Betas = Annotated[list[float], two_values(), limits(at_least=0, less_than=1)]
 Weight = Annotated[float, limits(at_least=0, at_most=LARGEST_FACTOR)]
 Multiplier = Annotated[float, limits(more_than=0, at_most=LARGEST_FACTOR)]
 A_YEAR = 525_600.0

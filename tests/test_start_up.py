@@ -81,6 +81,7 @@ CONTRADICTIONS = [
         {},
         "optimizer.warm_up_steps=250001 goes beyond optimizer.schedule_steps=250000",
     ),
+    ("launch/train", ("optimizer.warm_up_from=0.1",), {}, "give optimizer.warm_up_steps=…, or leave it out"),
     ("launch/train", ("batch_size=3", "accumulate=2"), {}, "batch_size=3 cannot be shared"),
     ("launch/train", ("network.start_without=heads",), {}, "needs weights to start from"),
     ("launch/train", ("compile=true", "checkpoint_activations=true"), {}, "exclude each other"),

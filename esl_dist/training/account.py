@@ -100,8 +100,10 @@ def _network(config: settings.Train, first_step: int) -> str:
 def _rate(config: settings.Train) -> str:
     options = config.optimizer
     end = scheduled_rate(1, config.steps, options)
-    warm_up = f", approached over {_counted(options.warm_up_steps, 'step')}" if options.warm_up_steps else ""
-    return f"learning rate {options.learning_rate:g}{warm_up}, at the end {100 * end:.3g} % of it"
+    begun = "" if options.warm_up_from is None else f" from {options.warm_up_from:g} of it"
+    warm_up = f", approached over {_counted(options.warm_up_steps, 'step')}{begun}" if options.warm_up_steps else ""
+    kind = {"sgd": "", "adamw": "AdamW, "}[options.kind]
+    return f"{kind}learning rate {options.learning_rate:g}{warm_up}, at the end {100 * end:.3g} % of it"
 
 
 def _device(device: torch.device) -> str:

@@ -25,6 +25,11 @@ def check_training(config: settings.Train) -> None:
     for key, steps in (("steps", config.steps), ("optimizer.warm_up_steps", options.warm_up_steps)):
         if steps > options.schedule_steps:
             raise UserError(f"{key}={steps} goes beyond optimizer.schedule_steps={options.schedule_steps}")
+    if options.warm_up_from is not None and not options.warm_up_steps:
+        raise UserError(
+            f"optimizer.warm_up_from={options.warm_up_from:g} needs steps in which the rate rises from it: give "
+            "optimizer.warm_up_steps=…, or leave it out"
+        )
     if is_alone():
         refuse_unequal_shares(config)
     needs_target = METHODS.needs_target(name) or config.pseudo_labels is not None

@@ -188,6 +188,18 @@ def test_a_run_without_deepspeed_goes_on_with_it(
     assert_equal_to_rounding(everything_learned(run), everything_learned(plain))
 
 
+@pytest.mark.grid
+def test_adamw_whose_weights_do_not_all_decay_goes_on_with_it(server: RankServer, town: Path, tmp_path: Path) -> None:
+    words = ("method.name=minent", "optimizer.kind=adamw", "optimizer.weight_decay=0.1")
+    plain = run_in(tmp_path, "plain")
+    train(server, town, plain, *words)
+    run = half_of(plain, tmp_path / "half")
+    train(server, town, run, *words, stage=2)
+    learned = everything_learned(plain)
+    assert any("/optimizers/segmentation/" in name and name.endswith("exp_avg_sq") for name in learned)
+    assert_equal_to_rounding(everything_learned(run), learned)
+
+
 def test_a_run_of_one_network_whose_optimiser_has_no_states_goes_on_with_it_in_bf16(
     server: RankServer, town: Path, tmp_path: Path
 ) -> None:

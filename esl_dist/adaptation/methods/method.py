@@ -4,7 +4,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
-from esl_dist.adaptation.optimisers import segmentation_sgd
+from esl_dist.adaptation.optimisers import segmentation_optimizer
 from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass, target_pass
 from esl_dist.models.deeplab import DeepLab
 
@@ -42,7 +42,7 @@ class Method:
         """
         segmentation = networks[SEGMENTATION]
         assert isinstance(segmentation, DeepLab)
-        return {SEGMENTATION: segmentation_sgd(segmentation, options)}
+        return {SEGMENTATION: segmentation_optimizer(segmentation, options)}
 
     def passes(self, step: Step) -> None:
         """Make the passes of a step over one micro-batch; each ends in `step.minimise`.

@@ -14,7 +14,6 @@ from esl_dist.adaptation.augmentation import augmented
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.adaptation.passes import Normaliser, Step
 from esl_dist.data.loading import Batch
-from esl_dist.errors import UserError
 from tests.adaptation import formulas
 from tests.adaptation.steps import CLASSES, IMAGES, SIZE, domain_batch, make_step, micro_batch
 
@@ -239,13 +238,6 @@ def test_every_draw_depends_on_the_place_of_its_picture_in_the_global_batch_alon
 def _half(batch: Batch) -> Batch:
     labels = batch["labels"]
     return Batch(**{**batch, "images": batch["images"][2:], "labels": None if labels is None else labels[2:]})
-
-
-def test_pictures_of_two_sizes_cannot_be_mixed() -> None:
-    step = step_of(options("self_training"))
-    smaller = Batch(**{**step.samples("target"), "images": step.samples("target")["images"][:, :, :, :56]})
-    with pytest.raises(UserError, match=r"^method\.mix=true .* have 64×32 and 56×32 pixels; give source\.size"):
-        METHODS["self_training"].passes(replace(step, batch=micro_batch(step.samples("source"), smaller)))
 
 
 def test_labels_of_another_size_than_the_pictures_are_mixed_at_the_size_of_the_pictures() -> None:

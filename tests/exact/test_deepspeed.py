@@ -276,3 +276,13 @@ def test_what_several_networks_do_not_bear_is_refused_with_one_message(
     assert all(expected in message for message in messages)
     assert "Traceback" not in job.output()
     assert not (tmp_path / "snapshots").exists()
+
+
+@pytest.mark.grid
+def test_a_teacher_and_its_rule_of_trust_follow_the_plain_run(server: RankServer, town: Path, tmp_path: Path) -> None:
+    words = ("method.name=masked_consistency", "method.teacher.trust=entropy", "method.masks.block=8")
+    plain, run = run_in(tmp_path, "plain"), run_in(tmp_path)
+    train(server, town, plain, *words)
+    train(server, town, run, *words, stage=2)
+    assert {"/teacher/conv1.weight", "/entropies/histograms"} < everything_learned(plain).keys()
+    assert_follows(run, plain)

@@ -82,6 +82,22 @@ def test_each_domain_is_normalised_by_its_own_labelled_pixels_of_the_global_batc
         assert values == pytest.approx([values[0] * factor for factor in factors], rel=1e-12)
 
 
+def test_what_the_passes_over_micro_batches_count_adds_up() -> None:
+    options = settings.Method("self_training", teacher=settings.Teacher(trust="entropy"))
+
+    def counts(*own: MicroBatch) -> Tensor:
+        networks = build("self_training", options)
+        # Else a pass would change what the next one predicts.
+        networks.eval()
+        found = add_gradients(networks, METHODS["self_training"], options, own, normaliser(*own), PLAIN)
+        return found.counts["entropies"]
+
+    one, other = (micro_batch(domain_batch(seed, True), domain_batch(seed + 1, False)) for seed in (1, 3))
+    assert int(counts(one).sum()) == one.target["images"][:, 0].numel()
+    assert torch.equal(counts(one, other), counts(one) + counts(other))
+    assert not torch.equal(counts(one), counts(other))
+
+
 LOSSES = {
     "minent": ("cross_entropy", "entropy_loss"),
     "advent": ("cross_entropy", "fool_discriminator", "tell_domains_apart"),

@@ -29,6 +29,10 @@ class MaskedConsistency(Method):
     needs_target = True
     least_side = AdvEnt.least_side
 
+    def needs_one_size(self, options: settings.Method) -> bool:
+        """Say whether the host mixes pictures."""
+        return options.host not in HOSTS and options.mix
+
     def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
         """Return the host's networks, and a teacher."""
         hosted = HOSTS[options.host].networks(segmentation, classes, options) if options.host in HOSTS else {}

@@ -25,6 +25,10 @@ class Method:
     needs_target: bool = False
     least_side: int = 1
 
+    def needs_one_size(self, options: settings.Method) -> bool:
+        """Say whether pictures of the two domains have to have the same size."""
+        return False
+
     def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
         """Return the networks beside the segmentation network, by name.
 

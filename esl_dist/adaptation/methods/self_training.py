@@ -27,7 +27,6 @@ from esl_dist.adaptation.trust import (
     learn_from,
     trusted_labels,
 )
-from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 
 
@@ -35,6 +34,10 @@ class SelfTraining(Method):
     """Cross-entropy on the source's labels, and weighed on mixed pictures with the teacher's."""
 
     needs_target = True
+
+    def needs_one_size(self, options: settings.Method) -> bool:
+        """Say whether pictures are mixed."""
+        return options.mix
 
     def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
         """Return the teacher and what its trust is judged by."""
@@ -51,11 +54,7 @@ class SelfTraining(Method):
 
 
 def mixed_pass(step: Step, trusted: Trusted) -> None:
-    """Learn from the teacher's labels on target pictures with classes of the source in them.
-
-    Raises:
-        UserError: pictures of the domains have different sizes.
-    """
+    """Learn from the teacher's labels on target pictures, into which classes of the source are mixed if asked."""
     images = step.samples("target")["images"]
     if step.options.mix:
         images, trusted = mixed(step, trusted)
@@ -64,21 +63,10 @@ def mixed_pass(step: Step, trusted: Trusted) -> None:
 
 
 def mixed(step: Step, trusted: Trusted) -> tuple[Tensor, Trusted]:
-    """Paste half of the classes of each source picture, with its labels and a weight of 1, into its target picture.
-
-    Raises:
-        UserError: pictures of the domains have different sizes.
-    """
+    """Paste half of the classes of each source picture, with its labels and a weight of 1, into its target picture."""
     source, target = step.samples("source"), step.samples("target")["images"]
-    size = target.shape[2:]
-    if source["images"].shape[2:] != size:
-        sizes = (f"{one.shape[3]}×{one.shape[2]}" for one in (source["images"], target))
-        raise UserError(
-            f"method.mix=true lays source pictures over target pictures: they have {' and '.join(sizes)} pixels; give "
-            "source.size and target.size, or source.crop and target.crop, the same [width,height]"
-        )
     assert source["labels"] is not None
-    labels = labels_at(source["labels"], size)
+    labels = labels_at(source["labels"], target.shape[2:])
     pasted = class_mask(labels, step.batch.generators("classes"))
     return torch.where(pasted[:, None], source["images"], target), Trusted(
         torch.where(pasted, labels.to(trusted.labels.dtype), trusted.labels),

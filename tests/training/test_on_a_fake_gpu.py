@@ -33,6 +33,7 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.prediction import predictions as predicting
 from esl_dist.prediction.levels import counting
 from esl_dist.prediction.predictor import Predictor
+from esl_dist.training import validation
 from tests.inference.trained import trained_network
 
 CLASSES, IMAGES, HEIGHT, WIDTH = 3, 2, 32, 64
@@ -232,7 +233,7 @@ Computed = list[tuple[torch.device, tuple[Tensor, ...]]]
 def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
     """Return what is computed for the host, and where; what is copied from there has to be on a real device."""
     results: Computed = []
-    for module in (predicting, levels):
+    for module in (predicting, levels, validation):
         monkeypatch.setattr(module, "on_host", lambda compute, device: results.append((device, compute())))
     return results
 
@@ -252,6 +253,16 @@ def test_a_score_is_computed_on_the_device_of_the_network(monkeypatch: pytest.Mo
     list(predicting.predictions([predictor(), predictor()], _Pictures(), None))
     ((device, results),) = computed
     assert {device, *(one.device for one in results)} == {GPU}
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_validation_is_computed_on_the_device_of_the_network(computed: Computed, teacher: bool) -> None:
+    samples: Any = _Pictures()
+    validated = validation.Validation(samples, predictor(), predictor() if teacher else None, Workers(0, 1))
+    validation._counts(validated, fake_batch(True, images=1), counting(empty_histograms(CLASSES, GPU)))
+    (_, scored), (device, (same, are_finite)) = computed
+    assert {device, same.device, are_finite.device, *(one.device for one in scored)} == {GPU}
+    assert (same.shape, are_finite.shape) == ((), ())
 
 
 class _Pictures:

@@ -89,6 +89,10 @@ class TrainingLog:
         if updated:
             self._sums = {name: _added(self._sums.get(name), loss) for name, loss in losses.items()}
 
+    def leave_out(self, seconds: float) -> None:
+        """Let what took so long not count for the speed of the steps."""
+        self._began += seconds
+
     def interval(self) -> Interval:
         """Return what was collected since the last entry; called on every rank."""
         return Interval(losses=self._summed_over_ranks(), updates=self._updates, skipped=self._skipped)

@@ -62,7 +62,10 @@ def train(config: settings.Train, ranks: Ranks, request: StopRequest, record: Ru
     if step >= config.steps:
         fewer = f", though only {config.steps} were asked for now" if step > config.steps else ""
         print_on_main(f"{config.name}: finished already, at step {step}{fewer}")
-        _validate_overdue(_validator(training, _log(training), request), training)
+        if (validator := _validator(training, request)).is_due(step):
+            log = _log(training)
+            _validate_overdue(validator, training, log)
+            log.close()
         _export(training, step, before)
         return run
     if is_main():
@@ -86,8 +89,8 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
     began, means = time.monotonic(), {}
     saver = BackgroundSaver(run, config.checkpoints)
     log = _log(training)
-    validator = _validator(training, log, request)
-    _validate_overdue(validator, training)
+    validator = _validator(training, request)
+    _validate_overdue(validator, training, log)
     corrupt = CorruptSamples(
         data, config.batch_size, config.loader.skip_corrupt, training.before.get("corrupt_samples", {})
     )
@@ -125,7 +128,7 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
                 log.draw(done, training.state.networks[SEGMENTATION], own[-1], data.classes)
             saver.raise_failure()
             if validate_now:
-                agreed = _validated(validator, done, agreed)
+                agreed = _validated(validator, done, log, agreed)
                 save_now = save_now or agreed.stop or validator.best_step == done
             if save_now:
                 for network in training.state.networks.values():
@@ -155,30 +158,30 @@ def _log(training: Training) -> TrainingLog:
     return TrainingLog(logs_of(config, run), run.name, images, training.first_step, interval)
 
 
-def _validator(training: Training, log: TrainingLog, request: StopRequest) -> Validator:
+def _validator(training: Training, request: StopRequest) -> Validator:
     config, samples, step = training.config, training.validation, training.first_step
     validation = None
     if samples is not None:
         workers = Workers(config.loader.workers, config.timeout_minutes, "loader.workers", note_progress)
         known = provenance_of(_checkpoint(training, step, {"precision": training.ranks.precision}))
         validation = validation_of(samples, training.state.networks, known, workers)
-    return Validator(validation, config, training.run, step, log, request)
+    return Validator(validation, config, training.run, step, request)
 
 
-def _validate_overdue(validator: Validator, training: Training) -> None:
+def _validate_overdue(validator: Validator, training: Training, log: TrainingLog) -> None:
     """Validate the step that a run goes on from, where a stop came before that.
 
     Raises:
         StoppedError: some rank was asked to stop again.
     """
     step = training.first_step
-    if validator.is_due(step) and (finding := validator.validate(step)).figures is None:
+    if validator.is_due(step) and (finding := validator.validate(step, log)).figures is None:
         raise StoppedError(f"{training.config.name}: stopped before the validation of step {step}", finding.interrupted)
 
 
-def _validated(validator: Validator, step: int, agreed: Agreement) -> Agreement:
+def _validated(validator: Validator, step: int, log: TrainingLog, agreed: Agreement) -> Agreement:
     """Validate a step; returns what the ranks agree on, who all stop where one was asked to meanwhile."""
-    finding = validator.validate(step)
+    finding = validator.validate(step, log)
     if finding.figures is not None:
         return agreed
     return replace(agreed, stop=True, interrupted=finding.interrupted)

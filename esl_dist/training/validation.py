@@ -5,6 +5,7 @@ mean normalised entropy, the share of pixels that ESL would keep (arXiv 2006.086
 and its student agree. All are made of counts that add up over ranks, so they are the same bits on any number of them.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -245,13 +246,7 @@ class Validator:
     """
 
     def __init__(
-        self,
-        validation: Validation | None,
-        config: settings.Train,
-        run: Path,
-        first_step: int,
-        log: TrainingLog,
-        request: StopRequest,
+        self, validation: Validation | None, config: settings.Train, run: Path, first_step: int, request: StopRequest
     ) -> None:
         """Go on with what validations up to `first_step` found.
 
@@ -260,13 +255,12 @@ class Validator:
             config: the run's settings.
             run: its folder.
             first_step: steps done before.
-            log: where figures are written and shown.
             request: whether this rank was asked to stop.
 
         Raises:
             UserError: the run's file of validations is damaged.
         """
-        self._validation, self._config, self._log, self._request = validation, config, log, request
+        self._validation, self._config, self._request = validation, config, request
         self._kept = None if validation is None else Validations(run, validation.made_with, first_step)
 
     def is_due(self, step: int) -> bool:
@@ -287,12 +281,14 @@ class Validator:
         """The step alone."""
         return None if self.best is None else self.best[0]
 
-    def validate(self, step: int) -> Finding:
-        """Validate the network after `step` steps; called on every rank."""
+    def validate(self, step: int, log: TrainingLog) -> Finding:
+        """Validate the network after `step` steps, and tell `log` what is found; called on every rank."""
         assert self._validation is not None
         assert self._kept is not None
+        began = time.monotonic()
         finding = validate(self._validation, f"the validation after step {step}", self._request)
+        log.leave_out(time.monotonic() - began)
         if finding.figures is not None:
-            self._log.write_validation(step, finding.figures, self._kept.is_better(finding.figures))
+            log.write_validation(step, finding.figures, self._kept.is_better(finding.figures))
             self._kept.add(step, finding.figures)
         return finding

@@ -53,6 +53,14 @@ def steps_kept(run: Path) -> list[int]:
     return [step_of(folder) for folder in checkpoint_folders(run)]
 
 
+def assert_same_validations(run: Path, other: Path) -> None:
+    assert (run / VALIDATIONS).read_bytes() == (other / VALIDATIONS).read_bytes()
+    shown, expected = entries(run), entries(other)
+    of_validations = [name for name in expected if name.startswith("validation")]
+    assert len(of_validations) > 3
+    assert all(shown[name] == expected[name] for name in of_validations)
+
+
 @pytest.fixture(scope="module")
 def plain(server: RankServer, town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run without validations."""
@@ -144,8 +152,22 @@ def test_a_validation_that_is_cut_short_is_done_when_the_run_goes_on(
         assert job.exit_codes() == [-number] * RANKS
     printed = train(server, town, run, RANKS, *words)
     assert f"r: validation at step {step}: mIoU" in printed
-    assert (run / VALIDATIONS).read_bytes() == (whole / VALIDATIONS).read_bytes()
     assert_same_bits(everything_learned(run), everything_learned(whole))
+    assert_same_validations(run, whole)
+
+
+@pytest.mark.grid
+def test_a_step_after_which_all_stop_is_validated_when_the_run_goes_on(
+    server: RankServer, town: Path, tmp_path: Path, whole: Path
+) -> None:
+    run, words = run_in(tmp_path), (*WORDS, *validated(town))
+    program = [str(PROJECT / TRAIN), *training_words(town, run, *words)]
+    job = server.start("tests/exact/stop_after.py", ["2", *program], RANKS)
+    assert job.exit_codes() == [EXIT_STOPPED] * RANKS, job.output()
+    if newest_step(run) == 2:
+        assert not (run / VALIDATIONS).exists()
+    train(server, town, run, RANKS, *words)
+    assert_same_validations(run, whole)
 
 
 def test_the_best_step_stays_and_is_named_after_restarts_too(server: RankServer, town: Path, tmp_path: Path) -> None:

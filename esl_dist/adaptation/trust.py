@@ -27,10 +27,7 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.row_tiles import highest_class
 
 ENTROPIES = "entropies"
-"""Name among the networks, and in checkpoints, of the histograms by which entropies are judged."""
-
-COUNTS = "entropies"
-"""Name of a step's counts of them."""
+"""Name of the histograms that judge entropies, in checkpoints as among the networks; and of a step's counts."""
 
 HIGHEST_LEVEL = 1023
 """Level of entropy 1; level l stands for l / 1023. Medians of a network that learns need no finer ones."""
@@ -89,7 +86,7 @@ def trusted_labels(step: Step) -> Trusted:
         assert isinstance(entropies, Entropies)
         # By the steps before this one: what it counts itself is summed over the ranks meanwhile, and nobody waits.
         trusted = levels <= limits(entropies.histograms, teacher.entropy_floor)[labels]
-        step.count(COUNTS, counted(labels, levels, seen, len(entropies.histograms)))
+        step.count(ENTROPIES, counted(labels, levels, seen, len(entropies.histograms)))
     return offline_first(Trusted(labels, weights(trusted, seen, by_pixel).to(predicted.dtype)), samples["labels"])
 
 

@@ -46,19 +46,31 @@ WORDS = (
 )
 
 
-@pytest.mark.parametrize("method", grid(sorted(METHODS), stay=["masked, entropy"]))
+CUTS = {
+    "two": ((STEPS, 2, 1),),
+    "four": ((STEPS, 4, 0),),
+    "four, then two": ((2, 4, 0), (STEPS, 2, 1)),
+    "two, then one, then four": ((1, 2, 0), (3, 1, 2), (STEPS, 4, 1)),
+}
+"""Starts of a run, one after the other: until which step, on how many ranks, with how many reading processes."""
+
+
+@pytest.mark.parametrize(
+    ("method", "cuts"),
+    grid(
+        [(one, cuts) for one in sorted(METHODS) for cuts in sorted(CUTS)], stay=[("masked, entropy", "four, then two")]
+    ),
+)
 def test_neither_ranks_nor_restarts_on_other_ranks_nor_workers_show(
-    server: RankServer, town: Path, tmp_path: Path, method: str
+    server: RankServer, town: Path, tmp_path: Path, method: str, cuts: str
 ) -> None:
-    words = (*METHODS[method], *WORDS, f"steps={STEPS}")
-    train_in_float64(server, town, run_in(tmp_path, "one"), 1, *words)
-    expected = everything_learned(run_in(tmp_path, "one"))
+    words = (*METHODS[method], *WORDS)
+    whole, cut = run_in(tmp_path, "whole"), run_in(tmp_path, "cut")
+    train_in_float64(server, town, whole, 1, *words, f"steps={STEPS}")
+    expected = everything_learned(whole)
     assert not torch.equal(expected["/teacher/conv1.weight"], expected["/segmentation/conv1.weight"])
     assert ("/entropies/histograms" in expected) == ("method.teacher.trust=entropy" in words)
-    train_in_float64(server, town, run_in(tmp_path, "four"), 4, *words)
-    assert_equal_to_rounding(everything_learned(run_in(tmp_path, "four")), expected)
-    cut = run_in(tmp_path, "cut")
-    for steps, ranks, workers in ((2, 2, 1), (3, 1, 0), (STEPS, 2, 0)):
+    for steps, ranks, workers in CUTS[cuts]:
         train_in_float64(server, town, cut, ranks, *words, f"steps={steps}", f"loader.workers={workers}")
     assert_equal_to_rounding(everything_learned(cut), expected)
 
@@ -67,20 +79,19 @@ def test_neither_ranks_nor_restarts_on_other_ranks_nor_workers_show(
     ("method", "ranks"),
     grid([(method, ranks) for method in sorted(METHODS) for ranks in (1, 2)], stay=[("masked, entropy", 2)]),
 )
-def test_killed_in_any_step_and_started_again_it_ends_with_the_same_bits(
+def test_killed_and_started_again_it_ends_with_the_same_bits(
     server: RankServer, town: Path, tmp_path: Path, method: str, ranks: int
 ) -> None:
     words = (*METHODS[method], *WORDS, f"steps={STEPS}")
-    train(server, town, run_in(tmp_path, "whole"), ranks, *words)
-    run = run_in(tmp_path, "killed")
-    for step in (1, 3):
-        job = start_training(server, town, run, ranks, *words)
-        job.wait_until(lambda step=step: newest_step(run) >= step)
-        job.kill(ranks - 1, signal.SIGKILL)
-        job.kill_all()
-        job.exit_codes()
-    train(server, town, run, ranks, *words)
-    assert different_bits(everything_learned(run), everything_learned(run_in(tmp_path, "whole"))) == []
+    whole, killed = run_in(tmp_path, "whole"), run_in(tmp_path, "killed")
+    train(server, town, whole, ranks, *words)
+    job = start_training(server, town, killed, ranks, *words)
+    job.wait_until(lambda: newest_step(killed) >= 2)
+    job.kill(ranks - 1, signal.SIGKILL)
+    job.kill_all()
+    job.exit_codes()
+    train(server, town, killed, ranks, *words)
+    assert different_bits(everything_learned(killed), everything_learned(whole)) == []
 
 
 def changed_parts(run: Path, step: int) -> set[str]:

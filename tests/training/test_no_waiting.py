@@ -60,8 +60,9 @@ def test_a_step_reads_nothing_back_from_the_device(method: str, half: bool, pseu
 ALWAYS = settings.Augmentation(jitter=1.0, blur=1.0)
 
 
-@pytest.mark.parametrize("host", ["self_training", "advent", "minent"])
-@pytest.mark.parametrize("entropy_as", ["mask", "weight"])
+@pytest.mark.parametrize(
+    ("host", "entropy_as"), [("self_training", "mask"), ("self_training", "weight"), ("advent", "mask")]
+)
 def test_neither_a_teacher_nor_its_rule_of_trust_nor_changes_of_pictures_read_anything_back(
     host: str, entropy_as: str
 ) -> None:

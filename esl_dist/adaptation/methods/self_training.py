@@ -18,7 +18,6 @@ from esl_dist.adaptation.mixing import class_mask
 from esl_dist.adaptation.passes import Counts, Networks, Step, source_pass
 from esl_dist.adaptation.teacher import follow
 from esl_dist.adaptation.trust import (
-    COUNTS,
     ENTROPIES,
     Entropies,
     Trusted,
@@ -77,7 +76,7 @@ def mixed(step: Step, trusted: Trusted) -> tuple[Tensor, Trusted]:
 def teach_on(networks: Networks, steps: int, counts: Counts, options: settings.Teacher) -> None:
     """After an update, move the teacher, and add the step's entropies to those that judge the next."""
     follow(networks, steps, options.momentum)
-    if COUNTS in counts:
+    if ENTROPIES in counts:
         entropies = networks[ENTROPIES]
         assert isinstance(entropies, Entropies)
-        entropies.add(counts[COUNTS], options.entropy_memory)
+        entropies.add(counts[ENTROPIES], options.entropy_memory)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 
 Kind = TypeVar("Kind", bound=Optimizer)
 
@@ -38,7 +38,7 @@ SGD = _without_compiler(torch.optim.SGD)
 Adam = _without_compiler(torch.optim.Adam)
 
 
-def segmentation_sgd(network: DeepLab, options: settings.Optimizer) -> Optimizer:
+def segmentation_sgd(network: SegmentationNetwork, options: settings.Optimizer) -> Optimizer:
     """Return SGD for a segmentation network; every parameter is in one group, with the rate factor of its part."""
     factors = vars(options.multipliers)
     groups = [

@@ -13,9 +13,6 @@ CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
 
 FIRST_CONVOLUTION = "conv1.weight"
-HEADS = ("layer5.", "layer6.")
-"""How the names of classifiers begin."""
-
 SOURCE_STATISTICS = (".source_mean", ".source_var")
 
 PLAIN_PREFIXES = ("module", "model", "net", "network", "_orig_mod")
@@ -35,7 +32,7 @@ def initialise(network: DeepLab) -> None:
     for _, convolution in convolutions:
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     for name, convolution in convolutions:
-        if name.startswith(HEADS):
+        if name.startswith(DeepLab.heads):
             assert convolution.bias is not None
             nn.init.normal_(convolution.weight, std=CLASSIFIER_STD)
             nn.init.zeros_(convolution.bias)
@@ -81,7 +78,7 @@ def load_weights(
     # A file may have one set of statistics where the network keeps one a domain.
     shared = {name: name.replace(".source_", ".running_") for name in own if name.endswith(SOURCE_STATISTICS)}
     weights = {name: weights[other] for name, other in shared.items() if other in weights} | weights
-    left_out = [name for name in weights if without_heads and name.startswith(HEADS)]
+    left_out = [name for name in weights if without_heads and name.startswith(DeepLab.heads)]
     fitting = {name: tensor for name, tensor in weights.items() if name in own and name not in left_out}
     if not fitting:
         raise UserError(f"{origin}: none of its {len(weights)} names is one of the network's; is it another network's?")
@@ -89,7 +86,7 @@ def load_weights(
         if tensor.shape != own[name].shape:
             remedy = (
                 "choose the number of classes of the file, or take all but its classifiers: network.start_without=heads"
-                if name.startswith(HEADS)
+                if name.startswith(DeepLab.heads)
                 else "choose the architecture of the file"
             )
             raise UserError(
@@ -113,7 +110,7 @@ def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     while (prefix := _shared_prefix(weights)) in PLAIN_PREFIXES:
         weights = {name.removeprefix(f"{prefix}."): tensor for name, tensor in weights.items()}
     published = {name: name if prefix is None else name.removeprefix(f"{prefix}.") for name in weights}
-    dropped = [name for name in weights if prefix is not None and published[name].startswith(HEADS)]
+    dropped = [name for name in weights if prefix is not None and published[name].startswith(DeepLab.heads)]
     return _for_published_input({published[name]: weights[name] for name in weights if name not in dropped}), dropped
 
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from benchmarks.gpu.conditions import Change
 from esl_dist.adaptation import passes
 from esl_dist.adaptation.methods.advent import DISCRIMINATORS
-from esl_dist.models.deeplab import checkpoint_blocks
+from esl_dist.models.segmentation import checkpoint_blocks
 from esl_dist.training.compilation import compile_segmentation
 
 

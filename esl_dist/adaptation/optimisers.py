@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 
 Kind = TypeVar("Kind", bound=Optimizer)
 
@@ -42,7 +42,7 @@ Adam = _without_compiler(torch.optim.Adam)
 AdamW = _without_compiler(torch.optim.AdamW)
 
 
-def segmentation_optimizer(network: DeepLab, options: settings.Optimizer) -> Optimizer:
+def segmentation_optimizer(network: SegmentationNetwork, options: settings.Optimizer) -> Optimizer:
     """Return SGD or AdamW for a segmentation network; every parameter is in one group, with its part's rate factor.
 
     AdamW after Loshchilov and Hutter (arXiv 1711.05101), w ← w − rate · (m̂ / (√v̂ + 1e-8) + weight_decay · w), as

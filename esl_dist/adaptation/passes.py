@@ -17,8 +17,8 @@ from esl_dist import config as settings
 from esl_dist.adaptation.losses import at_least_float32, cross_entropy
 from esl_dist.config import DOMAINS, Domain
 from esl_dist.data.loading import Batch
-from esl_dist.models.deeplab import Logits
 from esl_dist.models.resizing import upsample
+from esl_dist.models.segmentation import Logits
 
 SEGMENTATION = "segmentation"
 """Name of the network that is trained in the end for its own sake."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from esl_dist.adaptation.passes import SEGMENTATION, Networks, Step, log_probabilities_at
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 
 TEACHER = "teacher"
 """The teacher's name among the networks, and in checkpoints."""
 
 
-def build_teacher(segmentation: DeepLab) -> DeepLab:
+def build_teacher(segmentation: SegmentationNetwork) -> SegmentationNetwork:
     """Return the teacher of a network: its copy, which no gradient reaches and which drops nothing at random.
 
     It stays in training mode: its batch norms normalise by the statistics of what it sees, and keep running ones of

@@ -23,8 +23,8 @@ from esl_dist.adaptation.passes import SEGMENTATION, Step, WeightedLosses, at_le
 from esl_dist.adaptation.teacher import TEACHER, build_teacher, taught
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch
-from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.row_tiles import highest_class
+from esl_dist.models.segmentation import SegmentationNetwork
 
 ENTROPIES = "entropies"
 """Name of the histograms that judge entropies, in checkpoints as among the networks; and of a step's counts."""
@@ -65,7 +65,7 @@ class Entropies(nn.Module):
         self.histograms.mul_(memory).add_(counts)
 
 
-def build_teaching(segmentation: DeepLab, classes: int, options: settings.Teacher) -> dict[str, nn.Module]:
+def build_teaching(segmentation: SegmentationNetwork, classes: int, options: settings.Teacher) -> dict[str, nn.Module]:
     """Return the teacher of a network and, where entropies are judged, their histograms."""
     found: dict[str, nn.Module] = {TEACHER: build_teacher(segmentation)}
     return found | ({ENTROPIES: Entropies(classes)} if options.trust == "entropy" else {})

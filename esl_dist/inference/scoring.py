@@ -18,7 +18,7 @@ from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.inference.prediction_files import PredictionFiles
 from esl_dist.models.batch_norm import batch_norms, estimate_anew
-from esl_dist.models.deeplab import refuse_single_value
+from esl_dist.models.segmentation import refuse_single_value
 from esl_dist.prediction.background import in_background
 from esl_dist.prediction.predictions import Prediction, own_part, predictions, read_batches
 from esl_dist.prediction.predictor import Predictor, autocast
@@ -107,7 +107,7 @@ def _with_statistics_of(predictor: Predictor, shards: ShardReader, workers: Work
     refuse_mixed_sizes(shards, predictor.size, "data.size")
     if (size := predictor.size or shards.index.image_size) is not None:
         larger = "larger pictures as data.size=[width,height]"
-        refuse_single_value(size, min(batch_size, count), "statistics_from", larger)
+        refuse_single_value(network, size, min(batch_size, count), "statistics_from", larger)
     starts = range(0, max(count - batch_size + 1, 1), batch_size)
     own = own_part([list(range(start, min(start + batch_size, count))) for start in starts])
     estimate_anew(network)

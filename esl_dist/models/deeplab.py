@@ -10,22 +10,16 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from esl_dist.config import Domain
-from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import DomainBatchNorm2d, finish_pass, seen_before, set_domain
+from esl_dist.models.batch_norm import DomainBatchNorm2d, seen_before
+from esl_dist.models.segmentation import Logits, SegmentationNetwork
 
 CLASSIFIER_DILATIONS = (6, 12, 18, 24)
-
-Logits = dict[str, Tensor]
-"""Level (`main`, `auxiliary`) → logits, (batch, classes, ⌊(height + 1) / 8⌋ + 1, ⌊(width + 1) / 8⌋ + 1): an 8th."""
-
 
 Norm = Callable[[int], DomainBatchNorm2d]
 """Number of channels → batch norm of so many."""
@@ -53,16 +47,6 @@ ARCHITECTURES = {
 def feature_size(side: int) -> int:
     """Return the pixels of a side of stages 3 and 4, and of the logits, for pictures with a side of `side` pixels."""
     return (side + 1) // 8 + 1
-
-
-def least_bytes_a_pixel(architecture: str, classes: int, levels: int) -> tuple[int, int]:
-    """Return what a pass in training takes for a pixel of the picture and for one of the label, as a bound from below.
-
-    Of the picture: the first convolution's output before and after ReLU, a quarter of the pixels, in half precision. Of
-    the label: logarithmic probabilities in float32. All of them wait for the backward pass, in which there are as many
-    bytes of gradients of a label.
-    """
-    return 2 * 2 * ARCHITECTURES[architecture].channels // 4, 2 * 4 * classes * levels
 
 
 class ResidualBlock(nn.Module):
@@ -111,13 +95,6 @@ def _first_and_repeated(block: nn.Module) -> tuple[AbstractContextManager[None],
     return nullcontext(), seen_before(block)
 
 
-def checkpoint_blocks(networks: nn.Module) -> None:
-    """Have every residual block in `networks` keep its input alone for the backward pass, which computes it again."""
-    for module in networks.modules():
-        if isinstance(module, ResidualBlock):
-            module.is_checkpointed = True
-
-
 class Classifier(nn.Module):
     """Atrous spatial pyramid of DeepLab-v2: the sum of four dilated 3×3 convolutions."""
 
@@ -133,7 +110,7 @@ class Classifier(nn.Module):
         return torch.stack([convolution(features) for convolution in self.conv2d_list]).sum(0)
 
 
-class DeepLab(nn.Module):
+class DeepLab(SegmentationNetwork):
     """DeepLab-v2 with one or two levels.
 
     Args:
@@ -144,11 +121,13 @@ class DeepLab(nn.Module):
         per_picture: whether in training batch norm normalises each picture by itself, not by the global batch.
     """
 
+    heads = ("layer5.", "layer6.")
+
     def __init__(
         self, architecture: str, classes: int, auxiliary_head: bool, per_domain: bool, per_picture: bool = False
     ) -> None:
         """Build the network with random weights (see `esl_dist.models.weights.initialise`)."""
-        super().__init__()
+        super().__init__(classes)
         shape = ARCHITECTURES[architecture]
         norm = partial(DomainBatchNorm2d, per_domain=per_domain, per_picture=per_picture)
         self.conv1 = nn.Conv2d(3, shape.channels, 7, 2, 3, bias=False)
@@ -171,26 +150,13 @@ class DeepLab(nn.Module):
         """Names of the levels, in the order of `forward`'s dictionary."""
         return ("main",) if self.layer5 is None else ("main", "auxiliary")
 
-    @property
-    def masked_color(self) -> Tensor:
-        """Colour of hidden pixels, (3,), in the units of the input: the mean colour."""
-        return torch.zeros(3, device=self.conv1.weight.device)
-
-    def forward(self, images: Tensor, domain: Domain = "target") -> Logits:
-        """Score pictures of one domain.
-
-        Args:
-            images: (batch, 3, height, width), as `esl_dist.data.loading.network_input` makes them.
-            domain: whose batch-norm statistics are used in evaluation and fed in training.
-        """
-        set_domain(self, domain)
+    def score(self, images: Tensor) -> Logits:
+        """Return logits, (batch, classes, ⌊(height + 1) / 8⌋ + 1, ⌊(width + 1) / 8⌋ + 1) at each level."""
         stem = F.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(F.max_pool2d(stem, 3, 2, 1, ceil_mode=True))))
         logits = {"main": self.layer6(self.layer4(features))}
         if self.layer5 is not None:
             logits["auxiliary"] = self.layer5(features)
-        if self.training:
-            finish_pass(self)
         return logits
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -201,6 +167,24 @@ class DeepLab(nn.Module):
                 groups[_part(name)].append(parameter)
         return groups
 
+    def feature_size(self, side: int) -> int:
+        """Return the pixels of a side of stages 3 and 4, and of the logits."""
+        return feature_size(side)
+
+    def least_bytes_a_pixel(self) -> tuple[int, int]:
+        """Return bytes of a picture's pixel and of a label's.
+
+        Of the picture: the first convolution's output before and after ReLU, a quarter of the pixels, in half
+        precision.
+        """
+        return 2 * 2 * self.conv1.out_channels // 4, 2 * 4 * self.classes * len(self.levels)
+
+    def checkpoint_blocks(self) -> None:
+        """Have every residual block keep its input alone."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.is_checkpointed = True
+
 
 def _part(name: str) -> str:
     if name.startswith("conv1"):
@@ -208,23 +192,3 @@ def _part(name: str) -> str:
     if name.startswith(("layer5", "layer6")):
         return "heads"
     return "shortcuts" if "downsample" in name else "blocks"
-
-
-def refuse_single_value(size: tuple[int, int], pictures: int, name: str, remedy: str) -> None:
-    """Make sure that batch norm in training has more than one value a channel to take a variance of.
-
-    Args:
-        size: width and height of the network's input.
-        pictures: that are normalised together, over all ranks.
-        name: in front of the message.
-        remedy: what to give instead.
-
-    Raises:
-        UserError: it has one value.
-    """
-    if pictures * feature_size(size[0]) * feature_size(size[1]) == 1:
-        least = next(side for side in count(1) if feature_size(side) > 1)
-        raise UserError(
-            f"{name}: a single picture of {size[0]}×{size[1]} pixels gives batch norm one value a channel; expected "
-            f"at least {least} pixels on a side: give {remedy}"
-        )

@@ -8,14 +8,12 @@ from torch import Tensor, nn
 
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import ARCHITECTURES, DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
 
 FIRST_CONVOLUTION = "conv1.weight"
-HEADS = ("layer5.", "layer6.")
-"""How the names of classifiers begin."""
-
 SOURCE_STATISTICS = (".source_mean", ".source_var")
 
 PLAIN_PREFIXES = ("module", "model", "net", "network", "_orig_mod")
@@ -26,7 +24,7 @@ TORCHVISION_STD = (0.229, 0.224, 0.225)
 """By which torchvision's networks expect red, green and blue to be divided."""
 
 
-def initialise(network: DeepLab) -> None:
+def initialise(network: SegmentationNetwork) -> None:
     """Fill a network with random weights from torch's generator.
 
     Convolutions before a ReLU get He et al.'s normal weights (arXiv 1502.01852), classifiers the published ones.
@@ -35,7 +33,7 @@ def initialise(network: DeepLab) -> None:
     for _, convolution in convolutions:
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     for name, convolution in convolutions:
-        if name.startswith(HEADS):
+        if name.startswith(DeepLab.heads):
             assert convolution.bias is not None
             nn.init.normal_(convolution.weight, std=CLASSIFIER_STD)
             nn.init.zeros_(convolution.bias)
@@ -59,7 +57,7 @@ class LoadReport:
 
 
 def load_weights(
-    network: DeepLab, weights: Mapping[str, Tensor], origin: str, without_heads: bool = False
+    network: SegmentationNetwork, weights: Mapping[str, Tensor], origin: str, without_heads: bool = False
 ) -> LoadReport:
     """Fill a network from a state dict with the published names, those of the ImageNet start, or torchvision's.
 
@@ -81,7 +79,7 @@ def load_weights(
     # A file may have one set of statistics where the network keeps one a domain.
     shared = {name: name.replace(".source_", ".running_") for name in own if name.endswith(SOURCE_STATISTICS)}
     weights = {name: weights[other] for name, other in shared.items() if other in weights} | weights
-    left_out = [name for name in weights if without_heads and name.startswith(HEADS)]
+    left_out = [name for name in weights if without_heads and name.startswith(DeepLab.heads)]
     fitting = {name: tensor for name, tensor in weights.items() if name in own and name not in left_out}
     if not fitting:
         raise UserError(f"{origin}: none of its {len(weights)} names is one of the network's; is it another network's?")
@@ -89,7 +87,7 @@ def load_weights(
         if tensor.shape != own[name].shape:
             remedy = (
                 "choose the number of classes of the file, or take all but its classifiers: network.start_without=heads"
-                if name.startswith(HEADS)
+                if name.startswith(DeepLab.heads)
                 else "choose the architecture of the file"
             )
             raise UserError(
@@ -113,7 +111,7 @@ def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     while (prefix := _shared_prefix(weights)) in PLAIN_PREFIXES:
         weights = {name.removeprefix(f"{prefix}."): tensor for name, tensor in weights.items()}
     published = {name: name if prefix is None else name.removeprefix(f"{prefix}.") for name in weights}
-    dropped = [name for name in weights if prefix is not None and published[name].startswith(HEADS)]
+    dropped = [name for name in weights if prefix is not None and published[name].startswith(DeepLab.heads)]
     return _for_published_input({published[name]: weights[name] for name in weights if name not in dropped}), dropped
 
 
@@ -155,6 +153,6 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in weights.items() if not name.endswith("num_batches_tracked")}
 
 
-def published_state(network: DeepLab) -> dict[str, Tensor]:
+def published_state(network: SegmentationNetwork) -> dict[str, Tensor]:
     """Return the network's state under the published names; per-domain statistics are reduced to the target's."""
     return {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(SOURCE_STATISTICS)}

@@ -11,8 +11,8 @@ from esl_dist.adaptation.losses import normalised_entropy
 from esl_dist.config import Domain
 from esl_dist.data.labels import RAW_IDS, ClassSet
 from esl_dist.data.loading import MEAN_COLOR
-from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.resizing import upsample
+from esl_dist.models.segmentation import SegmentationNetwork
 
 Picture = NDArray[np.uint8]
 """Red, green, blue: (height, width, 3)."""
@@ -39,7 +39,9 @@ def entropy_colors(entropy: Tensor) -> Picture:
 
 
 @torch.no_grad()
-def prediction_pictures(network: DeepLab, images: Tensor, domain: Domain, classes: ClassSet) -> dict[str, Picture]:
+def prediction_pictures(
+    network: SegmentationNetwork, images: Tensor, domain: Domain, classes: ClassSet
+) -> dict[str, Picture]:
     """Return `image`, `prediction` and `entropy` of the first of `images`, as the network predicts it.
 
     Args:

@@ -50,6 +50,7 @@ from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, make_folder, refuse_as_name, sha256_of_file, write_json
 from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.runs.fitting import (
     REMEDY,
     BrokenCheckpointError,
@@ -339,7 +340,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
     return newest
 
 
-def build_network(config: settings.Network, classes: ClassSet) -> DeepLab:
+def build_network(config: settings.Network, classes: ClassSet) -> SegmentationNetwork:
     """Return the segmentation network that a configuration describes."""
     per_domain, per_picture = config.batch_norm == "per_domain", config.normalise_over == "picture"
     return DeepLab(config.architecture, len(classes), config.auxiliary_head, per_domain, per_picture)

@@ -22,6 +22,7 @@ from esl_dist.errors import UserError
 from esl_dist.files import parsed_json, sha256_of_file
 from esl_dist.models.deeplab import ARCHITECTURES, DeepLab
 from esl_dist.models.memory_format import on_device
+from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.models.weight_files import digest_of_weights, read_weights
 from esl_dist.models.weights import describe_weights, load_weights, published_state
 from esl_dist.ranks.collectives import print_on_main, require_same_on_ranks
@@ -163,7 +164,7 @@ def _provenance_by_run(run: Path, weights: TensorState) -> Provenance | None:
     return None
 
 
-def _network_of(checkpoint: Checkpoint) -> DeepLab:
+def _network_of(checkpoint: Checkpoint) -> SegmentationNetwork:
     network = build_network(checkpoint.config.network, checkpoint.classes)
     network.load_state_dict(checkpoint.segmentation)
     return network
@@ -181,7 +182,7 @@ class TrainedNetwork(Provenance):
         keeps: what its batch-norm statistics are of: `shared` by both domains, `per_domain`, or the `target` alone.
     """
 
-    network: DeepLab
+    network: SegmentationNetwork
     name: str
     step: int | None = None
     logs: Path | None = None

@@ -12,7 +12,7 @@ from esl_dist.adaptation.optimisers import Rates
 from esl_dist.adaptation.passes import Losses, MicroBatch
 from esl_dist.config import DOMAINS
 from esl_dist.data.labels import ClassSet
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.ranks.collectives import is_main, sum_over_ranks
 from esl_dist.reporting.pictures import prediction_pictures
 from esl_dist.reporting.progress import Entry, show_entry, show_line, steps_bar
@@ -147,7 +147,7 @@ class TrainingLog:
         """Show the rank's first sample of each domain as evaluation would see it now; nothing is updated."""
         if self._writer is None:
             return
-        assert isinstance(network, DeepLab)
+        assert isinstance(network, SegmentationNetwork)
         network.eval()
         for domain, samples in zip(DOMAINS, (last.source, last.target), strict=True):
             if samples is not None:

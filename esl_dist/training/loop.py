@@ -16,7 +16,7 @@ from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Pre
 from esl_dist.config_files import save_config
 from esl_dist.data.workers import Workers
 from esl_dist.errors import StoppedError, UserError
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import published_state
 from esl_dist.ranks.collectives import (
@@ -264,7 +264,7 @@ def _export(training: Training, step: int, precision: str) -> None:
     """Write the network under its published names, with what it was trained on and how."""
     if is_main():
         network = training.state.networks[SEGMENTATION]
-        assert isinstance(network, DeepLab)
+        assert isinstance(network, SegmentationNetwork)
         description = description_of(provenance_of(_checkpoint(training, step, {"precision": precision})))
         for name in EXPORTED_WEIGHTS:
             write_weights(training.run / name, published_state(network), description)

@@ -18,8 +18,8 @@ from esl_dist.data.loading import Samples
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.made_with import require_same
-from esl_dist.models.deeplab import DeepLab, checkpoint_blocks
 from esl_dist.models.memory_format import on_device
+from esl_dist.models.segmentation import SegmentationNetwork, checkpoint_blocks
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.models.weights import initialise, load_weights
 from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks
@@ -221,7 +221,7 @@ def build_state(
     return State(networks, method.optimizers(networks, config.optimizer))
 
 
-def _start_from(network: DeepLab, options: settings.Network, classes: ClassSet) -> None:
+def _start_from(network: SegmentationNetwork, options: settings.Network, classes: ClassSet) -> None:
     start, without_heads = str(options.start), options.start_without == "heads"
     weights, known = weights_and_provenance(Path(start))
     if known is not None and not without_heads and class_names(known.classes) != class_names(classes):

@@ -16,8 +16,9 @@ from esl_dist.data.workers import READ_AHEAD
 from esl_dist.environment import launch
 from esl_dist.errors import UserError
 from esl_dist.machine import free_memory
-from esl_dist.models.deeplab import least_bytes_a_pixel, refuse_single_value
+from esl_dist.models.segmentation import SegmentationNetwork, refuse_single_value
 from esl_dist.ranks.collectives import world_size
+from esl_dist.runs.checkpoints import build_network
 from esl_dist.training.data import TrainingData
 
 READ_BYTES, INPUT_BYTES = 3, 3 * 4
@@ -48,6 +49,8 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
         UserError: naming the setting, or the shards whose pictures are used as packed.
     """
     pictures = list(_pictures(data))
+    with torch.device("meta"):
+        network = build_network(config.network, data.classes)
     together = config.batch_size // config.accumulate
     for one in pictures:
         if min(one.label_size) < (least := method.least_side):
@@ -56,9 +59,9 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
                 f"such a {one.setting}=[width,height]"
             )
         if config.network.normalise_over == "picture":
-            refuse_single_value(one.size, 1, one.name, f"a larger {one.setting}")
+            refuse_single_value(network, one.size, 1, one.name, f"a larger {one.setting}")
         else:
-            refuse_single_value(one.size, together, one.name, f"a larger {one.setting} or batch_size")
+            refuse_single_value(network, one.size, together, one.name, f"a larger {one.setting} or batch_size")
     if len({one.size for one in pictures}) > 1 and method.needs_one_size(config.method):
         sizes = " and ".join(f"{one.size[0]}×{one.size[1]}" for one in pictures)
         settings_of_both = " and ".join(one.setting for one in pictures)
@@ -66,7 +69,7 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
             f"method.mix=true lays source pictures over target pictures, and they have {sizes} pixels: give "
             f"{settings_of_both} the same [width,height], or method.mix=false"
         )
-    _refuse_full_memory(config, data, pictures, together // world_size(), device)
+    _refuse_full_memory(config, network, pictures, together // world_size(), device)
 
 
 def _pictures(data: TrainingData) -> Iterator[Pictures]:
@@ -84,15 +87,14 @@ def _label_size(samples: Samples) -> Size | None:
 
 
 def _refuse_full_memory(
-    config: settings.Train, data: TrainingData, pictures: list[Pictures], share: int, device: torch.device
+    config: settings.Train, network: SegmentationNetwork, pictures: list[Pictures], share: int, device: torch.device
 ) -> None:
     """Hold what a rank takes to what is free: what is read ahead; on a CPU a step and its larger pass."""
     pixels = share * sum(one.size[0] * one.size[1] for one in pictures)
     need = READ_BYTES * READ_AHEAD * config.loader.workers * pixels
     if device.type == "cpu":
         need += INPUT_BYTES * config.accumulate * pixels
-        levels = 2 if config.network.auxiliary_head else 1
-        of_input, of_label = least_bytes_a_pixel(config.network.architecture, len(data.classes), levels)
+        of_input, of_label = network.least_bytes_a_pixel()
         need += max(
             share * (of_input * one.size[0] * one.size[1] + of_label * one.label_size[0] * one.label_size[1])
             for one in pictures

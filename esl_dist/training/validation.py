@@ -27,7 +27,7 @@ from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Batch, Samples, label_source
 from esl_dist.data.shards import open_shards
 from esl_dist.data.workers import Workers
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.prediction.background import in_background, on_host
 from esl_dist.prediction.levels import Count, counting, without_padding
 from esl_dist.prediction.predictions import most_likely, own_part, prediction, read_batches
@@ -99,13 +99,13 @@ class Validation:
 def validation_of(samples: Samples, networks: Networks, known: Provenance, workers: Workers) -> Validation:
     """Return the validation of networks in training, of which all is `known` that their checkpoint would say."""
     segmentation = networks[SEGMENTATION]
-    assert isinstance(segmentation, DeepLab)
+    assert isinstance(segmentation, SegmentationNetwork)
     keeps = "per_domain" if known.per_domain else "shared"
     trained = TrainedNetwork(**vars(known), network=segmentation, name=known.run, keeps=keeps)
     domain = domain_of(known.shards, known.data_sets, samples.images)
     student = Predictor(trained, domain, samples.size, cast(Precision, known.precision))
     teacher = dict(networks.items()).get(TEACHER)
-    if not isinstance(teacher, DeepLab):
+    if not isinstance(teacher, SegmentationNetwork):
         return Validation(samples, student, None, workers)
     return Validation(samples, student, replace(student, trained=replace(trained, network=teacher)), workers)
 
@@ -177,7 +177,7 @@ def unsupervised_figures(histograms: Tensor, same: int | None) -> Figures:
 
 
 @contextmanager
-def _as_evaluation_computes(networks: list[DeepLab]) -> Iterator[None]:
+def _as_evaluation_computes(networks: list[SegmentationNetwork]) -> Iterator[None]:
     """Have networks in evaluation mode, and convolutions in one thread, which add in another order in several."""
     modes = {module: module.training for network in networks for module in network.modules()}
     threads = torch.get_num_threads()

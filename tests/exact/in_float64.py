@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from esl_dist.config import Domain
-from esl_dist.models.deeplab import DeepLab, Logits
+from esl_dist.models.segmentation import Logits, SegmentationNetwork
 
-forward = DeepLab.forward
+forward = SegmentationNetwork.forward
 
 
-def forward_in_float64(network: DeepLab, images: Tensor, domain: Domain = "target") -> Logits:
+def forward_in_float64(network: SegmentationNetwork, images: Tensor, domain: Domain = "target") -> Logits:
     return forward(network, images.double(), domain)
 
 
-DeepLab.forward = forward_in_float64
+SegmentationNetwork.forward = forward_in_float64
 torch.set_default_dtype(torch.float64)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
 from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, WeightedLosses, at_level, source_pass
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 
 TEACHER, MOMENTUM = "teacher", 0.9
 
@@ -28,7 +28,9 @@ class MeanTeacher(Method):
 
     needs_target = True
 
-    def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
+    def networks(
+        self, segmentation: SegmentationNetwork, classes: int, options: settings.Method
+    ) -> dict[str, nn.Module]:
         """Return the teacher, which begins as the student."""
         return {TEACHER: copy.deepcopy(segmentation).requires_grad_(False)}
 

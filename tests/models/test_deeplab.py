@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from esl_dist.models.batch_norm import DomainBatchNorm2d
-from esl_dist.models.deeplab import ARCHITECTURES, CLASSIFIER_DILATIONS, Classifier, DeepLab, checkpoint_blocks
+from esl_dist.models.deeplab import ARCHITECTURES, CLASSIFIER_DILATIONS, Classifier, DeepLab
+from esl_dist.models.segmentation import checkpoint_blocks
 from esl_dist.models.weights import TORCHVISION_STD, initialise, load_weights
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

@@ -13,9 +13,10 @@ from esl_dist.config_files import from_dictionary
 from esl_dist.data.workers import READ_AHEAD
 from esl_dist.errors import UserError
 from esl_dist.inference.evaluation import evaluate
-from esl_dist.models.deeplab import feature_size, least_bytes_a_pixel, refuse_single_value
+from esl_dist.models.deeplab import feature_size
 from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator
 from esl_dist.models.resizing import upsample
+from esl_dist.models.segmentation import refuse_single_value
 from esl_dist.training import sizes
 from esl_dist.training.data import open_training_data
 from esl_dist.training.sizes import refuse_impossible_sizes
@@ -118,10 +119,10 @@ def test_batch_norm_fails_where_it_is_said_to(size: tuple[int, int], pictures: i
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             run()
         with pytest.raises(UserError):
-            refuse_single_value(size, pictures, "here", "more")
+            refuse_single_value(tiny_network(1), size, pictures, "here", "more")
     else:
         run()
-        refuse_single_value(size, pictures, "here", "more")
+        refuse_single_value(tiny_network(1), size, pictures, "here", "more")
 
 
 def test_the_least_memory_is_less_than_what_a_pass_keeps() -> None:
@@ -137,7 +138,7 @@ def test_the_least_memory_is_less_than_what_a_pass_keeps() -> None:
         labels = torch.zeros(2, 33, 47, dtype=torch.int64)
         losses = [nn.functional.cross_entropy(upsample(one, (33, 47)), labels) for one in logits.values()]
     assert all(loss.requires_grad for loss in losses)
-    of_input, of_label = least_bytes_a_pixel("tiny", 3, 2)
+    of_input, of_label = network.least_bytes_a_pixel()
     # Half of a label's bytes are gradients, which come with the backward pass.
     assert 2 * 33 * 47 * (of_input + of_label / 2) < sum(kept.values())
 

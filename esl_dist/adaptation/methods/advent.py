@@ -8,8 +8,8 @@ from esl_dist.adaptation.losses import SOURCE, TARGET, domain_loss, self_informa
 from esl_dist.adaptation.methods.method import Method
 from esl_dist.adaptation.optimisers import Adam
 from esl_dist.adaptation.passes import Networks, Step, source_pass, target_pass
-from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator
+from esl_dist.models.segmentation import SegmentationNetwork
 
 DISCRIMINATORS = "discriminators"
 
@@ -32,7 +32,9 @@ class AdvEnt(Method):
     needs_target = True
     least_side = LEAST_SIDE
 
-    def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
+    def networks(
+        self, segmentation: SegmentationNetwork, classes: int, options: settings.Method
+    ) -> dict[str, nn.Module]:
         """Return the discriminators, by level."""
         channels = options.discriminator_channels
         by_level = {level: build_discriminator(classes, channels) for level in segmentation.levels}

@@ -17,7 +17,7 @@ from esl_dist.adaptation.methods.minent import MinEnt
 from esl_dist.adaptation.methods.self_training import mixed_pass, teach_on
 from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass
 from esl_dist.adaptation.trust import Trusted, build_teaching, learn_from, trusted_labels
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 
 HOSTS: dict[str, Method] = {"advent": AdvEnt(), "minent": MinEnt()}
 """Those whose passes know no teacher."""
@@ -33,7 +33,9 @@ class MaskedConsistency(Method):
         """Say whether the host mixes pictures."""
         return options.host not in HOSTS and options.mix
 
-    def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
+    def networks(
+        self, segmentation: SegmentationNetwork, classes: int, options: settings.Method
+    ) -> dict[str, nn.Module]:
         """Return the host's networks, and a teacher."""
         hosted = HOSTS[options.host].networks(segmentation, classes, options) if options.host in HOSTS else {}
         return hosted | build_teaching(segmentation, classes, options.teacher)
@@ -62,7 +64,7 @@ class MaskedConsistency(Method):
 def masked_pass(step: Step, trusted: Trusted) -> None:
     """Learn from the teacher's labels on target pictures of which blocks are hidden (equation 4)."""
     network = step.network(SEGMENTATION)
-    assert isinstance(network, DeepLab)
+    assert isinstance(network, SegmentationNetwork)
     images = step.samples("target")["images"]
     images = augmented(images, step.batch.generators("augmentation of the masked"), step.options.augmentation)
     images = masked(images, network.masked_color, step.batch.generators("masks"), step.options.masks)

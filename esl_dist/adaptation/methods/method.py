@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import segmentation_optimizer
 from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass, target_pass
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 
 
 class Method:
@@ -29,7 +29,9 @@ class Method:
         """Say whether pictures of the two domains have to have the same size."""
         return False
 
-    def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
+    def networks(
+        self, segmentation: SegmentationNetwork, classes: int, options: settings.Method
+    ) -> dict[str, nn.Module]:
         """Return the networks beside the segmentation network, by name.
 
         Args:
@@ -45,7 +47,7 @@ class Method:
         A group of parameters has a `name` for the log, and a `rate_factor` that multiplies the scheduled rate.
         """
         segmentation = networks[SEGMENTATION]
-        assert isinstance(segmentation, DeepLab)
+        assert isinstance(segmentation, SegmentationNetwork)
         return {SEGMENTATION: segmentation_optimizer(segmentation, options)}
 
     def passes(self, step: Step) -> None:
@@ -71,6 +73,8 @@ class Method:
         """
 
 
-def build_networks(method: Method, segmentation: DeepLab, classes: int, options: settings.Method) -> nn.ModuleDict:
+def build_networks(
+    method: Method, segmentation: SegmentationNetwork, classes: int, options: settings.Method
+) -> nn.ModuleDict:
     """Return all networks of a run by name, the segmentation network first."""
     return nn.ModuleDict({SEGMENTATION: segmentation, **method.networks(segmentation, classes, options)})

@@ -26,7 +26,7 @@ from esl_dist.adaptation.trust import (
     learn_from,
     trusted_labels,
 )
-from esl_dist.models.deeplab import DeepLab
+from esl_dist.models.segmentation import SegmentationNetwork
 
 
 class SelfTraining(Method):
@@ -38,7 +38,9 @@ class SelfTraining(Method):
         """Say whether pictures are mixed."""
         return options.mix
 
-    def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
+    def networks(
+        self, segmentation: SegmentationNetwork, classes: int, options: settings.Method
+    ) -> dict[str, nn.Module]:
         """Return the teacher and what its trust is judged by."""
         return build_teaching(segmentation, classes, options.teacher)
 

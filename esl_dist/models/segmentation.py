@@ -1,0 +1,122 @@
+"""What a segmentation network is to all that trains it, or predicts with it.
+
+A pass belongs to a domain, whose batch-norm statistics it takes and feeds; scores come at one level or two, at a
+resolution of the network's own. Pictures come in one unit, whatever the network was trained on before: one that wants
+another normalisation converts them inside.
+"""
+
+from itertools import count
+
+import torch
+from torch import Tensor, nn
+
+from esl_dist.config import Domain
+from esl_dist.errors import UserError
+from esl_dist.models.batch_norm import batch_norms, finish_pass, set_domain
+
+Logits = dict[str, Tensor]
+"""Level (`main`, `auxiliary`) → logits, (batch, classes, height, width), smaller than the picture."""
+
+
+class SegmentationNetwork(nn.Module):
+    """A network of one or two levels; kinds of it say how pictures are scored.
+
+    Args:
+        classes: number of classes.
+
+    Attributes:
+        heads: how the names of its classifiers begin.
+        masked_color: float (3,), the colour of a pixel that says nothing, in the units of its input. No part of its
+            state.
+    """
+
+    heads: tuple[str, ...] = ()
+    masked_color: Tensor
+
+    def __init__(self, classes: int) -> None:
+        """Begin with a colour of zeros: that of pictures from which the mean is taken."""
+        super().__init__()
+        self.classes = classes
+        self.register_buffer("masked_color", torch.zeros(3), persistent=False)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Names of the levels, in the order of `forward`'s dictionary."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor, domain: Domain = "target") -> Logits:
+        """Score pictures of one domain.
+
+        Args:
+            images: (batch, 3, height, width), as `esl_dist.data.loading.network_input` makes them.
+            domain: whose batch-norm statistics are used in evaluation and fed in training.
+        """
+        set_domain(self, domain)
+        logits = self.score(images)
+        if self.training:
+            finish_pass(self)
+        return logits
+
+    def score(self, images: Tensor) -> Logits:
+        """Return the logits of `forward`; batch norm knows the domain."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the trainable parameters by part, a name in `optimizer.multipliers`; each parameter once."""
+        raise NotImplementedError
+
+    def no_decay(self, name: str) -> bool:
+        """Return whether a parameter of more than one dimension is none of those that weight decay is meant for."""
+        return False
+
+    def feature_size(self, side: int) -> int:
+        """Return the pixels of a side of the smallest maps that batch norm sees, for pictures with a side of `side`."""
+        raise NotImplementedError
+
+    def least_bytes_a_pixel(self) -> tuple[int, int]:
+        """Return what a pass in training takes for a pixel of the picture and for one of the label, from below.
+
+        Of the label: logarithmic probabilities in float32, which wait for the backward pass, in which there are as many
+        bytes of gradients.
+        """
+        raise NotImplementedError
+
+    def checkpoint_blocks(self) -> None:
+        """Have blocks keep their input alone for the backward pass, which computes them again.
+
+        Raises:
+            UserError: the network cannot.
+        """
+        raise NotImplementedError
+
+
+def checkpoint_blocks(networks: nn.Module) -> None:
+    """Have every segmentation network in `networks` compute its blocks again in the backward pass."""
+    for module in networks.modules():
+        if isinstance(module, SegmentationNetwork):
+            module.checkpoint_blocks()
+
+
+def refuse_single_value(
+    network: SegmentationNetwork, size: tuple[int, int], pictures: int, name: str, remedy: str
+) -> None:
+    """Make sure that batch norm in training has more than one value a channel to take a variance of.
+
+    Args:
+        network: one without batch norm bears any size.
+        size: width and height of its input.
+        pictures: that are normalised together, over all ranks.
+        name: in front of the message.
+        remedy: what to give instead.
+
+    Raises:
+        UserError: it has one value.
+    """
+    if not any(True for _ in batch_norms(network)):
+        return
+    if pictures * network.feature_size(size[0]) * network.feature_size(size[1]) == 1:
+        least = next(side for side in count(1) if network.feature_size(side) > 1)
+        raise UserError(
+            f"{name}: a single picture of {size[0]}×{size[1]} pixels gives batch norm one value a channel; expected "
+            f"at least {least} pixels on a side: give {remedy}"
+        )

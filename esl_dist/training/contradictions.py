@@ -42,6 +42,12 @@ def check_training(config: settings.Train) -> None:
             f"network.batch_norm=per_domain needs passes over the target, and {name} without pseudo-labels has none; "
             "choose network.batch_norm=shared"
         )
+    if config.validation.path and not config.validate_every:
+        raise UserError("validation.path=… needs steps after which it is looked at: give validate_every=…")
+    if config.validate_every and not config.validation.path and not needs_target:
+        raise UserError(
+            f"validate_every={config.validate_every} needs pictures, and {name} reads no target: give validation.path=…"
+        )
     if config.compile and config.checkpoint_activations:
         raise UserError(
             "compile=true and checkpoint_activations=true exclude each other: the compiler chooses what passes keep; "
@@ -79,7 +85,8 @@ def check_inputs(config: settings.Train) -> None:
     if not is_alone():
         return
     needs_target = METHODS.needs_target(config.method.name) or config.pseudo_labels is not None
-    for place in (config.source.path, config.target.path if needs_target else None, config.pseudo_labels):
+    target = config.target.path if needs_target else None
+    for place in (config.source.path, target, config.pseudo_labels, config.validation.path or None):
         if place is not None:
             refuse_missing_shards(place)
     # A run that goes on reads them no more; one without a name may be any of those that are there.

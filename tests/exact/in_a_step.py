@@ -44,8 +44,8 @@ def failing(read: Callable[[], Sequence[MicroBatch]], *arguments: Any) -> Coming
     return prepare(fail if arguments[-1] == f"step {step}" else read, *arguments)
 
 
-def finished_save(saver: BackgroundSaver, checkpoint: Checkpoint) -> None:
-    save(saver, checkpoint)
+def finished_save(saver: BackgroundSaver, checkpoint: Checkpoint, best: int | None) -> None:
+    save(saver, checkpoint, best)
     # A process of these tests ends at once, and its threads with it.
     saver.finish()
 

@@ -26,12 +26,14 @@ from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Pre
 from esl_dist.adaptation.pseudo_labels import TRUST, Threshold, keep_trusted, label_and_score
 from esl_dist.data.loading import Batch, HostBatch, on_device
 from esl_dist.data.workers import Workers
-from esl_dist.inference import predictions as predicting
 from esl_dist.inference.labelling import levels
 from esl_dist.inference.labelling.pieces import LabelJob
-from esl_dist.inference.predictor import Predictor
 from esl_dist.models import batch_norm, resizing
 from esl_dist.models.deeplab import DeepLab
+from esl_dist.prediction import predictions as predicting
+from esl_dist.prediction.levels import counting
+from esl_dist.prediction.predictor import Predictor
+from esl_dist.training import validation
 from tests.inference.trained import trained_network
 
 CLASSES, IMAGES, HEIGHT, WIDTH = 3, 2, 32, 64
@@ -235,7 +237,7 @@ Computed = list[tuple[torch.device, tuple[Tensor, ...]]]
 def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
     """Return what is computed for the host, and where; what is copied from there has to be on a real device."""
     results: Computed = []
-    for module in (predicting, levels):
+    for module in (predicting, levels, validation):
         monkeypatch.setattr(module, "on_host", lambda compute, device: results.append((device, compute())))
     return results
 
@@ -244,7 +246,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
 def test_predictions_for_pseudo_labels_are_counted_on_the_device_of_the_network(score: str, computed: Computed) -> None:
     samples: Any = _Pictures()
     job = LabelJob(predictor(), samples, (WIDTH, HEIGHT), TRUST[score], {}, Path("labels"), Workers(0, 1))
-    levels._prediction(job, fake_batch(False, images=1), levels._counting(empty_histograms(CLASSES, GPU)))
+    levels._prediction(job, fake_batch(False, images=1), counting(empty_histograms(CLASSES, GPU)))
     ((device, (labels, own_levels, is_finite)),) = computed
     assert {device, labels.device, own_levels.device, is_finite.device} == {GPU}
     assert (labels.shape, own_levels.shape, is_finite.shape) == ((HEIGHT, WIDTH), (HEIGHT, WIDTH), ())
@@ -255,6 +257,16 @@ def test_a_score_is_computed_on_the_device_of_the_network(monkeypatch: pytest.Mo
     list(predicting.predictions([predictor(), predictor()], _Pictures(), None))
     ((device, results),) = computed
     assert {device, *(one.device for one in results)} == {GPU}
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_validation_is_computed_on_the_device_of_the_network(computed: Computed, teacher: bool) -> None:
+    samples: Any = _Pictures()
+    validated = validation.Validation(samples, predictor(), predictor() if teacher else None, Workers(0, 1))
+    validation._counts(validated, fake_batch(True, images=1), counting(empty_histograms(CLASSES, GPU)))
+    (_, scored), (device, (same, are_finite)) = computed
+    assert {device, same.device, are_finite.device, *(one.device for one in scored)} == {GPU}
+    assert (same.shape, are_finite.shape) == ((), ())
 
 
 class _Pictures:

@@ -19,8 +19,11 @@ from esl_dist.config_groups import (
     Method,
     Network,
     Optimizer,
+    RareClasses,
     RateMultipliers,
     Shards,
+    Source,
+    TrainingShards,
 )
 from esl_dist.config_types import (
     A_YEAR,
@@ -69,9 +72,12 @@ __all__ = [
     "Prediction",
     "Prepare",
     "PseudoLabel",
+    "RareClasses",
     "RateMultipliers",
     "Shards",
+    "Source",
     "Train",
+    "TrainingShards",
 ]
 
 
@@ -88,9 +94,9 @@ class Train:
     """Seed of initial weights and of the order of samples; null: a random one, noted in the run's config.yaml."""
     class_set: str | None = None
     """Name of a class set of the source shards; null: their first."""
-    source: Shards = field(default_factory=Shards)
+    source: Source = field(default_factory=Source)
     """The labelled domain."""
-    target: Shards = field(default_factory=lambda: Shards(path=""))
+    target: TrainingShards = field(default_factory=lambda: TrainingShards(path=""))
     """The unlabelled domain; its labels, if it has any, are not read. Source-only training needs none."""
     pseudo_labels: ShardFolder | None = None
     """Folder of pseudo-label shards of the target, or its URL; null: train without."""

@@ -31,13 +31,13 @@ from esl_dist.data.loading import Samples
 from esl_dist.data.shard_index import ShardIndex, write_index
 from esl_dist.data.shards import open_shards, shard_name, write_shard
 from esl_dist.data.workers import Workers
-from esl_dist.inference.background import in_background
-from esl_dist.inference.confusion import confusion_matrix
 from esl_dist.inference.labelling.job import write_pseudo_labels
 from esl_dist.inference.labelling.pieces import LabelJob
-from esl_dist.inference.predictions import most_likely
-from esl_dist.inference.predictor import Predictor
 from esl_dist.machine import usable_processors
+from esl_dist.prediction.background import in_background
+from esl_dist.prediction.confusion import confusion_matrix
+from esl_dist.prediction.predictions import most_likely
+from esl_dist.prediction.predictor import Predictor
 from esl_dist.runs.trained import Provenance, TrainedNetwork
 
 FLOOR = 0.1

@@ -66,7 +66,7 @@ class OwnStep:
         valid_pixels = sum_over_ranks(local_valid_pixels([self.batch]))
         normaliser = Normaliser(valid_pixels, len(self.batch.places) * world_size())
         precision = Precision(self.autocast, self.updating.backward)
-        return add_gradients(self.networks, METHOD, self.options, [self.batch], normaliser, precision)
+        return add_gradients(self.networks, METHOD, self.options, [self.batch], normaliser, precision).losses
 
 
 def networks_of(workload: Workload, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> nn.ModuleDict:

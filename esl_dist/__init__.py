@@ -4,6 +4,7 @@ Imports run one way, from the top of this list to what stands below it:
 
     launch, shards         the programs: read a configuration, call one function
     training, inference    adapt a network; use one: scores, pseudo-labels; neither knows the other
+    prediction             a network's predictions of pictures, shared by the ranks, and what they count
     runs                   what a run leaves on disk: checkpoints, snapshots, records
     ranks, reporting       who computes and sums, and knows the ground alone; what people read
     adaptation             the science: methods, losses, entropy statistics, pseudo-labels

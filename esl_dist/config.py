@@ -12,10 +12,12 @@ from typing import Annotated
 from omegaconf import MISSING
 
 from esl_dist.config_groups import (
+    Augmentation,
     Cache,
     Checkpoints,
     LevelWeights,
     Loader,
+    Masks,
     Method,
     Network,
     Optimizer,
@@ -23,6 +25,7 @@ from esl_dist.config_groups import (
     RateMultipliers,
     Shards,
     Source,
+    Teacher,
     TrainingShards,
 )
 from esl_dist.config_types import (
@@ -58,6 +61,7 @@ __all__ = [
     "DOMAINS",
     "LONGEST_SIDE",
     "PRECISIONS",
+    "Augmentation",
     "Cache",
     "Checkpoints",
     "Demo",
@@ -65,6 +69,7 @@ __all__ = [
     "Evaluate",
     "LevelWeights",
     "Loader",
+    "Masks",
     "Method",
     "Network",
     "Optimizer",
@@ -76,6 +81,7 @@ __all__ = [
     "RateMultipliers",
     "Shards",
     "Source",
+    "Teacher",
     "Train",
     "TrainingShards",
 ]
@@ -120,6 +126,11 @@ class Train:
     """Steps to train; at most optimizer.schedule_steps."""
     log_every: Steps = 20
     """Steps between two entries in TensorBoard and, where standard error is no terminal, two lines."""
+    validation: Shards = field(default_factory=lambda: Shards(path=""))
+    """The pictures of validations, with labels for mIoU or without any; no path: the target itself, without labels;
+    size null: that at which the training sees such pictures."""
+    validate_every: StepsOrNone = 0
+    """Steps between two validations; the last step is validated, too; 0: none. The best step's checkpoint stays."""
     pictures_every: StepsOrNone = 1000
     """Steps between two sets of pictures in TensorBoard: image, prediction and entropy of both domains; 0: none."""
     loader: Loader = field(default_factory=Loader)

@@ -7,9 +7,12 @@ from omegaconf import MISSING
 
 from esl_dist.config_types import (
     LARGEST_FACTOR,
+    LONGEST_SIDE,
     MOST_STEPS,
+    Betas,
     Folder,
     LocalPath,
+    Margins,
     Multiplier,
     Rate,
     ScaleRange,
@@ -25,7 +28,6 @@ from esl_dist.config_types import (
 from esl_dist.config_values import (
     limits,
     one_of,
-    two_values,
 )
 
 
@@ -115,6 +117,55 @@ class LevelWeights:
 
 
 @dataclass
+class Teacher:
+    """The teacher of a self-training: the moving average of the network, and which of its labels are trusted."""
+
+    momentum: ShareBelowOne = 0.999
+    """Weight of the teacher in its average with the network after a step; in the first steps, the mean of all networks
+    so far is taken."""
+    trust: Annotated[str, one_of("share", "entropy")] = "share"
+    """What the weight of its labels is taken from: `share` of a picture's pixels of which it is confident (DACS), or
+    `entropy`: at most its class's median (ESL), over the pictures of the last steps."""
+    confidence: Share = 0.968
+    """For `share`: softmax score from which on it is confident."""
+    entropy_as: Annotated[str, one_of("mask", "weight")] = "mask"
+    """For `entropy`: what its trust is. `mask`: a trusted pixel weighs 1, another 0; `weight`: each weighs its
+    picture's share of trusted ones."""
+    entropy_floor: Share = 0.1
+    """For `entropy`: least threshold of a class, as a share of the highest entropy."""
+    entropy_memory: ShareBelowOne = 0.99
+    """For `entropy`: what a step leaves of the counts before it; the medians are over some 1 / (1 - entropy_memory)
+    steps."""
+    margins: Margins = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
+    """[top, bottom, left, right] of a target picture in which no label is trusted, as shares of its height or width
+    (Cityscapes: [0.03,0.25,0.03,0.03])."""
+
+
+@dataclass
+class Augmentation:
+    """How a picture is changed before the network, unlike its teacher, sees it."""
+
+    jitter: Share = 0.8
+    """Probability of another brightness, contrast, saturation and hue."""
+    jitter_strength: Annotated[float, limits(at_least=0, at_most=0.5)] = 0.2
+    """Largest change of the first three, as a share, and of the hue, as a share of the circle of colours."""
+    blur: Share = 0.5
+    """Probability of a Gaussian blur, with a standard deviation of 0.15 to 1.15 pixels."""
+
+
+@dataclass
+class Masks:
+    """For masked_consistency: the parts of a target picture that the network does not see."""
+
+    ratio: ShareBelowOne = 0.7
+    """Probability of a block to be hidden."""
+    block: Annotated[int, limits(at_least=1, at_most=LONGEST_SIDE)] = 64
+    """Side of a block in pixels of the network's input (published: 64 at 1024 pixels, 32 at 512)."""
+    weight: Weight = 1.0
+    """Weight of the loss, times the weights of `cross_entropy`."""
+
+
+@dataclass
 class Method:
     """The adaptation method and the weights of its losses."""
 
@@ -126,6 +177,13 @@ class Method:
     """Weights of the cross-entropy on source labels and pseudo-labels."""
     target: LevelWeights = field(default_factory=lambda: LevelWeights(main=1e-3, auxiliary=2e-4))
     """Weights of the method's loss on the unlabelled target."""
+    host: Annotated[str, one_of("self_training", "advent", "minent")] = "self_training"
+    """For masked_consistency: the method that it is added to."""
+    mix: bool = True
+    """For self_training: whether half of the classes of a source picture are laid over the target picture."""
+    teacher: Teacher = field(default_factory=Teacher)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    masks: Masks = field(default_factory=Masks)
 
 
 @dataclass
@@ -148,21 +206,25 @@ class RateMultipliers:
 
 @dataclass
 class Optimizer:
-    """SGD for the segmentation network, Adam for the discriminators, one polynomial schedule for both."""
+    """SGD or AdamW for the segmentation network, Adam for the discriminators, one polynomial schedule for both."""
 
+    kind: Annotated[str, one_of("sgd", "adamw")] = "sgd"
+    """The segmentation network's optimiser: `sgd`, as AdvEnt publishes it, or `adamw`, as DACS, DAFormer, MIC and
+    VFM-UDA train."""
     learning_rate: Rate = 2.5e-4
-    """Base learning rate of SGD."""
+    """Base learning rate of the segmentation network."""
     momentum: Share = 0.9
     """Momentum of SGD."""
+    betas: Betas = field(default_factory=lambda: [0.9, 0.999])
+    """Decay rates of AdamW."""
     weight_decay: Weight = 5e-4
-    """Weight decay of SGD."""
+    """Weight decay of the segmentation network: SGD's of all parameters, AdamW's of all but norms, biases, position
+    embeddings and tokens."""
     multipliers: RateMultipliers = field(default_factory=RateMultipliers)
-    """Factors on the learning rate of SGD."""
+    """Factors on the learning rate of the segmentation network's parts."""
     discriminator_learning_rate: Rate = 1e-4
     """Base learning rate of Adam."""
-    discriminator_betas: Annotated[list[float], two_values(), limits(at_least=0, less_than=1)] = field(
-        default_factory=lambda: [0.9, 0.99]
-    )
+    discriminator_betas: Betas = field(default_factory=lambda: [0.9, 0.99])
     """Decay rates of Adam."""
     schedule_steps: Steps = 250_000
     """Steps over which the rate would fall to zero."""
@@ -171,6 +233,9 @@ class Optimizer:
     warm_up_steps: StepsOrNone = 0
     """Steps at the beginning over which that rate is approached in equal parts, times (step + 1) / warm_up_steps; 0:
     none, as published; at most schedule_steps."""
+    warm_up_from: Share | None = None
+    """Share r of that rate with which the warm-up begins instead, times 1 - (1 - step / warm_up_steps) · (1 - r), as
+    DAFormer (1e-6) and VFM-UDA (1e-3) have it; null: as warm_up_steps says."""
 
 
 @dataclass

@@ -33,11 +33,20 @@ ScaleRange = Annotated[
     limits(more_than=0, at_most=10),
     Bound("the least first", lambda factors: factors[0] <= factors[1], is_of_list=True),
 ]
+Margins = Annotated[
+    list[float],
+    Bound("4 values, [top, bottom, left, right]", lambda values: len(values) == 4, is_of_list=True),
+    limits(at_least=0, less_than=1),
+    Bound(
+        "opposite ones less than 1 together", lambda values: max(sum(values[:2]), sum(values[2:])) < 1, is_of_list=True
+    ),
+]
 Workers = Annotated[int, limits(at_least=0, at_most=256)]
 Seed = Annotated[int, limits(at_least=0, at_most=2**32 - 1)]
 Share = Annotated[float, limits(at_least=0, at_most=1)]
 ShareBelowOne = Annotated[float, limits(at_least=0, less_than=1)]
 Rate = Annotated[float, limits(more_than=0, at_most=1e30)]
+Betas = Annotated[list[float], two_values(), limits(at_least=0, less_than=1)]
 Weight = Annotated[float, limits(at_least=0, at_most=LARGEST_FACTOR)]
 Multiplier = Annotated[float, limits(more_than=0, at_most=LARGEST_FACTOR)]
 A_YEAR = 525_600.0

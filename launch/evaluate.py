@@ -29,7 +29,7 @@ def main(config: Evaluate) -> None:
     check_evaluation(config)
     # Not before: torch takes seconds, and what is wrong with the settings is known without it.
     from esl_dist.inference.evaluation import evaluate
-    from esl_dist.inference.predictor import on_ranks
+    from esl_dist.inference.inputs import on_ranks
 
     give_interrupt_back()
     on_ranks(config, evaluate)

@@ -24,7 +24,7 @@ def main(config: PseudoLabel) -> None:
     asked_of_launcher(config.precision)
     check_labelling(config)
     # Not before: torch takes seconds, and what is wrong with the settings is known without it.
-    from esl_dist.inference.predictor import on_ranks
+    from esl_dist.inference.inputs import on_ranks
     from esl_dist.inference.pseudo_labelling import label
 
     give_interrupt_back()

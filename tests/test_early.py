@@ -64,8 +64,8 @@ class _ReachedError(Exception):
 
 FIRST_WORK = {
     "launch/train": "esl_dist.training.stop_request.stop_request",
-    "launch/evaluate": "esl_dist.inference.predictor.on_ranks",
-    "launch/pseudo_label": "esl_dist.inference.predictor.on_ranks",
+    "launch/evaluate": "esl_dist.inference.inputs.on_ranks",
+    "launch/pseudo_label": "esl_dist.inference.inputs.on_ranks",
     "launch/demo": "esl_dist.data.toytown.write_toytown",
     "shards/prepare": "esl_dist.data.layouts.read_layout",
 }

@@ -33,6 +33,7 @@ from esl_dist.runs.checkpoints import (
 )
 from esl_dist.runs.fitting import BrokenCheckpointError
 from esl_dist.runs.snapshots import best_step, read_scores
+from esl_dist.runs.validations import read_validations
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.setup import build_state
@@ -112,6 +113,18 @@ def use_summary(file: Path) -> None:
     f"{100 * summary['kept']:.1f}{100 * (summary['accuracy'] or 0):.1f}".encode()
 
 
+def use_validations(file: Path) -> None:
+    for figures in read_validations(file)[1].values():
+        figures.line().encode()
+
+
+VALIDATED = {
+    "format": "esl-dist validation",
+    "format_version": 1,
+    "made_with": {"data": "c" * 64, "size": [64, 32]},
+    "best": 2,
+    "steps": {"2": {"entropy": 0.5, "kept": 0.75, "agreement": 0.5, "scores": ONE_SCORE}},
+}
 ENTRY = {
     "name": "piece-0.tar",
     "bytes": 2048,
@@ -125,6 +138,7 @@ JSON_FILES: dict[str, tuple[Any, Callable[[Path], object]]] = {
     f"{UNFINISHED}/{JOB}": (MADE_WITH, lambda file: open_unfinished(file.parent, MADE_WITH)),
     SUMMARY: (SUMMARY_OF_A_JOB, use_summary),
     "scores.json": (SCORES, use_scores),
+    "validation.json": (VALIDATED, use_validations),
 }
 
 

@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
     {"adaptation"},
     {"reporting", "ranks"},
     {"runs"},
+    {"prediction"},
     {"training", "inference"},
     {"launch", "shards"},
 ]
@@ -129,6 +130,8 @@ def test_every_part_is_looked_at() -> None:
         ("esl_dist/ranks/a.py", "from esl_dist.runs import checkpoints", "ranks imports runs"),
         ("esl_dist/ranks/a.py", "from esl_dist.models import deeplab", "ranks imports models"),
         ("esl_dist/runs/a.py", "from esl_dist.training import step", "runs imports training"),
+        ("esl_dist/runs/a.py", "from esl_dist.prediction import predictions", "runs imports prediction"),
+        ("esl_dist/prediction/a.py", "from esl_dist.inference import scoring", "prediction imports inference"),
         ("esl_dist/training/a.py", "from esl_dist.inference import scoring", "training imports inference"),
         ("esl_dist/inference/a.py", "from esl_dist.training import step", "inference imports training"),
         ("esl_dist/training/a.py", "from launch.train import main", "training imports launch"),

@@ -22,7 +22,7 @@ from benchmarks.own_step import noise
 from benchmarks.programs import run
 from esl_dist import config as settings
 from esl_dist.config_files import from_dictionary
-from esl_dist.inference.predictor import open_inputs
+from esl_dist.inference.inputs import open_inputs
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import initialise, published_state

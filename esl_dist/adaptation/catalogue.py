@@ -43,5 +43,7 @@ METHODS = Catalogue(
         "source_only": Entry("source_only:SourceOnly", needs_target=False),
         "minent": Entry("minent:MinEnt", needs_target=True),
         "advent": Entry("advent:AdvEnt", needs_target=True),
+        "self_training": Entry("self_training:SelfTraining", needs_target=True),
+        "masked_consistency": Entry("masked_consistency:MaskedConsistency", needs_target=True),
     }
 )

@@ -43,6 +43,21 @@ def cross_entropy(log_probabilities: Tensor, labels: Tensor, valid_pixels: Tenso
     return losses.sum() / valid_pixels.clamp(min=1)
 
 
+def weighted_cross_entropy(log_probabilities: Tensor, labels: Tensor, weights: Tensor, images: int) -> Tensor:
+    """Mean of w · −ln p[label] over all pixels of each image, summed, divided by `images`.
+
+    As DACS (arXiv 2007.08702, equation 2) has it: pixels that are ignored or weigh 0 are among those of the mean.
+
+    Args:
+        log_probabilities: ln p, (batch, classes, height, width).
+        labels: train ids (batch, height, width), integer; `IGNORE_INDEX` has no loss.
+        weights: of the pixels, same shape.
+        images: images of this domain in the global batch.
+    """
+    losses = F.nll_loss(log_probabilities, labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
+    return (losses * weights).mean((1, 2)).sum() / images
+
+
 def self_information(log_probabilities: Tensor) -> Tensor:
     """Weighted self-information −p·ln p / ln C of each class (AdvEnt, equation 5), in [0, 1].
 

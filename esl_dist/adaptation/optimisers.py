@@ -1,8 +1,8 @@
 """Optimisers as torch has them, the segmentation network's, and the schedule of all: a function of the step.
 
-`SGD` and `Adam` are torch's own but for one thing: torch marks some of their methods as not to be compiled, by wrappers
-that import its compiler (torch._dynamo, more than a second) at their first call. Optimisers' steps are not compiled
-here, so these classes have the methods inside of the wrappers.
+`SGD`, `Adam` and `AdamW` are torch's own but for one thing: torch marks some of their methods as not to be compiled, by
+wrappers that import its compiler (torch._dynamo, more than a second) at their first call. Optimisers' steps are not
+compiled here, so these classes have the methods inside of the wrappers.
 """
 
 import inspect
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
@@ -25,6 +25,9 @@ FUSED = "fused"
 MOMENTUM = "momentum_buffer"
 """Of SGD's states."""
 
+NOT_DECAYED = ("pos_embed", "_token", "_tokens", "position_bias_table")
+"""Ends of the names of position embeddings and learned tokens, as timm has them."""
+
 
 def _without_compiler(kind: type[Kind]) -> type[Kind]:
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
@@ -36,16 +39,46 @@ def _without_compiler(kind: type[Kind]) -> type[Kind]:
 
 SGD = _without_compiler(torch.optim.SGD)
 Adam = _without_compiler(torch.optim.Adam)
+AdamW = _without_compiler(torch.optim.AdamW)
 
 
-def segmentation_sgd(network: DeepLab, options: settings.Optimizer) -> Optimizer:
-    """Return SGD for a segmentation network; every parameter is in one group, with the rate factor of its part."""
+def segmentation_optimizer(network: DeepLab, options: settings.Optimizer) -> Optimizer:
+    """Return SGD or AdamW for a segmentation network; every parameter is in one group, with its part's rate factor.
+
+    AdamW after Loshchilov and Hutter (arXiv 1711.05101), w ← w − rate · (m̂ / (√v̂ + 1e-8) + weight_decay · w), as
+    DAFormer, MIC and VFM-UDA train with it. What of a part does not decay is a group of its own,
+    `<part>_without_decay`.
+    """
     factors = vars(options.multipliers)
     groups = [
         {"params": parameters, "rate_factor": factors[part], "name": part}
         for part, parameters in network.parameter_groups().items()
     ]
-    return SGD(groups, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay)
+    if options.kind == "sgd":
+        return SGD(groups, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay)
+    kept = {parameter for name, parameter in network.named_parameters() if not _decays(name, parameter)}
+    parts = [one for group in groups for one in _by_decay(group, kept, options.weight_decay)]
+    beta1, beta2 = options.betas
+    return AdamW(parts, lr=options.learning_rate, betas=(beta1, beta2), weight_decay=options.weight_decay)
+
+
+def _decays(name: str, parameter: Tensor) -> bool:
+    """Say whether a parameter is drawn to 0: weights are; norms, biases, position embeddings and tokens are not.
+
+    DAFormer leaves norms and position embeddings alone, and draws biases to 0; they are left alone here, as most
+    trainings of transformers do, since a bias says where a response lies and not how complex the function is.
+    """
+    return parameter.ndim > 1 and not name.endswith(NOT_DECAYED)
+
+
+def _by_decay(group: dict[str, Any], kept: set[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    decayed = [parameter for parameter in group["params"] if parameter not in kept]
+    others = [parameter for parameter in group["params"] if parameter in kept]
+    parts = [
+        {**group, "params": decayed, "weight_decay": weight_decay},
+        {**group, "params": others, "weight_decay": 0.0, "name": f"{group['name']}_without_decay"},
+    ]
+    return [part for part in parts if part["params"]]
 
 
 def fuse(optimizer: Optimizer) -> None:
@@ -99,12 +132,18 @@ def polynomial_rate(base: float, step: int, options: settings.Optimizer) -> floa
 
 
 def warm_up(step: int, options: settings.Optimizer) -> float:
-    """Return min(1, (step + 1) / warm_up_steps), the share of its rate that a step, counted from 0, may take.
+    """Return the share of its rate that a step t, counted from 0, may take; 1 from W = warm_up_steps on.
 
-    After Goyal et al. 2017 (arXiv 1706.02677), section 2.2: the rate of a large batch is too large for the first steps.
-    Theirs rises from the rate of the small batch, ours from 0.
+    Without warm_up_from it is (t + 1) / W, after Goyal et al. 2017 (arXiv 1706.02677), section 2.2: the rate of a large
+    batch is too large for the first steps. Theirs rises from the rate of the small batch, ours from 0. With
+    warm_up_from = r it is 1 − (1 − t / W) · (1 − r), mmcv's linear warm-up, with which DAFormer (r = 1e-6) and VFM-UDA
+    (1e-3) begin.
     """
-    return min(1.0, (step + 1) / options.warm_up_steps) if options.warm_up_steps else 1.0
+    if step >= options.warm_up_steps:
+        return 1.0
+    if options.warm_up_from is None:
+        return (step + 1) / options.warm_up_steps
+    return 1 - (1 - step / options.warm_up_steps) * (1 - options.warm_up_from)
 
 
 def scheduled_rate(base: float, step: int, options: settings.Optimizer) -> float:

@@ -35,6 +35,9 @@ Losses = dict[str, Tensor]
 WeightedLosses = dict[str, tuple[Tensor, float]]
 """Name (`<loss>/<level>`) → this rank's share of the global batch's loss, and its weight."""
 
+Counts = dict[str, Tensor]
+"""Name → what a method counts, int64, any shape, on the device: of a rank or, once summed, of the global batch."""
+
 LevelLoss = Callable[[str, Tensor], Tensor]
 """(level, ln p at label size) → this rank's share of a loss."""
 
@@ -105,6 +108,7 @@ class Step:
         options: the method's settings.
         precision: see `Precision`.
         losses: those minimised so far, summed over the rank's micro-batches.
+        counts: those of `count` so far, likewise; their sums over ranks come to `Method.after_update`.
     """
 
     networks: Networks
@@ -113,6 +117,7 @@ class Step:
     options: settings.Method
     precision: Precision
     losses: Losses = field(default_factory=dict)
+    counts: Counts = field(default_factory=dict)
 
     def samples(self, domain: Domain) -> Batch:
         """Return the samples of a domain.
@@ -136,25 +141,35 @@ class Step:
             raise ValueError(f"there is no network {name!r}; name one of {known}, or return it from `networks`")
         return self.networks[name]
 
-    def predict(self, domain: Domain, network: str = SEGMENTATION, images: Tensor | None = None) -> LogProbabilities:
+    def predict(
+        self,
+        domain: Domain,
+        network: str = SEGMENTATION,
+        images: Tensor | None = None,
+        size: tuple[int, int] | torch.Size | None = None,
+    ) -> LogProbabilities:
         """Return ln p of a network at label size, for every loss and entropy of this pass.
 
         Args:
             domain: whose samples, and batch-norm statistics.
             network: a segmentation network's name.
             images: to look at in place of the domain's, changed by the method; as these are normalised.
+            size: height and width of the result in place of the labels'.
 
         Raises:
             ValueError: no target is read, or there is no such network.
         """
         samples = self.samples(domain)
         labels = samples["labels"]
-        size = samples["images"].shape[2:] if labels is None else labels.shape[1:]
+        if size is None:
+            size = samples["images"].shape[2:] if labels is None else labels.shape[1:]
         with self.precision.autocast():
             logits: Logits = self.network(network)(samples["images"] if images is None else images, domain)
-        # The softmax over classes would copy large maps whose channels lie side by side.
-        small = {level: at_least_float32(scores).contiguous() for level, scores in logits.items()}
-        return {level: F.log_softmax(upsample(scores, size), dim=1) for level, scores in small.items()}
+        return {level: log_probabilities_at(scores, size) for level, scores in logits.items()}
+
+    def count(self, name: str, counts: Tensor) -> None:
+        """Add to the counts of this name, int64; every rank counts under the same names in every step."""
+        self.counts[name] = self.counts[name] + counts if name in self.counts else counts
 
     def minimise(self, network: str, weighted: WeightedLosses) -> None:
         """Add the gradients of weighted losses, and note the losses.
@@ -176,6 +191,12 @@ class Step:
             return {}
         loss = cross_entropy(log_probabilities, labels, self.normaliser.valid_pixels[DOMAINS.index(domain)])
         return {f"{domain}_cross_entropy/{level}": (loss, at_level(self.options.cross_entropy, level))}
+
+
+def log_probabilities_at(logits: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Return ln p at a size, height and width, of logits (batch, classes, …, …) in any precision."""
+    # The softmax over classes would copy large maps whose channels lie side by side.
+    return F.log_softmax(upsample(at_least_float32(logits).contiguous(), size), dim=1)
 
 
 def at_level(weights: settings.LevelWeights, level: str) -> float:

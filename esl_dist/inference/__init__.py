@@ -1,3 +1,3 @@
-"""Trained networks in use: predictor (how they predict), predictions, scoring, evaluation, labelling (pseudo-labels);
+"""Trained networks in use: inputs (which, and how they see pictures), scoring, evaluation, labelling (pseudo-labels);
 output_places and prediction_files (where and how results are written).
 """

@@ -16,10 +16,11 @@ from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
+from esl_dist.inference.inputs import Inputs, open_inputs, print_plan, with_common_size
 from esl_dist.inference.output_places import is_writable
 from esl_dist.inference.prediction_files import PredictionFiles, values_of
-from esl_dist.inference.predictor import Inputs, Predictor, open_inputs, print_plan, with_common_size
 from esl_dist.inference.scoring import Scoring, score_networks, write_score_curves
+from esl_dist.prediction.predictor import Predictor
 from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, require_same_on_ranks
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import percent, score_table

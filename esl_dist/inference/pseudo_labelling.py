@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from esl_dist.config import PseudoLabel
+from esl_dist.inference.inputs import open_inputs, print_plan
 from esl_dist.inference.labelling.job import label_job, write_pseudo_labels
-from esl_dist.inference.predictor import open_inputs, print_plan
 from esl_dist.ranks.collectives import print_on_main, warn
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.scores import kept_table

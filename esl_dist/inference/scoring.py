@@ -16,12 +16,12 @@ from esl_dist.data.loading import Samples, label_source, refuse_mixed_sizes
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
-from esl_dist.inference.background import in_background
 from esl_dist.inference.prediction_files import PredictionFiles
-from esl_dist.inference.predictions import Prediction, own_part, predictions, read_batches
-from esl_dist.inference.predictor import Predictor, autocast
 from esl_dist.models.batch_norm import batch_norms, estimate_anew
 from esl_dist.models.deeplab import refuse_single_value
+from esl_dist.prediction.background import in_background
+from esl_dist.prediction.predictions import Prediction, own_part, predictions, read_batches
+from esl_dist.prediction.predictor import Predictor, autocast
 from esl_dist.ranks.collectives import sum_over_ranks, warn
 from esl_dist.reporting.scores import scores_of
 from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_scalars

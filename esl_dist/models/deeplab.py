@@ -171,6 +171,11 @@ class DeepLab(nn.Module):
         """Names of the levels, in the order of `forward`'s dictionary."""
         return ("main",) if self.layer5 is None else ("main", "auxiliary")
 
+    @property
+    def masked_color(self) -> Tensor:
+        """Colour of hidden pixels, (3,), in the units of the input: the mean colour."""
+        return torch.zeros(3, device=self.conv1.weight.device)
+
     def forward(self, images: Tensor, domain: Domain = "target") -> Logits:
         """Score pictures of one domain.
 

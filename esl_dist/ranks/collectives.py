@@ -95,12 +95,17 @@ class BegunSum:
         return self._total
 
 
-def begin_sum(tensor: Tensor) -> BegunSum:
-    """Begin to add up `tensor`, in the host's memory, over all ranks; the argument is not changed."""
+def begin_sum(tensor: Tensor, group: str = HOST) -> BegunSum:
+    """Begin to add up `tensor` over all ranks; the argument is not changed.
+
+    Args:
+        tensor: in the host's memory or, in the group of gradients, on the device, which then waits for the sum.
+        group: `HOST` or `GRADIENTS`; all ranks begin the sums of a group in the same order.
+    """
     total = tensor.detach().clone()
     if world_size() == 1:
         return BegunSum(total, None)
-    return BegunSum(total, dist.all_reduce(total, group=group_of_ranks(HOST), async_op=True))
+    return BegunSum(total, dist.all_reduce(total, group=group_of_ranks(group), async_op=True))
 
 
 def sum_over_ranks(tensor: Tensor, what: str = "a sum over ranks") -> Tensor:

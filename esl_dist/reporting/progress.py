@@ -98,6 +98,14 @@ def show_entry(bar: "tqdm[int]", entry: Entry, title: str, total: int) -> None:
         bar.set_postfix_str(losses_line(main))
 
 
+def show_line(bar: "tqdm[int] | None", text: str) -> None:
+    """Show a line, above the bar where there is one."""
+    if bar is None or bar.disable:
+        _tell(text)
+    else:
+        bar.write(text, file=sys.stderr)
+
+
 def entry_line(entry: Entry, total: int) -> str:
     """Write an entry as `40/700 steps (5 %), <losses>, learning rate 0.029, 35.2 samples/s, 1 min 3 s left`."""
     return (

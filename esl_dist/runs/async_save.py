@@ -34,8 +34,12 @@ class BackgroundSaver:
         self._written.set()
         self._failure: BaseException | None = None
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Copy a checkpoint and begin to write it, after the one before; without memory or a thread, wait for it.
+
+        Args:
+            checkpoint: what is saved.
+            best: step whose checkpoint stays, whatever the options say.
 
         Raises:
             UserError: the one before could not be written; or this one, if it was waited for.
@@ -48,10 +52,10 @@ class BackgroundSaver:
         self._written.clear()
         try:
             # Not a daemon: an interrupted program still finishes the checkpoint.
-            threading.Thread(target=self._write, args=(to_write,)).start()
+            threading.Thread(target=self._write, args=(to_write, best)).start()
         except RuntimeError as error:
             self._warn(shortage(error) or str(error))
-            self._write(to_write)
+            self._write(to_write, best)
         if copied is None:
             self.finish()
 
@@ -97,9 +101,9 @@ class BackgroundSaver:
             note_progress()
         self.raise_failure()
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def _write(self, checkpoint: Checkpoint, best: int | None) -> None:
         try:
-            save_checkpoint(self._run, checkpoint, self._options)
+            save_checkpoint(self._run, checkpoint, self._options, best)
         except BaseException as failure:
             self._failure = failure
         finally:

@@ -124,8 +124,14 @@ class Checkpoint(Manifest):
         return self.networks[SEGMENTATION]
 
 
-def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints) -> Path:
+def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpoints, best: int | None = None) -> Path:
     """Write a checkpoint and prune older ones; returns its folder.
+
+    Args:
+        run: the run's folder.
+        checkpoint: what is written.
+        options: which of the older ones stay.
+        best: step of one that stays, too.
 
     Raises:
         UserError: it cannot be written, for want of space perhaps, or it would be refused when it is read; the
@@ -146,7 +152,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, options: settings.Checkpo
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    _prune(run, checkpoint.step, options)
+    _prune(run, checkpoint.step, options, best)
     return folder
 
 
@@ -348,11 +354,12 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _prune(run: Path, newest_step: int, options: settings.Checkpoints) -> None:
-    """Remove what the settings do not keep of the checkpoints up to the newest one."""
+def _prune(run: Path, newest_step: int, options: settings.Checkpoints, best: int | None) -> None:
+    """Remove what neither the settings nor the best step keep of the checkpoints up to the newest one."""
     done = [folder for folder in checkpoint_folders(run) if step_of(folder) <= newest_step]
     for folder in done[: -options.keep_newest]:
-        if not options.keep_every or step_of(folder) % options.keep_every:
+        is_every = options.keep_every and step_of(folder) % options.keep_every == 0
+        if not is_every and step_of(folder) != best:
             _remove(folder)
     for left in (run / "checkpoints").glob(f"step-*{PARTIAL_SUFFIX}"):
         # What a killed program left; no other writes into this folder now.

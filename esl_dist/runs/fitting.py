@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from esl_dist.adaptation.optimisers import SGD, Adam
+from esl_dist.adaptation.optimisers import SGD, Adam, AdamW
 from esl_dist.checked import Content, OtherVersionError, one_of
 from esl_dist.config import PRECISIONS
 from esl_dist.errors import UserError
@@ -24,7 +24,7 @@ NOT_NEGATIVE = ("exp_avg_sq", "step")
 LARGEST = torch.finfo(torch.float32).max
 STATE_KEYS: dict[type[Optimizer], set[str]] = {
     **{kind: {"momentum_buffer"} for kind in (SGD, torch.optim.SGD)},
-    **{kind: {"step", "exp_avg", "exp_avg_sq"} for kind in (Adam, torch.optim.Adam)},
+    **{kind: {"step", "exp_avg", "exp_avg_sq"} for kind in (Adam, AdamW, torch.optim.Adam, torch.optim.AdamW)},
 }
 COUNTS = ("epochs", "in_epoch", "totals")
 SHOWN_NAMES = 3

@@ -14,6 +14,7 @@ from typing import Annotated
 
 import torch
 
+from esl_dist import config as settings
 from esl_dist.checked import Content, Label, Name, Sha256, one_of, read, whole_number
 from esl_dist.config import DOMAINS, LONGEST_SIDE, PRECISIONS
 from esl_dist.data.labels import ClassSet, class_set_from
@@ -80,9 +81,6 @@ class Provenance:
 def provenance_of(checkpoint: Checkpoint) -> Provenance:
     """Return what a checkpoint says of its training."""
     config = checkpoint.config
-    # Other pictures than those of the source are seen as these, where no target says how.
-    as_source = config.target.size is None and "target" not in checkpoint.shards
-    sizes = {"source": config.source.size, "target": config.source.size if as_source else config.target.size}
     return Provenance(
         run=str(config.name),
         class_set=checkpoint.class_set,
@@ -92,10 +90,23 @@ def provenance_of(checkpoint: Checkpoint) -> Provenance:
         per_domain=config.network.batch_norm == "per_domain",
         batch_size=1 if config.network.normalise_over == "picture" else config.batch_size,
         precision=str(checkpoint.training.get("precision", "no")),
-        sizes=sizes,
+        sizes=seen_sizes(config, checkpoint.shards),
         data_sets=dict(checkpoint.data_sets),
         shards={domain: checkpoint.shards[domain] for domain in DOMAINS if domain in checkpoint.shards},
     )
+
+
+def seen_sizes(config: settings.Train, shards: Mapping[str, str]) -> dict[str, list[int] | None]:
+    """Return width and height at which a training sees the pictures of each domain; None: as packed.
+
+    Other pictures than those of the source are seen as these, where no target says how.
+
+    Args:
+        config: the training's.
+        shards: fingerprints of the shards that it reads, by domain.
+    """
+    as_source = config.target.size is None and "target" not in shards
+    return {"source": config.source.size, "target": config.source.size if as_source else config.target.size}
 
 
 def description_of(provenance: Provenance) -> str:

@@ -15,7 +15,8 @@ from esl_dist.ranks.collectives import world_size
 from esl_dist.ranks.session import Ranks
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.progress import losses_line
-from esl_dist.runs.checkpoints import checkpoint_folders
+from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders
+from esl_dist.runs.validations import Figures
 from esl_dist.training.data import TrainingData
 from esl_dist.training.optimisation import schedule_note
 
@@ -29,6 +30,7 @@ class Outcome:
         stopped: whether a request to stop ended it.
         interrupted: whether that was a Ctrl-C.
         losses: those of the last entry.
+        best: the step that validations found best so far, and its figures; None: there is none.
         steps_of_start: steps done since the start.
         seconds: what they took.
     """
@@ -39,6 +41,7 @@ class Outcome:
     losses: Mapping[str, float]
     steps_of_start: int
     seconds: float
+    best: tuple[int, Figures] | None = None
 
 
 def beginning(config: settings.Train, data: TrainingData, ranks: Ranks, run: Path, first_step: int) -> str:
@@ -128,8 +131,10 @@ def _network(config: settings.Train, first_step: int) -> str:
 def _rate(config: settings.Train) -> str:
     options = config.optimizer
     end = scheduled_rate(1, config.steps, options)
-    warm_up = f", approached over {_counted(options.warm_up_steps, 'step')}" if options.warm_up_steps else ""
-    return f"learning rate {options.learning_rate:g}{warm_up}, at the end {100 * end:.3g} % of it"
+    begun = "" if options.warm_up_from is None else f" from {options.warm_up_from:g} of it"
+    warm_up = f", approached over {_counted(options.warm_up_steps, 'step')}{begun}" if options.warm_up_steps else ""
+    kind = {"sgd": "", "adamw": "AdamW, "}[options.kind]
+    return f"{kind}learning rate {options.learning_rate:g}{warm_up}, at the end {100 * end:.3g} % of it"
 
 
 def _device(device: torch.device) -> str:
@@ -151,11 +156,16 @@ def end(config: settings.Train, data: TrainingData, run: Path, weights: tuple[st
         "last losses": losses_line(outcome.losses),
         "weights": ", ".join(str(run / name) for name in weights),
         "checkpoints": f"{run / 'checkpoints'}: {', '.join(folder.name for folder in folders)}",
+        "best step": "" if outcome.best is None else _best(run, *outcome.best),
         "curves": f"tensorboard --logdir {shlex.quote(str(logs_of(config, run).parent))}",
         "to score it": f"python launch/evaluate.py {_word('checkpoint', run)} data.path=…",
         "to label": "" if data.target is None else _labelling(config, run),
     }
     return account(f"{config.name}: finished at step {outcome.step}", facts)
+
+
+def _best(run: Path, step: int, figures: Figures) -> str:
+    return f"{step}, {figures.line()}; {_word('checkpoint', checkpoint_folder(run, step))} stays"
 
 
 def _labelling(config: settings.Train, run: Path) -> str:

@@ -25,6 +25,11 @@ def check_training(config: settings.Train) -> None:
     for key, steps in (("steps", config.steps), ("optimizer.warm_up_steps", options.warm_up_steps)):
         if steps > options.schedule_steps:
             raise UserError(f"{key}={steps} goes beyond optimizer.schedule_steps={options.schedule_steps}")
+    if options.warm_up_from is not None and not options.warm_up_steps:
+        raise UserError(
+            f"optimizer.warm_up_from={options.warm_up_from:g} needs steps in which the rate rises from it: give "
+            "optimizer.warm_up_steps=…, or leave it out"
+        )
     if is_alone():
         refuse_unequal_shares(config)
     needs_target = METHODS.needs_target(name) or config.pseudo_labels is not None
@@ -43,6 +48,12 @@ def check_training(config: settings.Train) -> None:
         raise UserError(
             f"network.batch_norm=per_domain needs passes over the target, and {name} without pseudo-labels has none; "
             "choose network.batch_norm=shared"
+        )
+    if config.validation.path and not config.validate_every:
+        raise UserError("validation.path=… needs steps after which it is looked at: give validate_every=…")
+    if config.validate_every and not config.validation.path and not needs_target:
+        raise UserError(
+            f"validate_every={config.validate_every} needs pictures, and {name} reads no target: give validation.path=…"
         )
     if config.compile and config.checkpoint_activations:
         raise UserError(
@@ -90,7 +101,8 @@ def check_inputs(config: settings.Train) -> None:
     if not is_alone():
         return
     needs_target = METHODS.needs_target(config.method.name) or config.pseudo_labels is not None
-    for place in (config.source.path, config.target.path if needs_target else None, config.pseudo_labels):
+    target = config.target.path if needs_target else None
+    for place in (config.source.path, target, config.pseudo_labels, config.validation.path or None):
         if place is not None:
             refuse_missing_shards(place)
     # A run that goes on reads them no more; one without a name may be any of those that are there.

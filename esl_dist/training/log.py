@@ -15,8 +15,9 @@ from esl_dist.data.labels import ClassSet
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.ranks.collectives import is_main, sum_over_ranks
 from esl_dist.reporting.pictures import prediction_pictures
-from esl_dist.reporting.progress import Entry, show_entry, steps_bar
+from esl_dist.reporting.progress import Entry, show_entry, show_line, steps_bar
 from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_scalars
+from esl_dist.runs.validations import Figures
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -88,6 +89,10 @@ class TrainingLog:
         if updated:
             self._sums = {name: _added(self._sums.get(name), loss) for name, loss in losses.items()}
 
+    def leave_out(self, seconds: float) -> None:
+        """Let what took so long not count for the speed of the steps."""
+        self._began += seconds
+
     def interval(self) -> Interval:
         """Return what was collected since the last entry; called on every rank."""
         return Interval(losses=self._summed_over_ranks(), updates=self._updates, skipped=self._skipped)
@@ -125,6 +130,18 @@ class TrainingLog:
             left = (self._bar.total - step) * self._images_a_step / speed
             show_entry(self._bar, Entry(step, means, rates.base, speed, left), self._title, self._bar.total)
         self._begin(EMPTY_INTERVAL)
+
+    def write_validation(self, step: int, figures: Figures, is_best: bool) -> None:
+        """Write and show what a validation after `step` steps found."""
+        if self._writer is None:
+            return
+        means = {"miou": figures.miou, "entropy": figures.entropy, "kept": figures.kept, "agreement": figures.agreement}
+        by_class = {} if figures.scores is None else figures.scores.iou
+        for group, values in (("validation", means), ("validation_iou", by_class)):
+            known = {name: value for name, value in values.items() if value is not None}
+            write_scalars(self._writer, group, known, step)
+        best = ", the best so far" if is_best else ""
+        show_line(self._bar, f"{self._title}: validation at step {step}: {figures.line()}{best}")
 
     def draw(self, step: int, network: nn.Module, last: MicroBatch, classes: ClassSet) -> None:
         """Show the rank's first sample of each domain as evaluation would see it now; nothing is updated."""

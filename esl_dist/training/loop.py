@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,22 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import set_rates
-from esl_dist.adaptation.passes import SEGMENTATION, Losses, MicroBatch, Normaliser, Precision
+from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Precision
 from esl_dist.config_files import save_config
 from esl_dist.data.workers import Workers
 from esl_dist.errors import StoppedError, UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import published_state
-from esl_dist.ranks.collectives import is_main, note_progress, print_on_main, wait_for_all
+from esl_dist.ranks.collectives import (
+    GRADIENTS,
+    BegunSum,
+    begin_sum,
+    is_main,
+    note_progress,
+    print_on_main,
+    wait_for_all,
+)
 from esl_dist.ranks.fence import Fence
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.async_save import BackgroundSaver
@@ -31,8 +40,9 @@ from esl_dist.training.agreement import Agreement, ComingStep, CorruptSamples, p
 from esl_dist.training.data import Order, own_micro_batches
 from esl_dist.training.log import EMPTY_INTERVAL, TrainingLog
 from esl_dist.training.setup import Training, set_up
-from esl_dist.training.step import add_gradients
+from esl_dist.training.step import Contribution, add_gradients
 from esl_dist.training.stop_request import StopRequest
+from esl_dist.training.validation import Validator, validation_of
 
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
 
@@ -60,6 +70,10 @@ def train(config: settings.Train, ranks: Ranks, request: StopRequest, record: Ru
     if step >= config.steps:
         fewer = f", though only {config.steps} were asked for now" if step > config.steps else ""
         print_on_main(f"{config.name}: finished already, at step {step}{fewer}")
+        if (validator := _validator(training, request)).is_due(step):
+            log = _log(training)
+            _validate_overdue(validator, training, log)
+            log.close()
         _export(training, step, before)
         return run
     if is_main():
@@ -82,9 +96,9 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
     config, data, run = training.config, training.data, training.run
     began, means = time.monotonic(), {}
     saver = BackgroundSaver(run, config.checkpoints)
-    images = (1 if data.target is None else 2) * config.batch_size
-    interval = training.before.get("journal", EMPTY_INTERVAL)
-    log = TrainingLog(logs_of(config, run), run.name, images, training.first_step, interval)
+    log = _log(training)
+    validator = _validator(training, request)
+    _validate_overdue(validator, training, log)
     corrupt = CorruptSamples(
         data, config.batch_size, config.loader.skip_corrupt, training.before.get("corrupt_samples", {})
     )
@@ -99,11 +113,12 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             own = coming.begin(agreed)
             corrupt.add(step, agreed.replaced)
             rates = set_rates(training.state.optimizers, step, config.optimizer)
-            losses = _passes(training, own, agreed)
+            losses, counts = _passes(training, own, agreed)
+            sums = {name: begin_sum(count, GRADIENTS) for name, count in counts.items()}
             # Read, copied and told to the others while the device still computes and gradients are on their way.
             if not is_last:
                 coming = _prepare(training, batches, request, done + 1)
-            updated = _update(training, done)
+            updated = _update(training, done, sums)
             log.add(losses, updated)
             fence.end_step()
             record.step = done
@@ -112,7 +127,8 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
                 agreed = coming.agreement()
             log_now = is_last or done % config.log_every == 0
             save_now = is_last or agreed.stop or done % config.checkpoints.every == 0
-            if log_now or save_now:
+            validate_now = validator.is_due(done) and not agreed.stop
+            if log_now or save_now or validate_now:
                 means = log.mean_losses()
                 _refuse_not_finite({f"the loss {name}": mean for name, mean in means.items()}, done, training)
             if log_now:
@@ -120,12 +136,16 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             if config.pictures_every and done % config.pictures_every == 0:
                 log.draw(done, training.state.networks[SEGMENTATION], own[-1], data.classes)
             saver.raise_failure()
+            if validate_now:
+                agreed = _validated(validator, done, log, agreed)
+                save_now = save_now or agreed.stop or validator.best_step == done
             if save_now:
                 for network in training.state.networks.values():
                     _refuse_not_finite(network.state_dict(), done, training)
                 # Called on every rank: states are gathered from all of them.
                 kept = {**training.updating.states(), "corrupt_samples": corrupt.state(), "journal": log.interval()}
-                saver.save(_checkpoint(training, done, {**kept, "precision": training.ranks.precision}))
+                kept["precision"] = training.ranks.precision
+                saver.save(_checkpoint(training, done, kept), validator.best_step)
             elif step == training.first_step:
                 saver.copy(_checkpoint(training, done, training.updating.states()))
             if agreed.stop:
@@ -136,7 +156,44 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
         print_on_main(f"{run.name}: {count} corrupt {domain} samples were replaced; the warnings name them")
     wait_for_all()
     seconds = time.monotonic() - began
-    return Outcome(done, done < config.steps, agreed.interrupted, means, done - training.first_step, seconds)
+    stopped, steps_of_start = done < config.steps or validator.is_due(done), done - training.first_step
+    return Outcome(done, stopped, agreed.interrupted, means, steps_of_start, seconds, validator.best)
+
+
+def _log(training: Training) -> TrainingLog:
+    config, data, run = training.config, training.data, training.run
+    images = (1 if data.target is None else 2) * config.batch_size
+    interval = training.before.get("journal", EMPTY_INTERVAL)
+    return TrainingLog(logs_of(config, run), run.name, images, training.first_step, interval)
+
+
+def _validator(training: Training, request: StopRequest) -> Validator:
+    config, samples, step = training.config, training.validation, training.first_step
+    validation = None
+    if samples is not None:
+        workers = Workers(config.loader.workers, config.timeout_minutes, "loader.workers", note_progress)
+        known = provenance_of(_checkpoint(training, step, {"precision": training.ranks.precision}))
+        validation = validation_of(samples, training.state.networks, known, workers)
+    return Validator(validation, config, training.run, step, request)
+
+
+def _validate_overdue(validator: Validator, training: Training, log: TrainingLog) -> None:
+    """Validate the step that a run goes on from, where a stop came before that.
+
+    Raises:
+        StoppedError: some rank was asked to stop again.
+    """
+    step = training.first_step
+    if validator.is_due(step) and (finding := validator.validate(step, log)).figures is None:
+        raise StoppedError(f"{training.config.name}: stopped before the validation of step {step}", finding.interrupted)
+
+
+def _validated(validator: Validator, step: int, log: TrainingLog, agreed: Agreement) -> Agreement:
+    """Validate a step; returns what the ranks agree on, who all stop where one was asked to meanwhile."""
+    finding = validator.validate(step, log)
+    if finding.figures is not None:
+        return agreed
+    return replace(agreed, stop=True, interrupted=finding.interrupted)
 
 
 def _batches(training: Training) -> Generator[MicroBatch]:
@@ -157,8 +214,8 @@ def _prepare(training: Training, batches: Iterator[MicroBatch], request: StopReq
     return prepare(read, config.batch_size, config.steps, request, f"step {number}")
 
 
-def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement) -> Losses:
-    """Make this rank's passes; returns its losses."""
+def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement) -> Contribution:
+    """Make this rank's passes; returns its losses and counts."""
     config, updating = training.config, training.updating
     updating.begin_step()
     normaliser = Normaliser(agreed.valid_pixels, config.batch_size)
@@ -166,11 +223,12 @@ def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement) ->
     return add_gradients(training.state.networks, training.method, config.method, own, normaliser, precision)
 
 
-def _update(training: Training, done: int) -> bool:
+def _update(training: Training, done: int, sums: Mapping[str, BegunSum]) -> bool:
     """Update the networks; returns whether they were."""
     updated = training.updating.update(f"{training.config.name}, step {done}")
+    counts = {name: one.wait("what is counted in a step") for name, one in sums.items()}
     if updated:
-        training.method.after_update(training.state.networks, done)
+        training.method.after_update(training.state.networks, done, counts, training.config.method)
     return updated
 
 

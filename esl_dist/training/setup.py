@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method, build_networks
 from esl_dist.data.labels import ClassSet, class_names
+from esl_dist.data.loading import Samples
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.made_with import require_same
@@ -38,6 +39,7 @@ from esl_dist.training.contradictions import refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.sizes import refuse_impossible_sizes
+from esl_dist.training.validation import open_validation
 from esl_dist.training.zero import DividedUpdating
 
 MAY_CHANGE = frozenset(
@@ -51,6 +53,9 @@ MAY_CHANGE = frozenset(
         "checkpoint_activations",
         "steps",
         "log_every",
+        "validation.path",
+        "validation.size",
+        "validate_every",
         "pictures_every",
         "loader.workers",
         "loader.skip_corrupt",
@@ -90,6 +95,7 @@ class Training:
         updating: how losses become new weights.
         ranks: the processes that train.
         run: the run's folder.
+        validation: what it is validated on; None: nothing.
         first_step: steps done before.
         before: what the checkpoint that it goes on from says of the training besides its optimisers.
     """
@@ -101,6 +107,7 @@ class Training:
     updating: Updating | DividedUpdating
     ranks: Ranks
     run: Path
+    validation: Samples | None = None
     first_step: int = 0
     before: Mapping[str, Any] = field(default_factory=dict)
 
@@ -124,6 +131,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     require_same_on_ranks(str(asdict(config)), "configuration")
     data = open_training_data(config, method)
     require_same_on_ranks(str(data.fingerprints), "shards")
+    validation = open_validation(config, data)
     refuse_impossible_sizes(config, method, data, ranks.device)
     config = replace(config, name=config.name or automatic_name(config, data))
     refuse_as_name(str(config.name), "name")
@@ -142,7 +150,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     for network in state.networks.values():
         require_same_on_ranks(digest_of_weights(network.state_dict()), "weights to start from")
     require_same_on_ranks(str(0 if checkpoint is None else checkpoint.step), "checkpoint")
-    training = Training(config, method, data, state, _updating(state, ranks), ranks, run)
+    training = Training(config, method, data, state, _updating(state, ranks), ranks, run, validation)
     if config.compile:
         compile_segmentation(state.networks)
     if checkpoint is None:

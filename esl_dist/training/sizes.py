@@ -60,6 +60,13 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
             refuse_single_value(one.size, 1, one.name, f"a larger {one.setting}")
         else:
             refuse_single_value(one.size, together, one.name, f"a larger {one.setting} or batch_size")
+    if len({one.size for one in pictures}) > 1 and method.needs_one_size(config.method):
+        sizes = " and ".join(f"{one.size[0]}×{one.size[1]}" for one in pictures)
+        settings_of_both = " and ".join(one.setting for one in pictures)
+        raise UserError(
+            f"method.mix=true lays source pictures over target pictures, and they have {sizes} pixels: give "
+            f"{settings_of_both} the same [width,height], or method.mix=false"
+        )
     _refuse_full_memory(config, data, pictures, together // world_size(), device)
 
 

@@ -27,12 +27,12 @@ CLASSES, IMAGES, SIZE = 3, 4, (32, 64)
 PLAIN = Precision(contextlib.nullcontext, lambda loss, network: loss.backward())
 
 
-def build(method: str = "advent") -> Networks:
-    """Return a method's networks in training mode, with batch-norm statistics per domain."""
+def build(method: str = "advent", options: settings.Method | None = None) -> Networks:
+    """Return a method's networks in training mode, with batch-norm statistics per domain and small discriminators."""
     torch.manual_seed(0)
     network = DeepLab("tiny", CLASSES, True, True)
     initialise(network)
-    options = settings.Method(discriminator_channels=2)
+    options = replace(options or settings.Method(), discriminator_channels=2)
     return build_networks(METHODS[method], network, CLASSES, options).double().train()
 
 
@@ -66,7 +66,7 @@ def make_step(
 ) -> Step:
     """Return a step whose global batch is one micro-batch, of a labelled source and, maybe, of a target."""
     own = micro_batch(domain_batch(1, labels=True), target)
-    return Step(build(method), own, normaliser(own), options or settings.Method(name=method), precision)
+    return Step(build(method, options), own, normaliser(own), options or settings.Method(name=method), precision)
 
 
 class Pass(NamedTuple):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.adaptation.passes import Precision, Step, target_pass
 from tests.adaptation.steps import PLAIN, domain_batch, make_step
@@ -73,7 +74,10 @@ class NotedOperations(TorchDispatchMode):
         by_mask = name.startswith("aten::index") and any(one.dtype in (torch.bool, torch.uint8) for one in tensors)
         if name.startswith(self.WAIT) or by_mask:
             self.waits.append(name)
-        if name.startswith(self.UNORDERED) or (name == "aten::nll_loss2d_forward" and args[3] != NO_REDUCTION):
+        rounds = args[0].is_floating_point() if args and isinstance(args[0], Tensor) else True
+        if (name.startswith(self.UNORDERED) and rounds) or (
+            name == "aten::nll_loss2d_forward" and args[3] != NO_REDUCTION
+        ):
             self.unordered.append(name)
         return func(*args, **(kwargs or {}))
 
@@ -82,8 +86,9 @@ NO_REDUCTION = 0
 """Torch's number for `reduction="none"`."""
 
 
-def noted(method: str, pseudo_labels: bool) -> NotedOperations:
-    step = make_step(method, domain_batch(2, pseudo_labels) if method != "source_only" or pseudo_labels else None)
+def noted(method: str, pseudo_labels: bool, options: settings.Method | None = None) -> NotedOperations:
+    target = domain_batch(2, pseudo_labels) if method != "source_only" or pseudo_labels else None
+    step = make_step(method, target, options)
     with NotedOperations() as operations:
         METHODS[method].passes(step)
     return operations
@@ -98,6 +103,12 @@ def test_no_pass_makes_the_host_wait_for_the_device_or_sums_in_an_order_of_chanc
     assert operations.waits == operations.unordered == []
 
 
+def test_a_rule_of_trust_by_entropies_neither_makes_the_host_wait_nor_sums_in_an_order_of_chance() -> None:
+    by_entropy = settings.Method("masked_consistency", teacher=settings.Teacher(trust="entropy"))
+    operations = noted("masked_consistency", True, by_entropy)
+    assert operations.waits == operations.unordered == []
+
+
 def test_a_wait_and_a_sum_without_an_order_would_be_found() -> None:
     values, maps = torch.arange(3), torch.randn(1, 2, 3, 4, requires_grad=True)
     with NotedOperations() as operations:
@@ -109,12 +120,17 @@ def test_a_wait_and_a_sum_without_an_order_would_be_found() -> None:
     assert set(operations.unordered) == {"aten::upsample_bilinear2d_backward", "aten::nll_loss2d_forward"}
 
 
-@pytest.mark.parametrize(("method", "domains"), [("source_only", 1), ("minent", 2), ("advent", 2)])
-def test_a_step_takes_one_softmax_of_each_domain_and_level_however_many_losses_it_has(
-    method: str, domains: int
-) -> None:
-    counts = noted(method, pseudo_labels=domains == 2).counts
-    assert counts["aten::_log_softmax"] == counts["aten::_log_softmax_backward_data"] == domains * 2
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [("source_only", 1), ("minent", 2), ("advent", 2), ("self_training", 2), ("masked_consistency", 3)],
+)
+def test_a_step_takes_one_softmax_of_each_pass_and_level_however_many_losses_it_has(method: str, passes: int) -> None:
+    """And one of a teacher, of its main level."""
+    # The kernel of a blur is a softmax of distances.
+    options = settings.Method(method, augmentation=settings.Augmentation(blur=0.0))
+    counts, teachers = noted(method, passes > 1, options).counts, method in ("self_training", "masked_consistency")
+    assert counts["aten::_log_softmax"] == passes * 2 + teachers
+    assert counts["aten::_log_softmax_backward_data"] == passes * 2
     assert not [name for name in counts if "softmax" in name and not name.startswith("aten::_log_softmax")]
 
 

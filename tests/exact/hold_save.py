@@ -28,11 +28,11 @@ def counted(*arguments: Any) -> Any:
     return add_gradients(*arguments)
 
 
-def held(run: Any, checkpoint: Checkpoint, options: Any) -> Any:
+def held(run: Any, checkpoint: Checkpoint, *options: Any) -> Any:
     if not later_step.wait(PATIENCE_SECONDS):
         raise UserError(f"step {HELD_UNTIL_STEP} did not begin before the checkpoint of {checkpoint.step} was written")
     print(f"the checkpoint of step {checkpoint.step} is written after step {HELD_UNTIL_STEP} began", flush=True)
-    return save_checkpoint(run, checkpoint, options)
+    return save_checkpoint(run, checkpoint, *options)
 
 
 loop.add_gradients, async_save.save_checkpoint = counted, held

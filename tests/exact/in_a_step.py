@@ -31,10 +31,10 @@ def signalled_passes(*arguments: Any) -> Any:
     return add_gradients(*arguments)
 
 
-def signalled_update(training: Any, done: int) -> bool:
+def signalled_update(training: Any, done: int, *sums: Any) -> bool:
     if done == step:
         os.kill(os.getpid(), signal.SIGTERM)
-    return update(training, done)
+    return update(training, done, *sums)
 
 
 def failing(read: Callable[[], Sequence[MicroBatch]], *arguments: Any) -> ComingStep:
@@ -44,8 +44,8 @@ def failing(read: Callable[[], Sequence[MicroBatch]], *arguments: Any) -> Coming
     return prepare(fail if arguments[-1] == f"step {step}" else read, *arguments)
 
 
-def finished_save(saver: BackgroundSaver, checkpoint: Checkpoint) -> None:
-    save(saver, checkpoint)
+def finished_save(saver: BackgroundSaver, checkpoint: Checkpoint, best: int | None) -> None:
+    save(saver, checkpoint, best)
     # A process of these tests ends at once, and its threads with it.
     saver.finish()
 

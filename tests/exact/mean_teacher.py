@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
-from esl_dist.adaptation.passes import SEGMENTATION, Networks, Step, WeightedLosses, at_level, source_pass
+from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, WeightedLosses, at_level, source_pass
 from esl_dist.models.deeplab import DeepLab
 
 TEACHER, MOMENTUM = "teacher", 0.9
@@ -47,7 +47,7 @@ class MeanTeacher(Method):
             losses |= step.cross_entropy("target", level, log_probabilities)
         step.minimise(SEGMENTATION, losses)
 
-    def after_update(self, networks: Networks, steps: int) -> None:
+    def after_update(self, networks: Networks, steps: int, counts: Counts, options: settings.Method) -> None:
         """Move the teacher towards the student: the mean of all students at first."""
         share = 1 - min(1 - 1 / (steps + 1), MOMENTUM)
         for own, student in zip(networks[TEACHER].parameters(), networks[SEGMENTATION].parameters(), strict=True):

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from esl_dist.adaptation.passes import Losses
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.ranks.collectives import require_same_on_ranks
 from esl_dist.ranks.session import Ranks
 from esl_dist.training import loop, setup
 from esl_dist.training.optimisation import Updating
 from esl_dist.training.setup import State
+from esl_dist.training.step import Contribution
 from esl_dist.training.zero import DividedUpdating
 
 what, first, last, rank, scale = sys.argv[1], *map(int, sys.argv[2:6])
@@ -49,9 +49,10 @@ def spoiled_updating(state: State, ranks: Ranks) -> Updating | DividedUpdating:
             loss.register_hook(lambda gradient: gradient * float("inf"))
         plain_backward(loss, part)
 
-    def add_gradients(*arguments: Any) -> Losses:
-        losses = plain_add_gradients(*arguments)
-        return {name: loss * float("inf") for name, loss in losses.items()} if spoils("losses") else losses
+    def add_gradients(*arguments: Any) -> Contribution:
+        losses, counts = plain_add_gradients(*arguments)
+        factor = float("inf") if spoils("losses") else 1.0
+        return Contribution({name: loss * factor for name, loss in losses.items()}, counts)
 
     def update(place: str) -> bool:
         nonlocal step

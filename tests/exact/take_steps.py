@@ -63,7 +63,7 @@ with joined_ranks(1):
         source, target = (global_batch(step, domain) for domain in (0, 1))
         own = [MicroBatch(chosen(source, places), chosen(target, places), 0, step, places) for places in cuts]
         normaliser = Normaliser(sum_over_ranks(local_valid_pixels(own)), IMAGES)
-        local = add_gradients(networks, METHODS[method], weights, own, normaliser, precision)
+        local = add_gradients(networks, METHODS[method], weights, own, normaliser, precision).losses
         updating.update(f"step {step}")
         losses.append({name: sum_over_ranks(loss) for name, loss in local.items()})
     state = dict(networks.state_dict())

@@ -188,6 +188,18 @@ def test_a_run_without_deepspeed_goes_on_with_it(
     assert_equal_to_rounding(everything_learned(run), everything_learned(plain))
 
 
+@pytest.mark.grid
+def test_adamw_whose_weights_do_not_all_decay_goes_on_with_it(server: RankServer, town: Path, tmp_path: Path) -> None:
+    words = ("method.name=minent", "optimizer.kind=adamw", "optimizer.weight_decay=0.1")
+    plain = run_in(tmp_path, "plain")
+    train(server, town, plain, *words)
+    run = half_of(plain, tmp_path / "half")
+    train(server, town, run, *words, stage=2)
+    learned = everything_learned(plain)
+    assert any("/optimizers/segmentation/" in name and name.endswith("exp_avg_sq") for name in learned)
+    assert_equal_to_rounding(everything_learned(run), learned)
+
+
 def test_a_run_of_one_network_whose_optimiser_has_no_states_goes_on_with_it_in_bf16(
     server: RankServer, town: Path, tmp_path: Path
 ) -> None:
@@ -264,3 +276,13 @@ def test_what_several_networks_do_not_bear_is_refused_with_one_message(
     assert all(expected in message for message in messages)
     assert "Traceback" not in job.output()
     assert not (tmp_path / "snapshots").exists()
+
+
+@pytest.mark.grid
+def test_a_teacher_and_its_rule_of_trust_follow_the_plain_run(server: RankServer, town: Path, tmp_path: Path) -> None:
+    words = ("method.name=masked_consistency", "method.teacher.trust=entropy", "method.masks.block=8")
+    plain, run = run_in(tmp_path, "plain"), run_in(tmp_path)
+    train(server, town, plain, *words)
+    train(server, town, run, *words, stage=2)
+    assert {"/teacher/conv1.weight", "/entropies/histograms"} < everything_learned(plain).keys()
+    assert_follows(run, plain)

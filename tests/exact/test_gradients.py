@@ -114,12 +114,17 @@ def test_trainings_on_all_numbers_of_ranks_and_passes_report_the_same_losses_at_
 
 
 @pytest.mark.parametrize(
-    ("method", "accumulate"), grid([("advent", 1), ("advent", 2), ("minent", 1)], stay=[("advent", 2)])
+    ("method", "accumulate"),
+    grid(
+        [("advent", 1), ("advent", 2), ("minent", 1), ("self_training", 1), ("self_training", 2)],
+        stay=[("advent", 2), ("self_training", 2)],
+    ),
 )
 def test_a_step_sends_every_gradient_once_during_its_passes_and_waits_for_the_ranks_word_on_the_next_only_once(
     server: RankServer, town: Path, tmp_path: Path, method: str, accumulate: int
 ) -> None:
     words = [f"method.name={method}", f"accumulate={accumulate}", "steps=5", "log_every=100", "checkpoints.every=100"]
+    words += ["method.teacher.trust=entropy"]
     program = [str(tmp_path / "sent"), str(PROJECT / TRAIN), *training_words(town, run_in(tmp_path), *words)]
     job = server.start("tests/exact/note_collectives.py", program, 2)
     assert job.exit_codes() == [0, 0], job.output()
@@ -132,6 +137,9 @@ def test_a_step_sends_every_gradient_once_during_its_passes_and_waits_for_the_ra
         learned += len(network.levels) * sum(one.numel() for one in build_discriminator(len(classes), 4).parameters())
     norms = list(batch_norms(network))
     networks = 2 if method == "advent" else 1
+    counts = [8 * len(classes) * 1024] if method == "self_training" else []
+    # Forwards and backwards in the two domains' passes, and in a teacher's forwards alone.
+    exchanges = accumulate * (2 * 2 + len(counts))
     for rank in range(2):
         notes = [json.loads(line) for line in Path(f"{tmp_path}/sent.{rank}").read_text().splitlines()]
         prepared = [number for number, (_, caller, _) in enumerate(notes) if caller.endswith("agreement.prepare")]
@@ -146,12 +154,13 @@ def test_a_step_sends_every_gradient_once_during_its_passes_and_waits_for_the_ra
             # Those of a network of this size are small enough to be sent at once.
             assert len(gradients) == networks
             assert sum(sent for _, _, sent in gradients) == BYTES * learned
-            # Mean and variance together, forwards and backwards, of every layer in the two domains' passes.
+            # Mean and variance together, of every layer.
             statistics = [note for note in step if "batch_norm" in note[1]]
-            assert len(statistics) == 2 * 2 * accumulate * len(norms)
-            assert sum(sent for _, _, sent in statistics) == 2 * 2 * 2 * accumulate * BYTES * sum(
+            assert len(statistics) == exchanges * len(norms)
+            assert sum(sent for _, _, sent in statistics) == 2 * exchanges * BYTES * sum(
                 norm.num_features for norm in norms
             )
-            waits = [caller.rsplit(".", 1)[1] for name, caller, _ in step if name == "wait"]
-            assert waits == ["finish_sums"] * networks + ["agreement"]
-            assert len(step) == 1 + len(gradients) + len(statistics) + len(waits)
+            assert [sent for name, caller, sent in step if name == "all_reduce" and "training.loop" in caller] == counts
+            waits = [caller.partition(".<locals>")[0].rsplit(".", 1)[1] for name, caller, _ in step if name == "wait"]
+            assert waits == ["finish_sums"] * networks + ["_update"] * len(counts) + ["agreement"]
+            assert len(step) == 1 + len(gradients) + len(statistics) + len(counts) + len(waits)

@@ -8,6 +8,7 @@ from esl_dist.command_line import EXIT_USER_ERROR
 from tests.exact.trainings import (
     TRAIN,
     assert_equal_to_rounding,
+    different_bits,
     everything_learned,
     newest_step,
     run_in,
@@ -62,6 +63,21 @@ def test_a_run_does_not_go_on_with_other_pictures_than_it_was_begun_on(
     assert job.exit_codes() == [EXIT_USER_ERROR] * 2, job.output()
     assert f"{run}: this run was begun on other shards than those it is given now" in job.output()
     assert newest_step(run) == 1
+
+
+@pytest.mark.parametrize("ranks", grid([1, 2], stay=[2]))
+def test_adamw_goes_on_after_a_stop_with_the_same_bits(
+    server: RankServer, town: Path, tmp_path: Path, ranks: int
+) -> None:
+    words = ("optimizer.kind=adamw", "optimizer.weight_decay=0.01", "optimizer.warm_up_steps=3")
+    words = (*words, "optimizer.warm_up_from=1e-3", "loader.workers=0")
+    whole, cut = run_in(tmp_path, "whole"), run_in(tmp_path, "cut")
+    train(server, town, whole, ranks, *words, "steps=3")
+    for steps in (1, 3):
+        train(server, town, cut, ranks, *words, f"steps={steps}")
+    learned = everything_learned(whole)
+    assert any("/optimizers/segmentation/" in name and name.endswith("exp_avg_sq") for name in learned)
+    assert different_bits(everything_learned(cut), learned) == []
 
 
 def test_a_run_that_goes_on_in_another_precision_says_so_once(server: RankServer, town: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 from esl_dist.adaptation.methods import advent
 from esl_dist.data.loading import Samples
-from esl_dist.inference import predictions
 from esl_dist.inference.labelling import levels
+from esl_dist.prediction import predictions
 from esl_dist.runs import async_save
 from esl_dist.training import loop
 

@@ -6,7 +6,7 @@ from esl_dist.config import PseudoLabel
 from esl_dist.config_files import from_dictionary
 from esl_dist.inference.labelling.job import label_job
 from esl_dist.inference.labelling.pieces import LabelJob
-from esl_dist.inference.predictor import Predictor
+from esl_dist.prediction.predictor import Predictor
 from tests.builders import write_shards
 from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network

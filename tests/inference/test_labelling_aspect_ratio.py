@@ -17,7 +17,7 @@ from esl_dist.data.loading import MEAN_COLOR, Samples, network_input
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
 from esl_dist.inference.labelling.job import label_job, write_pseudo_labels
-from esl_dist.inference.predictor import Predictor
+from esl_dist.prediction.predictor import Predictor
 from esl_dist.runs.trained import TrainedNetwork
 from esl_dist.training.data import TrainingData, open_training_data
 from tests.builders import class_set, draw, drawn_shards, input_of, write_shards

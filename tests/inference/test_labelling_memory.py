@@ -10,7 +10,6 @@ import torch
 
 from esl_dist.adaptation.pseudo_labels import Threshold
 from esl_dist.errors import UserError
-from esl_dist.inference import background
 from esl_dist.inference.labelling import labels, levels
 from esl_dist.inference.labelling.labels import write_labels
 from esl_dist.inference.labelling.levels import level_histograms
@@ -21,6 +20,7 @@ from esl_dist.inference.labelling.pieces import (
     pieces_by_shard,
     write_piece,
 )
+from esl_dist.prediction import background
 from tests.inference.label_jobs import job_of
 
 THREADS, PICTURES = 2, 40

@@ -7,8 +7,8 @@ import torch
 
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
-from esl_dist.inference.predictor import Predictor
 from esl_dist.inference.scoring import Scoring, score_networks
+from esl_dist.prediction.predictor import Predictor
 from esl_dist.runs.trained import load_trained
 from tests.builders import class_set, drawn_shards
 from tests.training.small_runs import save_run

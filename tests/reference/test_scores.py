@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from esl_dist.inference.confusion import confusion_matrix
+from esl_dist.prediction.confusion import confusion_matrix
 from esl_dist.reporting.scores import intersection_over_union, mean_iou, scores_of
 from tests.reference.arrays import arrays, needs_reference, on_device
 

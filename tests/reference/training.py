@@ -127,7 +127,7 @@ def _train(networks: Networks, name: str, steps: int) -> dict[str, NDArray[np.fl
         set_rates(optimizers, step, OPTIONS)
         passes = [_own_pass(batches, step, images, run.pseudo_labels)]
         normaliser = Normaliser(sum_over_ranks(local_valid_pixels(passes)), images)
-        history.append(add_gradients(networks, method, weights, passes, normaliser, PLAIN))
+        history.append(add_gradients(networks, method, weights, passes, normaliser, PLAIN).losses)
         updating.update(name)
     return {
         _name_in_file(loss): sum_over_ranks(torch.stack([losses[loss] for losses in history])).cpu().numpy()

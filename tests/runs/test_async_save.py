@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,9 +30,7 @@ class Gate:
         self.now = self.most = 0
         self.failure: Exception | None = None
 
-    def save(
-        self, plain: Callable[..., Path], run: Path, checkpoint: Checkpoint, options: settings.Checkpoints
-    ) -> Path:
+    def save(self, plain: Callable[..., Path], run: Path, checkpoint: Checkpoint, *options: Any) -> Path:
         self.threads.append(threading.current_thread())
         self.checkpoints.append(checkpoint)
         self.now += 1
@@ -40,7 +39,7 @@ class Gate:
         assert self.open.wait(60)
         if self.failure is not None:
             raise self.failure
-        folder = plain(run, checkpoint, options)
+        folder = plain(run, checkpoint, *options)
         self.now -= 1
         return folder
 

@@ -95,6 +95,13 @@ def test_the_newest_and_every_so_many_steps_stay(tmp_path: Path) -> None:
     assert [int(folder.name.removeprefix("step-")) for folder in checkpoint_folders(tmp_path)] == [4, 8, 9, 10]
 
 
+def test_the_best_step_stays_until_another_is_the_best(tmp_path: Path) -> None:
+    best_and_kept = [(None, [1]), (2, [2]), (2, [2, 3]), (2, [2, 4]), (5, [5]), (5, [5, 6]), (5, [5, 7])]
+    for step, (best, kept) in enumerate(best_and_kept, start=1):
+        save_checkpoint(tmp_path, checkpoint(step), settings.Checkpoints(keep_newest=1), best)
+        assert [int(folder.name.removeprefix("step-")) for folder in checkpoint_folders(tmp_path)] == kept
+
+
 @pytest.mark.parametrize("step", ["9" * 30, str(10**12 + 1), "0", "00000000", "\N{ARABIC-INDIC DIGIT TWO}", "-1"])
 def test_a_folder_whose_name_is_no_step_is_no_checkpoint(tmp_path: Path, step: str) -> None:
     saved = save_checkpoint(tmp_path, checkpoint(1), KEEP_ALL)

@@ -76,6 +76,12 @@ def test_the_beginning_tells_of_a_warm_up(tmp_path: Path) -> None:
     assert told.startswith("learning rate 0.00025, approached over 500 steps, at the end 55.5 % of it;")
 
 
+def test_the_beginning_tells_of_adamw_and_the_share_that_its_warm_up_begins_with(tmp_path: Path) -> None:
+    config, data = training(tmp_path, optimizer={"kind": "adamw", "warm_up_steps": 1, "warm_up_from": 0.001})
+    told = facts(beginning(config, data, RANKS, RUN, 0))["schedule"]
+    assert told.startswith("AdamW, learning rate 0.00025, approached over 1 step from 0.001 of it, at the end 55.5 %")
+
+
 @pytest.mark.parametrize(("steps", "told"), [(20_000, True), (200_000, False)])
 def test_the_beginning_warns_of_a_rate_that_barely_falls(tmp_path: Path, steps: int, told: bool) -> None:
     config, data = training(tmp_path, steps=steps)

@@ -9,6 +9,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esl_dist.adaptation.optimisers import Rates
+from esl_dist.reporting.scores import ScoreEntries
+from esl_dist.runs.validations import Figures
 from esl_dist.training import log
 from esl_dist.training.log import Interval, TrainingLog
 
@@ -75,3 +77,36 @@ def test_behind_an_entry_an_interval_is_empty(tmp_path: Path) -> None:
     assert written.interval() == {"losses": {}, "updates": 0, "skipped": 0}
     written.close()
     assert shown(tmp_path)["precision/skipped_steps"] == [(5, 3.0)]
+
+
+def test_what_is_left_out_does_not_slow_the_steps_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    written = TrainingLog(tmp_path, "r", 6, 0)
+    add(written, [(1.0, True), (1.0, True)])
+    now[0] += 33.0
+    written.leave_out(30.0)
+    written.write(2, written.mean_losses(), Rates(0.25, {}), {})
+    written.close()
+    assert shown(tmp_path)["speed/samples_per_second"] == [(2, 4.0)]
+
+
+def test_a_validation_is_shown_at_its_step_without_what_it_has_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written = TrainingLog(tmp_path, "r", 6, 0)
+    scores = ScoreEntries(0.5, {"road": 0.5, "sky": None})
+    written.write_validation(4, Figures(0.25, 0.75, None, scores), is_best=True)
+    written.write_validation(8, Figures(0.5, 0.5, 0.125), is_best=False)
+    written.close()
+    assert shown(tmp_path) == {
+        "validation/miou": [(4, 0.5)],
+        "validation/entropy": [(4, 0.25), (8, 0.5)],
+        "validation/kept": [(4, 0.75), (8, 0.5)],
+        "validation/agreement": [(8, 0.125)],
+        "validation_iou/road": [(4, 0.5)],
+    }
+    assert capsys.readouterr().err.splitlines() == [
+        "r: validation at step 4: mIoU 50.0, entropy 25.0, kept 75.0, the best so far",
+        "r: validation at step 8: entropy 50.0, kept 50.0, agreement 12.5",
+    ]

@@ -24,9 +24,10 @@ from tests.training.small_runs import configuration
 from tests.training.waits import Device, NoteWaits
 
 
-def waits_of_a_step(method: str, half: bool, pseudo_labels: bool = False) -> list[str]:
-    """Take two steps, and return where the second waited: passes of all kinds, and the update."""
-    networks = build(method).float()
+def waits_of_a_step(options: settings.Method, half: bool, pseudo_labels: bool = False) -> list[str]:
+    """Take two steps, and return where the second waited: passes of all kinds, the update and what comes after it."""
+    method = options.name
+    networks = build(method, options).float()
     source, target = domain_batch(1, True), domain_batch(2, pseudo_labels)
     for batch in (source, target):
         batch["images"] = batch["images"].float()
@@ -39,12 +40,13 @@ def waits_of_a_step(method: str, half: bool, pseudo_labels: bool = False) -> lis
     counted = normaliser(own)
     # It lies on the host; but a number taken from it would stay in a captured step for ever.
     device.add([counted.valid_pixels])
-    for _ in range(2):
+    for step in range(2):
         device.waits.clear()
         with NoteWaits(device):
             updating.begin_step()
-            add_gradients(networks, METHODS[method], settings.Method(name=method), [own], counted, precision)
+            contribution = add_gradients(networks, METHODS[method], options, [own], counted, precision)
             assert updating.update("a step")
+            METHODS[method].after_update(networks, step + 1, contribution.counts, options)
     return device.waits
 
 
@@ -52,7 +54,21 @@ def waits_of_a_step(method: str, half: bool, pseudo_labels: bool = False) -> lis
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_a_step_reads_nothing_back_from_the_device(method: str, half: bool, pseudo_labels: bool) -> None:
-    assert waits_of_a_step(method, half, pseudo_labels) == []
+    assert waits_of_a_step(settings.Method(name=method), half, pseudo_labels) == []
+
+
+ALWAYS = settings.Augmentation(jitter=1.0, blur=1.0)
+
+
+@pytest.mark.parametrize(
+    ("host", "entropy_as"), [("self_training", "mask"), ("self_training", "weight"), ("advent", "mask")]
+)
+def test_neither_a_teacher_nor_its_rule_of_trust_nor_changes_of_pictures_read_anything_back(
+    host: str, entropy_as: str
+) -> None:
+    teacher = settings.Teacher(trust="entropy", entropy_as=entropy_as)
+    options = settings.Method("masked_consistency", host=host, teacher=teacher, augmentation=ALWAYS)
+    assert waits_of_a_step(options, half=False) == []
 
 
 def of_labelled(scores: Tensor) -> Tensor:
@@ -88,7 +104,7 @@ def test_whatever_waits_is_found(monkeypatch: pytest.MonkeyPatch, reader: str) -
         return plain(scores, *others)
 
     monkeypatch.setattr(passes, "cross_entropy", reading)
-    assert len(waits_of_a_step("source_only", half=False)) >= 1
+    assert len(waits_of_a_step(settings.Method("source_only"), half=False)) >= 1
 
 
 class _Record:
@@ -111,8 +127,15 @@ class _Record:
         pass
 
 
+METHOD_SETTINGS = {
+    "advent": {"discriminator_channels": 4},
+    "masked_consistency": {"name": "masked_consistency", "teacher": {"trust": "entropy"}},
+}
+
+
+@pytest.mark.parametrize("method", sorted(METHOD_SETTINGS))
 def test_between_two_entries_of_the_log_the_loop_reads_nothing_back(
-    town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     device, set_up = Device(), loop.set_up
 
@@ -126,6 +149,7 @@ def test_between_two_entries_of_the_log_the_loop_reads_nothing_back(
     places = {"source": {"path": f"{town}/source_train"}, "target": {"path": f"{town}/target_train"}}
     config = configuration(
         **places,
+        method=METHOD_SETTINGS[method],
         experiments=str(tmp_path),
         batch_size=2,
         steps=6,

@@ -19,19 +19,21 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esl_dist import config as settings
-from esl_dist.adaptation import losses, passes
+from esl_dist.adaptation import augmentation, losses, passes, trust
 from esl_dist.adaptation.entropy import empty_histograms
 from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Precision, Step
 from esl_dist.adaptation.pseudo_labels import TRUST, Threshold, keep_trusted, label_and_score
 from esl_dist.data.loading import Batch, HostBatch, on_device
 from esl_dist.data.workers import Workers
-from esl_dist.inference import predictions as predicting
 from esl_dist.inference.labelling import levels
 from esl_dist.inference.labelling.pieces import LabelJob
-from esl_dist.inference.predictor import Predictor
 from esl_dist.models import batch_norm, resizing
 from esl_dist.models.deeplab import DeepLab
+from esl_dist.prediction import predictions as predicting
+from esl_dist.prediction.levels import counting
+from esl_dist.prediction.predictor import Predictor
+from esl_dist.training import validation
 from tests.inference.trained import trained_network
 
 CLASSES, IMAGES, HEIGHT, WIDTH = 3, 2, 32, 64
@@ -57,7 +59,10 @@ class _Answers(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def faked() -> Iterator[None]:
+def faked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # The host's own numbers would have no values either, and a copy of what is not there has no bytes.
+    monkeypatch.setattr(augmentation, "_draw", lambda _: ([0.0] * 7, [3, 0, 2, 1]))
+    monkeypatch.setattr(trust, "build_teacher", lambda _: fake_network().requires_grad_(False))
     with FakeTensorMode(allow_non_fake_inputs=True), _Answers():
         yield
 
@@ -125,7 +130,8 @@ def test_the_passes_of_a_step_compute_on_the_device_of_the_network(
 ) -> None:
     reached = make_passes(method, pseudo_labels, half)
     on_target = METHODS[method].needs_target or pseudo_labels
-    assert reached.count(SEGMENTATION) == (2 if on_target else 1)
+    masked = method == "masked_consistency"
+    assert reached.count(SEGMENTATION) == (2 if on_target else 1) + masked
     assert set(reached) >= set(METHODS[method].networks(fake_network(), CLASSES, settings.Method())) - {"teacher"}
 
 
@@ -233,7 +239,7 @@ Computed = list[tuple[torch.device, tuple[Tensor, ...]]]
 def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
     """Return what is computed for the host, and where; what is copied from there has to be on a real device."""
     results: Computed = []
-    for module in (predicting, levels):
+    for module in (predicting, levels, validation):
         monkeypatch.setattr(module, "on_host", lambda compute, device: results.append((device, compute())))
     return results
 
@@ -242,7 +248,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
 def test_predictions_for_pseudo_labels_are_counted_on_the_device_of_the_network(score: str, computed: Computed) -> None:
     samples: Any = _Pictures()
     job = LabelJob(predictor(), samples, (WIDTH, HEIGHT), TRUST[score], {}, Path("labels"), Workers(0, 1))
-    levels._prediction(job, fake_batch(False, images=1), levels._counting(empty_histograms(CLASSES, GPU)))
+    levels._prediction(job, fake_batch(False, images=1), counting(empty_histograms(CLASSES, GPU)))
     ((device, (labels, own_levels, is_finite)),) = computed
     assert {device, labels.device, own_levels.device, is_finite.device} == {GPU}
     assert (labels.shape, own_levels.shape, is_finite.shape) == ((HEIGHT, WIDTH), (HEIGHT, WIDTH), ())
@@ -253,6 +259,16 @@ def test_a_score_is_computed_on_the_device_of_the_network(monkeypatch: pytest.Mo
     list(predicting.predictions([predictor(), predictor()], _Pictures(), None))
     ((device, results),) = computed
     assert {device, *(one.device for one in results)} == {GPU}
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_validation_is_computed_on_the_device_of_the_network(computed: Computed, teacher: bool) -> None:
+    samples: Any = _Pictures()
+    validated = validation.Validation(samples, predictor(), predictor() if teacher else None, Workers(0, 1))
+    validation._counts(validated, fake_batch(True, images=1), counting(empty_histograms(CLASSES, GPU)))
+    (_, scored), (device, (same, are_finite)) = computed
+    assert {device, same.device, are_finite.device, *(one.device for one in scored)} == {GPU}
+    assert (same.shape, are_finite.shape) == ((), ())
 
 
 class _Pictures:

@@ -19,6 +19,7 @@ from esl_dist.adaptation.methods import METHODS, build_networks
 from esl_dist.adaptation.optimisers import (
     SGD,
     Adam,
+    AdamW,
     fuse,
     load_plain_state,
     plain_state,
@@ -292,7 +293,7 @@ def test_the_host_waits_for_nothing_in_a_step_but_with_a_loss_scaler_once(
     assert noting.noted == waits
 
 
-@pytest.mark.parametrize("kind", [SGD, Adam])
+@pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
 @pytest.mark.parametrize("before", [torch.channels_last, torch.contiguous_format])
 def test_states_of_another_order_in_memory_go_on_as_they_were(
     kind: Callable[..., torch.optim.Optimizer], before: torch.memory_format

@@ -35,10 +35,9 @@ def checked(
     shards: Path, source: list[int] | None, target: list[int] | None, name: str = "minent", **more: Any
 ) -> None:
     config = configuration(
+        **{"method": {"name": name}, **more},
         source={"path": str(shards), "size": source},
         target={"path": str(shards), "size": target},
-        method={"name": name},
-        **more,
     )
     refuse_impossible_sizes(config, METHODS[name], open_training_data(config, METHODS[name]), CPU)
 
@@ -51,6 +50,18 @@ def test_pictures_too_small_for_a_discriminator_are_refused_by_setting(shards: P
     with pytest.raises(UserError, match=message.format("target", "target")):
         checked(shards, [32, 32], size, "advent")
     checked(shards, size, size)
+
+
+@pytest.mark.parametrize("name", ["masked_consistency", "self_training"])
+def test_pictures_of_two_sizes_that_would_be_mixed_are_refused(shards: Path, name: str) -> None:
+    message = r"^method\.mix=true .* have 48×32 and 32×32 pixels: give source\.size and target\.size the same"
+    with pytest.raises(UserError, match=message):
+        checked(shards, [48, 32], [32, 32], name)
+    checked(shards, [48, 32], [48, 32], name)
+    checked(shards, [48, 32], [32, 32], name, method={"name": name, "mix": False})
+    checked(shards, [48, 32], [32, 32], "advent")
+    advent = {"name": "masked_consistency", "host": "advent"}
+    checked(shards, [48, 32], [32, 32], "masked_consistency", method=advent)
 
 
 def test_pictures_that_are_too_small_as_packed_are_refused_by_their_shards(shards: Path) -> None:

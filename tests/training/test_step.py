@@ -58,7 +58,7 @@ def test_a_pass_is_learned_from_by_the_sum_of_its_losses_each_with_the_weight_of
 
     one = micro_batch(domain_batch(1, True), domain_batch(2, True))
     precision = Precision(contextlib.nullcontext, backward)
-    losses = add_gradients(build(), METHODS["advent"], WEIGHTS, [one], normaliser(one), precision)
+    losses = add_gradients(build(), METHODS["advent"], WEIGHTS, [one], normaliser(one), precision).losses
     assert not any(loss.requires_grad for loss in losses.values()), "they would keep every pass until they are logged"
     value = {name: float(loss) for name, loss in losses.items()}
     source = 2 * value["source_cross_entropy/main"] + 3 * value["source_cross_entropy/auxiliary"]
@@ -72,12 +72,30 @@ def test_a_pass_is_learned_from_by_the_sum_of_its_losses_each_with_the_weight_of
 def test_each_domain_is_normalised_by_its_own_labelled_pixels_of_the_global_batch() -> None:
     one = micro_batch(domain_batch(1, True), domain_batch(2, True))
     found = [
-        add_gradients(build(), METHODS["advent"], WEIGHTS, [one], Normaliser(torch.tensor(pixels), IMAGES), PLAIN)
+        add_gradients(
+            build(), METHODS["advent"], WEIGHTS, [one], Normaliser(torch.tensor(pixels), IMAGES), PLAIN
+        ).losses
         for pixels in ((100, 100), (100, 200), (200, 100))
     ]
     for domain, factors in (("source", (1, 1, 0.5)), ("target", (1, 0.5, 1))):
         values = [float(losses[f"{domain}_cross_entropy/main"]) for losses in found]
         assert values == pytest.approx([values[0] * factor for factor in factors], rel=1e-12)
+
+
+def test_what_the_passes_over_micro_batches_count_adds_up() -> None:
+    options = settings.Method("self_training", teacher=settings.Teacher(trust="entropy"))
+
+    def counts(*own: MicroBatch) -> Tensor:
+        networks = build("self_training", options)
+        # Else a pass would change what the next one predicts.
+        networks.eval()
+        found = add_gradients(networks, METHODS["self_training"], options, own, normaliser(*own), PLAIN)
+        return found.counts["entropies"]
+
+    one, other = (micro_batch(domain_batch(seed, True), domain_batch(seed + 1, False)) for seed in (1, 3))
+    assert int(counts(one).sum()) == one.target["images"][:, 0].numel()
+    assert torch.equal(counts(one, other), counts(one) + counts(other))
+    assert not torch.equal(counts(one), counts(other))
 
 
 LOSSES = {
@@ -119,7 +137,7 @@ def test_losses_are_computed_from_float32_in_mixed_precision_too(monkeypatch: py
     own = micro_batch(*batches)
     precision = Precision(lambda: torch.autocast("cpu", torch.bfloat16), backward)
     weights = settings.Method(name=name)
-    losses = add_gradients(networks, METHODS[name], weights, [own], normaliser(own), precision)
+    losses = add_gradients(networks, METHODS[name], weights, [own], normaliser(own), precision).losses
     assert precisions == {torch.bfloat16}
     assert {loss.dtype for loss in losses.values()} == {torch.float32}
     # Each at two levels, the cross-entropy on both domains.

@@ -39,7 +39,7 @@ class AdvEnt(Method):
         return {DISCRIMINATORS: nn.ModuleDict(by_level)}
 
     def optimizers(self, networks: Networks, options: settings.Optimizer) -> dict[str, Optimizer]:
-        """Return SGD for the segmentation network and one Adam for all discriminators."""
+        """Return the segmentation network's optimiser and one Adam for all discriminators."""
         parameters = list(networks[DISCRIMINATORS].parameters())
         group = {"params": parameters, "rate_factor": 1.0, "name": DISCRIMINATORS}
         beta1, beta2 = options.discriminator_betas

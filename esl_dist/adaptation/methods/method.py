@@ -4,8 +4,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esl_dist import config as settings
-from esl_dist.adaptation.optimisers import segmentation_sgd
-from esl_dist.adaptation.passes import SEGMENTATION, Networks, Step, source_pass, target_pass
+from esl_dist.adaptation.optimisers import segmentation_optimizer
+from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass, target_pass
 from esl_dist.models.deeplab import DeepLab
 
 
@@ -25,6 +25,10 @@ class Method:
     needs_target: bool = False
     least_side: int = 1
 
+    def needs_one_size(self, options: settings.Method) -> bool:
+        """Say whether pictures of the two domains have to have the same size."""
+        return False
+
     def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
         """Return the networks beside the segmentation network, by name.
 
@@ -42,7 +46,7 @@ class Method:
         """
         segmentation = networks[SEGMENTATION]
         assert isinstance(segmentation, DeepLab)
-        return {SEGMENTATION: segmentation_sgd(segmentation, options)}
+        return {SEGMENTATION: segmentation_optimizer(segmentation, options)}
 
     def passes(self, step: Step) -> None:
         """Make the passes of a step over one micro-batch; each ends in `step.minimise`.
@@ -54,10 +58,16 @@ class Method:
         if step.batch.target is not None:
             target_pass(step)
 
-    def after_update(self, networks: Networks, steps: int) -> None:
-        """Change networks that no optimiser trains, after the update that makes it `steps` steps.
+    def after_update(self, networks: Networks, steps: int, counts: Counts, options: settings.Method) -> None:
+        """Change networks that no optimiser trains, after an update.
 
-        A step that half precision skips is followed by none.
+        A step that half precision skips is followed by none; what it counted is dropped.
+
+        Args:
+            networks: all of them.
+            steps: done, this one included.
+            counts: what the passes of the step have counted (`Step.count`), summed over ranks, on the device.
+            options: the method's settings.
         """
 
 

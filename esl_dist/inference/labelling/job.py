@@ -27,9 +27,9 @@ from esl_dist.files import write_json
 from esl_dist.inference.labelling.labels import LABELS, read_summary, summary_of, write_labels
 from esl_dist.inference.labelling.levels import level_histograms
 from esl_dist.inference.labelling.pieces import LabelJob, open_unfinished, read_entry
-from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import require_same
 from esl_dist.models.weight_files import digest_of_weights
+from esl_dist.prediction.predictor import Predictor
 from esl_dist.ranks.collectives import broadcast_flags, is_main, note_progress, wait_for_all
 from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.stop_signals import keep_end

@@ -15,10 +15,10 @@ from esl_dist.checked import read_content
 from esl_dist.data.images import encode_predicted, padded, resize_label
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.shards import Members
-from esl_dist.inference.background import in_background
-from esl_dist.inference.confusion import confusion_matrix
 from esl_dist.inference.labelling.pieces import LabelJob, Read, is_written, pieces_by_shard, read_piece, write_tar
-from esl_dist.inference.predictions import own_part, shown
+from esl_dist.prediction.background import in_background
+from esl_dist.prediction.confusion import confusion_matrix
+from esl_dist.prediction.predictions import own_part, shown
 from esl_dist.ranks.collectives import sum_over_ranks
 from esl_dist.reporting.scores import pixel_accuracy
 

@@ -6,17 +6,14 @@ What an earlier start predicted is read again and counted. So each pixel is coun
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from itertools import chain, islice
-from threading import Lock
 
 import torch
 from torch import Tensor
 
-from esl_dist.adaptation.entropy import count_levels, empty_histograms
+from esl_dist.adaptation.entropy import empty_histograms
 from esl_dist.adaptation.pseudo_labels import label_and_score
-from esl_dist.data.images import fitted_size
 from esl_dist.data.loading import Batch, Samples
 from esl_dist.data.shards import Members
-from esl_dist.inference.background import in_background, on_host
 from esl_dist.inference.labelling.pieces import (
     LabelJob,
     encode_prediction,
@@ -27,11 +24,10 @@ from esl_dist.inference.labelling.pieces import (
     require_room,
     write_piece,
 )
-from esl_dist.inference.predictions import own_part, read_batches
+from esl_dist.prediction.background import in_background, on_host
+from esl_dist.prediction.levels import Count, counting, without_padding
+from esl_dist.prediction.predictions import own_part, read_batches
 from esl_dist.ranks.collectives import broadcast_flags, sum_over_ranks
-
-Count = Callable[[Tensor, Tensor], None]
-"""Counts a picture's levels: labels, levels."""
 
 
 def level_histograms(job: LabelJob) -> Tensor:
@@ -48,23 +44,12 @@ def level_histograms(job: LabelJob) -> Tensor:
     missing = [piece for piece, is_there in zip(pieces, written, strict=True) if not is_there]
     require_room(job, sum(map(len, missing)))
     histograms = empty_histograms(len(job.made_with["classes"]), job.predictor.device)
-    count = _counting(histograms)
+    count = counting(histograms)
     _predict(job, own_part(missing), count)
     for piece in own_part([piece for piece, is_there in zip(pieces, written, strict=True) if is_there]):
         for _, read in read_piece(job, piece):
             count(*read())
     return sum_over_ranks(histograms).cpu()
-
-
-def _counting(histograms: Tensor) -> Count:
-    """Return a function for several threads that counts in the same histograms."""
-    lock = Lock()
-
-    def count(labels: Tensor, levels: Tensor) -> None:
-        with lock:
-            count_levels(histograms, labels.to(histograms.device), levels.to(histograms.device))
-
-    return count
 
 
 @torch.inference_mode()
@@ -89,8 +74,7 @@ def _prediction(job: LabelJob, batch: Batch, count: Count) -> Callable[[], Membe
     """
     images, position = batch["images"], int(batch["positions"][0])
     frame = job.frame or (images.shape[3], images.shape[2])
-    size = (int(batch["own_sizes"][0, 0]), int(batch["own_sizes"][0, 1]))
-    width, height = fitted_size(size, frame) if job.target.images.index.keep_aspect_ratio else frame
+    width, height = without_padding(job.target.images.index, batch, frame)
     logits = job.predictor.logits(images)
 
     def compute() -> tuple[Tensor, ...]:

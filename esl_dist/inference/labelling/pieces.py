@@ -27,8 +27,8 @@ from esl_dist.data.shards import Members, ShardReader, write_shard
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import write_json
-from esl_dist.inference.predictor import Predictor
 from esl_dist.made_with import changes, listed
+from esl_dist.prediction.predictor import Predictor
 from esl_dist.ranks.collectives import broadcast_flags, is_main, note_progress, print_on_main, wait_for_all
 from esl_dist.runs.layout import UNFINISHED
 

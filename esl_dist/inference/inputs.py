@@ -1,17 +1,15 @@
-"""Networks and the conditions under which they predict: whose pictures they see, at which size, in which precision.
+"""Pictures, and the conditions under which networks see them: whose they are, at which size, in which precision.
 
 They are those of the training unless others are asked for; differences are printed, because they lower scores silently.
 Every program that uses networks starts here: it joins the ranks, opens the pictures, loads, and says what it will do.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.config import Domain
@@ -21,14 +19,13 @@ from esl_dist.data.images import Size, as_size
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.errors import UserError
+from esl_dist.prediction.predictor import Precision, Predictor, domain_of
 from esl_dist.ranks.collectives import note_progress, print_on_main, require_same_on_ranks, world_size
-from esl_dist.ranks.precision import convolutions, missing
+from esl_dist.ranks.precision import missing
 from esl_dist.ranks.session import joined_ranks
 from esl_dist.reporting.accounts import account
 from esl_dist.runs.trained import TrainedNetwork, load_trained
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-Precision = Literal["no", "tf32", "bf16", "fp16"]
 Config = TypeVar("Config", settings.Evaluate, settings.PseudoLabel)
 
 
@@ -44,64 +41,6 @@ def asked_precision(setting: str | None, launched: str) -> str | None:
     A launcher says no also where it was asked for nothing.
     """
     return setting or (None if launched == "no" else launched)
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """A trained network, and how it predicts.
-
-    Attributes:
-        trained: the network, in evaluation mode, and where it comes from.
-        domain: whose size and, where there are statistics per domain, whose batch-norm statistics it takes.
-        size: width and height of its input; None: as packed.
-        precision: of its forward passes.
-        weight: factor on its logits in an ensemble.
-    """
-
-    trained: TrainedNetwork
-    domain: Domain = "target"
-    size: Size | None = None
-    precision: Precision = "no"
-    weight: float = 1.0
-
-    @property
-    def title(self) -> str:
-        """Name and step, as in tables."""
-        return self.trained.name if self.trained.step is None else f"{self.trained.name} ({self.trained.step})"
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
-        return next(self.trained.network.parameters()).device
-
-    @property
-    def statistics(self) -> Domain:
-        """Whose batch-norm statistics results depend on; the target's where there is one set."""
-        return self.domain if self.trained.keeps == "per_domain" else "target"
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Return logits, float32 at the network's resolution; whoever has results of them asks whether all are finite.
-
-        Asked here, every picture would wait for the device.
-        """
-        with autocast(self.precision, images.device):
-            logits: Tensor = self.trained.network(images, self.domain)["main"].float()
-        return logits
-
-    def not_finite(self, where: str) -> UserError:
-        """Return the message about logits of the sample `where` that are not all finite.
-
-        Of such scores the highest would be the same class everywhere.
-        """
-        remedy = "its weights may be damaged" if self.precision == "no" else "choose precision=no"
-        return UserError(f"{where}: the network's scores are not finite in precision {self.precision}; {remedy}")
-
-
-@contextmanager
-def autocast(precision: Precision, device: torch.device) -> Iterator[None]:
-    """Be the context of forward passes in a precision, the same as in training."""
-    with convolutions(precision), torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES):
-        yield
 
 
 @dataclass(frozen=True)
@@ -148,7 +87,8 @@ class Inputs:
         Raises:
             UserError: statistics of the source that the network does not have, or fp16 asked for on CPU.
         """
-        asked, domain = self.asked, cast(Domain, self.asked.domain or domain_of(trained, self.shards))
+        asked = self.asked
+        domain = cast(Domain, asked.domain or domain_of(trained.shards, trained.data_sets, self.shards))
         if asked.domain == "source" and trained.keeps == "target":
             raise UserError(
                 f"{trained.name}: domain=source is impossible: a file of weights holds the batch-norm statistics of "
@@ -184,16 +124,6 @@ def open_inputs(
     return Inputs(shards, class_sets, device, pictures.size, asked, cache)
 
 
-def domain_of(trained: TrainedNetwork, shards: ShardReader) -> Domain:
-    """Return the domain whose pictures `shards` hold: the source if it was trained on them or on their data set."""
-    fingerprint = shards.fingerprint() if trained.shards else ""
-    if fingerprint == trained.shards.get("target"):
-        return "target"
-    name, names = shards.index.dataset, trained.data_sets
-    by_name = names.get("source") == name != names.get("target", name)
-    return "source" if by_name or fingerprint == trained.shards.get("source") else "target"
-
-
 def with_common_size(ensemble: Sequence[Predictor]) -> list[Predictor]:
     """Let networks of whose training nothing is known see pictures at the one size of the others, if there is one."""
     sizes = {one.size for one in ensemble if one.domain in one.trained.sizes}
@@ -212,7 +142,7 @@ def differences(predictor: Predictor, shards: ShardReader) -> Iterator[str]:
         yield f"{trained.name}: size {size}, trained at {trained_at[domain]}"
     if trained.precision not in (None, predictor.precision):
         yield f"{trained.name}: precision {predictor.precision}, trained in {trained.precision}"
-    actual = domain_of(trained, shards)
+    actual = domain_of(trained.shards, trained.data_sets, shards)
     by_name = actual == domain == "source" and shards.fingerprint() != trained.shards.get("source")
     if by_name and (trained_at.get("source") != trained_at.get("target") or trained.keeps == "per_domain"):
         yield (

@@ -10,10 +10,10 @@ from esl_dist.data.images import framed_size
 from esl_dist.data.loading import Batch, Samples, batches, on_device
 from esl_dist.data.sampling import as_they_are
 from esl_dist.data.workers import Workers
-from esl_dist.inference.background import on_host
-from esl_dist.inference.confusion import confusion_matrix
-from esl_dist.inference.predictor import Predictor
 from esl_dist.models.row_tiles import highest_class, resized_rows
+from esl_dist.prediction.background import on_host
+from esl_dist.prediction.confusion import confusion_matrix
+from esl_dist.prediction.predictor import Predictor
 from esl_dist.ranks.collectives import is_main, note_progress, rank, world_size
 from esl_dist.reporting.progress import progress
 
@@ -73,13 +73,15 @@ def predictions(
     """
     own, device = own_part([[position] for position in range(len(samples))]), ensemble[0].device
     for batch in read_batches(samples, own, workers, device, "predicting" if samples.labels is None else "scoring"):
-        yield _prediction(ensemble, samples, batch)
+        yield prediction(ensemble, samples, batch, [one.logits(batch["images"]) for one in ensemble])
 
 
-def _prediction(ensemble: Sequence[Predictor], samples: Samples, batch: Batch) -> Callable[[], Prediction]:
+def prediction(
+    ensemble: Sequence[Predictor], samples: Samples, batch: Batch, logits: Sequence[Tensor]
+) -> Callable[[], Prediction]:
+    """Return a function that gives what is predicted of a sample by each network's `logits` of it."""
     position, labels = int(batch["positions"][0]), batch["labels"]
     frame, (height, width) = _frame_and_size(samples, batch)
-    logits = [one.logits(batch["images"]) for one in ensemble]
 
     def compute() -> tuple[Tensor, ...]:
         # Resizing is linear: the sum of resized logits is the resized sum.
@@ -92,14 +94,14 @@ def _prediction(ensemble: Sequence[Predictor], samples: Samples, batch: Batch) -
 
     computed = on_host(compute, batch["images"].device)
 
-    def prediction() -> Prediction:
+    def made() -> Prediction:
         predicted, confusion, are_finite = computed()
         for one, is_finite in zip(ensemble, are_finite.tolist(), strict=True):
             if not is_finite:
                 raise one.not_finite(samples.images.where(position))
         return Prediction(position, predicted, confusion)
 
-    return prediction
+    return made
 
 
 def _frame_and_size(samples: Samples, batch: Batch) -> tuple[tuple[int, int], tuple[int, int]]:

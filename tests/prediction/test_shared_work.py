@@ -2,8 +2,8 @@
 
 import pytest
 
-from esl_dist.inference import predictions
-from esl_dist.inference.predictions import own_part, shown
+from esl_dist.prediction import predictions
+from esl_dist.prediction.predictions import own_part, shown
 
 
 @pytest.fixture(params=[0, 1, 2])

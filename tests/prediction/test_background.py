@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from esl_dist.errors import UserError
-from esl_dist.inference import background
-from esl_dist.inference.background import in_background, on_host
+from esl_dist.prediction import background
+from esl_dist.prediction.background import in_background, on_host
 
 THREADS = 3
 

@@ -11,15 +11,8 @@ from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
-from esl_dist.inference.predictor import (
-    Inputs,
-    Predictor,
-    asked_precision,
-    autocast,
-    differences,
-    domain_of,
-    with_common_size,
-)
+from esl_dist.inference.inputs import Inputs, asked_precision, differences, with_common_size
+from esl_dist.prediction.predictor import Predictor, autocast, domain_of
 from esl_dist.runs.trained import TrainedNetwork
 from tests.builders import drawn_shards, write_shards
 from tests.inference.trained import trained_network
@@ -126,9 +119,9 @@ def test_pictures_are_of_the_source_by_their_shards_or_by_the_name_of_their_data
     domain: str,
 ) -> None:
     known = {name: shards.fingerprint() if name in fingerprints else f"other {name}" for name in SIZES}
-    assert domain_of(replace(trained, data_sets=data_sets, shards=known), shards) == domain
+    assert domain_of(known, data_sets, shards) == domain
     if not fingerprints:
-        assert domain_of(replace(trained, data_sets=data_sets), shards) == domain
+        assert domain_of(trained.shards, data_sets, shards) == domain
 
 
 def test_statistics_of_the_other_domain_are_said_and_refused_where_a_file_has_none_of_the_source(

@@ -9,9 +9,9 @@ import torch
 from esl_dist.data.images import encode_png
 from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.workers import Workers
-from esl_dist.inference import predictions
-from esl_dist.inference.predictor import Predictor
 from esl_dist.models.deeplab import DeepLab
+from esl_dist.prediction import predictions
+from esl_dist.prediction.predictor import Predictor
 from tests.builders import class_set, draw, input_of, write_shards
 from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network

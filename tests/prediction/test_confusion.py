@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esl_dist.inference.confusion import confusion_matrix
+from esl_dist.prediction.confusion import confusion_matrix
 
 CLASSES = 3
 ids = st.sampled_from([*range(CLASSES), 255])

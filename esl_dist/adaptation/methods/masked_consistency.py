@@ -1,0 +1,69 @@
+"""Masked image consistency on top of another method, its host (MIC, arXiv 2212.01322).
+
+The network is to label what it does not see as its teacher does, who sees all of the picture: it has to learn what
+surrounds a thing. The host is self-training, whose teacher and labels are shared, or AdvEnt or MinEnt, for which there
+is a teacher of its own.
+"""
+
+from torch import nn
+from torch.optim import Optimizer
+
+from esl_dist import config as settings
+from esl_dist.adaptation.augmentation import augmented
+from esl_dist.adaptation.masks import masked
+from esl_dist.adaptation.methods.advent import DISCRIMINATORS, AdvEnt
+from esl_dist.adaptation.methods.method import Method
+from esl_dist.adaptation.methods.minent import MinEnt
+from esl_dist.adaptation.methods.self_training import mixed_pass, teach_on
+from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass
+from esl_dist.adaptation.trust import Trusted, build_teaching, learn_from, trusted_labels
+from esl_dist.models.deeplab import DeepLab
+
+HOSTS: dict[str, Method] = {"advent": AdvEnt(), "minent": MinEnt()}
+"""Those whose passes know no teacher."""
+
+
+class MaskedConsistency(Method):
+    """The host's losses, and the weighed cross-entropy of masked target pictures with the teacher's labels."""
+
+    needs_target = True
+    least_side = AdvEnt.least_side
+
+    def needs_one_size(self, options: settings.Method) -> bool:
+        """Say whether the host mixes pictures."""
+        return options.host not in HOSTS and options.mix
+
+    def networks(self, segmentation: DeepLab, classes: int, options: settings.Method) -> dict[str, nn.Module]:
+        """Return the host's networks, and a teacher."""
+        hosted = HOSTS[options.host].networks(segmentation, classes, options) if options.host in HOSTS else {}
+        return hosted | build_teaching(segmentation, classes, options.teacher)
+
+    def optimizers(self, networks: Networks, options: settings.Optimizer) -> dict[str, Optimizer]:
+        """Return the host's, which is told by its networks."""
+        if DISCRIMINATORS in networks:
+            return HOSTS["advent"].optimizers(networks, options)
+        return super().optimizers(networks, options)
+
+    def passes(self, step: Step) -> None:
+        """Make the host's passes, then that over masked pictures."""
+        trusted = trusted_labels(step)
+        if step.options.host in HOSTS:
+            HOSTS[step.options.host].passes(step)
+        else:
+            source_pass(step)
+            mixed_pass(step, trusted)
+        masked_pass(step, trusted)
+
+    def after_update(self, networks: Networks, steps: int, counts: Counts, options: settings.Method) -> None:
+        """Move the teacher, and what its trust is judged by."""
+        teach_on(networks, steps, counts, options.teacher)
+
+
+def masked_pass(step: Step, trusted: Trusted) -> None:
+    """Learn from the teacher's labels on target pictures of which blocks are hidden (equation 4)."""
+    network = step.network(SEGMENTATION)
+    assert isinstance(network, DeepLab)
+    images = step.samples("target")["images"]
+    images = augmented(images, step.batch.generators("augmentation of the masked"), step.options.augmentation)
+    images = masked(images, network.masked_color, step.batch.generators("masks"), step.options.masks)
+    learn_from(step, "masked_cross_entropy", images, trusted, step.options.masks.weight)

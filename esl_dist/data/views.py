@@ -127,7 +127,9 @@ def seen(array: Array, part: Window | None, mirrored: bool, value: int) -> Array
     if part is not None:
         inside = array[part.top : part.bottom, part.left : part.right]
         array = padded(inside, (part.right - part.left, part.bottom - part.top), value)
-    return np.ascontiguousarray(array[:, ::-1] if mirrored else array)  # type: ignore[return-value]
+    # A column of one pixel counts as contiguous backwards, too, which torch does not take: a copy.
+    result = array[:, ::-1].copy() if mirrored else np.ascontiguousarray(array)
+    return result  # type: ignore[return-value]
 
 
 def as_shares(part: Window, size: Size) -> tuple[float, float, float, float]:

@@ -32,6 +32,7 @@ from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.layouts import Layout, read_layout
 from esl_dist.data.loading import MEAN_COLOR, Samples, batches, label_source, network_input
 from esl_dist.data.packing import Encoding, pack
+from esl_dist.data.sampling import as_they_are
 from esl_dist.data.shards import ShardReader, choose_classes, open_shards
 from esl_dist.data.workers import Workers
 
@@ -197,7 +198,7 @@ def train_ids_of(samples: Samples) -> NDArray[np.uint8]:
 
 def read_pair(samples: Samples, number: int) -> Pair:
     """Read a batch of one as a process that reads does, until it hands it over: BGR bytes and train ids."""
-    (batch,) = batches(samples, iter([[number]]), Workers(0, 1), pin_memory=False)
+    (batch,) = batches(samples, as_they_are([[number]]), Workers(0, 1), pin_memory=False)
     assert batch["labels"] is not None
     return batch["pictures"][0].numpy(), batch["labels"][0].numpy()
 

@@ -134,6 +134,8 @@ def noise(size: Size, places: range, domain: int, device: torch.device) -> Batch
         own_sizes=sizes,
         label_sizes=sizes if labelled else None,
         replaced=torch.zeros(len(places), dtype=torch.bool),
+        windows=torch.tensor([[0.0, 0.0, 1.0, 1.0]] * len(places), dtype=torch.float64),
+        mirrored=torch.zeros(len(places), dtype=torch.bool),
     )
     return on_device(host, device)
 

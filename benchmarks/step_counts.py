@@ -139,6 +139,8 @@ def _batch(size: tuple[int, int], pictures: int, labelled: bool) -> Batch:
         own_sizes=torch.tensor([size] * pictures),
         label_sizes=torch.tensor([size] * pictures) if labelled else None,
         replaced=torch.zeros(pictures, dtype=torch.bool),
+        windows=torch.tensor([[0.0, 0.0, 1.0, 1.0]] * pictures, dtype=torch.float64),
+        mirrored=torch.zeros(pictures, dtype=torch.bool),
     )
 
 

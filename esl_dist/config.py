@@ -21,9 +21,12 @@ from esl_dist.config_groups import (
     Method,
     Network,
     Optimizer,
+    RareClasses,
     RateMultipliers,
     Shards,
+    Source,
     Teacher,
+    TrainingShards,
 )
 from esl_dist.config_types import (
     A_YEAR,
@@ -74,10 +77,13 @@ __all__ = [
     "Prediction",
     "Prepare",
     "PseudoLabel",
+    "RareClasses",
     "RateMultipliers",
     "Shards",
+    "Source",
     "Teacher",
     "Train",
+    "TrainingShards",
 ]
 
 
@@ -94,9 +100,9 @@ class Train:
     """Seed of initial weights and of the order of samples; null: a random one, noted in the run's config.yaml."""
     class_set: str | None = None
     """Name of a class set of the source shards; null: their first."""
-    source: Shards = field(default_factory=Shards)
+    source: Source = field(default_factory=Source)
     """The labelled domain."""
-    target: Shards = field(default_factory=lambda: Shards(path=""))
+    target: TrainingShards = field(default_factory=lambda: TrainingShards(path=""))
     """The unlabelled domain; its labels, if it has any, are not read. Source-only training needs none."""
     pseudo_labels: ShardFolder | None = None
     """Folder of pseudo-label shards of the target, or its URL; null: train without."""

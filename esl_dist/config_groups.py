@@ -6,6 +6,7 @@ from typing import Annotated
 from omegaconf import MISSING
 
 from esl_dist.config_types import (
+    LARGEST_FACTOR,
     LONGEST_SIDE,
     MOST_STEPS,
     Betas,
@@ -14,6 +15,7 @@ from esl_dist.config_types import (
     Margins,
     Multiplier,
     Rate,
+    ScaleRange,
     ShardFolder,
     Share,
     ShareBelowOne,
@@ -37,6 +39,48 @@ class Shards:
     """Folder of shards with an index.json, as written by shards/prepare.py; a URL (http, https, s3) of one, too."""
     size: Size | None = None
     """Width and height in pixels to which pictures and labels are resized when read; null: as packed."""
+
+
+@dataclass
+class TrainingShards(Shards):
+    """One packed data set split and what of its pictures a network sees in training.
+
+    What is drawn is a function of seed, domain, step and place in the global batch: the same for any number of
+    processes, and after any stop.
+    """
+
+    scale: ScaleRange = field(default_factory=lambda: [1.0, 1.0])
+    """Least and greatest factor on the size, drawn evenly for each sample."""
+    crop: Size | None = None
+    """Width and height in pixels of a part at a random place of the resized picture; null: the whole picture. What of a
+    part lies beyond a smaller picture is black, and not labelled."""
+    mirror: bool = False
+    """Whether every second picture, in the mean, is seen as its mirror image."""
+
+
+@dataclass
+class RareClasses:
+    """Rare-class sampling (DAFormer): a class is drawn, rare ones more often, then a picture that shows it."""
+
+    temperature: Annotated[float, limits(at_least=1e-6, at_most=LARGEST_FACTOR)] | None = None
+    """T of the probability exp((1 - f) / T) of a class with a share f of all labelled pixels, before normalisation
+    (published: 0.01); null: no class is drawn, every picture comes once an epoch."""
+    least_pixels: Annotated[int, limits(at_least=0, at_most=2**30)] = 3000
+    """A picture shows a class if more pixels than this have it, at the size at which its label is packed; lower it for
+    small pictures."""
+    least_in_crop: Annotated[int, limits(at_least=0, at_most=2**30)] = 1500
+    """Another part is tried if no more pixels than this have the class, at most 10 times (published: 1500 of
+    512×512)."""
+
+
+@dataclass
+class Source(TrainingShards):
+    """The labelled data set split, what of its pictures a network sees, and how often which comes."""
+
+    largest_class_share: Annotated[float, limits(more_than=0, at_most=1)] = 1.0
+    """Another part is tried if one class has this share, or more, of its labelled pixels, at most 10 times (published:
+    0.75); 1: any will do."""
+    rare_classes: RareClasses = field(default_factory=RareClasses)
 
 
 @dataclass

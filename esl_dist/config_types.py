@@ -27,6 +27,12 @@ Steps = Annotated[int, limits(at_least=1, at_most=MOST_STEPS)]
 StepsOrNone = Annotated[int, limits(at_least=0, at_most=MOST_STEPS)]
 Samples = Annotated[int, limits(at_least=1, at_most=2**16)]
 Size = Annotated[list[int], two_values("[width, height]"), limits(at_least=1, at_most=LONGEST_SIDE), MOST_PIXELS]
+ScaleRange = Annotated[
+    list[float],
+    two_values("[least, greatest]"),
+    limits(more_than=0, at_most=10),
+    Bound("the least first", lambda factors: factors[0] <= factors[1], is_of_list=True),
+]
 Margins = Annotated[
     list[float],
     Bound("4 values, [top, bottom, left, right]", lambda values: len(values) == 4, is_of_list=True),

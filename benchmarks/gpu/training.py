@@ -16,7 +16,7 @@ from benchmarks.gpu.timing import cost_of
 from benchmarks.programs import PROJECT, run
 from benchmarks.step_counts import Workload
 from esl_dist.data.loading import LabelSource, Samples, batches
-from esl_dist.data.sampling import endless_order, rank_batches
+from esl_dist.data.sampling import as_they_are, endless_order, rank_batches
 from esl_dist.data.shards import choose_classes, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.ranks.precision import convolutions
@@ -61,7 +61,7 @@ def loader(folder: Path, drawn: DrawnSet, told: str, sizes: Sizes, device: torch
     samples = Samples(shards, drawn.read_at, LabelSource(shards, choose_classes(shards, CLASS_SET)[1]), drawn.read_at)
     positions = rank_batches(endless_order(len(samples), 1024, 0, 0, 0), 1, 1, 0, 1)
     workers = Workers(sizes.workers, 1.0)
-    with closing(batches(samples, positions, workers, device.type == "cuda")) as read:
+    with closing(batches(samples, as_they_are(positions), workers, device.type == "cuda")) as read:
         for _ in islice(read, FIRST_BATCHES):
             pass
         begin = time.perf_counter()

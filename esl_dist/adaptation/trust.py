@@ -8,9 +8,8 @@ from step to step. The published share is of a process's batch; here it is of th
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -157,18 +156,12 @@ def within_margins(samples: Batch, margins: Sequence[float]) -> Tensor:
     top, bottom, left, right = margins
     images = samples["images"]
     height, width = images.shape[2:]
-    windows, mirrored = _part_seen(samples)
+    windows, mirrored = samples["windows"], samples["mirrored"]
     rows = _inside(windows[:, 1], windows[:, 3], height, (top, 1 - bottom))
     columns = _inside(windows[:, 0], windows[:, 2], width, (left, 1 - right))
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     rows, columns = (one.to(images.device, non_blocking=True) for one in (rows, columns))
     return rows[:, :, None] & columns[:, None, :]
-
-
-def _part_seen(samples: Batch) -> tuple[Tensor, Tensor]:
-    known, count = cast("Mapping[str, Tensor]", samples), len(samples["images"])
-    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64).expand(count, 4)
-    return known.get("windows", whole), known.get("mirrored", torch.zeros(count, dtype=torch.bool))
 
 
 def _inside(first: Tensor, last: Tensor, count: int, bounds: tuple[float, float]) -> Tensor:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from esl_dist.data.cache import Cache, NoRoomError, Notice, is_there
 from esl_dist.data.far_shards import FarShards
 from esl_dist.data.remote import tell
+from esl_dist.data.sampling import Wanted
 from esl_dist.data.shard_index import ShardEntry
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import begin_forked
@@ -34,12 +35,12 @@ ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def fetching_ahead(
-    positions: Iterator[list[int]], readers: Sequence[ShardReader], cache: Cache | None
+    wanted: Iterator[list[Wanted]], readers: Sequence[ShardReader], cache: Cache | None
 ) -> Iterator[Callable[[int], None]]:
     """Fetch shards while the block runs; without any from far away, do nothing.
 
     Args:
-        positions: of the samples of each batch; nothing of it may have been taken yet, and nothing is taken of it.
+        wanted: the samples of each batch; nothing of it may have been taken yet, and nothing is taken of it.
         readers: whose shards hold the samples.
         cache: where they are kept; None: they lie here.
 
@@ -55,7 +56,7 @@ def fetching_ahead(
         received[:] = number.to_bytes(8, "little")
 
     process = multiprocessing.get_context("fork").Process(
-        target=_serve, args=(positions, readers, cache, received, os.getpid()), daemon=True
+        target=_serve, args=(wanted, readers, cache, received, os.getpid()), daemon=True
     )
     try:
         process.start()
@@ -76,26 +77,26 @@ def fetching_ahead(
 class _Ahead:
     """The batches to come, and what they need."""
 
-    positions: Iterator[list[int]]
+    wanted: Iterator[list[Wanted]]
     readers: Sequence[ShardReader]
-    batches: deque[tuple[int, list[int]]] = field(default_factory=deque)
+    batches: deque[tuple[int, list[Wanted]]] = field(default_factory=deque)
     number: int = 0
     samples: int = 0
 
     def needs(self, received: int) -> dict[str, tuple[int, FarShards, ShardEntry]]:
         """Return the shards of the batches that are not received yet, by digest, with the batches until then."""
         self._leave_out_before(received)
-        while self.samples < SAMPLES_AHEAD and (wanted := next(self.positions, None)) is not None:
-            self.batches.append((self.number, wanted))
+        while self.samples < SAMPLES_AHEAD and (batch := next(self.wanted, None)) is not None:
+            self.batches.append((self.number, batch))
             self.number += 1
-            self.samples += len(wanted)
+            self.samples += len(batch)
             # Some may have been received before this process looked for the first time.
             self._leave_out_before(received)
         needs: dict[str, tuple[int, FarShards, ShardEntry]] = {}
         far = [(reader, reader.far) for reader in self.readers if reader.far is not None]
-        for number, wanted in self.batches:
+        for number, batch in self.batches:
             for reader, origin in far:
-                for shard in map(reader.shard, wanted):
+                for shard in (reader.shard(sample.position) for sample in batch):
                     needs.setdefault(shard.sha256, (number - received, origin, shard))
         return needs
 
@@ -105,11 +106,11 @@ class _Ahead:
 
 
 def _serve(
-    positions: Iterator[list[int]], readers: Sequence[ShardReader], cache: Cache, received: mmap.mmap, parent: int
+    wanted: Iterator[list[Wanted]], readers: Sequence[ShardReader], cache: Cache, received: mmap.mmap, parent: int
 ) -> None:
     for number in ENDS:
         signal.signal(number, signal.SIG_IGN)
-    ahead, seen, needs = _Ahead(positions, readers), -1, dict[str, tuple[int, FarShards, ShardEntry]]()
+    ahead, seen, needs = _Ahead(wanted, readers), -1, dict[str, tuple[int, FarShards, ShardEntry]]()
     notice: Notice | None = None
     begin_forked(parent)
     while True:

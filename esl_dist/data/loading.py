@@ -33,8 +33,10 @@ from esl_dist.data.images import (
     resize_label,
 )
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names, train_id_table
+from esl_dist.data.sampling import Wanted
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import ShardReader, choose_classes
+from esl_dist.data.views import AS_IT_IS, Views, Window, as_shares, draw, inside, scaled, seen, window
 from esl_dist.data.workers import Workers, read_ahead
 from esl_dist.errors import CorruptSampleError, UserError
 
@@ -50,6 +52,8 @@ class _OnHost(TypedDict):
     own_sizes: Tensor
     label_sizes: Tensor | None
     replaced: Tensor
+    windows: Tensor
+    mirrored: Tensor
 
 
 class HostBatch(_OnHost):
@@ -63,6 +67,9 @@ class HostBatch(_OnHost):
         own_sizes: int64 (batch, 2), width and height of each picture as packed.
         label_sizes: int64 (batch, 2), width and height of each label without its padding; None without labels.
         replaced: bool (batch,), whether the sample stands for a corrupt one.
+        windows: float64 (batch, 4), left, top, right and bottom of what is seen, before it is mirrored, as shares of
+            the whole picture; beyond 1 where it was padded.
+        mirrored: bool (batch,), whether the mirror image is seen.
     """
 
     pictures: Tensor
@@ -102,6 +109,8 @@ def on_device(batch: HostBatch, device: torch.device) -> Batch:
         own_sizes=batch["own_sizes"],
         label_sizes=batch["label_sizes"],
         replaced=batch["replaced"],
+        windows=batch["windows"],
+        mirrored=batch["mirrored"],
     )
 
 
@@ -123,6 +132,15 @@ class LabelSource:
             # An eighth of the time that indexing takes.
             return cv2.LUT(raw, self.table[: 2**8])  # type: ignore[return-value]
         return self.table[raw]
+
+
+def raw_label(shards: ShardReader, position: int) -> Label:
+    """Return a sample's label as it is packed: raw ids, (height, width).
+
+    Raises:
+        UserError: it cannot be read or decoded; the message names shard and key.
+    """
+    return _decoded(shards, position, "label", shards.read(position, "label"), decode_label)
 
 
 def label_source(shards: ShardReader, class_set: str, classes: ClassSet) -> LabelSource:
@@ -163,6 +181,7 @@ class Samples:
         labels: where labels come from; None: samples without labels.
         label_size: width and height at which labels are given; None: as packed.
         replace_corrupt: whether a corrupt sample is replaced by the next whole one, so that batches keep their size.
+        views: which part of a sample is seen, if anything is drawn for it.
     """
 
     images: ShardReader
@@ -170,6 +189,7 @@ class Samples:
     labels: LabelSource | None = None
     label_size: Size | None = None
     replace_corrupt: bool = False
+    views: Views = AS_IT_IS
 
     def __post_init__(self) -> None:
         """Check that labels line up with the pictures."""
@@ -181,7 +201,11 @@ class Samples:
         return len(self.images)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
-        """Return the sample at `position`, one of a `HostBatch`.
+        """Return the sample at `position` as it is; see `read`."""
+        return self.read(Wanted(position))
+
+    def read(self, wanted: Wanted) -> dict[str, Tensor]:
+        """Return a sample, one of a `HostBatch`.
 
         Raises:
             CorruptSampleError: the sample is corrupt; the message names shard and key.
@@ -189,7 +213,7 @@ class Samples:
         """
         for number in range(len(self)):
             try:
-                sample = self._whole((position + number) % len(self))
+                sample = self._whole(wanted._replace(position=(wanted.position + number) % len(self)))
                 return {**sample, "replaced": torch.tensor(number > 0)}
             except CorruptSampleError as error:
                 if not self.replace_corrupt:
@@ -198,25 +222,35 @@ class Samples:
                     print(f"warning: {error}; the next whole sample takes its place", file=sys.stderr, flush=True)
         raise UserError(f"{self.images.folder}: every sample is corrupt; pack the data set again")
 
-    def _whole(self, position: int) -> dict[str, Tensor]:
+    def _whole(self, wanted: Wanted) -> dict[str, Tensor]:
+        position, views = wanted.position, AS_IT_IS if wanted.key is None else self.views
         # Both are read before one is decoded: where a whole shard is lost, many samples are tried for each of its own.
         packed_label = None if self.labels is None else self.labels.shards.read(position, "label")
         image = _decoded(self.images, position, "image", self.images.read(position, "image"), decode_image)
+        drawn = draw(views, wanted.key)
         own_size = (image.shape[1], image.shape[0])
-        frame = self.size or own_size
+        frame = scaled(self.size or own_size, drawn.scale)
         size = fitted_size(own_size, frame) if self.images.index.keep_aspect_ratio else frame
+        label, label_size = None, size
+        if packed_label is not None:
+            label_frame = frame if views.give_sizes else self.label_size
+            label, label_size = self._label_and_size(position, packed_label, label_frame)
+        part = None if views.crop is None else window(views, drawn, size, label, wanted.train_id)
+        image = padded(resize_image(image, size), frame, 0)
         sample = {
-            "pictures": torch.from_numpy(padded(resize_image(image, size), frame, 0)),
+            "pictures": torch.from_numpy(seen(image, part, drawn.mirrored, 0)),
             "valid_pixels": torch.tensor(0),
             "positions": torch.tensor(position),
             "own_sizes": torch.tensor(own_size),
+            "windows": torch.tensor(as_shares(part or Window(0, 0, *frame), size), dtype=torch.float64),
+            "mirrored": torch.tensor(drawn.mirrored),
         }
-        if packed_label is not None:
-            label, size = self._label_and_size(position, packed_label)
+        if label is not None:
+            label = seen(label, part, drawn.mirrored, IGNORE_INDEX)
             sample |= {
                 "labels": torch.from_numpy(label),
                 "valid_pixels": torch.tensor(np.count_nonzero(label != IGNORE_INDEX)),
-                "label_sizes": torch.tensor(size),
+                "label_sizes": torch.tensor(label_size if part is None else inside(part, label_size)),
             }
         return sample
 
@@ -227,20 +261,20 @@ class Samples:
             UserError: it cannot be read or decoded; the message names shard and key.
         """
         assert self.labels is not None
-        return self._label_and_size(position, self.labels.shards.read(position, "label"))[0]
+        return self._label_and_size(position, self.labels.shards.read(position, "label"), self.label_size)[0]
 
-    def _label_and_size(self, position: int, packed: bytes) -> tuple[NDArray[np.uint8], Size]:
-        """Return a sample's label, and its width and height without padding."""
+    def _label_and_size(self, position: int, packed: bytes, frame: Size | None) -> tuple[NDArray[np.uint8], Size]:
+        """Return a sample's label at the size `frame` (None: its own), and its width and height without padding."""
         assert self.labels is not None
         shards = self.labels.shards
         raw = _decoded(shards, position, "label", packed, decode_label)
-        own_size = (raw.shape[1], raw.shape[0])
-        if not shards.index.keep_aspect_ratio:
-            size = frame = self.label_size or own_size
-        else:
-            frame = self.label_size or framed_size(own_size, self.size or own_size)
+        size = own_size = (raw.shape[1], raw.shape[0])
+        if shards.index.keep_aspect_ratio:
+            frame = frame or framed_size(own_size, self.size or own_size)
             size = fitted_size(own_size, frame)
-        return padded(self.labels.train_ids(resize_label(raw, size)), frame, IGNORE_INDEX), size
+        elif frame is not None:
+            size = frame
+        return padded(self.labels.train_ids(resize_label(raw, size)), frame or size, IGNORE_INDEX), size
 
 
 def _decoded(shards: ShardReader, position: int, kind: str, packed: bytes, decode: Callable[[bytes], Pixels]) -> Pixels:
@@ -279,15 +313,15 @@ def _refuse_misaligned(images: ShardReader, labels: ShardReader) -> None:
 
 
 def batches(
-    samples: Samples, positions: Iterator[list[int]], workers: Workers, pin_memory: bool
+    samples: Samples, wanted: Iterator[list[Wanted]], workers: Workers, pin_memory: bool
 ) -> Generator[HostBatch]:
-    """Yield the batches named by `positions`, in this order, as `workers.read_ahead` gives and refuses them."""
+    """Yield the batches that are `wanted`, in this order, as `workers.read_ahead` gives and refuses them."""
     readers = [samples.images, *([] if samples.labels is None else [samples.labels.shards])]
     cache = next((reader.far.cache for reader in readers if reader.far is not None), None)
     # Closed with this generator, not when garbage is collected: then the processes end at once.
     with (
-        fetching_ahead(positions, readers, cache) as note_received,
-        closing(read_ahead(samples.__getitem__, positions, workers, samples.images, pin_memory)) as read,
+        fetching_ahead(wanted, readers, cache) as note_received,
+        closing(read_ahead(samples.read, wanted, workers, samples.images, pin_memory)) as read,
     ):
         for number, tensors in enumerate(read, 1):
             note_received(number)

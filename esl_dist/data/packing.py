@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from esl_dist.data.changes import SKIPPED, changed_settings, changed_sources
+from esl_dist.data.class_counts import count_ids
 from esl_dist.data.folders import (
     finished,
     names_replacements,
@@ -39,7 +40,7 @@ from esl_dist.data.images import (
 from esl_dist.data.labels import RAW_IDS
 from esl_dist.data.layouts import Layout, Pair
 from esl_dist.data.processes import affordable, in_threads, worker_processes
-from esl_dist.data.shard_index import INDEX_NAME, ShardIndex, read_index, write_index
+from esl_dist.data.shard_index import INDEX_NAME, IdPixels, ShardIndex, read_index, write_index
 from esl_dist.data.shards import Members, open_shards, packed_size, shard_name, verify, write_shard
 from esl_dist.data.sources import read_label, read_picture
 from esl_dist.errors import UserError
@@ -187,9 +188,10 @@ def _pack(
         if not kept:
             raise UserError(f"{folder}: no picture of {layout.dataset} has the size of its label; nothing was written")
         encoded = progress(in_processes(work.encode, kept), len(kept), "packing")
+        label_pixels: dict[str, IdPixels] = {}
         # Closed with the block, whatever ends it, so that no message is written into the bar.
         with closing(one for one in encoded) as shown:
-            samples = zip((pair.key for pair, _ in kept), shown, strict=True)
+            samples = _counted(zip((pair.key for pair, _ in kept), shown, strict=True), label_pixels)
             shards = tuple(
                 write_shard(folder / name(position), (sample for _, sample in group))
                 for position, group in itertools.groupby(_numbered(samples, encoding.shard_bytes), key=itemgetter(0))
@@ -204,6 +206,7 @@ def _pack(
         shards=shards,
         keep_aspect_ratio=layout.keep_aspect_ratio,
         sources={pair.key: one.digests for pair, one in checked},
+        label_pixels=label_pixels if len(label_pixels) == len(kept) else None,
     )
     write_index(folder, index)
     return settle(folder, index)
@@ -219,6 +222,16 @@ def _refuse_problems(problems: Sequence[str]) -> None:
 def _common(sizes: Iterable[Size]) -> Size | None:
     different = set(sizes)
     return different.pop() if len(different) == 1 else None
+
+
+def _counted(
+    encoded: Iterable[tuple[str, tuple[Members, IdPixels | None]]], label_pixels: dict[str, IdPixels]
+) -> Iterator[tuple[str, Members]]:
+    """Yield each sample, and note the pixels of its label's raw ids, if it has one."""
+    for key, (members, pixels) in encoded:
+        if pixels is not None:
+            label_pixels[key] = pixels
+        yield key, members
 
 
 def _numbered(samples: Iterable[tuple[str, Members]], shard_bytes: int) -> Iterator[tuple[int, tuple[str, Members]]]:
@@ -298,7 +311,8 @@ class _Work:
             raise ValueError(f"raw ids {unknown} are in no class and not in ignore_ids of the description")
         return True
 
-    def encode(self, sample: tuple[Pair, _Checked]) -> Members:
+    def encode(self, sample: tuple[Pair, _Checked]) -> tuple[Members, IdPixels | None]:
+        """Return a sample's files, and the pixels of its label's raw ids as it is packed."""
         pair, checked = sample
         with _naming(pair):
             content = _unchanged(pair.image, checked.digests["image"])
@@ -309,11 +323,11 @@ class _Work:
                 pixels = resize_image(read_picture(content, self.layout.reading).pixels, size)
                 is_jpg, quality = self.encoding.image_format == "jpg", self.encoding.jpg_quality
                 members = {"image.jpg": encode_jpg(pixels, quality)} if is_jpg else {"image.png": encode_png(pixels)}
-            if pair.label is not None:
-                label = read_label(_unchanged(pair.label, checked.digests["label"]), self.layout.reading)
-                label_size = self.stored(checked.size, self.encoding.label_size)
-                members["label.png"] = encode_png(resize_label(label, label_size))
-            return members
+            if pair.label is None:
+                return members, None
+            label = read_label(_unchanged(pair.label, checked.digests["label"]), self.layout.reading)
+            label = resize_label(label, self.stored(checked.size, self.encoding.label_size))
+            return {**members, "label.png": encode_png(label)}, count_ids(label)
 
     def stored(self, size: Size, asked: Size | None) -> Size:
         """Return the size at which a picture of `size` or its label is packed: without padding."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from esl_dist.checked import Content, Name, SampleKey, Sha256, read, read_content, read_key, read_sha256
 from esl_dist.data.images import LARGEST_PIXELS, LONGEST_SIDE, Size
-from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
+from esl_dist.data.labels import RAW_IDS, ClassSet, class_set_from, class_set_to
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.urls import is_url
@@ -51,6 +51,25 @@ def digests_of_sources(content: Content) -> dict[str, str]:
     """Read the SHA-256 digests of the files that a sample was made of: of its picture, and maybe of its label."""
     content.at("image")
     return {kind: read_sha256(digest) for kind, digest in content.items()}
+
+
+IdPixels = dict[int, int]
+"""Raw ids of a label → pixels of each; those that occur, in ascending order."""
+
+
+def id_pixels(content: Content) -> IdPixels:
+    """Read the pixels of a label's raw ids from a list: id, pixels, id, pixels, …"""
+    numbers = content.whole_numbers(len(content.value) if isinstance(content.value, list) else 0)
+    ids, pixels = numbers[::2], numbers[1::2]
+    is_ascending = all(one < following for one, following in itertools.pairwise([-1, *ids, RAW_IDS]))
+    if len(ids) != len(pixels) or not is_ascending or 0 in pixels:
+        content.refuse("raw ids in ascending order, each with its pixels after it")
+    return dict(zip(ids, pixels, strict=True))
+
+
+def id_pixels_to(pixels: IdPixels) -> list[int]:
+    """Return the pixels of a label's raw ids as a list, the inverse of `id_pixels`."""
+    return list(itertools.chain.from_iterable(pixels.items()))
 
 
 @dataclass(frozen=True)
@@ -121,6 +140,8 @@ class ShardIndex:
     `keep_aspect_ratio` says that pictures are fitted and padded where a size is asked for, not stretched.
     `sources` are the SHA-256 digests of the files that were packed: key → `image`, `label` → digest; None where nobody
     noted them. They tell whether a folder is current, and are no part of `ShardReader.fingerprint`.
+    `label_pixels` are the pixels of each raw id in the labels as they are packed, by the samples' keys; None where
+    nobody counted them. No part of it, either.
     """
 
     dataset: Name
@@ -132,6 +153,7 @@ class ShardIndex:
     shards: tuple[Annotated[ShardEntry, shard_from], ...]
     keep_aspect_ratio: bool = False
     sources: dict[SampleKey, Annotated[dict[str, str], digests_of_sources]] | None = None
+    label_pixels: dict[SampleKey, Annotated[IdPixels, id_pixels]] | None = None
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
@@ -155,6 +177,8 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     }
     if index.sources is not None:
         content["sources"] = index.sources
+    if index.label_pixels is not None:
+        content["label_pixels"] = {key: id_pixels_to(pixels) for key, pixels in index.label_pixels.items()}
     # As it will be read: lists in place of tuples.
     index_from(Content(json.loads(json.dumps(content)), folder / INDEX_NAME, REMEDY))
     write_json(folder / INDEX_NAME, content, indent=None)
@@ -194,7 +218,10 @@ def index_from(content: Content) -> ShardIndex:
     index = read(content, ShardIndex)
     _refuse_other_count(content.at("samples"), sum(len(shard.samples) for shard in index.shards))
     _refuse_twice("shard", (shard.name for shard in index.shards), content)
-    _refuse_twice("key", (sample.key for shard in index.shards for sample in shard.samples), content)
+    keys = [sample.key for shard in index.shards for sample in shard.samples]
+    _refuse_twice("key", keys, content)
+    if index.label_pixels is not None and list(index.label_pixels) != keys:
+        content.at("label_pixels").refuse("all samples in their order")
     return index
 
 

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from esl_dist.data.cache import note_by
+from esl_dist.data.sampling import Wanted
 from esl_dist.data.shards import ShardReader
 from esl_dist.early import renew_standard_error
 from esl_dist.errors import UserError, memory_words
@@ -69,17 +70,17 @@ class Workers:
 
 
 def read_ahead(
-    read: Callable[[int], Sample],
-    positions: Iterator[list[int]],
+    read: Callable[[Wanted], Sample],
+    wanted: Iterator[list[Wanted]],
     workers: Workers,
     shards: ShardReader,
     pin_memory: bool = False,
 ) -> Generator[Fields]:
-    """Yield the batches named by `positions`, in this order.
+    """Yield the batches that are `wanted`, in this order.
 
     Args:
-        read: returns the sample at a position.
-        positions: those of the samples of each batch.
+        read: returns a sample.
+        wanted: the samples of each batch.
         workers: the processes that read.
         shards: what is read, for messages.
         pin_memory: whether batches lie where a GPU can fetch them while it computes.
@@ -88,8 +89,8 @@ def read_ahead(
         UserError: what `read` raises; or a process cannot be started, ended, or was silent for too long.
     """
     if workers.number == 0:
-        for wanted in positions:
-            batch = _stacked([read(position) for position in wanted])
+        for samples in wanted:
+            batch = _stacked([read(sample) for sample in samples])
             yield {name: tensor.pin_memory() for name, tensor in batch.items()} if pin_memory else batch
         return
     purpose = f"to read {shards.folder} with {workers.setting}={workers.number}"
@@ -99,14 +100,14 @@ def read_ahead(
     try:
         for _ in range(workers.number):
             processes.append(_Process(read, workers, shards))
-        for process, wanted in zip(processes * READ_AHEAD, positions, strict=False):
-            process.ask(wanted)
+        for process, samples in zip(processes * READ_AHEAD, wanted, strict=False):
+            process.ask(samples)
         for process in cycle(processes):
             if not process.asked:
                 return
             batch = process.receive(pin_memory)
-            for wanted in islice(positions, 1):
-                process.ask(wanted)
+            for samples in islice(wanted, 1):
+                process.ask(samples)
             yield batch
     finally:
         for process in processes:
@@ -172,11 +173,11 @@ def end_with(parent: int) -> None:
 class _Process:
     """A process that reads: what the program asks it for, and the loop that answers."""
 
-    def __init__(self, read: Callable[[int], Sample], workers: Workers, shards: ShardReader) -> None:
+    def __init__(self, read: Callable[[Wanted], Sample], workers: Workers, shards: ShardReader) -> None:
         self.read, self.shards, self.workers = read, shards, workers
         self.who = f"a process that reads {shards.folder}"
         self.fewer = f"fewer than {workers.setting}={workers.number}, or a smaller batch"
-        self.asked: deque[tuple[int, list[int]]] = deque()
+        self.asked: deque[tuple[int, list[Wanted]]] = deque()
         self.parent = os.getpid()
         try:
             # By the time that a memory's next turn comes, its batch has been received.
@@ -221,10 +222,10 @@ class _Process:
         """Tell the program, from the process, that it gets on."""
         self.got_on[0] = (self.got_on[0] + 1) % 256
 
-    def answer(self, memory: int, wanted: list[int]) -> Layout | Exception:
+    def answer(self, memory: int, wanted: list[Wanted]) -> Layout | Exception:
         """Put a batch into memory; returns how it lies there, or what went wrong."""
         try:
-            batch = _stacked([self.read(position) for position in wanted])
+            batch = _stacked([self.read(sample) for sample in wanted])
             _transfer(os.pwritev, memory, batch.values())
             return [(name, tensor.shape, tensor.dtype) for name, tensor in batch.items()]
         except UserError as error:
@@ -236,7 +237,7 @@ class _Process:
                 return UserError(f"{self.who} cannot go on: {reason}")
             return RuntimeError(f"in a process that reads:\n{traceback.format_exc()}")
 
-    def ask(self, wanted: list[int]) -> None:
+    def ask(self, wanted: list[Wanted]) -> None:
         """Ask for a batch; a process that has ended is noticed when its batch is waited for."""
         self.asked.append((self.memories[0], wanted))
         self.memories.rotate(-1)
@@ -246,7 +247,7 @@ class _Process:
     def receive(self, pin_memory: bool) -> Fields:
         """Return the batch that was asked for first."""
         memory, wanted = self.asked.popleft()
-        place = f"{self.shards.where(wanted[0])}{' or another of its batch' if len(wanted) > 1 else ''}"
+        place = f"{self.shards.where(wanted[0].position)}{' or another of its batch' if len(wanted) > 1 else ''}"
         waited, before, minutes = 0.0, self.got_on[0], self.workers.timeout_minutes
         # In small steps: time in which the whole job was suspended does not count.
         while not self.pipe.poll(LOOK_SECONDS):

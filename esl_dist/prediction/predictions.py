@@ -8,6 +8,7 @@ from torch import Tensor
 
 from esl_dist.data.images import framed_size
 from esl_dist.data.loading import Batch, Samples, batches, on_device
+from esl_dist.data.sampling import as_they_are
 from esl_dist.data.workers import Workers
 from esl_dist.models.row_tiles import highest_class, resized_rows
 from esl_dist.prediction.background import on_host
@@ -35,7 +36,7 @@ def read_batches(
     samples: Samples, positions: Sequence[list[int]], workers: Workers, device: torch.device, title: str
 ) -> Iterator[Batch]:
     """Yield the batches that `positions` names on `device`, read ahead by `workers`, as they are `shown`."""
-    read = batches(samples, iter(positions), workers, device.type == "cuda")
+    read = batches(samples, as_they_are(positions), workers, device.type == "cuda")
     return (on_device(batch, device) for batch in shown(read, len(positions), title))
 
 

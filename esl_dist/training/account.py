@@ -9,6 +9,7 @@ import torch
 
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import scheduled_rate
+from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Samples
 from esl_dist.ranks.collectives import world_size
 from esl_dist.ranks.session import Ranks
@@ -50,6 +51,7 @@ def beginning(config: settings.Train, data: TrainingData, ranks: Ranks, run: Pat
         "target": "" if data.target is None else _domain(config.target, data.target),
         "pseudo-labels": config.pseudo_labels or "",
         "classes": f"{len(data.classes)} ({data.class_set})",
+        "rare classes": _rare_classes(config.source.rare_classes, data),
         "batch": _batch(config, data),
         "network": _network(config, first_step),
         "schedule": f"{_rate(config)}; checkpoints every {_counted(config.checkpoints.every, 'step')}",
@@ -77,11 +79,37 @@ def _in_short(config: settings.Train, data: TrainingData, ranks: Ranks) -> str:
     )
 
 
-def _domain(options: settings.Shards, samples: Samples) -> str:
+def _domain(options: settings.TrainingShards, samples: Samples) -> str:
     index = samples.images.index
     width, height = samples.size or index.image_size or (0, 0)
-    size = f"{width}×{height}{'' if samples.size else ' as packed'}"
+    size = f"{width}×{height}{'' if samples.size else ' as packed'}{_seen(options)}"
     return f"{options.path}: {index.dataset} {index.split}, {_counted(len(samples), 'sample')} at {size}"
+
+
+def _seen(options: settings.TrainingShards) -> str:
+    """Say what of the pictures is seen, where that is not all as it is."""
+    least, greatest = options.scale
+    scale = f"{least:g}" if least == greatest else f"{least:g} to {greatest:g}"
+    parts = [
+        f" × {scale}" if options.scale != [1.0, 1.0] else "",
+        "" if options.crop is None else f", parts of {options.crop[0]}×{options.crop[1]}",
+        ", mirrored at random" if options.mirror else "",
+    ]
+    return "".join(parts)
+
+
+def _rare_classes(options: settings.RareClasses, data: TrainingData) -> str:
+    if data.rare_classes is None:
+        return ""
+    names = class_names(data.classes)
+    left_out = [names[train_id] for train_id in data.rare_classes.left_out()]
+    drawn = f"drawn more often, temperature {options.temperature:g}"
+    if not left_out:
+        return drawn
+    return (
+        f"{drawn}; no picture has more than source.rare_classes.least_pixels={options.least_pixels} pixels of "
+        f"{', '.join(left_out)}: never drawn for themselves"
+    )
 
 
 def _batch(config: settings.Train, data: TrainingData) -> str:

@@ -37,6 +37,13 @@ def check_training(config: settings.Train) -> None:
         raise UserError(
             "no value for target.path; give the shards of the unlabelled domain in the file or as target.path=…"
         )
+    for domain, shards in (("source", config.source), ("target", config.target)):
+        _refuse_sizes_that_differ(domain, shards)
+    if config.source.largest_class_share < 1 and config.source.crop is None:
+        raise UserError(
+            f"source.largest_class_share={config.source.largest_class_share:g} is of parts of pictures; give their "
+            "size as source.crop=[width,height]"
+        )
     if config.network.batch_norm == "per_domain" and not needs_target:
         raise UserError(
             f"network.batch_norm=per_domain needs passes over the target, and {name} without pseudo-labels has none; "
@@ -59,6 +66,15 @@ def check_training(config: settings.Train) -> None:
         )
     if config.name is not None:
         refuse_as_name(config.name, "name")
+
+
+def _refuse_sizes_that_differ(domain: str, shards: settings.TrainingShards) -> None:
+    least, greatest = shards.scale
+    if least < greatest and shards.crop is None:
+        raise UserError(
+            f"{domain}.scale=[{least:g},{greatest:g}] gives pictures of different sizes, which no batch can hold; "
+            f"give the size of a part of them as {domain}.crop=[width,height]"
+        )
 
 
 def refuse_unequal_shares(config: settings.Train) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, repeat
 
 import torch
@@ -10,7 +10,9 @@ import torch
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
 from esl_dist.adaptation.passes import MicroBatch
+from esl_dist.config import Domain
 from esl_dist.data.cache import Cache, cache_of
+from esl_dist.data.class_counts import pixels_of_classes
 from esl_dist.data.images import Size, as_size, same_aspect_ratio
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet
 from esl_dist.data.loading import (
@@ -23,11 +25,14 @@ from esl_dist.data.loading import (
     on_device,
     refuse_mixed_sizes,
 )
-from esl_dist.data.sampling import endless_order, rank_batches
+from esl_dist.data.rare_classes import RareClasses, rare_class_order, rare_classes
+from esl_dist.data.sampling import Wanted, endless_order, keyed, rank_batches
 from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
+from esl_dist.data.views import Views
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.ranks.collectives import note_progress, rank, require_same_on_ranks, warn, world_size
+from esl_dist.training.class_counts import label_pixels
 
 SOURCE_ORDER, TARGET_ORDER = 0, 1
 """Domain numbers for `esl_dist.data.sampling`."""
@@ -35,13 +40,23 @@ SOURCE_ORDER, TARGET_ORDER = 0, 1
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The samples of both domains; `target` is None where the method does not look at it."""
+    """The samples of both domains.
+
+    Attributes:
+        source: labelled samples.
+        target: None where the method does not look at it.
+        class_set: the name of the classes.
+        classes: the classes.
+        fingerprints: of the shards, by what they are for.
+        rare_classes: what source samples are drawn from; None: each comes once an epoch.
+    """
 
     source: Samples
     target: Samples | None
     class_set: str
     classes: ClassSet
     fingerprints: dict[str, str]
+    rare_classes: RareClasses | None = None
 
     def data_sets(self) -> dict[str, str]:
         """Return the name of each domain's data set."""
@@ -61,17 +76,17 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     source = _open_shards(config.source.path, largest_share, cache)
     class_set, classes = choose_classes(source, config.class_set)
     fingerprints = {"source": source.fingerprint()}
-    size = as_size(config.source.size)
-    refuse_mixed_sizes(source, size, "source.size")
-    replace = largest_share > 0
-    source_samples = Samples(source, size, LabelSource(source, classes), size, replace)
+    size, replaces = as_size(config.source.size), largest_share > 0
+    _refuse_mixed_sizes(source, config.source, "source")
+    source_samples = Samples(source, size, LabelSource(source, classes), size, replaces, _source_views(config.source))
     _refuse_unlabelled(source_samples, class_set)
+    rare = _open_rare_classes(source_samples, config.source.rare_classes, cache)
     if not method.needs_target and config.pseudo_labels is None:
-        return TrainingData(source_samples, None, class_set, classes, fingerprints)
+        return TrainingData(source_samples, None, class_set, classes, fingerprints, rare)
     target = _open_shards(config.target.path, largest_share, cache)
     fingerprints["target"] = target.fingerprint()
     size = as_size(config.target.size)
-    refuse_mixed_sizes(target, size, "target.size")
+    _refuse_mixed_sizes(target, config.target, "target")
     labels = None
     if config.pseudo_labels is not None:
         pseudo = _open_shards(config.pseudo_labels, largest_share, cache)
@@ -79,7 +94,43 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
         labels = label_source(pseudo, class_set, classes)
         _refuse_other_frame(target, pseudo, size)
         _warn_of_other_pictures(target, pseudo)
-    return TrainingData(source_samples, Samples(target, size, labels, size, replace), class_set, classes, fingerprints)
+    target_samples = Samples(target, size, labels, size, replaces, _views(config.target))
+    return TrainingData(source_samples, target_samples, class_set, classes, fingerprints, rare)
+
+
+def _views(options: settings.TrainingShards) -> Views:
+    least, greatest = options.scale
+    return Views((least, greatest), as_size(options.crop), options.mirror)
+
+
+def _source_views(options: settings.Source) -> Views:
+    rare = options.rare_classes
+    return replace(_views(options), largest_class_share=options.largest_class_share, least_in_crop=rare.least_in_crop)
+
+
+def _refuse_mixed_sizes(shards: ShardReader, options: settings.TrainingShards, domain: Domain) -> None:
+    """Make sure that samples can be put into one batch: parts of one size always can."""
+    if options.crop is None:
+        refuse_mixed_sizes(shards, as_size(options.size), f"{domain}.size")
+
+
+def _open_rare_classes(source: Samples, options: settings.RareClasses, cache: Cache) -> RareClasses | None:
+    """Return what source samples are drawn from, if rare classes are asked for.
+
+    Raises:
+        UserError: no picture shows enough of any class.
+    """
+    if options.temperature is None:
+        return None
+    assert source.labels is not None
+    counts = label_pixels(source.images, cache, source.replace_corrupt)
+    pixels = pixels_of_classes(counts, source.labels.classes)
+    if pixels.max() <= options.least_pixels:
+        raise UserError(
+            f"{source.images.folder}: no picture has more than source.rare_classes.least_pixels={options.least_pixels} "
+            f"pixels of any class, and the most that one has are {pixels.max()}; lower it"
+        )
+    return rare_classes(pixels, options.temperature, options.least_pixels)
 
 
 def _open_shards(folder: str, largest_share: float, cache: Cache) -> ShardReader:
@@ -182,9 +233,9 @@ def own_micro_batches(
 
     def domain_batches(samples: Samples, domain: int) -> Generator[Batch]:
         first = first_step * order.batch_size
-        endless = endless_order(len(samples), order.shuffle_window, order.seed, domain, first)
-        positions = rank_batches(endless, order.batch_size, order.accumulate, rank(), world_size())
-        with closing(batches(samples, positions, workers, stream is not None)) as read:
+        endless = _endless(samples, data.rare_classes if domain == SOURCE_ORDER else None, order, domain, first)
+        wanted = rank_batches(endless, order.batch_size, order.accumulate, rank(), world_size())
+        with closing(batches(samples, wanted, workers, stream is not None)) as read:
             for batch in read:
                 note_progress()
                 yield on_device(batch, device) if stream is None else _fetched(batch, device, stream)
@@ -200,6 +251,14 @@ def own_micro_batches(
             step, part = divmod(number, order.accumulate)
             first = (part * world_size() + rank()) * share
             yield MicroBatch(next(source), next(target), order.seed, step, range(first, first + share))
+
+
+def _endless(samples: Samples, rare: RareClasses | None, order: Order, domain: int, first: int) -> Iterator[Wanted]:
+    """Yield the samples of a domain from the number `first` on: rare classes more often, or each once an epoch."""
+    if rare is not None:
+        return rare_class_order(rare, order.seed, domain, first)
+    epochs = endless_order(len(samples), order.shuffle_window, order.seed, domain, first)
+    return keyed(epochs, order.seed, domain, first)
 
 
 def _fetched(batch: HostBatch, device: torch.device, stream: torch.cuda.Stream) -> Batch:

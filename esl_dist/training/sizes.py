@@ -12,6 +12,7 @@ from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
 from esl_dist.data.images import Size
 from esl_dist.data.loading import Samples
+from esl_dist.data.views import scaled
 from esl_dist.data.workers import READ_AHEAD
 from esl_dist.environment import launch
 from esl_dist.errors import UserError
@@ -74,10 +75,16 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
 
 def _pictures(data: TrainingData) -> Iterator[Pictures]:
     for domain, samples in (("source", data.source), ("target", data.target)):
-        if samples is not None and (size := samples.size or samples.images.index.image_size) is not None:
-            key = f"{domain}.size"
-            name = f"{key}={list(size)}" if samples.size is not None else f"{samples.images.folder}"
-            yield Pictures(name, key, size, _label_size(samples) or size)
+        if samples is None:
+            continue
+        views, key = samples.views, f"{domain}.size"
+        if views.crop is not None:
+            key = f"{domain}.crop"
+            yield Pictures(f"{key}={list(views.crop)}", key, views.crop, views.crop)
+        elif (as_read := samples.size or samples.images.index.image_size) is not None:
+            size = scaled(as_read, views.scale[0])
+            name = f"{key}={list(as_read)}" if samples.size is not None else f"{samples.images.folder}"
+            yield Pictures(name, key, size, size if views.give_sizes else _label_size(samples) or size)
 
 
 def _label_size(samples: Samples) -> Size | None:

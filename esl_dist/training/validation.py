@@ -21,6 +21,7 @@ from esl_dist.adaptation.entropy import HIGHEST_LEVEL, empty_histograms
 from esl_dist.adaptation.losses import LEAST_PROBABILITY
 from esl_dist.adaptation.passes import SEGMENTATION, Networks
 from esl_dist.adaptation.pseudo_labels import TRUST, kept_pixels, label_and_score, thresholds
+from esl_dist.adaptation.teacher import TEACHER
 from esl_dist.data.cache import cache_of
 from esl_dist.data.images import as_size
 from esl_dist.data.labels import class_names
@@ -39,9 +40,6 @@ from esl_dist.runs.validations import Figures, Validations
 from esl_dist.training.data import TrainingData
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.stop_request import StopRequest
-
-TEACHER = "teacher"
-"""Name of the network, of methods that have one, whose labels the segmentation network learns."""
 
 ENTROPY_FLOOR = 0.1
 """Least entropy threshold of a class, as ESL publishes it."""

@@ -49,6 +49,8 @@ def domain_batch(seed: int, labels: bool) -> Batch:
         labels=train_ids if labels else None,
         valid_pixels=(train_ids != 255).sum((1, 2)) if labels else torch.zeros(IMAGES, dtype=torch.int64),
         positions=torch.arange(IMAGES),
+        windows=torch.tensor([[0.0, 0.0, 1.0, 1.0]] * IMAGES, dtype=torch.float64),
+        mirrored=torch.zeros(IMAGES, dtype=torch.bool),
     )
 
 

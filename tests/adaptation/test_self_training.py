@@ -237,7 +237,8 @@ def test_every_draw_depends_on_the_place_of_its_picture_in_the_global_batch_alon
 
 def _half(batch: Batch) -> Batch:
     labels = batch["labels"]
-    return Batch(**{**batch, "images": batch["images"][2:], "labels": None if labels is None else labels[2:]})
+    seen = {name: batch[name][2:] for name in ("images", "windows", "mirrored")}
+    return Batch(**{**batch, **seen, "labels": None if labels is None else labels[2:]})
 
 
 def test_labels_of_another_size_than_the_pictures_are_mixed_at_the_size_of_the_pictures() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from esl_dist.data.cache import Cache
 from esl_dist.data.fetching import fetching_ahead
+from esl_dist.data.sampling import Wanted, as_they_are
 from esl_dist.data.shards import ShardReader, open_shards, shard_name
 from tests.builders import drawn_shards
 from tests.far_servers import FarServer, far_server
@@ -33,9 +34,9 @@ def far(near: ShardReader) -> Iterator[FarServer]:
         yield server
 
 
-def positions() -> Iterator[list[int]]:
+def wanted() -> Iterator[list[Wanted]]:
     """Yield batches of both samples of a shard, shard after shard in `ORDER`."""
-    return ([IN_A_SHARD * number, IN_A_SHARD * number + 1] for number in ORDER)
+    return as_they_are([IN_A_SHARD * number, IN_A_SHARD * number + 1] for number in ORDER)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -57,11 +58,11 @@ def held(near: ShardReader, cache: Cache) -> set[int]:
 def test_shards_are_fetched_in_the_order_in_which_they_are_needed(far: FarServer, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", 10**9, 1)
     reader = open_shards(far.url, cache=cache)
-    order = positions()
+    order = wanted()
     with fetching_ahead(order, [reader], cache):
         wait_for(lambda: len(fetched(far)) == SHARDS)
     assert fetched(far) == ORDER
-    assert list(order) == list(positions()), "who reads takes the batches itself"
+    assert list(order) == list(wanted()), "who reads takes the batches itself"
 
 
 def test_no_more_is_fetched_than_there_is_room_for_until_batches_have_been_received(
@@ -70,7 +71,7 @@ def test_no_more_is_fetched_than_there_is_room_for_until_batches_have_been_recei
     index = (Path(near.folder) / "index.json").stat().st_size
     cache = Cache(tmp_path / "cache", 3 * SHARD_BYTES + index, 1)
     reader = open_shards(far.url, cache=cache)
-    with fetching_ahead(positions(), [reader], cache) as note_received:
+    with fetching_ahead(wanted(), [reader], cache) as note_received:
         for received in range(SHARDS):
             note_received(received)
             needed = set(ORDER[received : received + 3])
@@ -98,7 +99,7 @@ def test_a_folder_that_is_removed_or_full_for_a_while_ends_no_fetching_ahead(
 
     monkeypatch.setattr("esl_dist.data.fetching.PAUSE_SECONDS", 0.01)
     monkeypatch.setattr(os, "pwrite", write_if_there_is_room)
-    with fetching_ahead(positions(), [reader], cache) as note_received:
+    with fetching_ahead(wanted(), [reader], cache) as note_received:
         wait_for(lambda: len(held(near, cache)) == SHARDS)
         full.touch()
         shutil.rmtree(cache.folder)
@@ -115,14 +116,14 @@ def test_the_process_ends_with_the_block_and_with_its_parent(far: FarServer, tmp
     cache = Cache(tmp_path / "cache", 10**9, 1)
     reader = open_shards(far.url, cache=cache)
     before = set(psutil.Process().children())
-    with fetching_ahead(positions(), [reader], cache):
+    with fetching_ahead(wanted(), [reader], cache):
         [process] = set(psutil.Process().children()) - before
     assert not process.is_running()
 
     report, told = os.pipe()
     parent = os.fork()
     if parent == 0:
-        with fetching_ahead(positions(), [reader], cache):
+        with fetching_ahead(wanted(), [reader], cache):
             os.write(told, str(psutil.Process().children()[0].pid).encode())
             os._exit(0)
     os.waitpid(parent, 0)
@@ -138,7 +139,7 @@ def test_a_shard_that_is_lost_and_a_server_that_is_gone_stop_no_one(
     cache = Cache(tmp_path / "cache", 10**9, 1)
     (far.folder / shard_name(ORDER[1])).rename(tmp_path / "lost")
     reader = open_shards(far.url, False, cache)
-    with fetching_ahead(positions(), [reader], cache) as note_received:
+    with fetching_ahead(wanted(), [reader], cache) as note_received:
         wait_for(lambda: len(held(near, cache)) == SHARDS - 1)
         far.stop()
         note_received(1)
@@ -153,7 +154,7 @@ def test_what_was_received_before_the_process_looked_is_needed_no_more(
     cache = Cache(tmp_path / "cache", 10**9, 1)
     reader = open_shards(far.url, cache=cache)
     monkeypatch.setattr("esl_dist.data.fetching.begin_forked", lambda parent: wait_for((tmp_path / "begin").exists))
-    with fetching_ahead(positions(), [reader], cache) as note_received:
+    with fetching_ahead(wanted(), [reader], cache) as note_received:
         note_received(2)
         (tmp_path / "begin").touch()
         wait_for(lambda: len(held(near, cache)) == SHARDS - 2)

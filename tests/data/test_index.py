@@ -250,3 +250,21 @@ def test_an_index_without_a_sample_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError) as error:
             open_shards(tmp_path, whole)
         assert str(error.value) == f"{tmp_path}: its index.json lists no samples; make the shards again"
+
+
+@pytest.mark.parametrize("pixels", [[7], [7, 0], [11, 3, 7, 3], [7, 3, 7, 3], [-1, 3], [2**16, 3], [7, 1.5], "x", None])
+def test_counts_of_a_label_that_cannot_be_are_named(tmp_path: Path, pixels: object) -> None:
+    drawn_shards(tmp_path, 2)
+    counts = {"scene_000": [7, 100, 11, 92], "scene_001": [0, 192]}
+    changed_index(tmp_path, lambda index: index.update(label_pixels=counts))
+    assert open_shards(tmp_path).index.label_pixels == {"scene_000": {7: 100, 11: 92}, "scene_001": {0: 192}}
+    changed_index(tmp_path, lambda index: index.update(label_pixels={**counts, "scene_001": pixels}))
+    with pytest.raises(UserError, match=r"index\.json: label_pixels\.scene_001.*: expected "):
+        open_shards(tmp_path)
+
+
+def test_counts_of_some_samples_are_refused(tmp_path: Path) -> None:
+    drawn_shards(tmp_path, 2)
+    changed_index(tmp_path, lambda index: index.update(label_pixels={"scene_001": [0, 192]}))
+    with pytest.raises(UserError, match=r"index\.json: label_pixels: expected all samples in their order"):
+        open_shards(tmp_path)

@@ -25,7 +25,7 @@ from esl_dist.data.loading import (
     network_input,
     on_device,
 )
-from esl_dist.data.sampling import endless_order, rank_batches
+from esl_dist.data.sampling import as_they_are, endless_order, rank_batches
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
@@ -37,7 +37,7 @@ def labelled(shards: ShardReader, **options: Any) -> Samples:
 
 
 def read(samples: Samples, positions: list[list[int]], workers: int = 0) -> list[HostBatch]:
-    return list(batches(samples, iter(positions), Workers(workers, 1), pin_memory=False))
+    return list(batches(samples, as_they_are(positions), Workers(workers, 1), pin_memory=False))
 
 
 def equal(one: HostBatch, other: HostBatch) -> bool:
@@ -141,7 +141,7 @@ def test_the_number_of_workers_does_not_change_the_batches(shards: ShardReader) 
     samples = labelled(shards)
     expected = [samples[position] for batch in islice(order(), 9) for position in batch]
     for workers in (0, 1, 3):
-        found = list(islice(batches(samples, order(), Workers(workers, 1), pin_memory=False), 9))
+        found = list(islice(batches(samples, as_they_are(order()), Workers(workers, 1), pin_memory=False), 9))
         assert [batch["positions"].tolist() for batch in found] == list(islice(order(), 9))
         for key in ("pictures", "labels"):
             assert torch.equal(torch.cat([batch[key] for batch in found]), stacked(expected, key))
@@ -153,8 +153,8 @@ def stacked(samples: list[dict[str, Tensor]], key: str) -> Tensor:
 
 def test_reading_on_from_the_middle_gives_the_next_batch(shards: ShardReader) -> None:
     samples = labelled(shards)
-    whole = list(islice(batches(samples, order(), Workers(0, 1), pin_memory=False), 7))
-    rest = list(islice(batches(samples, order(first=4 * 3), Workers(1, 1), pin_memory=False), 3))
+    whole = list(islice(batches(samples, as_they_are(order()), Workers(0, 1), pin_memory=False), 7))
+    rest = list(islice(batches(samples, as_they_are(order(first=4 * 3)), Workers(1, 1), pin_memory=False), 3))
     assert all(equal(one, other) for one, other in zip(rest, whole[4:], strict=True))
 
 

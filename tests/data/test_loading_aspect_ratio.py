@@ -9,6 +9,7 @@ import torch
 from esl_dist.data.images import encode_png, resize_image, resize_label
 from esl_dist.data.labels import identity_class_set, train_id_table
 from esl_dist.data.loading import MEAN_COLOR, LabelSource, Samples, batches, network_input
+from esl_dist.data.sampling import as_they_are
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
 from tests.builders import as_classes, class_set, draw, write_shards
@@ -100,7 +101,7 @@ def test_batches_say_how_large_each_picture_is_in_its_shards(
     samples = [(f"scene_{n}", {"image.png": encode_png(draw(n, *own)[0])}) for n, own in enumerate(SIZES)]
     shards = write_shards(tmp_path, samples, keep_aspect_ratio=keep_aspect_ratio)
     order = [[2], [0], [3]] if size is None else [[2, 0], [3]]
-    found = list(batches(Samples(shards, size), iter(order), Workers(0, 1), pin_memory=False))
+    found = list(batches(Samples(shards, size), as_they_are(order), Workers(0, 1), pin_memory=False))
     assert [batch["own_sizes"].tolist() for batch in found] == [
         [list(SIZES[position]) for position in positions] for positions in order
     ]

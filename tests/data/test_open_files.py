@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from esl_dist.data.loading import Samples, batches
+from esl_dist.data.sampling import as_they_are
 from esl_dist.data.shards import OPEN_SHARDS, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
@@ -103,7 +104,7 @@ def test_what_cannot_be_read_for_another_reason_is_not_replaced(tmp_path: Path, 
     (tmp_path / "shard-000000.tar").unlink()
     (tmp_path / "shard-000000.tar").mkdir()
     with pytest.raises(UserError, match=r"^\S*000000\.tar, sample 'scene_001': cannot be read \(Is a directory\)") as e:
-        list(batches(samples, iter([[2], [1]]), Workers(workers, 1), pin_memory=False))
+        list(batches(samples, as_they_are([[2], [1]]), Workers(workers, 1), pin_memory=False))
     assert not isinstance(e.value, CorruptSampleError)
 
 

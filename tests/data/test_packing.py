@@ -76,6 +76,20 @@ def test_one_two_or_no_processes_give_the_same_bytes(layout: Layout, tmp_path: P
         assert contents(tmp_path / str(processes)) == contents(tmp_path / "none")
 
 
+@pytest.mark.parametrize("size", [None, (20, 14)])
+def test_the_index_counts_the_pixels_of_each_raw_id_as_the_label_is_packed(
+    layout: Layout, tmp_path: Path, size: tuple[int, int] | None
+) -> None:
+    counted = packed(layout, tmp_path, replace(AS_THEY_ARE, label_size=size)).label_pixels
+    assert counted is not None
+    shards = open_shards(tmp_path)
+    assert shards.index.label_pixels == counted
+    for position, (key, pixels) in enumerate(counted.items()):
+        assert key == shards.key(position)
+        label = decode_label(shards.read(position, "label"))
+        assert pixels == {one: int((label == one).sum()) for one in sorted(set(label.ravel().tolist()))}
+
+
 def test_the_program_packs_as_the_function_does(layout: Layout, tmp_path: Path) -> None:
     words = [f"dataset={tmp_path}/pictures/village.yaml", f"split={SPLIT}", f"output={tmp_path}/out", "processes=2"]
     command = [sys.executable, str(PROJECT / "shards/prepare.py"), *words]

@@ -24,6 +24,7 @@ from torch import Tensor
 from esl_dist.data import far_shards, workers
 from esl_dist.data.cache import Cache
 from esl_dist.data.images import decode_image
+from esl_dist.data.sampling import Wanted, as_they_are
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import FILES_A_PROCESS, Workers, read_ahead
 from esl_dist.errors import CorruptSampleError, UserError
@@ -46,7 +47,8 @@ def nothing_is_left() -> Iterator[None]:
     assert set(psutil.Process().children()) == before
 
 
-def sample(position: int) -> dict[str, Tensor]:
+def sample(wanted: Wanted) -> dict[str, Tensor]:
+    position = wanted.position
     return {
         "images": torch.full(PICTURE, float(position)),
         "positions": torch.tensor(position),
@@ -54,9 +56,9 @@ def sample(position: int) -> dict[str, Tensor]:
     }
 
 
-def bad_at(position: int, act: Callable[[], object]) -> Callable[[int], dict[str, Tensor]]:
-    def read(wanted: int) -> dict[str, Tensor]:
-        if wanted == position:
+def bad_at(position: int, act: Callable[[], object]) -> Callable[[Wanted], dict[str, Tensor]]:
+    def read(wanted: Wanted) -> dict[str, Tensor]:
+        if wanted.position == position:
             act()
         return sample(wanted)
 
@@ -71,43 +73,43 @@ def failing(error: BaseException) -> Callable[[], None]:
 
 
 def read_all(
-    read: Callable[[int], dict[str, Tensor]], shards: ShardReader, workers: int = 2, minutes: float = 1
+    read: Callable[[Wanted], dict[str, Tensor]], shards: ShardReader, workers: int = 2, minutes: float = 1
 ) -> list[list[int]]:
-    positions = iter([[0, 1], [2], [3, 0]])
-    read_batches = read_ahead(read, positions, Workers(workers, minutes, "loader.workers"), shards)
+    wanted = as_they_are([[0, 1], [2], [3, 0]])
+    read_batches = read_ahead(read, wanted, Workers(workers, minutes, "loader.workers"), shards)
     return [batch["positions"].tolist() for batch in read_batches]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_batches_come_in_their_order_with_shapes_and_types(shards: ShardReader, workers: int) -> None:
     positions = [[number % 4, (number + 1) % 4, 3][: 1 + number % 3] for number in range(20)]
-    found = list(read_ahead(sample, iter(positions), Workers(workers, 1), shards))
+    found = list(read_ahead(sample, as_they_are(positions), Workers(workers, 1), shards))
     assert [batch["positions"].tolist() for batch in found] == positions
     for batch, wanted in zip(found, positions, strict=True):
-        assert torch.equal(batch["images"], torch.stack([sample(position)["images"] for position in wanted]))
+        assert torch.equal(batch["images"], torch.stack([sample(Wanted(position))["images"] for position in wanted]))
         assert (batch["no"].dtype, batch["no"].shape) == (torch.bool, (len(wanted),))
 
 
 def test_batches_of_other_sizes_follow_each_other(shards: ShardReader) -> None:
-    def read(position: int) -> dict[str, Tensor]:
-        return {"images": torch.full((3, 1 + 7 * position, 5), position, dtype=torch.uint8)}
+    def read(wanted: Wanted) -> dict[str, Tensor]:
+        return {"images": torch.full((3, 1 + 7 * wanted.position, 5), wanted.position, dtype=torch.uint8)}
 
     positions = [[3], [0], [2, 2], [1], [3]] * 3
-    for wanted, batch in zip(positions, read_ahead(read, iter(positions), Workers(1, 1), shards), strict=True):
-        assert torch.equal(batch["images"], torch.stack([read(position)["images"] for position in wanted]))
+    for wanted, batch in zip(positions, read_ahead(read, as_they_are(positions), Workers(1, 1), shards), strict=True):
+        assert torch.equal(batch["images"], torch.stack([read(Wanted(position))["images"] for position in wanted]))
 
 
 def test_samples_that_do_not_fit_into_one_batch_are_refused(shards: ShardReader) -> None:
-    def read(position: int) -> dict[str, Tensor]:
-        return {"images": torch.zeros(3, 1 + position, 5)}
+    def read(wanted: Wanted) -> dict[str, Tensor]:
+        return {"images": torch.zeros(3, 1 + wanted.position, 5)}
 
     with pytest.raises(RuntimeError, match="stack expects each tensor to be equal size"):
-        list(read_ahead(read, iter([[0, 1]]), Workers(1, 1), shards))
+        list(read_ahead(read, as_they_are([[0, 1]]), Workers(1, 1), shards))
 
 
 def test_reading_takes_as_many_files_as_it_said_and_gives_them_back(shards: ShardReader) -> None:
     before = psutil.Process().num_fds()
-    with closing(read_ahead(sample, iter([[0]] * 60), Workers(2, 1), shards)) as read:
+    with closing(read_ahead(sample, as_they_are([[0]] * 60), Workers(2, 1), shards)) as read:
         kept = [next(read) for _ in range(53)]
         assert psutil.Process().num_fds() == before + 2 * FILES_A_PROCESS
     assert psutil.Process().num_fds() == before
@@ -236,7 +238,7 @@ def ends(process: int) -> bool:
 KILLED_PROGRAM = """
 import os, sys
 from tests.data.test_workers import *
-read = read_ahead(sample, iter([[0]] * 100), Workers(3, 1), open_shards(sys.argv[1]))
+read = read_ahead(sample, as_they_are([[0]] * 100), Workers(3, 1), open_shards(sys.argv[1]))
 next(read)
 readers = [child.pid for child in psutil.Process().children()]
 other = os.fork()
@@ -264,15 +266,16 @@ def test_processes_that_read_do_not_outlive_a_killed_program(shards: ShardReader
 
 HELD_STREAM = """
 import os, sys, threading, time, fcntl, struct, termios, torch
+from esl_dist.data.sampling import as_they_are
 from esl_dist.data.shards import open_shards
 from esl_dist.data.workers import Workers, read_ahead
 from esl_dist.early import make_streams_robust
 
 make_streams_robust()
 
-def read(position):
+def read(wanted):
     print("warning: one is corrupt", file=sys.stderr, flush=True)
-    return {"positions": torch.tensor(position)}
+    return {"positions": torch.tensor(wanted.position)}
 
 def waiting():
     return struct.unpack("i", fcntl.ioctl(2, termios.FIONREAD, b"0000"))[0]
@@ -282,7 +285,7 @@ size = fcntl.fcntl(2, fcntl.F_GETPIPE_SZ)
 threading.Thread(target=print, args=("x" * 2 * size,), kwargs={"file": sys.stderr, "flush": True}).start()
 while waiting() < size:
     time.sleep(0.001)
-batches = read_ahead(read, iter([[0]]), Workers(1, 0.2), open_shards(sys.argv[1]))
+batches = read_ahead(read, as_they_are([[0]]), Workers(1, 0.2), open_shards(sys.argv[1]))
 os.register_at_fork(after_in_parent=lambda: print("forked", flush=True))
 print(next(batches)["positions"].tolist(), flush=True)
 """
@@ -323,7 +326,7 @@ def read_with_few_files(folder: Path, spare: int) -> str:
     resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free + spare, lowest_free + spare))
     try:
         kept: list[object] = []
-        for batch in read_ahead(sample, iter([[0]] * 6), Workers(2, 1), open_shards(folder)):
+        for batch in read_ahead(sample, as_they_are([[0]] * 6), Workers(2, 1), open_shards(folder)):
             kept.append(batch)
             with suppress(OSError):
                 # In the end not even one file is left.
@@ -374,12 +377,12 @@ def test_a_process_that_fetches_slowly_is_waited_for_and_one_that_does_nothing_i
     with far_server(Path(shards.folder), fault=slow) as far:
         reader, began = open_shards(far.url, cache=Cache(tmp_path / "cache", 10**9, 1)), time.monotonic()
 
-        def image(position: int) -> dict[str, Tensor]:
-            return {"bytes": torch.tensor(len(reader.read(position, "image")))}
+        def image(wanted: Wanted) -> dict[str, Tensor]:
+            return {"bytes": torch.tensor(len(reader.read(wanted.position, "image")))}
 
-        [batch] = read_ahead(image, iter([[0, 3]]), timeout, reader)
+        [batch] = read_ahead(image, as_they_are([[0, 3]]), timeout, reader)
     assert batch["bytes"].tolist() == [len(shards.read(position, "image")) for position in (0, 3)]
     assert time.monotonic() - began > 2, "longer than a process may be silent"
     assert heard["got on"] > 2, "other ranks know it"
     with pytest.raises(UserError, match=r"has sent nothing for 0\.0333333 minutes"):
-        list(read_ahead(bad_at(0, lambda: time.sleep(60)), iter([[0]]), timeout, shards))
+        list(read_ahead(bad_at(0, lambda: time.sleep(60)), as_they_are([[0]]), timeout, shards))

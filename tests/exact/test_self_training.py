@@ -43,6 +43,9 @@ WORDS = (
     "method.teacher.entropy_memory=0.5",
     "method.teacher.margins=[0.1,0.2,0,0.1]",
     "method.masks.block=8",
+    "target.crop=[40,32]",
+    "source.crop=[40,32]",
+    "target.mirror=true",
 )
 
 

@@ -21,7 +21,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "saves": (async_save, "save_checkpoint"),
     "weights": (loop, "write_weights"),
     "passes": (advent, "source_pass"),
-    "samples": (Samples, "__getitem__"),
+    "samples": (Samples, "read"),
     "predictions": (levels, "label_and_score"),
     "scores": (predictions, "confusion_matrix"),
 }

@@ -27,6 +27,8 @@ def samples(valid_pixels: int, replaced: bool) -> Batch:
         own_sizes=torch.ones(2, 2),
         label_sizes=None,
         replaced=torch.tensor([False, replaced]),
+        windows=torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2, dtype=torch.float64),
+        mirrored=torch.zeros(2, dtype=torch.bool),
     )
 
 

@@ -186,6 +186,8 @@ def test_a_gpu_fetches_a_batch_beside_its_work_and_uses_it_when_it_is_there(monk
         own_sizes=torch.ones(2, 2),
         label_sizes=None,
         replaced=torch.zeros(2, dtype=torch.bool),
+        windows=torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2, dtype=torch.float64),
+        mirrored=torch.zeros(2, dtype=torch.bool),
     )
     fetched = training_data._fetched(batch, torch.device("cpu"), cast(torch.cuda.Stream, "another"))
     assert told == ["fetch in another", "go back", "wait for another", "keep [2, 3, 4, 5]", "keep [2, 4, 5]"]

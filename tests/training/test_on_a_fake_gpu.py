@@ -90,6 +90,8 @@ def fake_batch(labels: bool, images: int = IMAGES) -> Batch:
         own_sizes=sizes,
         label_sizes=sizes if labels else None,
         replaced=torch.zeros(images, dtype=torch.bool),
+        windows=torch.tensor([[0.0, 0.0, 1.0, 1.0]] * images, dtype=torch.float64),
+        mirrored=torch.zeros(images, dtype=torch.bool),
     )
     return on_device(host, GPU)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.adaptation.passes import SEGMENTATION
+from esl_dist.adaptation.teacher import TEACHER
 from esl_dist.data.loading import Samples, network_input
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
@@ -20,7 +21,7 @@ from esl_dist.models.deeplab import DeepLab
 from esl_dist.runs.validations import Figures
 from esl_dist.training.data import open_training_data
 from esl_dist.training.stop_request import StopRequest
-from esl_dist.training.validation import TEACHER, open_validation, unsupervised_figures, validate, validation_of
+from esl_dist.training.validation import open_validation, unsupervised_figures, validate, validation_of
 from tests.builders import drawn_shards
 from tests.training.small_runs import KNOWN, configuration, tiny_network
 

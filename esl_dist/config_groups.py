@@ -9,6 +9,7 @@ from esl_dist.config_types import (
     LARGEST_FACTOR,
     LONGEST_SIDE,
     MOST_STEPS,
+    Architecture,
     Betas,
     Folder,
     LocalPath,
@@ -22,6 +23,7 @@ from esl_dist.config_types import (
     Size,
     Steps,
     StepsOrNone,
+    Stride,
     Weight,
     Workers,
 )
@@ -87,12 +89,18 @@ class Source(TrainingShards):
 class Network:
     """The segmentation network."""
 
-    architecture: Annotated[str, one_of("resnet152", "resnet101", "resnet50", "resnet34", "resnet18", "tiny")] = (
-        "resnet101"
-    )
-    """DeepLab-v2 on a residual network; `tiny` is for pictures of about 200 pixels."""
+    architecture: Architecture = "resnet101"
+    """DeepLab-v2 on a residual network (`tiny` is for pictures of about 200 pixels), or `timm/<name>`: a backbone of
+    timm, such as timm/mobilenetv2_100 or timm/vit_small_patch14_dinov2 (pip install 'esl-dist[timm]')."""
+    head: Annotated[str, one_of("deeplab", "transposed")] | None = None
+    """What scores the backbone's last stage: `deeplab`, its classifier, or `transposed`, a light decoder of two
+    transposed convolutions; null: `transposed` for plain vision transformers, else `deeplab`."""
+    output_stride: Stride | None = None
+    """Pixels of the picture to one of the last stage: 8, 16 or 32; null: 8 for the residual networks, 16 for a backbone
+    of timm that can be dilated, else its own."""
     auxiliary_head: bool = True
-    """Whether stage 3 has a classifier and losses of its own (two levels)."""
+    """Whether stage 3, or a backbone's last but one, has a classifier and losses of its own (two levels); plain vision
+    transformers have none."""
     batch_norm: Annotated[str, one_of("shared", "per_domain")] = "shared"
     """Running statistics of batch norm: `shared` by source and target passes, as published, or `per_domain`: each
     keeps its own, and evaluation, pseudo-labels and exported weights use the target's."""
@@ -101,7 +109,9 @@ class Network:
     itself, as in published trainings, which have one a step; running statistics are then the mean over the batch's."""
     start: LocalPath | None = None
     """Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published names
-    or torchvision's; null: random ones."""
+    or torchvision's, for a backbone of timm with timm's, or torchvision's of MobileNetV2; null: random ones."""
+    pretrained: bool = False
+    """Whether a backbone of timm starts from the weights of timm's hub, which needs a network once."""
     start_without: Annotated[str, one_of("heads")] | None = None
     """What of `start` is left out: `heads`, the classifiers, for a network of other classes; null: nothing."""
 
@@ -195,13 +205,13 @@ class RateMultipliers:
     """
 
     stem: Multiplier = 1.0
-    """The first convolution."""
+    """The first convolution of a residual network."""
     blocks: Multiplier = 1.0
-    """The convolutions inside residual blocks (published program: 3)."""
+    """The convolutions inside residual blocks (published program: 3); of timm's networks, the whole backbone."""
     shortcuts: Multiplier = 1.0
-    """The convolutions on the shortcuts (published program: 4)."""
+    """The convolutions on a residual network's shortcuts (published program: 4)."""
     heads: Multiplier = 10.0
-    """The classifiers."""
+    """The classifiers, or the decoder."""
 
 
 @dataclass

@@ -15,12 +15,22 @@ LONGEST_SIDE = 2**15
 MOST_PIXELS = Bound("at most 268_435_456 pixels together", lambda size: math.prod(size) <= 2**28, is_of_list=True)
 PRECISIONS = ("no", "tf32", "bf16", "fp16")
 
+RESIDUAL_NETWORKS = ("resnet152", "resnet101", "resnet50", "resnet34", "resnet18", "tiny")
+TIMM_PREFIX = "timm/"
+A_NETWORK = Bound(
+    f"one of {', '.join(RESIDUAL_NETWORKS)}, or {TIMM_PREFIX} and the name of one of timm's models",
+    lambda value: value in RESIDUAL_NETWORKS or (value.startswith(TIMM_PREFIX) and value != TIMM_PREFIX),
+)
+A_STRIDE = Bound("8, 16 or 32", lambda value: value in (8, 16, 32))
+
 Domain = Literal["source", "target"]
 DOMAINS: tuple[Domain, Domain] = ("source", "target")
 
 Folder = Annotated[str, FOLDER, LOCAL]
 ShardFolder = Annotated[str, FOLDER, FAR]
 LocalPath = Annotated[str, LOCAL]
+Architecture = Annotated[str, A_NETWORK]
+Stride = Annotated[int, A_STRIDE]
 Precision = Annotated[str, one_of(*PRECISIONS)]
 DomainChoice = Annotated[str, one_of(*DOMAINS)]
 Steps = Annotated[int, limits(at_least=1, at_most=MOST_STEPS)]

@@ -104,6 +104,11 @@ def _with_statistics_of(predictor: Predictor, shards: ShardReader, workers: Work
     there is no other batch.
     """
     network, batch_size, count = predictor.trained.network, predictor.trained.batch_size, len(shards)
+    if not any(True for _ in batch_norms(network)):
+        raise UserError(
+            f"statistics_from={shards.folder} is impossible: {predictor.trained.name}, a "
+            f"{predictor.trained.architecture}, has no batch norm; leave it out"
+        )
     refuse_mixed_sizes(shards, predictor.size, "data.size")
     if (size := predictor.size or shards.index.image_size) is not None:
         larger = "larger pictures as data.size=[width,height]"

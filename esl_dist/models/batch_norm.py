@@ -1,6 +1,7 @@
 """Batch norm for two domains and many ranks.
 
-Its scale and shift are frozen, as in the published network; its statistics are not. Three things are added to torch's:
+Its scale and shift are frozen, as in the published network, unless they are given back their gradients; its statistics
+are not. Three things are added to torch's:
 
 - *Domains.* With running statistics shared between source and target passes (as published), evaluation uses a blend
   that fits neither. A layer may keep one set a domain; a forward pass in training feeds the set of its domain. The
@@ -101,7 +102,7 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
             mean, variance = _global_mean_and_variance(input, self.weight.dtype)
             count = ranks_together() * (input.numel() // self.num_features)
             self.seen = mean, variance * (count / (count - 1))
-        output: Tensor = _NormaliseOverRanks.apply(input, mean, variance, (self.weight, self.bias), self.eps)
+        output: Tensor = _NormaliseOverRanks.apply(input, (mean, variance), self.weight, self.bias, self.eps)
         return output
 
 
@@ -143,9 +144,9 @@ class _NormaliseOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, mean: Tensor, variance: Tensor, affine: tuple[Tensor, Tensor], eps: float
+        ctx: Any, input: Tensor, statistics: tuple[Tensor, Tensor], scale: Tensor, shift: Tensor, eps: float
     ) -> Tensor:
-        scale, shift = affine
+        mean, variance = statistics
         ctx.save_for_backward(input, mean, variance, scale)
         ctx.eps = eps
         return F.batch_norm(input, mean, variance, scale, shift, False, 0.0, eps)
@@ -155,18 +156,20 @@ class _NormaliseOverRanks(torch.autograd.Function):
         """Return dx = scale · r · (dy − Σ dy / N − z · Σ (dy · z) / N), with sums over all N values.
 
         A layer in evaluation has these sums as the gradients of its scale and shift, gives a · z + b, and takes
-        gradients times scale · r: its kernels do all of it, in any precision, without copies.
+        gradients times scale · r: its kernels do all of it, in any precision, without copies. Before they are summed
+        over ranks, they are this rank's share of the gradients of scale and shift.
         """
         input, mean, variance, scale = ctx.saved_tensors
         # On CUDA what a training layer would have saved may be empty, but has to be there.
         layer = (scale, mean, variance, mean.new_empty(0), mean.new_empty(0), False, ctx.eps)
         _, along, shared = torch.ops.aten.native_batch_norm_backward(gradients[0], input, *layer, [False, True, True])
+        affine = along if ctx.needs_input_grad[2] else None, shared if ctx.needs_input_grad[3] else None
         sums = torch.cat([along, shared])
         dist.all_reduce(sums)
         along, shared = sums.div_(-dist.get_world_size() * (input.numel() // len(mean))).view(2, -1)
         centred = F.batch_norm(input, mean, variance, along, shared, False, 0.0, ctx.eps).add_(gradients[0])
         result, _, _ = torch.ops.aten.native_batch_norm_backward(centred, input, *layer, [True, False, False])
-        return result, None, None, None, None
+        return result, None, *affine, None
 
 
 def batch_norms(network: nn.Module) -> Iterator[DomainBatchNorm2d]:
@@ -205,7 +208,8 @@ def finish_pass(network: nn.Module) -> None:
         # A number that changes would have a compiled pass compiled anew; those that estimate are not compiled.
         if norm.momentum is None:
             norm.passes_averaged += 1
-    torch._foreach_add_([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None], 1)
+    if norms:
+        torch._foreach_add_([norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None], 1)
 
 
 @contextmanager

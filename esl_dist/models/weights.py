@@ -1,14 +1,15 @@
 """Initial weights: random ones, or those of a state dict with the published names or torchvision's."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from esl_dist.errors import UserError
-from esl_dist.models.deeplab import ARCHITECTURES, DeepLab
+from esl_dist.models.deeplab import ARCHITECTURES, Classifier, DeepLab
 from esl_dist.models.segmentation import SegmentationNetwork
+from esl_dist.models.timm_weights import timm_names
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
@@ -27,16 +28,21 @@ TORCHVISION_STD = (0.229, 0.224, 0.225)
 def initialise(network: SegmentationNetwork) -> None:
     """Fill a network with random weights from torch's generator.
 
-    Convolutions before a ReLU get He et al.'s normal weights (arXiv 1502.01852), classifiers the published ones.
+    DeepLab's convolutions before a ReLU get He et al.'s normal weights (arXiv 1502.01852), its classifiers, on whatever
+    backbone, the published ones. Other parts come with theirs.
     """
-    convolutions = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
-    for _, convolution in convolutions:
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    for name, convolution in convolutions:
-        if name.startswith(DeepLab.heads):
+    if isinstance(network, DeepLab):
+        for convolution in _convolutions(network):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    for module in network.modules():
+        for convolution in _convolutions(module) if isinstance(module, Classifier) else ():
             assert convolution.bias is not None
             nn.init.normal_(convolution.weight, std=CLASSIFIER_STD)
             nn.init.zeros_(convolution.bias)
+
+
+def _convolutions(part: nn.Module) -> Iterator[nn.Conv2d]:
+    return (module for module in part.modules() if isinstance(module, nn.Conv2d))
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,8 @@ def load_weights(
 ) -> LoadReport:
     """Fill a network from a state dict with the published names, those of the ImageNet start, or torchvision's.
 
+    A backbone of timm takes the names of `timm_weights`.
+
     The ImageNet start of DeepLab-v2 has one leading name part more and classifiers of other classes, torchvision's
     files a last linear layer: such classifiers stay as they are and are reported. By that layer torchvision's files are
     known, and their first convolution is turned to the input of the published networks.
@@ -75,11 +83,12 @@ def load_weights(
         UserError: a tensor of another shape (such as another number of classes), or no tensor that fits by name.
     """
     own = network.state_dict()
-    weights, dropped = published_names(weights)
+    is_published = isinstance(network, DeepLab)
+    weights, dropped = published_names(weights) if is_published else (timm_names(_unwrapped(weights), own), [])
     # A file may have one set of statistics where the network keeps one a domain.
     shared = {name: name.replace(".source_", ".running_") for name in own if name.endswith(SOURCE_STATISTICS)}
     weights = {name: weights[other] for name, other in shared.items() if other in weights} | weights
-    left_out = [name for name in weights if without_heads and name.startswith(DeepLab.heads)]
+    left_out = [name for name in weights if without_heads and name.startswith(network.heads)]
     fitting = {name: tensor for name, tensor in weights.items() if name in own and name not in left_out}
     if not fitting:
         raise UserError(f"{origin}: none of its {len(weights)} names is one of the network's; is it another network's?")
@@ -87,7 +96,7 @@ def load_weights(
         if tensor.shape != own[name].shape:
             remedy = (
                 "choose the number of classes of the file, or take all but its classifiers: network.start_without=heads"
-                if name.startswith(DeepLab.heads)
+                if name.startswith(network.heads)
                 else "choose the architecture of the file"
             )
             raise UserError(
@@ -98,7 +107,7 @@ def load_weights(
         missing=sorted(own.keys() - fitting.keys()),
         left_over=sorted([*dropped, *(weights.keys() - fitting.keys() - set(left_out))]),
         left_out=sorted(left_out),
-        converted=TORCHVISION_CLASSIFIER in weights,
+        converted=is_published and TORCHVISION_CLASSIFIER in weights,
     )
 
 
@@ -108,11 +117,18 @@ def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     A leading part that all names share goes, and after one of `PLAIN_PREFIXES` the next. If it is none of them, it is
     that of the ImageNet start, whose classifier (`layer5`) is for other classes.
     """
-    while (prefix := _shared_prefix(weights)) in PLAIN_PREFIXES:
-        weights = {name.removeprefix(f"{prefix}."): tensor for name, tensor in weights.items()}
+    weights = _unwrapped(weights)
+    prefix = _shared_prefix(weights)
     published = {name: name if prefix is None else name.removeprefix(f"{prefix}.") for name in weights}
     dropped = [name for name in weights if prefix is not None and published[name].startswith(DeepLab.heads)]
     return _for_published_input({published[name]: weights[name] for name in weights if name not in dropped}), dropped
+
+
+def _unwrapped(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a state dict without what programs add to the names of a whole network."""
+    while (prefix := _shared_prefix(weights)) in PLAIN_PREFIXES:
+        weights = {name.removeprefix(f"{prefix}."): tensor for name, tensor in weights.items()}
+    return weights
 
 
 def _shared_prefix(weights: Mapping[str, Tensor]) -> str | None:
@@ -139,7 +155,10 @@ def describe_weights(weights: Mapping[str, Tensor], origin: str) -> tuple[str, i
     published, _ = published_names(weights)
     classifier = published.get("layer6.conv2d_list.0.weight")
     if classifier is None:
-        raise UserError(f"{origin}: no trained segmentation network, for it has no classifier layer6")
+        raise UserError(
+            f"{origin}: no trained segmentation network, for it has no classifier layer6; one on a backbone of timm is "
+            "known by its run, its checkpoint or the weights.safetensors that its training wrote"
+        )
     auxiliary_head = any(name.startswith("layer5.") for name in published)
     for architecture in ARCHITECTURES:
         with torch.device("meta"):
@@ -154,5 +173,5 @@ def _shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def published_state(network: SegmentationNetwork) -> dict[str, Tensor]:
-    """Return the network's state under the published names; per-domain statistics are reduced to the target's."""
+    """Return the network's state, DeepLab's under the published names; of statistics per domain, the target's."""
     return {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(SOURCE_STATISTICS)}

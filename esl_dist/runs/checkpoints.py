@@ -46,7 +46,9 @@ from esl_dist.checked import (
     whole_number,
 )
 from esl_dist.config_files import from_dictionary, load_config
+from esl_dist.config_types import TIMM_PREFIX
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
+from esl_dist.data.loading import MEAN_COLOR
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, make_folder, refuse_as_name, sha256_of_file, write_json
 from esl_dist.models.deeplab import DeepLab
@@ -341,7 +343,21 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Checkpoint]:
 
 
 def build_network(config: settings.Network, classes: ClassSet) -> SegmentationNetwork:
-    """Return the segmentation network that a configuration describes."""
+    """Return the segmentation network that a configuration describes, with random weights.
+
+    Raises:
+        UserError: it takes timm, which is not installed or has no such backbone.
+    """
+    if config.architecture.startswith(TIMM_PREFIX):
+        try:
+            from esl_dist.models.timm_networks import TimmNetwork  # it imports timm, for seconds
+        except ModuleNotFoundError as error:
+            if error.name != "timm":
+                raise
+            raise UserError(
+                f"network.architecture={config.architecture} needs timm: pip install 'esl-dist[timm]'"
+            ) from error
+        return TimmNetwork(config, len(classes), MEAN_COLOR)
     per_domain, per_picture = config.batch_norm == "per_domain", config.normalise_over == "picture"
     return DeepLab(config.architecture, len(classes), config.auxiliary_head, per_domain, per_picture)
 

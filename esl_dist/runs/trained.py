@@ -17,10 +17,11 @@ import torch
 from esl_dist import config as settings
 from esl_dist.checked import Content, Label, Name, Sha256, one_of, read, whole_number
 from esl_dist.config import DOMAINS, LONGEST_SIDE, PRECISIONS
+from esl_dist.config_types import A_NETWORK, TIMM_PREFIX
 from esl_dist.data.labels import ClassSet, class_set_from
 from esl_dist.errors import UserError
 from esl_dist.files import parsed_json, sha256_of_file
-from esl_dist.models.deeplab import ARCHITECTURES, DeepLab
+from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.memory_format import on_device
 from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.models.weight_files import digest_of_weights, read_weights
@@ -48,6 +49,14 @@ def width_and_height(content: Content) -> list[int]:
     return content.whole_numbers(2, 1, LONGEST_SIDE)
 
 
+def architecture_name(content: Content) -> str:
+    """Read the name of a residual network, or timm/<name>."""
+    name = content.text()
+    if not A_NETWORK.holds(name):
+        content.refuse(A_NETWORK.words)
+    return name
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What is known of a network's training.
@@ -56,7 +65,7 @@ class Provenance:
         run: name of the run.
         class_set: name of its classes.
         classes: its channels' classes.
-        architecture: the residual network.
+        architecture: of the segmentation network, as in the settings.
         auxiliary_head: whether stage 3 has a classifier.
         per_domain: whether batch norm kept statistics per domain; a file holds the target's.
         batch_size: pictures of a domain a step; 1 where each was normalised by itself.
@@ -64,12 +73,14 @@ class Provenance:
         sizes: domain → width and height at which its pictures were read, None: as packed; empty where not known.
         data_sets: domain → name of its data set, as far as known.
         shards: domain → fingerprint of its shards, as far as known.
+        head: as in the settings; None: the backbone's usual one.
+        output_stride: as in the settings; None: the usual one.
     """
 
     run: Name
     class_set: Label
     classes: Annotated[ClassSet, class_set_from]
-    architecture: Annotated[str, one_of(*ARCHITECTURES)]
+    architecture: Annotated[str, architecture_name]
     auxiliary_head: bool
     per_domain: bool
     batch_size: Annotated[int, whole_number(1)]
@@ -77,6 +88,8 @@ class Provenance:
     sizes: dict[DomainName, Annotated[list[int], width_and_height] | None]
     data_sets: dict[DomainName, Name]
     shards: dict[DomainName, Sha256]
+    head: Annotated[str, one_of("deeplab", "transposed")] | None = None
+    output_stride: Annotated[int, whole_number(8, 32)] | None = None
 
 
 def provenance_of(checkpoint: Checkpoint) -> Provenance:
@@ -94,6 +107,8 @@ def provenance_of(checkpoint: Checkpoint) -> Provenance:
         sizes=seen_sizes(config, checkpoint.shards),
         data_sets=dict(checkpoint.data_sets),
         shards={domain: checkpoint.shards[domain] for domain in DOMAINS if domain in checkpoint.shards},
+        head=config.network.head,
+        output_stride=config.network.output_stride,
     )
 
 
@@ -232,11 +247,48 @@ def _from_file(
 ) -> TrainedNetwork:
     require_same_on_ranks(sha256_of_file(path), "file of weights")
     tensors, known = weights_and_provenance(path)
+    # The file of every run has the same name.
+    run = path.resolve().parent.name if (path.parent / RUN_CONFIG).is_file() else known.run if known else None
+    if known is not None and known.architecture.startswith(TIMM_PREFIX):
+        # What backbone it is shows in no tensor's name.
+        network = _described_network(path, known, tensors)
+    else:
+        network, known = _network_by_its_tensors(path, tensors, known, class_sets, class_set)
+    _refuse_other_class_set(path, known, class_set)
+    return TrainedNetwork(
+        **vars(known),
+        network=on_device(network, device).eval(),
+        name=path.stem if run is None else f"{run}_{path.stem}",
+        keeps="target" if known.per_domain else "shared",
+    )
+
+
+def _described_network(path: Path, known: Provenance, tensors: TensorState) -> SegmentationNetwork:
+    options = settings.Network(
+        architecture=known.architecture,
+        auxiliary_head=known.auxiliary_head,
+        head=known.head,
+        output_stride=known.output_stride,
+    )
+    network = build_network(options, known.classes)
+    missing = load_weights(network, tensors, str(path)).missing
+    if missing:
+        raise UserError(
+            f"{path}: it lacks {len(missing)} tensors of its {known.architecture}, such as {missing[0]}; {REMEDY}"
+        )
+    return network
+
+
+def _network_by_its_tensors(
+    path: Path,
+    tensors: TensorState,
+    known: Provenance | None,
+    class_sets: Mapping[str, ClassSet],
+    class_set: str | None,
+) -> tuple[SegmentationNetwork, Provenance]:
     shape = architecture, classes, auxiliary_head = describe_weights(tensors, str(path))
     network = DeepLab(*shape, per_domain=False)
     load_weights(network, tensors, str(path))
-    # The file of every run has the same name.
-    run = path.resolve().parent.name if (path.parent / RUN_CONFIG).is_file() else known.run if known else None
     if known is None:
         known = _assumed(path, shape, class_sets, class_set)
     elif (known.architecture, len(known.classes), known.auxiliary_head) != shape:
@@ -245,13 +297,7 @@ def _from_file(
             f"those of a {architecture} of {classes} classes{'' if auxiliary_head else ' without auxiliary head'}; "
             "export the weights again"
         )
-    _refuse_other_class_set(path, known, class_set)
-    return TrainedNetwork(
-        **vars(known),
-        network=on_device(network, device).eval(),
-        name=path.stem if run is None else f"{run}_{path.stem}",
-        keeps="target" if known.per_domain else "shared",
-    )
+    return network, known
 
 
 def _refuse_other_class_set(origin: Path, known: Provenance, asked: str | None) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from esl_dist import config as settings
 from esl_dist.adaptation.catalogue import METHODS
+from esl_dist.config_types import TIMM_PREFIX
 from esl_dist.data.shard_index import refuse_missing_shards
 from esl_dist.environment import is_alone, launch
 from esl_dist.errors import UserError
@@ -64,6 +65,7 @@ def check_training(config: settings.Train) -> None:
         raise UserError(
             f"network.start_without={config.network.start_without} needs weights to start from: network.start=…"
         )
+    _refuse_other_networks(config.network)
     if config.name is not None:
         refuse_as_name(config.name, "name")
 
@@ -75,6 +77,25 @@ def _refuse_sizes_that_differ(domain: str, shards: settings.TrainingShards) -> N
             f"{domain}.scale=[{least:g},{greatest:g}] gives pictures of different sizes, which no batch can hold; "
             f"give the size of a part of them as {domain}.crop=[width,height]"
         )
+
+
+def _refuse_other_networks(network: settings.Network) -> None:
+    """Hold what a residual network of one form is asked for to that form, and weights to one place of them."""
+    if network.pretrained and network.start is not None:
+        raise UserError("network.pretrained=true and network.start=… are both weights to start from; give one of them")
+    if network.architecture.startswith(TIMM_PREFIX):
+        return
+    for key, value, own in (
+        ("head", network.head, "deeplab"),
+        ("output_stride", network.output_stride, 8),
+        ("pretrained", network.pretrained or None, False),
+    ):
+        if value not in (None, own):
+            said = str(value).lower() if isinstance(value, bool) else value
+            raise UserError(
+                f"network.{key}={said} is for backbones of timm (network.architecture=timm/…); leave it out for "
+                f"{network.architecture}"
+            )
 
 
 def refuse_unequal_shares(config: settings.Train) -> None:

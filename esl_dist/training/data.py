@@ -200,7 +200,12 @@ def run_name(config: settings.Train, data: TrainingData) -> str:
     data_sets = [data.source.images.index.dataset]
     if data.target is not None:
         data_sets.append(data.target.images.index.dataset)
-    parts = ["_to_".join(data_sets), str(len(data.classes)), config.network.architecture, config.method.name]
+    parts = [
+        "_to_".join(data_sets),
+        str(len(data.classes)),
+        config.network.architecture.replace("/", "_"),
+        config.method.name,
+    ]
     parts += ["esl"] if config.pseudo_labels is not None else []
     return "_".join(parts + ([f"seed_{config.seed}"] if config.seed is not None else []))
 

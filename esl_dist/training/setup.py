@@ -21,7 +21,7 @@ from esl_dist.made_with import require_same
 from esl_dist.models.memory_format import on_device
 from esl_dist.models.segmentation import SegmentationNetwork, checkpoint_blocks
 from esl_dist.models.weight_files import digest_of_weights
-from esl_dist.models.weights import initialise, load_weights
+from esl_dist.models.weights import LoadReport, initialise, load_weights
 from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
@@ -215,6 +215,8 @@ def build_state(
     initialise(segmentation)
     if with_start and config.network.start is not None:
         _start_from(segmentation, config.network, classes)
+    if with_start and config.network.pretrained:
+        _start_from_hub(segmentation)
     networks = on_device(build_networks(method, segmentation, len(classes), config.method), device).train()
     if config.checkpoint_activations:
         checkpoint_blocks(networks)
@@ -230,7 +232,18 @@ def _start_from(network: SegmentationNetwork, options: settings.Network, classes
             f"{start}: its classes are {own}, this run's {asked}; take all but its classifiers with "
             "network.start_without=heads, or choose its class_set"
         )
-    report = load_weights(network, weights, start, without_heads)
+    _tell(load_weights(network, weights, start, without_heads), start)
+
+
+def _start_from_hub(network: SegmentationNetwork) -> None:
+    from esl_dist.models.timm_networks import TimmNetwork, pretrained_weights  # for seconds
+
+    assert isinstance(network, TimmNetwork)
+    origin = f"pretrained {network.architecture}"
+    _tell(load_weights(network, pretrained_weights(network), origin), origin)
+
+
+def _tell(report: LoadReport, start: str) -> None:
     for names, what in (
         (report.missing, "keep their initial values"),
         (report.left_out, "are left out as asked"),

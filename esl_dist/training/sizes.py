@@ -10,6 +10,7 @@ import torch
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
+from esl_dist.config_types import TIMM_PREFIX
 from esl_dist.data.images import Size
 from esl_dist.data.loading import Samples
 from esl_dist.data.views import scaled
@@ -59,6 +60,8 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
                 f"{one.name}: method.name={config.method.name} needs pictures of at least {least}×{least} pixels; give "
                 f"such a {one.setting}=[width,height]"
             )
+        if config.network.architecture.startswith(TIMM_PREFIX):
+            _refuse_untaken(network, one)
         if config.network.normalise_over == "picture":
             refuse_single_value(network, one.size, 1, one.name, f"a larger {one.setting}")
         else:
@@ -71,6 +74,20 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
             f"{settings_of_both} the same [width,height], or method.mix=false"
         )
     _refuse_full_memory(config, network, pictures, together // world_size(), device)
+
+
+@torch.no_grad()
+def _refuse_untaken(network: SegmentationNetwork, pictures: Pictures) -> None:
+    """Make a pass without numbers: some backbones take windows of one size."""
+    width, height = pictures.size
+    try:
+        network.eval()(torch.empty(1, 3, height, width, device="meta"))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(
+            f"{pictures.name}: the backbone does not take pictures of {width}×{height} ({reason}); give another "
+            f"{pictures.setting}, or another network.architecture"
+        ) from error
 
 
 def _pictures(data: TrainingData) -> Iterator[Pictures]:

@@ -1,0 +1,223 @@
+"""Backbones of timm: exact batch norm, nothing drawn, pictures of any size, weights by name, refusals with words."""
+
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from esl_dist import config as settings
+from esl_dist.config_files import from_dictionary
+from esl_dist.data.loading import MEAN_COLOR
+from esl_dist.errors import UserError
+from esl_dist.models.batch_norm import batch_norms
+from esl_dist.models.segmentation import checkpoint_blocks, refuse_single_value
+from esl_dist.models.timm_networks import TimmNetwork, known_name
+from esl_dist.models.timm_weights import mobilenet_v2_places
+from esl_dist.models.weights import initialise, load_weights, published_state
+
+CLASSES = 3
+PYRAMIDS = ("test_byobnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_resnet")
+PLAIN = ("test_vit", "test_vit3")
+FOUNDATION = ("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3")
+
+
+def network_of(name: str, seed: int = 0, classes: int = CLASSES, **options: Any) -> TimmNetwork:
+    torch.manual_seed(seed)
+    # A pass without a second level where there can be none.
+    values = {"architecture": f"timm/{name}", "auxiliary_head": name in PYRAMIDS, **options}
+    network = TimmNetwork(from_dictionary(settings.Network, values, "tests"), classes, MEAN_COLOR)
+    initialise(network)
+    return network
+
+
+def pictures(height: int = 32, width: int = 48, count: int = 2) -> torch.Tensor:
+    return 60 * torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", [*PYRAMIDS, *PLAIN])
+def test_a_pass_draws_nothing_and_every_parameter_learns(name: str) -> None:
+    network = network_of(name).train()
+    before = torch.get_rng_state()
+    logits = network(pictures(33, 50), "source")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert tuple(logits) == network.levels
+    sum((one**2).sum() for one in logits.values()).backward()
+    assert [name for name, one in network.named_parameters() if one.grad is None] == []
+    groups = [one for group in network.parameter_groups().values() for one in group]
+    assert {id(one) for one in groups} == {id(one) for one in network.parameters()}
+    assert len(groups) == len(list(network.parameters()))
+
+
+def test_dropout_and_stochastic_depth_are_off() -> None:
+    network = network_of("swin_tiny_patch4_window7_224")
+    dropped = [module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"]
+    assert dropped
+    assert set(dropped) == {0.0}
+
+
+@pytest.mark.parametrize(("stride", "size"), [(None, (2, 3)), (8, (4, 6)), (32, (1, 2))])
+def test_the_stride_is_the_one_asked_for(stride: int | None, size: tuple[int, int]) -> None:
+    network = network_of("test_efficientnet", output_stride=stride).eval()
+    assert network(pictures())["main"].shape == (2, CLASSES, *size)
+    assert (network.feature_size(32), network.feature_size(48)) == size
+
+
+def test_a_plain_transformer_sees_whole_patches_and_scores_at_a_quarter() -> None:
+    network = network_of("test_vit").eval()
+    seen: list[torch.Size] = []
+    network.backbone.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
+    assert network(pictures(64, 100))["main"].shape == (2, CLASSES, 16, 24)
+    # ⌊1.1 · 64 / 16⌋ = 4 and ⌊1.1 · 100 / 16⌋ = 6 patches.
+    assert seen == [(2, 3, 64, 96)]
+    assert network(pictures(5, 5))["main"].shape == (2, CLASSES, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"]
+)
+def test_foundation_models_are_built_by_name_and_take_their_own_state(name: str) -> None:
+    network = network_of(name).eval()
+    own = timm.create_model(name, num_classes=0).state_dict()
+    report = load_weights(network, own, "a file")
+    assert all(name.startswith("head.") for name in report.missing)
+    assert report.left_over == []
+    assert all(torch.equal(network.state_dict()[f"backbone.{name}"], tensor) for name, tensor in own.items())
+    with torch.inference_mode():
+        assert network(pictures(28, 42, 1))["main"].shape[:2] == (1, CLASSES)
+
+
+def test_pictures_are_converted_to_what_the_backbone_was_trained_on() -> None:
+    network = network_of("mobilenetv2_100").eval()
+    seen: list[torch.Tensor] = []
+    network.backbone.conv_stem.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    red_green_blue = torch.rand(2, 3, 16, 16)
+    grey_levels = 255 * red_green_blue.flip(1) - torch.tensor(MEAN_COLOR)[:, None, None]
+    network(grey_levels)
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = (red_green_blue - mean[:, None, None]) / deviation[:, None, None]
+    torch.testing.assert_close(seen[0], expected, atol=1e-5, rtol=1e-5)
+    network(network.masked_color[None, :, None, None].expand(1, 3, 16, 16))
+    assert float(seen[1].abs().max()) < 1e-5
+
+
+def test_its_batch_norm_computes_what_timms_does_and_learns_scale_and_shift() -> None:
+    network = network_of("test_efficientnet", auxiliary_head=False).double().train()
+    torch.manual_seed(0)
+    plain = timm.create_model("test_efficientnet", num_classes=0, output_stride=16).double().train()
+    given = {name.removeprefix("backbone."): one for name, one in network.state_dict().items()}
+    plain.load_state_dict({name: one for name, one in given.items() if not name.startswith("head.")}, strict=False)
+    images = pictures().double()
+    expected = plain.forward_intermediates(images * 0.01, indices=[-1], intermediates_only=True)[0]
+    found = network.backbone.forward_intermediates(images * 0.01, indices=network.indices, intermediates_only=True)[0]
+    torch.testing.assert_close(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for name, parameter in network.backbone.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad, msg=name)
+
+
+def test_statistics_per_domain_are_kept_and_left_out_of_what_is_exported() -> None:
+    network = network_of("test_efficientnet", batch_norm="per_domain").train()
+    network(pictures(), "source")
+    one = next(iter(batch_norms(network)))
+    assert not torch.equal(one.source_mean, torch.zeros_like(one.source_mean))
+    assert torch.equal(one.running_mean, torch.zeros_like(one.running_mean))
+    assert not [name for name in published_state(network) if "source" in name]
+
+
+def torchvision_network() -> nn.Module:
+    torch.manual_seed(2)
+    network = torchvision.models.mobilenet_v2()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_torchvisions_mobilenet_has_the_same_features_in_timms(is_whole: bool) -> None:
+    other = torchvision_network()
+    state = other.state_dict() if is_whole else other.features.state_dict()
+    network = network_of("mobilenetv2_100", output_stride=32, auxiliary_head=False).eval()
+    report = load_weights(network, state, "a file")
+    assert all(name.startswith("head.") for name in report.missing)
+    # Behind the last block: a convolution, its batch norm, and the classifier of images.
+    assert len(report.left_over) == 6 + 2 * is_whole
+    for theirs, ours in mobilenet_v2_places().items():
+        if not theirs.startswith("18."):
+            weight = network.state_dict()[f"backbone.{ours}.weight"]
+            assert torch.equal(weight, other.features.state_dict()[f"{theirs}.weight"]), theirs
+    images = pictures(64, 96)
+    converted = images.flip(1) * network.input_scale + network.input_shift
+    with torch.inference_mode():
+        found = network.backbone.forward_intermediates(converted, indices=network.indices, intermediates_only=True)
+        expected = other.features[:18](converted)
+    torch.testing.assert_close(found[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_vit"])
+def test_all_but_the_heads_come_from_a_network_of_other_classes(name: str) -> None:
+    start, fresh = network_of(name, seed=1, classes=5).state_dict(), network_of(name)
+    with pytest.raises(UserError, match=r"^a file: (auxiliary_)?head\..*network\.start_without=heads"):
+        load_weights(network_of(name), start, "a file")
+    network = network_of(name)
+    report = load_weights(network, start, "a file", without_heads=True)
+    assert report.left_out
+    assert report.left_over == []
+    for key, tensor in network.state_dict().items():
+        is_head = key.startswith(network.heads)
+        assert torch.equal(tensor, fresh.state_dict()[key] if is_head else start[key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mobilnetv2_100", {}, "has no model of this name; close to it: mobilenetv2_100"),
+        ("hf-hub:someone/model", {}, "has no model of this name"),
+        ("resnet50.of_nobody", {}, r"no model of this name; close to it: .*resnet50\."),
+        ("test_vit", {"auxiliary_head": True}, r"no stage before its last; give network\.auxiliary_head=false"),
+        ("test_vit", {"batch_norm": "per_domain"}, r"network\.batch_norm=per_domain is impossible: .* no batch norm"),
+        ("test_convnext", {"normalise_over": "picture"}, r"network\.normalise_over=picture is impossible"),
+        ("test_vit", {"output_stride": 8}, "its stride is its patch of 16"),
+        ("test_vit_relpos", {}, "takes pictures of one size only"),
+        ("test_mambaout", {"output_stride": 8}, r"cannot compute at network\.output_stride=8; its own is 32"),
+        ("levit_128s", {}, "its BatchNorm1d is not exact over ranks"),
+    ],
+)
+def test_what_a_backbone_cannot_be_is_refused_with_words(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message), torch.device("meta"):
+        network_of(name, **options)
+
+
+def test_a_tagged_name_is_known() -> None:
+    assert known_name("timm/vit_small_patch14_dinov2.lvd142m") == "vit_small_patch14_dinov2.lvd142m"
+
+
+def test_blocks_computed_again_give_the_same_gradients_and_batch_norm_is_refused() -> None:
+    gradients = []
+    for again in (False, True):
+        network = network_of("test_vit").train()
+        if again:
+            checkpoint_blocks(network)
+        network(pictures())["main"].square().sum().backward()
+        gradients.append([one.grad for one in network.parameters()])
+    assert all(map(torch.equal, *gradients))
+    with pytest.raises(UserError, match=r"^checkpoint_activations=true: timm/test_resnet has batch norm"):
+        checkpoint_blocks(network_of("test_resnet"))
+
+
+def test_a_single_value_is_refused_where_there_is_batch_norm() -> None:
+    with pytest.raises(UserError, match="at least 17 pixels on a side"):
+        refuse_single_value(network_of("test_resnet"), (16, 16), 1, "here", "more")
+    refuse_single_value(network_of("test_vit"), (1, 1), 1, "here", "more")
+
+
+def test_tokens_and_position_embeddings_are_no_matter_of_decay() -> None:
+    network = network_of("test_vit")
+    without = {name for name, _ in network.named_parameters() if network.no_decay(name)}
+    assert {"backbone.pos_embed", "backbone.cls_token"} <= without
+    assert "backbone.blocks.0.attn.qkv.weight" not in without

@@ -69,8 +69,8 @@ def test_a_plain_transformer_sees_whole_patches_and_scores_at_a_quarter() -> Non
     network = network_of("test_vit").eval()
     seen: list[torch.Size] = []
     network.backbone.patch_embed.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape))
-    assert network(pictures(64, 100))["main"].shape == (2, CLASSES, 16, 24)
-    # ⌊1.1 · 64 / 16⌋ = 4 and ⌊1.1 · 100 / 16⌋ = 6 patches.
+    assert network(pictures(60, 100))["main"].shape == (2, CLASSES, 16, 24)
+    # ⌊1.1 · 60 / 16⌋ = 4 and ⌊1.1 · 100 / 16⌋ = 6 patches.
     assert seen == [(2, 3, 64, 96)]
     assert network(pictures(5, 5))["main"].shape == (2, CLASSES, 4, 4)
 

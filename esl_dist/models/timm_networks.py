@@ -136,7 +136,7 @@ class TimmNetwork(SegmentationNetwork):
         return groups
 
     def no_decay(self, name: str) -> bool:
-        """Return whether timm takes a parameter, such as position embeddings and tokens, from weight decay."""
+        """Return whether timm keeps weight decay from a parameter, such as position embeddings and tokens."""
         without = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
         return name.removeprefix("backbone.") in without
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from esl_dist.config import Domain
+from esl_dist.errors import UserError
 
 
 class DomainBatchNorm2d(nn.BatchNorm2d):
@@ -70,10 +71,19 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         """Normalise by the batch's or the picture's statistics in training, by the domain's running ones in evaluation.
 
         A pass in training ends with `finish_pass`.
+
+        Raises:
+            UserError: in training, there is one value a channel.
         """
         if not self.training:
             return F.batch_norm(input, *self.running(), self.weight, self.bias, False, 0.0, self.eps)
         ranks = ranks_together() if self.synchronised else 1
+        places = input.shape[2] * input.shape[3]
+        if places == 1 and (self.per_picture or ranks * len(input) == 1):
+            raise UserError(
+                "batch norm over one value a channel (a picture's map of 1×1) has no variance: give larger pictures or, if "
+                "maps are pooled, a larger batch_size with network.normalise_over=batch, or another network.architecture"
+            )
         if self.per_picture and ranks * len(input) > 1:
             return self._by_picture(input)
         if ranks > 1:

@@ -18,6 +18,7 @@ from esl_dist.data.workers import READ_AHEAD
 from esl_dist.environment import launch
 from esl_dist.errors import UserError
 from esl_dist.machine import free_memory
+from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.segmentation import SegmentationNetwork, refuse_single_value
 from esl_dist.ranks.collectives import world_size
 from esl_dist.runs.checkpoints import build_network
@@ -60,12 +61,12 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
                 f"{one.name}: method.name={config.method.name} needs pictures of at least {least}×{least} pixels; give "
                 f"such a {one.setting}=[width,height]"
             )
-        if config.network.architecture.startswith(TIMM_PREFIX):
-            _refuse_untaken(network, one)
         if config.network.normalise_over == "picture":
             refuse_single_value(network, one.size, 1, one.name, f"a larger {one.setting}")
         else:
             refuse_single_value(network, one.size, together, one.name, f"a larger {one.setting} or batch_size")
+        if config.network.architecture.startswith(TIMM_PREFIX):
+            _refuse_untaken(network, one, together)
     if len({one.size for one in pictures}) > 1 and method.needs_one_size(config.method):
         sizes = " and ".join(f"{one.size[0]}×{one.size[1]}" for one in pictures)
         settings_of_both = " and ".join(one.setting for one in pictures)
@@ -77,11 +78,15 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
 
 
 @torch.no_grad()
-def _refuse_untaken(network: SegmentationNetwork, pictures: Pictures) -> None:
-    """Make a pass without numbers: some backbones take windows of one size."""
+def _refuse_untaken(network: SegmentationNetwork, pictures: Pictures, together: int) -> None:
+    """Make a pass without numbers over a batch: some backbones take windows of one size, or normalise pooled maps."""
     width, height = pictures.size
+    for norm in batch_norms(network):
+        norm.synchronised = False  # the whole batch is here
     try:
-        network.eval()(torch.empty(1, 3, height, width, device="meta"))
+        network.train()(torch.empty(together, 3, height, width, device="meta"))
+    except UserError as error:
+        raise UserError(f"{pictures.name}: {error}") from error
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(

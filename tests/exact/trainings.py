@@ -128,13 +128,17 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def assert_equal_to_rounding(
-    found: dict[str, Any], expected: dict[str, Any], rounding: float = ROUNDING, where: str = ""
+    found: dict[str, Any], expected: dict[str, Any], rounding: float = ROUNDING, where: str = "", absolute: float = 0
 ) -> None:
-    """Hold tensors of floats to each other up to rounding, relative to their largest value, and all else to the bit."""
+    """Hold tensors of floats to each other up to rounding, relative to their largest value, and all else to the bit.
+
+    Of sums that cancel to 0 nothing but rounding is left: a difference of up to `absolute` is borne, too.
+    """
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0:
             difference = float((found[name].double() - value.double()).abs().max())
-            assert difference <= rounding * float(value.abs().max()), f"{where}{name}: {difference}"
+            bound = max(rounding * float(value.abs().max()), absolute)
+            assert difference <= bound, f"{where}{name}: {difference}"
         else:
             assert _equal(found[name], value), where + name

@@ -83,6 +83,20 @@ def test_a_single_value_a_channel_is_refused(shards: Path) -> None:
         checked(shards, [7, 1], [6, 1], batch_size=2, network={"architecture": "tiny", "normalise_over": "picture"})
 
 
+@pytest.mark.parametrize("name", ["legacy_seresnet18", "skresnet18"])
+def test_a_norm_over_pooled_maps_is_refused_where_it_sees_one_picture(shards: Path, name: str) -> None:
+    network = {"architecture": f"timm/{name}", "auxiliary_head": False}
+    message = r"^source\.size=\[64, 48\]: batch norm over one value a channel .*batch_size .*another network\.architec"
+    checked(shards, [64, 48], [64, 48], batch_size=2, network=network)
+    if name == "skresnet18":
+        with pytest.raises(UserError, match=message):
+            checked(shards, [64, 48], [64, 48], batch_size=1, network=network)
+        with pytest.raises(UserError, match=message):
+            checked(shards, [64, 48], [64, 48], batch_size=2, network={**network, "normalise_over": "picture"})
+    else:
+        checked(shards, [64, 48], [64, 48], batch_size=1, network=network)
+
+
 def test_statistics_are_not_estimated_from_single_values(tmp_path: Path, shards: Path) -> None:
     save_run(tmp_path / "run", 1, configuration(batch_size=1))
     places = {"checkpoint": str(tmp_path / "run"), "statistics_from": str(shards)}
@@ -116,7 +130,7 @@ def test_batch_norm_fails_where_it_is_said_to(size: tuple[int, int], pictures: i
         tiny_network(1).train()(torch.zeros(pictures, 3, size[1], size[0]))
 
     if pictures == 1 and max(size) < 7:
-        with pytest.raises(ValueError, match="more than 1 value per channel"):
+        with pytest.raises(UserError, match="batch norm over one value a channel"):
             run()
         with pytest.raises(UserError):
             refuse_single_value(tiny_network(1), size, pictures, "here", "more")

@@ -23,6 +23,7 @@ PLAIN_PREFIXES = ("module", "model", "net", "network", "_orig_mod")
 TORCHVISION_CLASSIFIER = "fc.weight"
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 """By which torchvision's networks expect red, green and blue to be divided."""
+TURNED = "torchvision's first convolution was turned to the published input (BGR, grey levels)"
 
 
 def initialise(network: SegmentationNetwork) -> None:
@@ -53,13 +54,13 @@ class LoadReport:
         missing: names of the network's tensors that the file did not fill.
         left_over: names of the file's that found no place.
         left_out: names of the file's classifiers that were not wanted.
-        converted: whether the first convolution was torchvision's and was turned to the published input.
+        converted: what was done to tensors on the way; empty: nothing.
     """
 
     missing: list[str]
     left_over: list[str]
     left_out: list[str]
-    converted: bool
+    converted: str
 
 
 def load_weights(
@@ -84,7 +85,11 @@ def load_weights(
     """
     own = network.state_dict()
     is_published = isinstance(network, DeepLab)
-    weights, dropped = published_names(weights) if is_published else (timm_names(_unwrapped(weights), own), [])
+    if is_published:
+        weights, dropped = published_names(weights)
+        converted = TURNED if TORCHVISION_CLASSIFIER in weights else ""
+    else:
+        weights, dropped, converted = timm_names(_unwrapped(weights), network)
     # A file may have one set of statistics where the network keeps one a domain.
     shared = {name: name.replace(".source_", ".running_") for name in own if name.endswith(SOURCE_STATISTICS)}
     weights = {name: weights[other] for name, other in shared.items() if other in weights} | weights
@@ -107,7 +112,7 @@ def load_weights(
         missing=sorted(own.keys() - fitting.keys()),
         left_over=sorted([*dropped, *(weights.keys() - fitting.keys() - set(left_out))]),
         left_out=sorted(left_out),
-        converted=is_published and TORCHVISION_CLASSIFIER in weights,
+        converted=converted,
     )
 
 

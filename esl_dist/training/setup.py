@@ -252,7 +252,7 @@ def _tell(report: LoadReport, start: str) -> None:
         if names:
             print_on_main(f"{start}: {len(names)} tensors {what}: {_by_module(names)}")
     if report.converted:
-        print_on_main(f"{start}: torchvision's first convolution was turned to the published input (BGR, grey levels)")
+        print_on_main(f"{start}: {report.converted}")
 
 
 def _by_module(names: list[str]) -> str:

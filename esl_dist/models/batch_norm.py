@@ -81,8 +81,9 @@ class DomainBatchNorm2d(nn.BatchNorm2d):
         places = input.shape[2] * input.shape[3]
         if places == 1 and (self.per_picture or ranks * len(input) == 1):
             raise UserError(
-                "batch norm over one value a channel (a picture's map of 1×1) has no variance: give larger pictures or, if "
-                "maps are pooled, a larger batch_size with network.normalise_over=batch, or another network.architecture"
+                "batch norm over one value a channel (a picture's map of 1×1) has no variance: give larger pictures "
+                "or, if maps are pooled, a larger batch_size with network.normalise_over=batch, or another "
+                "network.architecture"
             )
         if self.per_picture and ranks * len(input) > 1:
             return self._by_picture(input)

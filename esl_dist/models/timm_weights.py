@@ -1,13 +1,14 @@
 """Weights for a backbone of timm: a file's names and shapes, whoever wrote it → the network's.
 
-A file is this project's own; timm's; one whose names timm knows to convert, such as the original files of DINOv2, DINOv3,
-Swin and ConvNeXt; or torchvision's of MobileNetV2 (whole, or of its `features` alone), whose blocks are those of timm's
-`mobilenetv2_100` under other names. Whatever finds no place is told.
+A file is this project's own; timm's; one whose names timm knows to convert, such as the original files of DINOv2,
+DINOv3, Swin and ConvNeXt; or torchvision's of MobileNetV2 (whole, or of its `features` alone), whose blocks are those
+of timm's `mobilenetv2_100` under other names. Whatever finds no place is told.
 """
 
 import re
 import sys
 from collections.abc import Container, Mapping
+from contextlib import redirect_stdout
 
 from torch import Tensor, nn
 
@@ -56,7 +57,8 @@ def _converted_by_timm(weights: Mapping[str, Tensor], backbone: nn.Module) -> di
     if convert is None:
         return dict(weights)
     try:
-        converted: dict[str, Tensor] = convert(dict(weights), backbone)
+        with redirect_stdout(None):  # it prints what it looks for and does not find
+            converted: dict[str, Tensor] = convert(dict(weights), backbone)
     except Exception:  # of a file of another network, which is told by its names and shapes as they are
         return dict(weights)
     return converted

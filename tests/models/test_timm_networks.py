@@ -1,5 +1,7 @@
 """Backbones of timm: exact batch norm, nothing drawn, pictures of any size, weights by name, refusals with words."""
 
+import re
+from functools import partial, reduce
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ import torchvision
 from torch import nn
 
 from esl_dist import config as settings
+from esl_dist.adaptation.optimisers import segmentation_optimizer
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.loading import MEAN_COLOR
 from esl_dist.errors import UserError
@@ -21,7 +24,7 @@ from esl_dist.models.weights import initialise, load_weights, published_state
 CLASSES = 3
 PYRAMIDS = ("test_byobnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_resnet")
 PLAIN = ("test_vit", "test_vit3")
-FOUNDATION = ("vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3")
+FOUNDATION = ("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3")
 
 
 def network_of(name: str, seed: int = 0, classes: int = CLASSES, **options: Any) -> TimmNetwork:
@@ -52,7 +55,8 @@ def test_a_pass_draws_nothing_and_every_parameter_learns(name: str) -> None:
 
 
 def test_dropout_and_stochastic_depth_are_off() -> None:
-    network = network_of("swin_tiny_patch4_window7_224")
+    with torch.device("meta"):
+        network = network_of("swin_tiny_patch4_window7_224")
     dropped = [module.drop_prob for module in network.modules() if type(module).__name__ == "DropPath"]
     assert dropped
     assert set(dropped) == {0.0}
@@ -75,18 +79,88 @@ def test_a_plain_transformer_sees_whole_patches_and_scores_at_a_quarter() -> Non
     assert network(pictures(5, 5))["main"].shape == (2, CLASSES, 4, 4)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"]
-)
-def test_foundation_models_are_built_by_name_and_take_their_own_state(name: str) -> None:
-    network = network_of(name).eval()
-    own = timm.create_model(name, num_classes=0).state_dict()
+@pytest.mark.parametrize("name", FOUNDATION)
+def test_foundation_models_are_built_by_name(name: str) -> None:
+    with torch.device("meta"):
+        network = network_of(name).eval()
+        assert network(torch.empty(1, 3, 28, 48))["main"].shape[:2] == (1, CLASSES)
+    assert network.patch == int(re.findall(r"patch(\d+)", name)[0])
+
+
+@pytest.fixture
+def small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have backbones of few blocks and channels; position embeddings keep their size."""
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=2, embed_dim=64, num_heads=2))
+
+
+def state_of(name: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    state = timm.create_model(name, num_classes=0).state_dict()
+    return {key: torch.randn_like(one) for key, one in state.items()}
+
+
+@pytest.mark.usefixtures("small_ones")
+@pytest.mark.parametrize("name", FOUNDATION)
+def test_foundation_models_take_the_state_of_timms(name: str) -> None:
+    network, own = network_of(name), state_of(name)
     report = load_weights(network, own, "a file")
     assert all(name.startswith("head.") for name in report.missing)
-    assert report.left_over == []
+    assert (report.left_over, report.converted) == ([], "")
     assert all(torch.equal(network.state_dict()[f"backbone.{name}"], tensor) for name, tensor in own.items())
-    with torch.inference_mode():
-        assert network(pictures(28, 42, 1))["main"].shape[:2] == (1, CLASSES)
+
+
+def as_written_by_dinov2(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state under the names of facebookresearch/dinov2, whose class token has a position of its own."""
+    place = torch.randn(1, 1, state["pos_embed"].shape[2])
+    theirs = {name: one for name, one in state.items() if name != "reg_token"}
+    theirs |= {"cls_token": state["cls_token"] - place, "pos_embed": torch.cat([place, state["pos_embed"]], dim=1)}
+    return {**theirs, "register_tokens": state["reg_token"], "mask_token": torch.zeros(1, place.shape[2])}
+
+
+@pytest.mark.usefixtures("small_ones")
+def test_dinov2s_own_file_is_converted_with_a_line() -> None:
+    name = "vit_small_patch14_reg4_dinov2"
+    network, own = network_of(name), state_of(name)
+    report = load_weights(network, as_written_by_dinov2(own), "a file")
+    assert all(name.startswith("head.") for name in report.missing)
+    assert report.left_over == ["mask_token"]
+    places = "pos_embed [1, 1370, 64] → [1, 1369, 64]"
+    assert report.converted == f"converted by timm: 1 tensors renamed; reshaped: {places}"
+    for key, tensor in own.items():
+        torch.testing.assert_close(network.state_dict()[f"backbone.{key}"], tensor, msg=key)
+
+
+@pytest.mark.usefixtures("small_ones")
+def test_dinov3s_own_file_is_converted_with_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "vit_small_patch16_dinov3"
+    network, own = network_of(name), state_of(name)
+    swaps = (("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma"), ("reg_token", "storage_tokens"))
+    theirs = {reduce(lambda key, swap: key.replace(*swap), swaps, key): one for key, one in own.items()}
+    unused = {"mask_token": torch.zeros(1, 64), "blocks.0.attn.qkv.bias": torch.zeros(192)}
+    report = load_weights(network, {**theirs, **unused}, "a file")
+    assert all(name.startswith("head.") for name in report.missing)
+    assert report.left_over == sorted(unused)
+    assert report.converted == "converted by timm: 5 tensors renamed"
+    assert all(torch.equal(network.state_dict()[f"backbone.{name}"], tensor) for name, tensor in own.items())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("small_ones")
+def test_position_embeddings_of_another_size_are_resampled_with_a_line() -> None:
+    network, own = network_of("vit_small_patch14_dinov2"), state_of("vit_small_patch14_dinov2")
+    # Of a class token and 16×16 places; where they are all alike, they stay so.
+    report = load_weights(network, {**own, "pos_embed": torch.full((1, 1 + 16 * 16, 64), 0.25)}, "a file")
+    assert report.converted == "converted by timm: reshaped: pos_embed [1, 257, 64] → [1, 1370, 64]"
+    torch.testing.assert_close(network.state_dict()["backbone.pos_embed"], torch.full((1, 1 + 37 * 37, 64), 0.25))
+
+
+def test_a_file_of_another_network_is_refused() -> None:
+    foreign = timm.create_model("test_resnet").state_dict()
+    for name in ("test_vit", "test_efficientnet", "swin_tiny_patch4_window7_224"):
+        with torch.device("meta"):
+            network = network_of(name)
+        with pytest.raises(UserError, match=r"^a file: "):
+            load_weights(network, foreign, "a file")
 
 
 def test_pictures_are_converted_to_what_the_backbone_was_trained_on() -> None:
@@ -216,8 +290,44 @@ def test_a_single_value_is_refused_where_there_is_batch_norm() -> None:
     refuse_single_value(network_of("test_vit"), (1, 1), 1, "here", "more")
 
 
-def test_tokens_and_position_embeddings_are_no_matter_of_decay() -> None:
-    network = network_of("test_vit")
-    without = {name for name, _ in network.named_parameters() if network.no_decay(name)}
-    assert {"backbone.pos_embed", "backbone.cls_token"} <= without
-    assert "backbone.blocks.0.attn.qkv.weight" not in without
+def test_adamw_leaves_tokens_and_position_embeddings_norms_and_biases_alone() -> None:
+    network = network_of("test_vit3")
+    options = settings.Optimizer(
+        **{"kind": "adamw", "learning_rate": 1.0, "schedule_steps": 1, "schedule_power": 1.0, "weight_decay": 0.1}
+    )
+    optimizer = segmentation_optimizer(network, options)
+    names = {id(one): name for name, one in network.named_parameters()}
+    groups = [{names[id(one)]: group["weight_decay"] for one in group["params"]} for group in optimizer.param_groups]
+    decay = reduce(lambda one, other: one | other, groups)
+    assert decay.keys() == set(names.values())
+    alone = {name for name in decay if decay[name] == 0}
+    small = {name for name, one in network.named_parameters() if one.ndim == 1}
+    assert alone == small | {"backbone.pos_embed", "backbone.reg_token"}
+
+
+@pytest.mark.parametrize("name", [*PYRAMIDS, *PLAIN])
+def test_a_pass_keeps_more_than_the_least_memory(name: str) -> None:
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    network = network_of(name).train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(pictures(64, 96))
+    of_input, of_label = network.least_bytes_a_pixel()
+    assert 0 < 2 * 64 * 96 * of_input < sum(kept.values())
+    assert of_label == 8 * CLASSES * len(network.levels)
+
+
+def test_a_shift_behind_a_linear_bottleneck_changes_nothing() -> None:
+    """Its gradient is 0: the exactness over ranks can only be held to an absolute bound there."""
+    network = network_of("test_efficientnet", auxiliary_head=False).double().train()
+    scale, shift = (network.get_parameter(f"backbone.blocks.2.0.bn2.{name}") for name in ("weight", "bias"))
+    before = network(pictures().double())["main"]
+    of_scale, of_shift = torch.autograd.grad(before.square().sum(), (scale, shift))
+    assert float(of_shift.abs().max()) < 1e-12 < 1e-6 < float(of_scale.abs().max())
+    with torch.no_grad():
+        shift += 1
+    torch.testing.assert_close(network(pictures().double())["main"], before, rtol=1e-10, atol=1e-12)

@@ -17,7 +17,7 @@ from esl_dist.data.loading import MEAN_COLOR
 from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.segmentation import checkpoint_blocks, refuse_single_value
-from esl_dist.models.timm_networks import TimmNetwork, known_name
+from esl_dist.models.timm_networks import TimmNetwork, known_name, pretrained_weights
 from esl_dist.models.timm_weights import mobilenet_v2_places
 from esl_dist.models.weights import initialise, load_weights, published_state
 
@@ -152,6 +152,19 @@ def test_position_embeddings_of_another_size_are_resampled_with_a_line() -> None
     report = load_weights(network, {**own, "pos_embed": torch.full((1, 1 + 16 * 16, 64), 0.25)}, "a file")
     assert report.converted == "converted by timm: reshaped: pos_embed [1, 257, 64] → [1, 1370, 64]"
     torch.testing.assert_close(network.state_dict()["backbone.pos_embed"], torch.full((1, 1 + 37 * 37, 64), 0.25))
+
+
+def test_weights_of_timms_hub_fill_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    hubs = timm.create_model("test_resnet").state_dict()
+    # There is no hub here.
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: dict(hubs))
+    network = network_of("test_resnet", output_stride=8)
+    report = load_weights(network, pretrained_weights(network), "the hub")
+    assert all(name.startswith(network.heads) for name in report.missing)
+    assert report.left_over == []
+    state = network.state_dict()
+    assert all(torch.equal(state[f"backbone.{name}"], one) for name, one in hubs.items() if not name.startswith("fc."))
 
 
 def test_a_file_of_another_network_is_refused() -> None:

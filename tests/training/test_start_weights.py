@@ -77,6 +77,24 @@ def test_what_is_left_out_of_nothing_is_refused() -> None:
         check_training(config)
 
 
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (
+            {"pretrained": True, "start": "w.pth"},
+            r"^network\.pretrained=true and network\.start=… are both .* one",
+        ),
+        ({"pretrained": True}, r"^network\.pretrained=true is for backbones of timm .* leave it out for tiny$"),
+        ({"head": "transposed"}, r"^network\.head=transposed is for backbones of timm .* leave it out for tiny$"),
+        ({"output_stride": 16}, r"^network\.output_stride=16 is for backbones of timm .* leave it out for tiny$"),
+    ],
+)
+def test_weights_from_two_places_and_what_only_timms_can_are_refused(network: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_training(configuration(network={"architecture": "tiny", **network}))
+    check_training(configuration(network={"architecture": "tiny", "head": "deeplab", "output_stride": 8}))
+
+
 def test_a_wrapped_state_dict_is_unwrapped_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = tiny_network(1).state_dict()
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pth")

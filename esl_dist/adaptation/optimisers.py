@@ -25,9 +25,6 @@ FUSED = "fused"
 MOMENTUM = "momentum_buffer"
 """Of SGD's states."""
 
-NOT_DECAYED = ("pos_embed", "_token", "_tokens", "position_bias_table")
-"""Ends of the names of position embeddings and learned tokens, as timm has them."""
-
 
 def _without_compiler(kind: type[Kind]) -> type[Kind]:
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
@@ -47,7 +44,10 @@ def segmentation_optimizer(network: SegmentationNetwork, options: settings.Optim
 
     AdamW after Loshchilov and Hutter (arXiv 1711.05101), w ← w − rate · (m̂ / (√v̂ + 1e-8) + weight_decay · w), as
     DAFormer, MIC and VFM-UDA train with it. What of a part does not decay is a group of its own,
-    `<part>_without_decay`.
+    `<part>_without_decay`: norms and biases, and what the network names, such as position embeddings and tokens.
+
+    DAFormer leaves norms and position embeddings alone, and draws biases to 0; they are left alone here, as most
+    trainings of transformers do, since a bias says where a response lies and not how complex the function is.
     """
     factors = vars(options.multipliers)
     groups = [
@@ -56,19 +56,10 @@ def segmentation_optimizer(network: SegmentationNetwork, options: settings.Optim
     ]
     if options.kind == "sgd":
         return SGD(groups, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay)
-    kept = {parameter for name, parameter in network.named_parameters() if not _decays(name, parameter)}
+    kept = {one for name, one in network.named_parameters() if one.ndim <= 1 or network.no_decay(name)}
     parts = [one for group in groups for one in _by_decay(group, kept, options.weight_decay)]
     beta1, beta2 = options.betas
     return AdamW(parts, lr=options.learning_rate, betas=(beta1, beta2), weight_decay=options.weight_decay)
-
-
-def _decays(name: str, parameter: Tensor) -> bool:
-    """Say whether a parameter is drawn to 0: weights are; norms, biases, position embeddings and tokens are not.
-
-    DAFormer leaves norms and position embeddings alone, and draws biases to 0; they are left alone here, as most
-    trainings of transformers do, since a bias says where a response lies and not how complex the function is.
-    """
-    return parameter.ndim > 1 and not name.endswith(NOT_DECAYED)
 
 
 def _by_decay(group: dict[str, Any], kept: set[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:

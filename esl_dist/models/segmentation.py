@@ -66,7 +66,7 @@ class SegmentationNetwork(nn.Module):
         raise NotImplementedError
 
     def no_decay(self, name: str) -> bool:
-        """Return whether a parameter of more than one dimension is none of those that weight decay is meant for."""
+        """Return whether a parameter of more than one dimension is one that AdamW does not draw to 0."""
         return False
 
     def feature_size(self, side: int) -> int:

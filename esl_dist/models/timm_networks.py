@@ -19,7 +19,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import BatchNormAct2d, EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
+from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
@@ -64,6 +65,7 @@ class TimmNetwork(SegmentationNetwork):
     """
 
     heads = ("head.", "auxiliary_head.")
+    backbone: Any
     input_scale: Tensor
     input_shift: Tensor
 
@@ -73,7 +75,7 @@ class TimmNetwork(SegmentationNetwork):
         self.architecture = options.architecture
         name = known_name(options.architecture)
         self.patch, created = _ways_to_create(name, options.output_stride)
-        self.backbone: Any = timm.create_model(name, num_classes=0, **created)
+        self.backbone = timm.create_model(name, num_classes=0, **created)
         self.stages = _stages(self.backbone)
         if options.auxiliary_head and self.is_plain:
             raise UserError(
@@ -134,7 +136,7 @@ class TimmNetwork(SegmentationNetwork):
         return groups
 
     def no_decay(self, name: str) -> bool:
-        """Return whether timm takes a parameter, such as position embeddings and tokens, from weight decay."""
+        """Return whether timm keeps weight decay from a parameter, such as position embeddings and tokens."""
         without = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
         return name.removeprefix("backbone.") in without
 
@@ -266,7 +268,7 @@ def _switch_off_chance(backbone: nn.Module, architecture: str) -> None:
 def _put_own_batch_norm(backbone: nn.Module, options: settings.Network) -> None:
     for parent in list(backbone.modules()):
         for name, child in parent.named_children():
-            if type(child) in (nn.BatchNorm2d, BatchNormAct2d):
+            if isinstance(child, nn.BatchNorm2d) and type(child) in (nn.BatchNorm2d, BatchNormAct2d):
                 setattr(parent, name, _own_batch_norm(child, options))
             elif isinstance(child, (_NormBase, *USES_BATCH)):
                 raise UserError(

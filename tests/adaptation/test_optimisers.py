@@ -84,6 +84,9 @@ class WithEmbeddings(DeepLab):
         self.cls_token = nn.Parameter(torch.ones(1, 1, 3))
         self.norm = nn.LayerNorm(3)
 
+    def no_decay(self, name: str) -> bool:
+        return name in ("pos_embed", "cls_token")
+
 
 def test_adamw_draws_all_but_norms_biases_embeddings_and_tokens_to_zero() -> None:
     network = WithEmbeddings()

@@ -16,9 +16,22 @@ NETWORK = "10.213.7"
 
 
 def run(program: str, words: Sequence[str], ranks: int = 1) -> None:
-    """Run a program of the project on so many ranks; what it prints goes to standard error."""
+    """Run a program of the project on so many ranks; what it prints goes to standard error.
+
+    At Ctrl-C, which the terminal gives to both, the program first comes to its own end: a training saves.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    subprocess.run([sys.executable, *launcher, str(PROJECT / program), *words], stdout=sys.stderr, check=True)
+    process = subprocess.Popen([sys.executable, *launcher, str(PROJECT / program), *words], stdout=sys.stderr)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    if code:
+        raise subprocess.CalledProcessError(code, process.args)
 
 
 def packed_toytown(folder: Path, size: tuple[int, int], counts: Mapping[str, int], processes: int = 1) -> Path:

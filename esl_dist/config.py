@@ -275,8 +275,8 @@ class Demo:
     """launch/demo.py: the whole loop on Toytown, from drawing to one table."""
 
     seed: Seed = 0
-    """Seed of the drawn scenes and of the three trainings."""
+    """Seed of the drawn scenes and of all trainings."""
     output: Folder | None = None
     """Folder of the demo; null: experiments/demo, with the seed where it is not 0."""
     recipes: Folder = "configs/demo"
-    """Folder with the recipes source_only, advent and advent_esl."""
+    """Folder with the recipes source_only, advent, advent_esl and self_training."""

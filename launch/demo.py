@@ -1,4 +1,7 @@
-"""The whole loop on Toytown: draw, pack, train three times, pseudo-label, score, one table (`make demo`).
+"""The whole loop on Toytown: draw, pack, train, pseudo-label, score, one table (`make demo`).
+
+Source only and AdvEnt are trained once, and then gone on with for as many steps: with nothing new, with ESL's
+pseudo-labels, by self-training. So a gain of these can be told from that of a longer training.
 
 It starts the programs a user would start, one after another, and prints each command. A stopped demo goes on where it
 stopped; a finished one only prints its table.
@@ -30,14 +33,31 @@ from esl_dist.made_with import require_same
 
 PROJECT = Path(__file__).resolve().parent.parent
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
-RECIPES = ("source_only", "advent", "advent_esl")
+RECIPES = ("source_only", "advent", "advent_esl", "self_training")
+
+TRAININGS = {
+    "source_only": ("source_only", None),
+    "source_only_long": ("source_only", "source_only"),
+    "advent": ("advent", None),
+    "advent_long": ("advent", "advent"),
+    "advent_esl": ("advent_esl", "advent"),
+    "self_training": ("self_training", "advent"),
+}
+"""Name of a run → its recipe, and the run from whose network it starts, or None: from random weights."""
+
 ROWS = {
     "source_only": ("source only", "source_only"),
     "source_only_target_statistics": ("source only, target statistics", "source_only"),
+    "source_only_long_target_statistics": ("source only, trained as long, target statistics", "source_only_long"),
     "advent": ("AdvEnt", "advent"),
+    "advent_long": ("AdvEnt, trained as long", "advent_long"),
     "advent_esl": ("AdvEnt + ESL", "advent_esl"),
+    "self_training": ("AdvEnt, then self-training", "self_training"),
 }
 """Name of a row of the summary → its title in the table, and the run that is scored."""
+
+TARGET_STATISTICS = "_target_statistics"
+"""Ends the name of a row for which the target's batch-norm statistics are estimated before scoring."""
 
 
 def main(config: Demo) -> None:
@@ -90,22 +110,17 @@ def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:
     shards = prepare_shards(folder, seed)
     data = [f"source.path={shards}/source_train", f"target.path={shards}/target_train"]
 
-    train(folder, recipes, "source_only", seed, *data)
-    train(folder, recipes, "advent", seed, *data)
     pseudo_labels = folder / "pseudo_labels"
-    run_step(
-        "launch/pseudo_label.py",
-        f"checkpoint={folder}/snapshots/advent",
-        f"target.path={shards}/target_train",
-        f"output={pseudo_labels}",
-        "compare_with_labels=true",
-        "workers=0",
-    )
-    start = f"network.start={folder}/snapshots/advent"
-    train(folder, recipes, "advent_esl", seed, *data, f"pseudo_labels={pseudo_labels}", start)
+    for name, (recipe, start) in TRAININGS.items():
+        words = list(data)
+        if name == "advent_esl":
+            label(folder, shards, pseudo_labels)
+            words.append(f"pseudo_labels={pseudo_labels}")
+        if start is not None:
+            words.append(f"network.start={folder}/snapshots/{start}")
+        train(folder, recipes / f"{recipe}.yaml", name, seed, *words)
 
-    anew = {"source_only_target_statistics": [f"statistics_from={shards}/target_train"]}
-    scores = {name: evaluate(folder, shards, run, name, *anew.get(name, [])) for name, (_, run) in ROWS.items()}
+    scores = {name: evaluate(folder, shards, name) for name in ROWS}
     labelled = read_summary(pseudo_labels / SUMMARY)
     return {
         **{name: {"miou": one["miou"], "iou": one["iou"]} for name, one in scores.items()},
@@ -136,12 +151,12 @@ def prepare_shards(folder: Path, seed: int) -> Path:
     return shards
 
 
-def train(folder: Path, recipes: Path, name: str, seed: int, *settings: str) -> None:
-    """Train the recipe `name` as the run of the same name."""
+def train(folder: Path, recipe: Path, name: str, seed: int, *settings: str) -> None:
+    """Train a recipe as the run `name`."""
     run_step(
         "launch/train.py",
         "--config",
-        str(recipes / f"{name}.yaml"),
+        str(recipe),
         f"name={name}",
         f"experiments={folder}",
         f"seed={seed}",
@@ -149,18 +164,30 @@ def train(folder: Path, recipes: Path, name: str, seed: int, *settings: str) -> 
     )
 
 
-def evaluate(folder: Path, shards: Path, run: str, name: str, *settings: str) -> dict[str, Any]:
-    """Score a run on the target's validation set and return the scores."""
+def label(folder: Path, shards: Path, pseudo_labels: Path) -> None:
+    """Label the target by the network of AdvEnt."""
+    run_step(
+        "launch/pseudo_label.py",
+        f"checkpoint={folder}/snapshots/advent",
+        f"target.path={shards}/target_train",
+        f"output={pseudo_labels}",
+        "compare_with_labels=true",
+        "workers=0",
+    )
+
+
+def evaluate(folder: Path, shards: Path, name: str) -> dict[str, Any]:
+    """Score the run of a row on the target's validation set and return the scores."""
     from esl_dist.reporting.scores import scores_from
 
     output = folder / "scores" / f"{name}.json"
     run_step(
         "launch/evaluate.py",
-        f"checkpoint={folder}/snapshots/{run}",
+        f"checkpoint={folder}/snapshots/{ROWS[name][1]}",
         f"data.path={shards}/target_val",
         f"output={output}",
         "workers=0",
-        *settings,
+        *([f"statistics_from={shards}/target_train"] if name.endswith(TARGET_STATISTICS) else []),
     )
     return scores_from(read_content(output, "delete it and start again"))
 
@@ -200,14 +227,17 @@ def read_demo_summary(file: Path) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any]) -> None:
-    """Print the table of the four rows and a line on the pseudo-labels."""
+    """Print the table and a line on the pseudo-labels."""
     from esl_dist.reporting.scores import score_table
 
     print(score_table({title: summary[name] for name, (title, _) in ROWS.items()}))
     kept, accuracy = (100 * summary["pseudo_labels"][key] for key in ("kept", "accuracy"))
     print(f"\npseudo-labels: {kept:.1f} % of the target's pixels kept, {accuracy:.1f} % of them right")
-    print("IoU in percent on the target's validation set. AdvEnt and ESL keep batch-norm statistics per domain and are")
-    print("scored with the target's; the second row gives source-only training the target's statistics too.")
+    print("IoU in percent on the target's validation set. AdvEnt and what starts from it keep batch-norm statistics")
+    print(
+        "per domain and are scored with the target's. ESL and self-training go on from AdvEnt for as many steps again:"
+    )
+    print("their gain is what they have over AdvEnt, trained as long.")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,10 @@ def test_every_recipe_is_a_configuration_that_can_be(recipe: Path) -> None:
 
 
 DIVIDED = [path for path in RECIPES if path.parent.name.endswith("_8_gpus")]
-PUBLISHED = [path for path in RECIPES if path.parent.name not in ("demo", "camvid") and path not in DIVIDED]
+TEACHERS = [path for path in RECIPES if path.stem in ("self_training", "masked_consistency", "vfm_uda")]
+PUBLISHED = [
+    path for path in RECIPES if path.parent.name not in ("demo", "camvid") and path not in [*DIVIDED, *TEACHERS]
+]
 NAMES = {"gta5": "GTA5", "synthia": "SYNTHIA", "cityscapes": "Cityscapes", "mapillary": "Mapillary"}
 
 
@@ -75,6 +78,25 @@ def test_published_recipes_have_the_published_settings(recipe: Path) -> None:
     assert (loaded.batch_size, loaded.checkpoints.every, loaded.checkpoints.keep_every) == (1, 2000, 2000)
     assert (loaded.method.cross_entropy.main, loaded.method.cross_entropy.auxiliary) == (1.0, 0.1)
     assert (loaded.method.target.main, loaded.method.target.auxiliary) == (1e-3, 2e-4)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [path for path in TEACHERS if path.parent.name != "demo"],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
+def test_recipes_with_a_teacher_have_the_settings_that_their_papers_share(recipe: Path) -> None:
+    loaded = load_config(config.Train, recipe)
+    assert loaded.name == f"{recipe.parent.name}_{recipe.stem}"
+    assert (loaded.source.path, loaded.target.path) == ("data/shards/GTA5/all", "data/shards/Cityscapes/train")
+    options, teacher, source = loaded.optimizer, loaded.method.teacher, loaded.source
+    assert (options.kind, options.weight_decay, options.betas) == ("adamw", 0.01, [0.9, 0.999])
+    assert (options.warm_up_steps, options.schedule_power, options.multipliers.heads) == (1500, 1.0, 10)
+    assert loaded.steps == options.schedule_steps == 40_000
+    assert (teacher.momentum, teacher.trust, teacher.confidence) == (0.999, "share", 0.968)
+    assert (source.largest_class_share, source.mirror, loaded.target.mirror) == (0.75, True, True)
+    assert source.crop == loaded.target.crop
+    assert loaded.method.masks.ratio == 0.7
 
 
 @pytest.mark.parametrize("recipe", DIVIDED, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.grids import grid
 from tests.programs import PROJECT, run
@@ -43,6 +44,15 @@ demo["run_program"](demo["Demo"], demo["main"])
 """
 
 
+LONG = {
+    "source_only_long": ("source_only", "source_only"),
+    "advent_long": ("advent", "advent"),
+    "advent_esl": ("advent", "advent"),
+    "self_training": ("advent", "self_training"),
+}
+"""Runs that start from another's network: from which, and by which method they are trained."""
+
+
 def small_recipes(folder: Path) -> Path:
     """Copy the demo's recipes with a few steps in place of theirs."""
     folder.mkdir()
@@ -65,12 +75,22 @@ def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tm
     first = run(str(program), *words, folder=tmp_path)
     assert first.returncode == 0, first.stderr
     summary = json.loads((tmp_path / "demo/summary.json").read_text())
-    for row in ("source_only", "source_only_target_statistics", "advent", "advent_esl"):
+    rows = ["source_only", "source_only_target_statistics", "source_only_long_target_statistics", "advent"]
+    rows += ["advent_long", "advent_esl", "self_training"]
+    assert list(summary) == [*rows, "pseudo_labels"]
+    for row in rows:
         assert 0 <= summary[row]["miou"] <= 1
         assert "traffic sign" in summary[row]["iou"]
     assert 0 < summary["pseudo_labels"]["kept"] <= 1
     assert 0 <= summary["pseudo_labels"]["accuracy"] <= 1
     assert f"{100 * summary['advent_esl']['miou']:.1f}" in first.stdout, "the table shows the summary's figures"
+
+    for name, (start, method) in LONG.items():
+        config = yaml.safe_load((tmp_path / f"demo/snapshots/{name}/config.yaml").read_text())
+        assert config["network"]["start"] == f"{tmp_path}/demo/snapshots/{start}"
+        assert (config["steps"], config["optimizer"]["schedule_steps"]) == (2, 700)
+        assert config["method"]["name"] == method
+        assert (config["pseudo_labels"] is not None) == (name == "advent_esl")
 
     second = run(str(program), *words, folder=tmp_path)
     assert second.returncode == 0, second.stderr
@@ -109,4 +129,7 @@ def test_a_program_that_fails_ends_the_demo_with_its_name(tmp_path: Path) -> Non
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     done = run("launch/demo.py", f"output={tmp_path}/demo", f"recipes={tmp_path}/nowhere", folder=tmp_path)
     assert done.returncode == 2
-    assert "nowhere/source_only.yaml: no such recipe; expected source_only, advent, advent_esl there" in done.stderr
+    assert (
+        "nowhere/source_only.yaml: no such recipe; expected source_only, advent, advent_esl, self_training there"
+        in done.stderr
+    )

@@ -109,7 +109,8 @@ class Network:
     itself, as in published trainings, which have one a step; running statistics are then the mean over the batch's."""
     start: LocalPath | None = None
     """Weights to start from: a run folder, a checkpoint folder, or a file (.safetensors, .pth) with the published names
-    or torchvision's, for a backbone of timm with timm's, or torchvision's of MobileNetV2; null: random ones."""
+    or torchvision's; for a backbone of timm with timm's, those that timm converts (such as DINOv2's own), or
+    torchvision's of MobileNetV2; null: random ones."""
     pretrained: bool = False
     """Whether a backbone of timm starts from the weights of timm's hub, which needs a network once."""
     start_without: Annotated[str, one_of("heads")] | None = None

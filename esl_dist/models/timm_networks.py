@@ -79,8 +79,8 @@ class TimmNetwork(SegmentationNetwork):
         self.stages = _stages(self.backbone)
         if options.auxiliary_head and self.is_plain:
             raise UserError(
-                f"network.auxiliary_head=true (the default): {self.architecture} is a plain vision transformer, with no stage before "
-                "its last; give network.auxiliary_head=false"
+                f"network.auxiliary_head=true (the default): {self.architecture} is a plain vision transformer, with "
+                "no stage before its last; give network.auxiliary_head=false"
             )
         wanted = [-2, -1] if options.auxiliary_head else [-1]
         self.indices = self.backbone.prune_intermediate_layers(wanted, prune_norm=not self.is_plain)

@@ -68,6 +68,16 @@ def read_validations(file: Path) -> tuple[dict[str, Any], dict[int, Figures]]:
     return before.made_with, {int(number): figures for number, figures in before.steps.items()}
 
 
+def best_before(run: Path, step: int) -> int | None:
+    """Return the best of the steps that a run's file knows up to `step`, whatever it was validated on; None: no such.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run / VALIDATIONS
+    return _best_kept(run, read_validations(file)[1], step) if file.exists() else None
+
+
 class Validations:
     """The figures of a run so far; the same on every rank, and kept by the main one.
 
@@ -86,10 +96,9 @@ class Validations:
         Raises:
             UserError: the file is damaged, or ranks do not find the same.
         """
-        self._run, self._made_with = run, dict(made_with)
+        self._run, self._made_with, self._step = run, dict(made_with), step
         self._found = {number: one for number, one in self._read().items() if number <= step}
-        # A later one may have taken the place of the best, and been lost with its checkpoint.
-        self.best = _best({number: one for number, one in self._found.items() if _is_kept(run, number)})
+        self.best = _best_kept(run, self._found, step)
         require_same_on_ranks(str((sorted(self._found), self.best)), VALIDATIONS)
 
     def _read(self) -> dict[int, Figures]:
@@ -99,7 +108,9 @@ class Validations:
         made_with, found = read_validations(file)
         if made_with == self._made_with:
             return found
-        warn(f"{file}: its figures are of other shards, or of another size of pictures; they are begun anew")
+        best = _best_kept(self._run, found, self._step)
+        lost = "" if best is None else f", and the checkpoint of step {best}, the best by them, stays no longer"
+        warn(f"{file}: its figures are of other shards, or of another size of pictures; they are begun anew{lost}")
         return {}
 
     def __contains__(self, step: int) -> bool:
@@ -137,10 +148,8 @@ class Validations:
             warn(f"{file}: cannot be written ({error.strerror}); the best step is forgotten when the run goes on")
 
 
-def _best(found: Mapping[int, Figures]) -> int | None:
-    scored = {number: one.miou for number, one in found.items() if one.miou is not None}
+def _best_kept(run: Path, found: Mapping[int, Figures], step: int) -> int | None:
+    # A later one may have taken the place of the best, and been lost with its checkpoint.
+    there = (number for number in found if number <= step and checkpoint_folder(run, number).is_dir())
+    scored = {number: miou for number in there if (miou := found[number].miou) is not None}
     return max(sorted(scored), key=lambda number: scored[number], default=None)
-
-
-def _is_kept(run: Path, step: int) -> bool:
-    return checkpoint_folder(run, step).is_dir()

@@ -103,7 +103,7 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
         data, config.batch_size, config.loader.skip_corrupt, training.before.get("corrupt_samples", {})
     )
     fence = Fence(training.ranks.device)
-    with closing(_batches(training)) as batches, closing(log.steps(config.steps)) as steps:
+    with closing(saver), closing(_batches(training)) as batches, closing(log.steps(config.steps)) as steps:
         coming = _prepare(training, batches, request, training.first_step + 1)
         agreed = coming.agreement()
         request.has_begun = True
@@ -136,18 +136,15 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             if config.pictures_every and done % config.pictures_every == 0:
                 log.draw(done, training.state.networks[SEGMENTATION], own[-1], data.classes)
             saver.raise_failure()
-            if validate_now:
-                agreed = _validated(validator, done, log, agreed)
-                save_now = save_now or agreed.stop or validator.best_step == done
+            # Before it is validated: that may take long, and end at a picture that cannot be read.
             if save_now:
-                for network in training.state.networks.values():
-                    _refuse_not_finite(network.state_dict(), done, training)
-                # Called on every rank: states are gathered from all of them.
-                kept = {**training.updating.states(), "corrupt_samples": corrupt.state(), "journal": log.interval()}
-                kept["precision"] = training.ranks.precision
-                saver.save(_checkpoint(training, done, kept), validator.best_step)
+                _save(training, saver, done, corrupt, log, validator)
             elif step == training.first_step:
                 saver.copy(_checkpoint(training, done, training.updating.states()))
+            if validate_now:
+                agreed = _validated(validator, done, log, agreed)
+                if not save_now and (agreed.stop or validator.best_step == done):
+                    _save(training, saver, done, corrupt, log, validator)
             if agreed.stop:
                 break
     saver.finish()
@@ -158,6 +155,26 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
     seconds = time.monotonic() - began
     stopped, steps_of_start = done < config.steps or validator.is_due(done), done - training.first_step
     return Outcome(done, stopped, agreed.interrupted, means, steps_of_start, seconds, validator.best)
+
+
+def _save(
+    training: Training,
+    saver: BackgroundSaver,
+    step: int,
+    corrupt: CorruptSamples,
+    log: TrainingLog,
+    validator: Validator,
+) -> None:
+    """Begin to save what the training is after `step` steps; called on every rank, for states are gathered from all.
+
+    Raises:
+        UserError: a network holds what is no number.
+    """
+    for network in training.state.networks.values():
+        _refuse_not_finite(network.state_dict(), step, training)
+    kept = {**training.updating.states(), "corrupt_samples": corrupt.state(), "journal": log.interval()}
+    kept["precision"] = training.ranks.precision
+    saver.save(_checkpoint(training, step, kept), validator.best_step)
 
 
 def _log(training: Training) -> TrainingLog:

@@ -36,7 +36,7 @@ from esl_dist.prediction.predictor import Precision, Predictor, domain_of
 from esl_dist.ranks.collectives import note_place, note_progress, require_same_on_ranks, sum_over_ranks
 from esl_dist.reporting.scores import ScoreEntries, scores_of
 from esl_dist.runs.trained import Provenance, TrainedNetwork, seen_sizes
-from esl_dist.runs.validations import Figures, Validations
+from esl_dist.runs.validations import Figures, Validations, best_before
 from esl_dist.training.data import TrainingData
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.stop_request import StopRequest
@@ -260,6 +260,8 @@ class Validator:
         """
         self._validation, self._config, self._request = validation, config, request
         self._kept = None if validation is None else Validations(run, validation.made_with, first_step)
+        # What was the best when the run was validated last stays the best.
+        self._best_before = best_before(run, first_step) if validation is None else None
 
     def is_due(self, step: int) -> bool:
         """Say whether the network is to be validated after `step` steps, and was not yet."""
@@ -276,8 +278,8 @@ class Validator:
 
     @property
     def best_step(self) -> int | None:
-        """The step alone."""
-        return None if self.best is None else self.best[0]
+        """The step alone; of a run that is validated no more, the one that was the best."""
+        return self._best_before if self._kept is None else self._kept.best
 
     def validate(self, step: int, log: TrainingLog) -> Finding:
         """Validate the network after `step` steps, and tell `log` what is found; called on every rank."""

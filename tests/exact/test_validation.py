@@ -180,7 +180,18 @@ def test_the_best_step_stays_and_is_named_after_restarts_too(server: RankServer,
         assert steps_kept(run) == kept
         assert "best step    2, mIoU 100.0, " in job.output()
         assert f"checkpoint={checkpoint_folder(run, 2)} stays" in job.output()
+    train(server, town, run, 1, "checkpoints.every=1", "checkpoints.keep_newest=1", "steps=8")
+    assert steps_kept(run) == [2, 8], "also where the run is validated no more"
     scores = tmp_path / "scores.json"
     words = ("mode=best", f"checkpoint={run}", f"data.path={town}/target_val", f"output={scores}", "workers=0")
     assert server.run("launch/evaluate.py", words, 1) == [0], server.log.read_text()
-    assert list(json.loads(scores.read_text())["snapshots"]) == ["2", "6"]
+    assert list(json.loads(scores.read_text())["snapshots"]) == ["2", "8"]
+
+
+def test_a_step_is_saved_before_a_validation_that_fails(server: RankServer, town: Path, tmp_path: Path) -> None:
+    run, words = run_in(tmp_path), ("steps=4", "checkpoints.every=2", *validated(town))
+    failing = "from esl_dist.training import validation; validation.scores_of = None"
+    program = [str(PROJECT / TRAIN), *training_words(town, run, *words)]
+    job = server.start(CHANGED, [failing, *program], 1)
+    assert job.exit_codes() != [0]
+    assert newest_step(run) == 2

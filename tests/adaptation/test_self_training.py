@@ -151,7 +151,7 @@ def test_the_mix_is_learned_with_the_teachers_labels_by_their_trust_and_the_sour
     np.testing.assert_array_equal(mix.images, changed(step, images, "augmentation of the mix"))
     labels, weights = np.where(mask, truth, labels), np.where(mask, 1.0, weights)
     expected = {f"teacher_cross_entropy/{level}": loss(mix.logits[level], labels, weights) for level in WEIGHTS}
-    found = {name: float(value) for name, value in step.losses.items() if name.startswith("mixed")}
+    found = {name: float(value) for name, value in step.losses.items() if name.startswith("teacher")}
     assert found == pytest.approx(expected, rel=1e-9)
     assert len(step.losses) == 4
 

@@ -8,7 +8,7 @@ here it is done after the update of the step before, of the same weights with th
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esl_dist.adaptation.passes import SEGMENTATION, Networks, Step, log_probabilities_at
 from esl_dist.models.segmentation import SegmentationNetwork
@@ -18,19 +18,12 @@ TEACHER = "teacher"
 
 
 def build_teacher(segmentation: SegmentationNetwork) -> SegmentationNetwork:
-    """Return the teacher of a network: its copy, which no gradient reaches and which drops nothing at random.
+    """Return the teacher of a network: its copy, which no gradient reaches.
 
-    It stays in training mode: its batch norms normalise by the statistics of what it sees, and keep running ones of
-    their own.
+    It drops nothing at random, as no network here does (`models.timm_networks`). It stays in training mode: its batch
+    norms normalise by the statistics of what it sees, and keep running ones of their own.
     """
-    teacher = copy.deepcopy(segmentation).requires_grad_(False)
-    for module in teacher.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        elif hasattr(module, "drop_prob"):
-            # What drops whole branches (stochastic depth) is called so in timm and torchvision's relatives.
-            module.drop_prob = 0.0  # type: ignore[assignment]
-    return teacher
+    return copy.deepcopy(segmentation).requires_grad_(False)
 
 
 def momentum_after(steps: int, highest: float) -> float:

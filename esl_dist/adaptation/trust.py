@@ -28,7 +28,7 @@ from esl_dist.models.segmentation import SegmentationNetwork
 ENTROPIES = "entropies"
 """Name of the histograms that judge entropies, in checkpoints as among the networks; and of a step's counts."""
 
-HIGHEST_LEVEL = 1023
+LAST_ENTROPY_LEVEL = 1023
 """Level of entropy 1; level l stands for l / 1023. Medians of a network that learns need no finer ones."""
 
 
@@ -57,7 +57,7 @@ class Entropies(nn.Module):
     def __init__(self, classes: int) -> None:
         """Begin with none: float64 (classes, 1024)."""
         super().__init__()
-        self.register_buffer("histograms", torch.zeros(classes, HIGHEST_LEVEL + 1, dtype=torch.float64))
+        self.register_buffer("histograms", torch.zeros(classes, LAST_ENTROPY_LEVEL + 1, dtype=torch.float64))
 
     def add(self, counts: Tensor, memory: float) -> None:
         """Let the counts so far fade to `memory` of themselves, and add a step's, int64, summed over ranks."""
@@ -101,14 +101,18 @@ def confident(predicted: Tensor, labels: Tensor, confidence: float) -> Tensor:
 
 
 def entropy_levels(predicted: Tensor) -> Tensor:
-    """Return the levels of normalised entropies: ln p (batch, classes, …) → int32 (batch, …) in [0, 1023]."""
-    return self_information(predicted).sum(1).clamp_(0, 1).mul_(HIGHEST_LEVEL).round_().to(torch.int32)
+    """Return the levels of normalised entropies: ln p (batch, classes, …) → int32 (batch, …) in [0, 1023].
+
+    Where ln p is NaN it is 1023, the least certain, and an index all the same: that training diverged, its losses tell.
+    """
+    entropies = self_information(predicted).sum(1).nan_to_num_(1.0)
+    return entropies.clamp_(0, 1).mul_(LAST_ENTROPY_LEVEL).round_().to(torch.int32)
 
 
 def counted(labels: Tensor, levels: Tensor, seen: Tensor, classes: int) -> Tensor:
     """Count the levels by predicted class where pixels are `seen`: int64 (classes, 1024)."""
     # The others are counted as one class more: to choose the former, the host would have to know how many there are.
-    counts = torch.zeros(classes + 1, HIGHEST_LEVEL + 1, dtype=torch.int64, device=labels.device)
+    counts = torch.zeros(classes + 1, LAST_ENTROPY_LEVEL + 1, dtype=torch.int64, device=labels.device)
     count_pairs(counts, torch.where(seen, labels, classes), levels)
     return counts[:classes]
 
@@ -126,7 +130,7 @@ def limits(histograms: Tensor, floor: float) -> Tensor:
     up_to = histograms.cumsum(1)
     medians = (2 * up_to <= up_to[:, -1:]).sum(1)
     # round() keeps a floor that is a level's in spite of its last digit.
-    least = math.floor(round(floor * HIGHEST_LEVEL, 6))
+    least = math.floor(round(floor * LAST_ENTROPY_LEVEL, 6))
     return torch.where(up_to[:, -1] > 0, medians.clamp(min=least), least)
 
 

@@ -56,7 +56,7 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
         network = build_network(config.network, data.classes)
     together = config.batch_size // config.accumulate
     for one in pictures:
-        if min(one.label_size) < (least := method.least_side):
+        if min(one.label_size) < (least := method.least_side(config.method)):
             raise UserError(
                 f"{one.name}: method.name={config.method.name} needs pictures of at least {least}×{least} pixels; give "
                 f"such a {one.setting}=[width,height]"

@@ -150,8 +150,8 @@ def test_the_mix_is_learned_with_the_teachers_labels_by_their_trust_and_the_sour
     images = np.where(mask[:, None], source.images, teacher.images)
     np.testing.assert_array_equal(mix.images, changed(step, images, "augmentation of the mix"))
     labels, weights = np.where(mask, truth, labels), np.where(mask, 1.0, weights)
-    expected = {f"mixed_cross_entropy/{level}": loss(mix.logits[level], labels, weights) for level in WEIGHTS}
-    found = {name: float(value) for name, value in step.losses.items() if name.startswith("mixed")}
+    expected = {f"teacher_cross_entropy/{level}": loss(mix.logits[level], labels, weights) for level in WEIGHTS}
+    found = {name: float(value) for name, value in step.losses.items() if name.startswith("teacher")}
     assert found == pytest.approx(expected, rel=1e-9)
     assert len(step.losses) == 4
 
@@ -172,7 +172,7 @@ def test_what_is_masked_is_learned_with_the_labels_of_the_teacher_that_sees_it(h
     expected = {f"masked_cross_entropy/{level}": loss(masked.logits[level], labels, weights) for level in WEIGHTS}
     found = {name: float(value) for name, value in step.losses.items() if name.startswith("masked")}
     assert found == pytest.approx(expected, rel=1e-9)
-    of_host = {"self_training": "mixed_cross_entropy", "advent": "target_advent", "minent": "target_minent"}[host]
+    of_host = {"self_training": "teacher_cross_entropy", "advent": "target_advent", "minent": "target_minent"}[host]
     assert f"{of_host}/main" in step.losses
     assert ("discriminator/main" in step.losses) == (host == "advent")
 
@@ -187,7 +187,7 @@ def test_a_masked_loss_has_its_weight_beside_that_of_its_level() -> None:
     METHODS["masked_consistency"].passes(replace(step, precision=replace(step.precision, backward=backward)))
     value = {name: float(one) for name, one in step.losses.items()}
     for total, name, factor in zip(
-        learned, ("source_cross_entropy", "mixed_cross_entropy", "masked_cross_entropy"), (1, 1, 0.25), strict=True
+        learned, ("source_cross_entropy", "teacher_cross_entropy", "masked_cross_entropy"), (1, 1, 0.25), strict=True
     ):
         expected = factor * sum(WEIGHTS[level] * value[f"{name}/{level}"] for level in WEIGHTS)
         assert total == pytest.approx(expected, rel=1e-12), name
@@ -248,4 +248,4 @@ def test_labels_of_another_size_than_the_pictures_are_mixed_at_the_size_of_the_p
         larger.samples(domain)["labels"] = labels.repeat_interleave(2, 1).repeat_interleave(2, 2)
     for one in (step, larger):
         METHODS["self_training"].passes(one)
-    assert float(larger.losses["mixed_cross_entropy/main"]) == float(step.losses["mixed_cross_entropy/main"])
+    assert float(larger.losses["teacher_cross_entropy/main"]) == float(step.losses["teacher_cross_entropy/main"])

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from esl_dist.adaptation.trust import (
-    HIGHEST_LEVEL,
+    LAST_ENTROPY_LEVEL,
     Entropies,
     Trusted,
     confident,
@@ -47,8 +47,18 @@ def test_entropies_are_those_of_the_paper_in_1024_levels() -> None:
     np.testing.assert_array_equal(levels, expected)
     assert levels.dtype == torch.int32
     sure, unsure = torch.zeros(1, 3, 1, 1), torch.tensor([0.0, -200.0, -200.0]).view(1, 3, 1, 1)
-    assert entropy_levels(F.log_softmax(sure, 1)).item() == HIGHEST_LEVEL
+    assert entropy_levels(F.log_softmax(sure, 1)).item() == LAST_ENTROPY_LEVEL
     assert entropy_levels(F.log_softmax(unsure, 1)).item() == 0
+
+
+def test_a_pixel_without_an_entropy_is_the_least_certain_and_can_be_counted() -> None:
+    """A training that diverges gets as far as the check of its losses, which says so."""
+    one = predicted(1)
+    one[0, :, 3, 4] = float("nan")
+    levels = entropy_levels(one)
+    assert levels[0, 3, 4] == LAST_ENTROPY_LEVEL
+    seen = torch.ones(SHAPE, dtype=torch.bool)
+    assert int(counted(one.argmax(1), levels, seen, CLASSES).sum()) == seen.numel()
 
 
 def drawn_pixels(seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +88,7 @@ def test_the_limit_of_a_class_is_the_median_of_its_levels_but_no_stricter_than_t
     for one in range(CLASSES):
         own = sorted(levels[seen & (labels == one)].tolist())
         median = own[len(own) // 2] if own else 0
-        assert found[one] == max(median, int(floor * HIGHEST_LEVEL + 1e-6)), one
+        assert found[one] == max(median, int(floor * LAST_ENTROPY_LEVEL + 1e-6)), one
 
 
 def test_a_class_that_was_never_predicted_has_the_floor() -> None:

@@ -53,6 +53,16 @@ def test_pictures_too_small_for_a_discriminator_are_refused_by_setting(shards: P
     checked(shards, size, size)
 
 
+@pytest.mark.parametrize("host", ["advent", "minent", "self_training"])
+def test_masked_consistency_needs_pictures_as_large_as_its_host_does(shards: Path, host: str) -> None:
+    method = {"name": "masked_consistency", "host": host, "masks": {"block": 4}}
+    if host == "advent":
+        with pytest.raises(UserError, match="needs pictures of at least 32×32 pixels"):
+            checked(shards, [24, 24], [24, 24], "masked_consistency", method=method)
+    else:
+        checked(shards, [24, 24], [24, 24], "masked_consistency", method=method)
+
+
 @pytest.mark.parametrize("name", ["masked_consistency", "self_training"])
 def test_pictures_of_two_sizes_that_would_be_mixed_are_refused(shards: Path, name: str) -> None:
     message = r"^method\.mix=true .* have 48×32 and 32×32 pixels: give source\.size and target\.size the same"

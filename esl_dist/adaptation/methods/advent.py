@@ -30,7 +30,10 @@ class AdvEnt(Method):
     """A discriminator for each level, trained by Adam; the published algorithm, pass by pass."""
 
     needs_target = True
-    least_side = LEAST_SIDE
+
+    def least_side(self, options: settings.Method) -> int:
+        """Return what a discriminator needs."""
+        return LEAST_SIDE
 
     def networks(
         self, segmentation: SegmentationNetwork, classes: int, options: settings.Method

@@ -27,7 +27,10 @@ class MaskedConsistency(Method):
     """The host's losses, and the weighed cross-entropy of masked target pictures with the teacher's labels."""
 
     needs_target = True
-    least_side = AdvEnt.least_side
+
+    def least_side(self, options: settings.Method) -> int:
+        """Return what the host needs."""
+        return HOSTS[options.host].least_side(options) if options.host in HOSTS else super().least_side(options)
 
     def needs_one_size(self, options: settings.Method) -> bool:
         """Say whether the host mixes pictures."""

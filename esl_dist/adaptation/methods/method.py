@@ -19,11 +19,13 @@ class Method:
 
     Attributes:
         needs_target: whether it looks at target pictures without labels.
-        least_side: pixels that a side of its pictures needs at least.
     """
 
     needs_target: bool = False
-    least_side: int = 1
+
+    def least_side(self, options: settings.Method) -> int:
+        """Return how many pixels a side of its pictures needs at least."""
+        return 1
 
     def needs_one_size(self, options: settings.Method) -> bool:
         """Say whether pictures of the two domains have to have the same size."""

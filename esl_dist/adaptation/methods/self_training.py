@@ -60,7 +60,7 @@ def mixed_pass(step: Step, trusted: Trusted) -> None:
     if step.options.mix:
         images, trusted = mixed(step, trusted)
     images = augmented(images, step.batch.generators("augmentation of the mix"), step.options.augmentation)
-    learn_from(step, "mixed_cross_entropy", images, trusted)
+    learn_from(step, "teacher_cross_entropy", images, trusted)
 
 
 def mixed(step: Step, trusted: Trusted) -> tuple[Tensor, Trusted]:

@@ -8,7 +8,7 @@ import itertools
 from torch import nn
 
 CONVOLUTIONS = 5
-LEAST_SIDE = 2**CONVOLUTIONS
+LEAST_SIDE: int = 2**CONVOLUTIONS
 """Pixels of a side: each convolution halves it, rounded down, and needs two."""
 
 

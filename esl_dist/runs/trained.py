@@ -41,6 +41,9 @@ FORMAT_VERSION = 1
 DESCRIBED_WEIGHTS = "weights.safetensors"
 REMEDY = "export the weights again"
 
+OF_BACKBONES = ("head", "output_stride")
+"""What is told of a network where it was chosen: residual networks have no choice."""
+
 DomainName = Annotated[str, one_of(*DOMAINS)]
 
 
@@ -127,7 +130,9 @@ def seen_sizes(config: settings.Train, shards: Mapping[str, str]) -> dict[str, l
 
 def description_of(provenance: Provenance) -> str:
     """Return a provenance as the text that weights carry; the same one gives the same text."""
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(provenance)}
+    of_network = {name: value for name in OF_BACKBONES if (value := getattr(provenance, name)) is not None}
+    known = {name: value for name, value in asdict(provenance).items() if name not in OF_BACKBONES}
+    content = {"format": FORMAT, "format_version": FORMAT_VERSION, **known, **of_network}
     return json.dumps(content, ensure_ascii=False)
 
 

@@ -6,6 +6,7 @@ far away, in each machine's cache folder.
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,12 +21,12 @@ from esl_dist.data.shards import ShardReader
 from esl_dist.environment import LOCAL_RANK, MOST_RANKS, first_number
 from esl_dist.errors import CorruptSampleError
 from esl_dist.ranks.collectives import (
-    broadcast_flags,
     is_main,
     note_progress,
     rank,
     require_same_on_ranks,
     sum_over_ranks,
+    wait_for_all,
     warn,
     world_size,
 )
@@ -46,9 +47,9 @@ def label_pixels(shards: ShardReader, cache: Cache, skip_corrupt: bool) -> Seque
     Raises:
         UserError: a label is corrupt, a file of counts is damaged, or ranks read different ones.
     """
-    if shards.index.label_pixels is not None:
-        return list(shards.index.label_pixels.values())
-    own = _kept(shards, cache)
+    # Each machine may have shards of its own, which need not be packed by the same version.
+    in_index = shards.index.label_pixels
+    own = _kept(shards, cache) if in_index is None else list(in_index.values())
     has_all = int(sum_over_ranks(torch.tensor(own is not None, dtype=torch.int64))) == world_size()
     if own is not None and has_all:
         require_same_on_ranks(str(own), f"class counts of {shards.folder}")
@@ -73,15 +74,13 @@ def _kept(shards: ShardReader, cache: Cache) -> list[IdPixels] | None:
 
 def _keep(shards: ShardReader, counts: Sequence[IdPixels], cache: Cache) -> None:
     *beside, in_cache = _files(shards, cache)
-    is_kept = False
     if beside and is_main():
-        try:
+        # Data sets are often where one may not write.
+        with suppress(OSError):
             write_counts(shards, counts, beside[0])
-            is_kept = True
-        except OSError:
-            # Data sets are often where one may not write.
-            pass
-    if broadcast_flags([is_kept]) == [True] or first_number(LOCAL_RANK, 0, MOST_RANKS):
+    wait_for_all()
+    # Other machines may have shards of their own.
+    if first_number(LOCAL_RANK, 0, MOST_RANKS) or shards.index.label_pixels is not None or _kept(shards, cache):
         return
     try:
         write_counts(shards, counts, in_cache, f".{rank()}")

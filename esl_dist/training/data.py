@@ -105,7 +105,8 @@ def _views(options: settings.TrainingShards) -> Views:
 
 def _source_views(options: settings.Source) -> Views:
     rare = options.rare_classes
-    return replace(_views(options), largest_class_share=options.largest_class_share, least_in_crop=rare.least_in_crop)
+    least_in_crop = 0 if rare.temperature is None else rare.least_in_crop
+    return replace(_views(options), largest_class_share=options.largest_class_share, least_in_crop=least_in_crop)
 
 
 def _refuse_mixed_sizes(shards: ShardReader, options: settings.TrainingShards, domain: Domain) -> None:
@@ -183,8 +184,13 @@ def _warn_of_other_pictures(target: ShardReader, pseudo: ShardReader) -> None:
 def _refuse_other_frame(target: ShardReader, pseudo: ShardReader, size: Size | None) -> None:
     """Make sure that padded pseudo-labels and padded pictures lie on each other."""
     label_size, frame = pseudo.index.label_size, size or target.index.image_size
-    if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or frame is None or label_size is None:
+    if not target.index.keep_aspect_ratio or pseudo.index.keep_aspect_ratio or label_size is None:
         return
+    if frame is None:
+        raise UserError(
+            f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, and the pictures are read at "
+            "sizes of their own; give target.size, of that aspect ratio"
+        )
     if not same_aspect_ratio(frame, label_size):
         raise UserError(
             f"{pseudo.folder}: its labels were padded to {label_size[0]}×{label_size[1]}, the pictures are read at "

@@ -81,10 +81,12 @@ def counts(summary: dict[str, Any], kind: str) -> dict[str, int]:
     return {name: row[kind] for name, row in summary["classes"].items()}
 
 
-def open_data(target: Path, pseudo: Path, source: Path, size: tuple[int, int] | None) -> TrainingData:
+def open_data(
+    target: Path, pseudo: Path, source: Path, size: tuple[int, int] | None, crop: list[int] | None = None
+) -> TrainingData:
     config = configuration(
         source={"path": str(source)},
-        target={"path": str(target), "size": None if size is None else list(size)},
+        target={"path": str(target), "size": None if size is None else list(size), "crop": crop},
         pseudo_labels=str(pseudo),
     )
     return open_training_data(config, METHODS["minent"])
@@ -228,6 +230,14 @@ def test_a_training_at_another_aspect_ratio_than_that_of_the_pseudo_labels_is_re
         match=rf"out: its labels were padded to 64×48, the pictures are read at {size[0]}×{size[1]}; choose",
     ):
         open_data(target, tmp_path / "out", source, size)
+
+
+def test_parts_of_pictures_at_sizes_of_their_own_are_refused_with_padded_pseudo_labels(
+    trained: TrainedNetwork, target: Path, source: Path, tmp_path: Path
+) -> None:
+    label(trained, target, tmp_path / "out", FRAME)
+    with pytest.raises(UserError, match=r"out: its labels were padded to 64×48, .*; give target\.size"):
+        open_data(target, tmp_path / "out", source, None, crop=[16, 12])
 
 
 def test_pseudo_labels_of_stretched_pictures_may_have_another_aspect_ratio(

@@ -22,6 +22,13 @@ def test_a_description_is_read_back_as_it_was_written() -> None:
     assert provenance_from(description_of(KNOWN), Path("file")) == KNOWN
 
 
+def test_only_what_was_chosen_of_a_backbone_is_told() -> None:
+    assert not {"head", "output_stride"} & json.loads(description_of(KNOWN)).keys()
+    chosen = replace(KNOWN, head="transposed", output_stride=16)
+    assert json.loads(description_of(chosen))["head"] == "transposed"
+    assert provenance_from(description_of(chosen), Path("file")) == chosen
+
+
 def changed(**changes: Any) -> str:
     return json.dumps(json.loads(description_of(KNOWN)) | changes)
 

@@ -19,8 +19,10 @@ from esl_dist.data.loading import batches
 from esl_dist.data.sampling import as_they_are, endless_order, rank_batches
 from esl_dist.data.shard_index import IdPixels
 from esl_dist.data.shards import open_shards
+from esl_dist.data.views import AS_IT_IS
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
+from esl_dist.ranks import collectives
 from esl_dist.training import class_counts, data
 from esl_dist.training.account import beginning
 from esl_dist.training.class_counts import label_pixels
@@ -106,6 +108,7 @@ def test_the_same_number_gives_the_same_bytes(
 def test_a_published_recipe_reads_the_same_samples_in_the_same_order_as_they_are(folder: Path) -> None:
     found = opened(options(folder, {"size": [16, 12]}, {"size": [16, 12]}))
     samples = found.source
+    assert samples.views == AS_IT_IS, "nothing is drawn"
     plain = rank_batches(endless_order(len(samples), 8, 3, SOURCE_ORDER, 0), BATCH, 1, 0, 1)
     keyed = rank_batches(data._endless(samples, None, Order(3, 8, BATCH, 1), SOURCE_ORDER, 0), BATCH, 1, 0, 1)
     ways = [batches(samples, wanted, Workers(0, 1), pin_memory=False) for wanted in (as_they_are(plain), keyed)]
@@ -160,6 +163,21 @@ def test_older_shards_are_counted_once_by_all_ranks_together(tmp_path: Path, ran
         assert found == expected
     assert (tmp_path / "shards" / FILE_NAME).exists()
     assert not (tmp_path / "cache").exists()
+
+
+def counted_on_machines_of_their_own(folders: list[str], cache: str) -> list[IdPixels]:
+    return list(label_pixels(open_shards(folders[collectives.rank()]), Cache(Path(cache), 10**9, 1), False))
+
+
+def test_machines_whose_shards_were_packed_by_different_versions_agree(tmp_path: Path) -> None:
+    samples = drawn_samples(3)
+    pixels = {key: count_ids(draw(seed)[1]) for seed, (key, _) in enumerate(samples)}
+    write_shards(tmp_path / "new", samples, label_pixels=pixels)
+    write_shards(tmp_path / "old", samples)
+    folders = [str(tmp_path / "new"), str(tmp_path / "old")]
+    for _ in range(2):
+        for found in run_on_ranks(counted_on_machines_of_their_own, folders, str(tmp_path / "cache"), ranks=2):
+            assert found == list(pixels.values())
 
 
 def test_counts_that_cannot_lie_beside_the_shards_are_kept_in_the_cache(

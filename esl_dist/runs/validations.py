@@ -60,7 +60,7 @@ def read_validations(file: Path) -> tuple[dict[str, Any], dict[int, Figures]]:
     """Return what a run's figures were made with, and the figures by step.
 
     Raises:
-        UserError: the file is not one that `Validations` writes.
+        UserError: the file is not one that `ValidationRecord` writes.
     """
     content = read_content(file, REMEDY)
     content.version_of(FORMAT, [FORMAT_VERSION])
@@ -68,7 +68,7 @@ def read_validations(file: Path) -> tuple[dict[str, Any], dict[int, Figures]]:
     return before.made_with, {int(number): figures for number, figures in before.steps.items()}
 
 
-class Validations:
+class ValidationRecord:
     """The figures of a run so far; the same on every rank, and kept by the main one.
 
     Attributes:

@@ -29,7 +29,7 @@ class Outcome:
         step: steps done.
         stopped: whether a request to stop ended it.
         interrupted: whether that was a Ctrl-C.
-        losses: those of the last entry.
+        losses: means over the updates since the log's last entry, by name; those told at the end.
         best: the step that validations found best so far, and its figures; None: there is none.
         steps_of_start: steps done since the start.
         seconds: what they took.

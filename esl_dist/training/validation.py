@@ -36,7 +36,7 @@ from esl_dist.prediction.predictor import Precision, Predictor, domain_of
 from esl_dist.ranks.collectives import note_place, note_progress, require_same_on_ranks, sum_over_ranks
 from esl_dist.reporting.scores import ScoreEntries, scores_of
 from esl_dist.runs.trained import Provenance, TrainedNetwork, seen_sizes
-from esl_dist.runs.validations import Figures, Validations
+from esl_dist.runs.validations import Figures, ValidationRecord
 from esl_dist.training.data import TrainingData
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.stop_request import StopRequest
@@ -259,7 +259,7 @@ class Validator:
             UserError: the run's file of validations is damaged.
         """
         self._validation, self._config, self._request = validation, config, request
-        self._kept = None if validation is None else Validations(run, validation.made_with, first_step)
+        self._kept = None if validation is None else ValidationRecord(run, validation.made_with, first_step)
 
     def is_due(self, step: int) -> bool:
         """Say whether the network is to be validated after `step` steps, and was not yet."""

@@ -68,6 +68,21 @@ def read_validations(file: Path) -> tuple[dict[str, Any], dict[int, Figures]]:
     return before.made_with, {int(number): figures for number, figures in before.steps.items()}
 
 
+def best_before(run: Path, step: int) -> int | None:
+    """Return the best of the first `step` steps whose checkpoint is kept; None: there is none, or no file.
+
+    A run that goes on without validations keeps it, too.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run / VALIDATIONS
+    if not file.exists():
+        return None
+    _, found = read_validations(file)
+    return _best({number: one for number, one in found.items() if number <= step and _is_kept(run, number)})
+
+
 class ValidationRecord:
     """The figures of a run so far; the same on every rank, and kept by the main one.
 
@@ -99,7 +114,11 @@ class ValidationRecord:
         made_with, found = read_validations(file)
         if made_with == self._made_with:
             return found
-        warn(f"{file}: its figures are of other shards, or of another size of pictures; they are begun anew")
+        best = _best({number: one for number, one in found.items() if _is_kept(self._run, number)})
+        no_longer = (
+            "" if best is None else f", and {checkpoint_folder(self._run, best)} stays no longer as the best: copy it"
+        )
+        warn(f"{file}: its figures are of other shards, or of another size of pictures; they are begun anew{no_longer}")
         return {}
 
     def __contains__(self, step: int) -> bool:

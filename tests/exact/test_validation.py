@@ -201,10 +201,12 @@ def test_the_best_step_stays_and_is_named_after_restarts_too(server: RankServer,
         assert steps_kept(run) == kept
         assert "best step    2, mIoU 100.0, " in job.output()
         assert f"checkpoint={checkpoint_folder(run, 2)} stays" in job.output()
+    train(server, town, run, 1, "checkpoints.every=1", "checkpoints.keep_newest=1", "steps=7")
+    assert steps_kept(run) == [2, 7]
     scores = tmp_path / "scores.json"
     words = ("mode=best", f"checkpoint={run}", f"data.path={town}/target_val", f"output={scores}", "workers=0")
     assert server.run("launch/evaluate.py", words, 1) == [0], server.log.read_text()
-    assert list(json.loads(scores.read_text())["snapshots"]) == ["2", "6"]
+    assert list(json.loads(scores.read_text())["snapshots"]) == ["2", "7"]
 
 
 def test_a_validation_that_fails_leaves_the_checkpoint_due_at_its_step(

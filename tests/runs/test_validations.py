@@ -64,7 +64,9 @@ def test_figures_of_other_shards_are_begun_anew_with_a_warning(
     other = ValidationRecord(tmp_path, {**MADE_WITH, "size": None}, 2)
     assert other.best is None
     assert 2 not in other
-    assert "its figures are of other shards, or of another size of pictures" in capsys.readouterr().err
+    warning = capsys.readouterr().err
+    assert "its figures are of other shards, or of another size of pictures" in warning
+    assert f"{checkpoint_folder(tmp_path, 2)} stays no longer as the best: copy it" in warning
 
 
 def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:

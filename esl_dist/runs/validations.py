@@ -60,7 +60,7 @@ def read_validations(file: Path) -> tuple[dict[str, Any], dict[int, Figures]]:
     """Return what a run's figures were made with, and the figures by step.
 
     Raises:
-        UserError: the file is not one that `Validations` writes.
+        UserError: the file is not one that `ValidationRecord` writes.
     """
     content = read_content(file, REMEDY)
     content.version_of(FORMAT, [FORMAT_VERSION])
@@ -69,16 +69,21 @@ def read_validations(file: Path) -> tuple[dict[str, Any], dict[int, Figures]]:
 
 
 def best_before(run: Path, step: int) -> int | None:
-    """Return the best of the steps that a run's file knows up to `step`, whatever it was validated on; None: no such.
+    """Return the best of the first `step` steps whose checkpoint is kept; None: there is none, or no file.
+
+    A run that goes on without validations keeps it, too.
 
     Raises:
         UserError: the file is damaged.
     """
     file = run / VALIDATIONS
-    return _best_kept(run, read_validations(file)[1], step) if file.exists() else None
+    if not file.exists():
+        return None
+    _, found = read_validations(file)
+    return _best({number: one for number, one in found.items() if number <= step and _is_kept(run, number)})
 
 
-class Validations:
+class ValidationRecord:
     """The figures of a run so far; the same on every rank, and kept by the main one.
 
     Attributes:
@@ -108,9 +113,11 @@ class Validations:
         made_with, found = read_validations(file)
         if made_with == self._made_with:
             return found
-        best = _best_kept(self._run, found, self._step)
-        lost = "" if best is None else f", and the checkpoint of step {best}, the best by them, stays no longer"
-        warn(f"{file}: its figures are of other shards, or of another size of pictures; they are begun anew{lost}")
+        best = _best({number: one for number, one in found.items() if _is_kept(self._run, number)})
+        no_longer = (
+            "" if best is None else f", and {checkpoint_folder(self._run, best)} stays no longer as the best: copy it"
+        )
+        warn(f"{file}: its figures are of other shards, or of another size of pictures; they are begun anew{no_longer}")
         return {}
 
     def __contains__(self, step: int) -> bool:

@@ -29,7 +29,7 @@ class Outcome:
         step: steps done.
         stopped: whether a request to stop ended it.
         interrupted: whether that was a Ctrl-C.
-        losses: those of the last entry.
+        losses: means over the updates since the log's last entry, by name; those told at the end.
         best: the step that validations found best so far, and its figures; None: there is none.
         steps_of_start: steps done since the start.
         seconds: what they took.
@@ -55,6 +55,7 @@ def beginning(config: settings.Train, data: TrainingData, ranks: Ranks, run: Pat
         "batch": _batch(config, data),
         "network": _network(config, first_step),
         "schedule": f"{_rate(config)}; checkpoints every {_counted(config.checkpoints.every, 'step')}",
+        "validations": _validations(config),
         "note": schedule_note(config.optimizer, config.steps),
         "device": _device(ranks.device),
         "seed": str(config.seed),
@@ -126,6 +127,20 @@ def _network(config: settings.Train, first_step: int) -> str:
         start = f"weights of the checkpoint of step {first_step}"
     head = "" if network.auxiliary_head else "no "
     return f"{network.architecture}, {head}auxiliary head, {network.batch_norm} batch norm; {start}"
+
+
+def _validations(config: settings.Train) -> str:
+    if not config.validate_every:
+        return ""
+    size = config.validation.size
+    seen = "the size of the training" if size is None else f"{size[0]}×{size[1]}"
+    when = f"every {_counted(config.validate_every, 'step')} and after the last"
+    if config.validation.path:
+        return f"{config.validation.path} at {seen}, {when}"
+    no_best = "no step is the best without labels, checkpoints.keep_every=… keeps those to choose from"
+    return f"{config.target.path}, labels not read, at {seen}, {when}" + (
+        "" if config.checkpoints.keep_every else f"; {no_best}"
+    )
 
 
 def _rate(config: settings.Train) -> str:

@@ -26,6 +26,7 @@ from esl_dist.ranks.collectives import (
     is_main,
     note_progress,
     print_on_main,
+    require_same_on_ranks,
     wait_for_all,
 )
 from esl_dist.ranks.fence import Fence
@@ -114,6 +115,10 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             corrupt.add(step, agreed.replaced)
             rates = set_rates(training.state.optimizers, step, config.optimizer)
             losses, counts = _passes(training, own, agreed)
+            if step == training.first_step:
+                # Sums of other names or shapes would wait for each other, or be of what does not belong together.
+                kinds = {name: tuple(count.shape) for name, count in counts.items()}
+                require_same_on_ranks(str(kinds), "set of counts in a step")
             sums = {name: begin_sum(count, GRADIENTS) for name, count in counts.items()}
             # Read, copied and told to the others while the device still computes and gradients are on their way.
             if not is_last:
@@ -136,15 +141,16 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             if config.pictures_every and done % config.pictures_every == 0:
                 log.draw(done, training.state.networks[SEGMENTATION], own[-1], data.classes)
             saver.raise_failure()
-            # Before it is validated: that may take long, and end at a picture that cannot be read.
             if save_now:
-                _save(training, saver, done, corrupt, log, validator)
+                _save(training, done, saver, _counts_kept(corrupt, log), validator.best_step)
             elif step == training.first_step:
                 saver.copy(_checkpoint(training, done, training.updating.states()))
             if validate_now:
-                agreed = _validated(validator, done, log, agreed)
+                # Whatever becomes of the validation, the step is on the disk if it was to be.
+                saver.finish()
+                agreed = _validate_due(validator, done, log, agreed)
                 if not save_now and (agreed.stop or validator.best_step == done):
-                    _save(training, saver, done, corrupt, log, validator)
+                    _save(training, done, saver, _counts_kept(corrupt, log), validator.best_step)
             if agreed.stop:
                 break
     saver.finish()
@@ -205,7 +211,7 @@ def _validate_overdue(validator: Validator, training: Training, log: TrainingLog
         raise StoppedError(f"{training.config.name}: stopped before the validation of step {step}", finding.interrupted)
 
 
-def _validated(validator: Validator, step: int, log: TrainingLog, agreed: Agreement) -> Agreement:
+def _validate_due(validator: Validator, step: int, log: TrainingLog, agreed: Agreement) -> Agreement:
     """Validate a step; returns what the ranks agree on, who all stop where one was asked to meanwhile."""
     finding = validator.validate(step, log)
     if finding.figures is not None:
@@ -261,6 +267,18 @@ def _refuse_not_finite(values: Mapping[str, Tensor | float], step: int, training
             f"{config.name}: by step {step} {broken[0]} is no finite number any more; {other_precision}start a run of "
             f"another name with a lower optimizer.learning_rate (now {config.optimizer.learning_rate})"
         )
+
+
+def _counts_kept(corrupt: CorruptSamples, log: TrainingLog) -> dict[str, Any]:
+    return {"corrupt_samples": corrupt.state(), "journal": log.interval()}
+
+
+def _save(training: Training, step: int, saver: BackgroundSaver, kept: dict[str, Any], best: int | None) -> None:
+    """Begin to save a step; called on every rank, for states are gathered from all of them."""
+    for network in training.state.networks.values():
+        _refuse_not_finite(network.state_dict(), step, training)
+    kept = {**training.updating.states(), **kept, "precision": training.ranks.precision}
+    saver.save(_checkpoint(training, step, kept), best)
 
 
 def _checkpoint(training: Training, step: int, kept: dict[str, Any]) -> Checkpoint:

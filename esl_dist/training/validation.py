@@ -36,7 +36,7 @@ from esl_dist.prediction.predictor import Precision, Predictor, domain_of
 from esl_dist.ranks.collectives import note_place, note_progress, require_same_on_ranks, sum_over_ranks
 from esl_dist.reporting.scores import ScoreEntries, scores_of
 from esl_dist.runs.trained import Provenance, TrainedNetwork, seen_sizes
-from esl_dist.runs.validations import Figures, Validations, best_before
+from esl_dist.runs.validations import Figures, ValidationRecord, best_before
 from esl_dist.training.data import TrainingData
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.stop_request import StopRequest
@@ -56,7 +56,8 @@ def open_validation(config: settings.Train, data: TrainingData) -> Samples | Non
     if not config.validation.path:
         assert data.target is not None
         size = as_size(config.validation.size) or data.target.size
-        return Samples(data.target.images, size, replace_corrupt=data.target.replace_corrupt)
+        # None is replaced by another, as evaluation replaces none: figures are of all pictures.
+        return Samples(data.target.images, size)
     cache = cache_of(config.cache.folder, config.cache.gigabytes, config.timeout_minutes, note_progress)
     shards = open_shards(config.validation.path, cache=cache)
     require_same_on_ranks(shards.fingerprint(), "validation shards")
@@ -259,9 +260,8 @@ class Validator:
             UserError: the run's file of validations is damaged.
         """
         self._validation, self._config, self._request = validation, config, request
-        self._kept = None if validation is None else Validations(run, validation.made_with, first_step)
-        # What was the best when the run was validated last stays the best.
         self._best_before = best_before(run, first_step) if validation is None else None
+        self._kept = None if validation is None else ValidationRecord(run, validation.made_with, first_step)
 
     def is_due(self, step: int) -> bool:
         """Say whether the network is to be validated after `step` steps, and was not yet."""
@@ -278,7 +278,7 @@ class Validator:
 
     @property
     def best_step(self) -> int | None:
-        """The step alone; of a run that is validated no more, the one that was the best."""
+        """The step alone; of a run that is validated no more, the best of those that were."""
         return self._best_before if self._kept is None else self._kept.best
 
     def validate(self, step: int, log: TrainingLog) -> Finding:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from esl_dist.command_line import EXIT_STOPPED
+from esl_dist.command_line import EXIT_STOPPED, EXIT_USER_ERROR
 from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders, step_of
 from esl_dist.runs.validations import VALIDATIONS
 from tests.exact.trainings import (
@@ -38,6 +38,27 @@ def falling(*arguments):
 validation.scores_of = falling
 """
 """Makes the first validation of a start the best."""
+
+FAILING = """
+from esl_dist.errors import UserError
+from esl_dist.training import validation
+def failing(*arguments):
+    raise UserError("a picture that cannot be read")
+validation.scores_of = failing
+"""
+
+COUNTING_APART = """
+import os
+import torch
+from esl_dist.training import loop
+plain = loop.add_gradients
+def counting_apart(*arguments):
+    losses, counts = plain(*arguments)
+    seen = torch.zeros(1 + int(os.environ["RANK"]), dtype=torch.int64)
+    return loop.Contribution(losses, {**counts, "seen": seen})
+loop.add_gradients = counting_apart
+"""
+"""Makes each rank count something of another shape."""
 
 
 def validated(town: Path) -> tuple[str, ...]:
@@ -180,18 +201,31 @@ def test_the_best_step_stays_and_is_named_after_restarts_too(server: RankServer,
         assert steps_kept(run) == kept
         assert "best step    2, mIoU 100.0, " in job.output()
         assert f"checkpoint={checkpoint_folder(run, 2)} stays" in job.output()
-    train(server, town, run, 1, "checkpoints.every=1", "checkpoints.keep_newest=1", "steps=8")
-    assert steps_kept(run) == [2, 8], "also where the run is validated no more"
+    train(server, town, run, 1, "checkpoints.every=1", "checkpoints.keep_newest=1", "steps=7")
+    assert steps_kept(run) == [2, 7]
     scores = tmp_path / "scores.json"
     words = ("mode=best", f"checkpoint={run}", f"data.path={town}/target_val", f"output={scores}", "workers=0")
     assert server.run("launch/evaluate.py", words, 1) == [0], server.log.read_text()
-    assert list(json.loads(scores.read_text())["snapshots"]) == ["2", "8"]
+    assert list(json.loads(scores.read_text())["snapshots"]) == ["2", "7"]
 
 
-def test_a_step_is_saved_before_a_validation_that_fails(server: RankServer, town: Path, tmp_path: Path) -> None:
-    run, words = run_in(tmp_path), ("steps=4", "checkpoints.every=2", *validated(town))
-    failing = "from esl_dist.training import validation; validation.scores_of = None"
-    program = [str(PROJECT / TRAIN), *training_words(town, run, *words)]
-    job = server.start(CHANGED, [failing, *program], 1)
-    assert job.exit_codes() != [0]
-    assert newest_step(run) == 2
+def test_a_validation_that_fails_leaves_the_checkpoint_due_at_its_step(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    run = run_in(tmp_path)
+    words = ("checkpoints.every=2", f"steps={STEPS}", *validated(town))
+    job = server.start(CHANGED, [FAILING, str(PROJECT / TRAIN), *training_words(town, run, *words)], RANKS)
+    assert job.exit_codes() == [EXIT_USER_ERROR] * RANKS, job.output()
+    assert steps_kept(run) == [2]
+    printed = train(server, town, run, RANKS, *words)
+    assert "r: validation at step 2: mIoU" in printed
+    assert list(found(run)) == ["2", "4"]
+
+
+def test_ranks_that_count_something_else_are_told_in_the_first_step(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    words = training_words(town, run_in(tmp_path), f"steps={STEPS}")
+    job = server.start(CHANGED, [COUNTING_APART, str(PROJECT / TRAIN), *words], RANKS)
+    assert job.exit_codes() == [EXIT_USER_ERROR] * RANKS, job.output()
+    assert "ranks [1] were started with another set of counts in a step than rank 0" in job.output()

@@ -90,6 +90,22 @@ def test_the_beginning_warns_of_a_rate_that_barely_falls(tmp_path: Path, steps: 
     assert bool(note) == told
 
 
+def test_the_beginning_tells_what_is_validated_and_when(tmp_path: Path) -> None:
+    config, data = training(tmp_path, validate_every=5, validation={"path": "shards/val", "size": [64, 32]})
+    told = facts(beginning(config, data, RANKS, RUN, 0))["validations"]
+    assert told == "shards/val at 64×32, every 5 steps and after the last"
+
+
+@pytest.mark.parametrize(("keep_every", "warned"), [(0, True), (5, False)])
+def test_the_beginning_says_that_no_step_is_the_best_without_labels(
+    tmp_path: Path, keep_every: int, warned: bool
+) -> None:
+    config, data = training(tmp_path, validate_every=5, checkpoints={"keep_every": keep_every})
+    told = facts(beginning(config, data, RANKS, RUN, 0))["validations"]
+    assert told.startswith(f"{tmp_path}/t, labels not read, at the size of the training, every 5 steps")
+    assert ("no step is the best without labels, checkpoints.keep_every=…" in told) == warned
+
+
 OUTCOME = Outcome(
     step=7, stopped=False, interrupted=False, losses={"source/main": 0.25}, steps_of_start=4, seconds=64.0
 )

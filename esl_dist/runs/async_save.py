@@ -17,9 +17,6 @@ from esl_dist.runs.checkpoints import Checkpoint, save_checkpoint
 NOTE_SECONDS = 1.0
 """How often a rank that waits for the disk tells the others that it gets on."""
 
-CLOSE_SECONDS = 5.0
-"""How long an error waits for the last checkpoint."""
-
 
 class BackgroundSaver:
     """Saves one checkpoint at a time in a thread; on ranks other than the main one it saves nothing.
@@ -103,13 +100,6 @@ class BackgroundSaver:
         while not self._written.wait(NOTE_SECONDS):
             note_progress()
         self.raise_failure()
-
-    def close(self) -> None:
-        """Wait a moment for the last checkpoint, where an error ends the program, which may leave without its threads.
-
-        What takes longer is not there, and the one before is gone on with: others wait for this rank's last words.
-        """
-        self._written.wait(CLOSE_SECONDS)
 
     def _write(self, checkpoint: Checkpoint, best: int | None) -> None:
         try:

@@ -101,9 +101,10 @@ class ValidationRecord:
         Raises:
             UserError: the file is damaged, or ranks do not find the same.
         """
-        self._run, self._made_with, self._step = run, dict(made_with), step
+        self._run, self._made_with = run, dict(made_with)
         self._found = {number: one for number, one in self._read().items() if number <= step}
-        self.best = _best_kept(run, self._found, step)
+        # A later one may have taken the place of the best, and been lost with its checkpoint.
+        self.best = _best({number: one for number, one in self._found.items() if _is_kept(run, number)})
         require_same_on_ranks(str((sorted(self._found), self.best)), VALIDATIONS)
 
     def _read(self) -> dict[int, Figures]:
@@ -155,8 +156,10 @@ class ValidationRecord:
             warn(f"{file}: cannot be written ({error.strerror}); the best step is forgotten when the run goes on")
 
 
-def _best_kept(run: Path, found: Mapping[int, Figures], step: int) -> int | None:
-    # A later one may have taken the place of the best, and been lost with its checkpoint.
-    there = (number for number in found if number <= step and checkpoint_folder(run, number).is_dir())
-    scored = {number: miou for number in there if (miou := found[number].miou) is not None}
+def _best(found: Mapping[int, Figures]) -> int | None:
+    scored = {number: one.miou for number, one in found.items() if one.miou is not None}
     return max(sorted(scored), key=lambda number: scored[number], default=None)
+
+
+def _is_kept(run: Path, step: int) -> bool:
+    return checkpoint_folder(run, step).is_dir()

@@ -104,7 +104,7 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
         data, config.batch_size, config.loader.skip_corrupt, training.before.get("corrupt_samples", {})
     )
     fence = Fence(training.ranks.device)
-    with closing(saver), closing(_batches(training)) as batches, closing(log.steps(config.steps)) as steps:
+    with closing(_batches(training)) as batches, closing(log.steps(config.steps)) as steps:
         coming = _prepare(training, batches, request, training.first_step + 1)
         agreed = coming.agreement()
         request.has_begun = True
@@ -161,26 +161,6 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
     seconds = time.monotonic() - began
     stopped, steps_of_start = done < config.steps or validator.is_due(done), done - training.first_step
     return Outcome(done, stopped, agreed.interrupted, means, steps_of_start, seconds, validator.best)
-
-
-def _save(
-    training: Training,
-    saver: BackgroundSaver,
-    step: int,
-    corrupt: CorruptSamples,
-    log: TrainingLog,
-    validator: Validator,
-) -> None:
-    """Begin to save what the training is after `step` steps; called on every rank, for states are gathered from all.
-
-    Raises:
-        UserError: a network holds what is no number.
-    """
-    for network in training.state.networks.values():
-        _refuse_not_finite(network.state_dict(), step, training)
-    kept = {**training.updating.states(), "corrupt_samples": corrupt.state(), "journal": log.interval()}
-    kept["precision"] = training.ranks.precision
-    saver.save(_checkpoint(training, step, kept), validator.best_step)
 
 
 def _log(training: Training) -> TrainingLog:

@@ -56,8 +56,8 @@ def open_validation(config: settings.Train, data: TrainingData) -> Samples | Non
     if not config.validation.path:
         assert data.target is not None
         size = as_size(config.validation.size) or data.target.size
-        # None is replaced by another, as evaluation replaces none: figures are of all pictures.
-        return Samples(data.target.images, size)
+        # A run that bears corrupt ones would else end at each of its validations.
+        return Samples(data.target.images, size, replace_corrupt=data.target.replace_corrupt)
     cache = cache_of(config.cache.folder, config.cache.gigabytes, config.timeout_minutes, note_progress)
     shards = open_shards(config.validation.path, cache=cache)
     require_same_on_ranks(shards.fingerprint(), "validation shards")

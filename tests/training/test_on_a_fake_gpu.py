@@ -211,11 +211,17 @@ def test_the_backward_pass_of_batch_norm_over_ranks_computes_on_the_device_of_it
     with GPU:
         input, gradient = torch.empty(2, IMAGES, CLASSES, HEIGHT, WIDTH, dtype=precision).unbind()
         saved = (input.contiguous(memory_format=layout), *torch.empty(3, CLASSES).unbind())
-    context = SimpleNamespace(saved_tensors=saved, eps=1e-5)
+    context = SimpleNamespace(saved_tensors=saved, eps=1e-5, needs_input_grad=(True, False, True, True, False))
     result, *others = batch_norm._NormaliseOverRanks.backward(context, gradient.contiguous(memory_format=of_gradient))
     assert result is not None
     assert (result.device, result.dtype, result.shape) == (GPU, precision, input.shape)
-    assert others == [None] * 4
+    of_running, *of_affine, of_epsilon = others
+    assert of_running is of_epsilon is None
+    assert {(one.device, one.dtype, one.shape) for one in of_affine if one is not None} == {
+        (GPU, torch.float32, (CLASSES,))
+    }
+    context.needs_input_grad = (True, False, False, False, False)
+    assert batch_norm._NormaliseOverRanks.backward(context, gradient)[1:] == (None,) * 4
 
 
 def predictor() -> Predictor:

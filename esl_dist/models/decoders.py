@@ -6,6 +6,9 @@ from torch.nn import functional as F
 CLASSIFIER_STD = 0.1
 """Standard deviation of the last convolution's random weights, as published."""
 
+EPSILON = 1e-6
+"""Of its layer norms: that of Segment Anything's, which they are."""
+
 
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels of each place of (batch, channels, height, width)."""
@@ -23,17 +26,17 @@ class TransposedDecoder(nn.Sequential):
     """
 
     def __init__(self, inputs: int, classes: int) -> None:
-        """Build it with random weights; `inputs` is a multiple of 4."""
+        """Build it with random weights; `inputs` are channels, 4 at least."""
         half, quarter = inputs // 2, inputs // 4
         scores = nn.Conv2d(quarter, classes, 1, bias=False)
         nn.init.normal_(scores.weight, std=CLASSIFIER_STD)
         super().__init__(
             nn.ConvTranspose2d(inputs, half, 2, 2),
-            ChannelNorm(half),
+            ChannelNorm(half, EPSILON),
             nn.GELU(),
             nn.ConvTranspose2d(half, quarter, 2, 2),
-            ChannelNorm(quarter),
+            ChannelNorm(quarter, EPSILON),
             nn.Conv2d(quarter, quarter, 3, padding=1),
-            ChannelNorm(quarter),
+            ChannelNorm(quarter, EPSILON),
             scores,
         )

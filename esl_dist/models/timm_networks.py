@@ -35,6 +35,8 @@ from esl_dist.models.segmentation import Logits, SegmentationNetwork
 PREFIX = "timm/"
 OUTPUT_STRIDE = 16
 """At which a pyramid computes where none is asked for, as far as it can be dilated."""
+EMBEDDINGS = ("pos_embed", "cls_token", "reg_token", "mask_token", "dist_token")
+"""Parameters of more than one dimension that are no weights; timm's lists lack some."""
 SHARES_DROPPED = ("p", "drop_prob", "prob")
 """What timm and torch call the share that is dropped."""
 USES_BATCH = (EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2)
@@ -136,9 +138,10 @@ class TimmNetwork(SegmentationNetwork):
         return groups
 
     def no_decay(self, name: str) -> bool:
-        """Return whether timm keeps weight decay from a parameter, such as position embeddings and tokens."""
-        without = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
-        return name.removeprefix("backbone.") in without
+        """Return whether weight decay is kept from a parameter: by timm, or as a position embedding or token."""
+        of_timm = self.backbone.no_weight_decay() if hasattr(self.backbone, "no_weight_decay") else ()
+        # timm names parameters, or parts of their names.
+        return any(f".{one}." in f".{name}." for one in (*EMBEDDINGS, *of_timm))
 
     def feature_size(self, side: int) -> int:
         """Return the pixels of a side of the last stage's map."""
@@ -158,14 +161,20 @@ class TimmNetwork(SegmentationNetwork):
         """Have timm compute its blocks again in the backward pass, where none of them has batch norm.
 
         Raises:
-            UserError: one has.
+            UserError: one has, or timm cannot.
         """
         if list(batch_norms(self)):
             raise UserError(
                 f"checkpoint_activations=true: {self.architecture} has batch norm, which the repetition of a pass in "
                 "timm's blocks would feed twice; give false, or a network without batch norm"
             )
-        self.backbone.set_grad_checkpointing(True)
+        try:
+            self.backbone.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise UserError(
+                f"checkpoint_activations=true: timm cannot compute the blocks of {self.architecture} again ({error}); "
+                "give false"
+            ) from error
 
 
 def patches(side: int, patch: int) -> int:

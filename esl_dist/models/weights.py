@@ -89,7 +89,13 @@ def load_weights(
         weights, dropped = published_names(weights)
         converted = TURNED if TORCHVISION_CLASSIFIER in weights else ""
     else:
-        weights, dropped, converted = timm_names(_unwrapped(weights), network)
+        weights = _unwrapped(weights)
+        if any(name.startswith(DeepLab.heads) for name in weights):
+            raise UserError(
+                f"{origin}: holds a DeepLab on a residual network, whose input and strides are others than timm's; "
+                f"choose network.architecture, one of {', '.join(ARCHITECTURES)}"
+            )
+        weights, dropped, converted = timm_names(weights, network)
     # A file may have one set of statistics where the network keeps one a domain.
     shared = {name: name.replace(".source_", ".running_") for name in own if name.endswith(SOURCE_STATISTICS)}
     weights = {name: weights[other] for name, other in shared.items() if other in weights} | weights

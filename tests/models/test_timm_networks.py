@@ -16,6 +16,7 @@ from esl_dist.config_files import from_dictionary
 from esl_dist.data.loading import MEAN_COLOR
 from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import batch_norms
+from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.segmentation import checkpoint_blocks, refuse_single_value
 from esl_dist.models.timm_networks import TimmNetwork, known_name, pretrained_weights
 from esl_dist.models.timm_weights import mobilenet_v2_places
@@ -176,6 +177,14 @@ def test_a_file_of_another_network_is_refused() -> None:
             load_weights(network, foreign, "a file")
 
 
+def test_a_published_deeplab_is_refused_whatever_of_its_names_are_timms() -> None:
+    with torch.device("meta"):
+        published = DeepLab("resnet18", CLASSES, False, per_domain=False).state_dict()
+        network = network_of("resnet18", auxiliary_head=False)
+    with pytest.raises(UserError, match=r"^a file: holds a DeepLab on a residual network, .* choose network\.archit"):
+        load_weights(network, published, "a file")
+
+
 def test_pictures_are_converted_to_what_the_backbone_was_trained_on() -> None:
     network = network_of("mobilenetv2_100").eval()
     seen: list[torch.Tensor] = []
@@ -295,6 +304,8 @@ def test_blocks_computed_again_give_the_same_gradients_and_batch_norm_is_refused
     assert all(map(torch.equal, *gradients))
     with pytest.raises(UserError, match=r"^checkpoint_activations=true: timm/test_resnet has batch norm"):
         checkpoint_blocks(network_of("test_resnet"))
+    with torch.device("meta"), pytest.raises(UserError, match=r"^checkpoint_activations=true: timm cannot compute"):
+        checkpoint_blocks(network_of("twins_svt_small"))
 
 
 def test_a_single_value_is_refused_where_there_is_batch_norm() -> None:

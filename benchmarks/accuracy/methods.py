@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 EVERY = ("optimizer.learning_rate=0.01",)
-"""Settings of every training: ten times the published rate, which is for one picture a step and 250,000 steps."""
+"""Settings of every training. The published rate, 0.00025, is for one picture a step and 250,000 steps."""
 
 SOURCE_ONLY = ("method.name=source_only",)
 TWO_DOMAINS = ("network.batch_norm=per_domain",)

@@ -45,6 +45,7 @@ def check_training(config: settings.Train) -> None:
             f"source.largest_class_share={config.source.largest_class_share:g} is of parts of pictures; give their "
             "size as source.crop=[width,height]"
         )
+    _refuse_unreachable_pixels(config.source)
     if config.network.batch_norm == "per_domain" and not needs_target:
         raise UserError(
             f"network.batch_norm=per_domain needs passes over the target, and {name} without pseudo-labels has none; "
@@ -76,6 +77,21 @@ def _refuse_sizes_that_differ(domain: str, shards: settings.TrainingShards) -> N
         raise UserError(
             f"{domain}.scale=[{least:g},{greatest:g}] gives pictures of different sizes, which no batch can hold; "
             f"give the size of a part of them as {domain}.crop=[width,height]"
+        )
+    if least == greatest != 1 and shards.crop is None:
+        # Evaluation and validation see pictures at the size.
+        raise UserError(
+            f"{domain}.scale=[{least:g},{greatest:g}] is one factor for all; give the size itself as "
+            f"{domain}.size=[width,height]"
+        )
+
+
+def _refuse_unreachable_pixels(source: settings.Source) -> None:
+    rare, crop = source.rare_classes, source.crop
+    if rare.temperature is not None and crop is not None and rare.least_in_crop >= crop[0] * crop[1]:
+        raise UserError(
+            f"source.rare_classes.least_in_crop={rare.least_in_crop} are as many pixels as "
+            f"source.crop=[{crop[0]},{crop[1]}] has, or more, so no part of a picture has them; give fewer"
         )
 
 

@@ -74,7 +74,17 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
             f"method.mix=true lays source pictures over target pictures, and they have {sizes} pixels: give "
             f"{settings_of_both} the same [width,height], or method.mix=false"
         )
+    if config.method.name == "masked_consistency":
+        _refuse_blocks_as_large_as_pictures(config.method.masks.block, pictures[-1])
     _refuse_full_memory(config, network, pictures, together // world_size(), device)
+
+
+def _refuse_blocks_as_large_as_pictures(block: int, target: Pictures) -> None:
+    if round(min(target.size) / block) < 2:
+        raise UserError(
+            f"{target.name}: method.masks.block={block} hides whole pictures of {target.size[0]}×{target.size[1]}, for "
+            f"a side has less than two blocks; give a smaller one (published: a sixteenth of a side)"
+        )
 
 
 @torch.no_grad()

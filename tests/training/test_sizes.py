@@ -66,13 +66,24 @@ def test_masked_consistency_needs_pictures_as_large_as_its_host_does(shards: Pat
 @pytest.mark.parametrize("name", ["masked_consistency", "self_training"])
 def test_pictures_of_two_sizes_that_would_be_mixed_are_refused(shards: Path, name: str) -> None:
     message = r"^method\.mix=true .* have 48×32 and 32×32 pixels: give source\.size and target\.size the same"
+    method = {"name": name, "masks": {"block": 8}}
     with pytest.raises(UserError, match=message):
-        checked(shards, [48, 32], [32, 32], name)
-    checked(shards, [48, 32], [48, 32], name)
-    checked(shards, [48, 32], [32, 32], name, method={"name": name, "mix": False})
+        checked(shards, [48, 32], [32, 32], name, method=method)
+    checked(shards, [48, 32], [48, 32], name, method=method)
+    checked(shards, [48, 32], [32, 32], name, method={**method, "mix": False})
     checked(shards, [48, 32], [32, 32], "advent")
-    advent = {"name": "masked_consistency", "host": "advent"}
+    advent = {"name": "masked_consistency", "host": "advent", "masks": {"block": 8}}
     checked(shards, [48, 32], [32, 32], "masked_consistency", method=advent)
+
+
+def test_blocks_that_hide_whole_pictures_are_refused(shards: Path) -> None:
+    method = {"name": "masked_consistency", "masks": {"block": 32}}
+    with pytest.raises(
+        UserError, match=r"^target\.size=\[64, 40\]: method\.masks\.block=32 hides whole pictures of 64×40"
+    ):
+        checked(shards, [64, 40], [64, 40], "masked_consistency", method=method)
+    checked(shards, [64, 48], [64, 48], "masked_consistency", method=method)
+    checked(shards, [64, 40], [64, 40], "self_training", method={**method, "name": "self_training"})
 
 
 def test_pictures_that_are_too_small_as_packed_are_refused_by_their_shards(shards: Path) -> None:

@@ -233,6 +233,16 @@ def test_settings_that_need_a_part_are_refused_without_one(folder: Path, source:
     check_training(options(folder, {**source, "crop": [4, 4]}, {}))
 
 
+def test_one_factor_for_all_and_pixels_that_no_part_has_are_refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"^source\.scale=\[0\.5,0\.5\] is one factor for all; .* source\.size="):
+        check_training(options(folder, {"scale": [0.5, 0.5]}, {}))
+    rare = {"crop": [4, 4], "rare_classes": {"temperature": 0.1, "least_in_crop": 16}}
+    with pytest.raises(UserError, match=r"^source\.rare_classes\.least_in_crop=16 are as many pixels as source\.crop="):
+        check_training(options(folder, rare, {}))
+    rare["rare_classes"] = {"temperature": 0.1, "least_in_crop": 15}
+    check_training(options(folder, rare, {}))
+
+
 @pytest.mark.parametrize("scale", [[2.0, 1.0], [0.0, 1.0], [1.0, 11.0], [1.0]])
 def test_an_impossible_scale_is_refused(folder: Path, scale: list[float]) -> None:
     with pytest.raises(UserError, match=r"source\.scale"):

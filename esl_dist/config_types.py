@@ -21,7 +21,7 @@ A_NETWORK = Bound(
     f"one of {', '.join(RESIDUAL_NETWORKS)}, or {TIMM_PREFIX} and the name of one of timm's models",
     lambda value: value in RESIDUAL_NETWORKS or (value.startswith(TIMM_PREFIX) and value != TIMM_PREFIX),
 )
-A_STRIDE = Bound("8, 16 or 32", lambda value: value in (8, 16, 32))
+A_STRIDE = Bound("at least 8, at most 32, a power of two", lambda value: value in (8, 16, 32))
 
 Domain = Literal["source", "target"]
 DOMAINS: tuple[Domain, Domain] = ("source", "target")

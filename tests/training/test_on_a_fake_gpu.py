@@ -135,6 +135,23 @@ def test_the_passes_of_a_step_compute_on_the_device_of_the_network(
     assert set(reached) >= set(METHODS[method].networks(fake_network(), CLASSES, settings.Method())) - {"teacher"}
 
 
+@pytest.mark.parametrize("entropy_as", ["mask", "weight"])
+@pytest.mark.parametrize("host", ["advent", "self_training"])
+def test_entropies_are_judged_and_counted_on_the_device_of_the_network(host: str, entropy_as: str) -> None:
+    method = METHODS["masked_consistency"]
+    teacher = settings.Teacher(trust="entropy", entropy_as=entropy_as, margins=[0.03, 0.25, 0.03, 0.03])
+    options = settings.Method(name="masked_consistency", host=host, discriminator_channels=2, teacher=teacher)
+    with GPU:
+        networks = build_networks(method, fake_network(), CLASSES, options).train()
+    batch = MicroBatch(fake_batch(True), fake_batch(True), seed=0, step=0, places=range(IMAGES))
+    normaliser = Normaliser(torch.ones(2, dtype=torch.int64), IMAGES)
+    step = Step(networks, batch, normaliser, options, Precision(in_bf16, lambda loss, network: None))
+    method.passes(step)
+    assert step.counts[trust.ENTROPIES].device == GPU
+    method.after_update(networks, 1, step.counts, options)
+    assert networks[trust.ENTROPIES].histograms.device == GPU
+
+
 def on_the_host(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return a loss that weighs pixels by a tensor which somebody forgot to send to the device."""
 

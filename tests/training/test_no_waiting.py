@@ -129,7 +129,7 @@ class _Record:
 
 METHOD_SETTINGS = {
     "advent": {"discriminator_channels": 4},
-    "masked_consistency": {"name": "masked_consistency", "teacher": {"trust": "entropy"}},
+    "masked_consistency": {"name": "masked_consistency", "teacher": {"trust": "entropy"}, "masks": {"block": 8}},
 }
 
 

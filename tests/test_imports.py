@@ -15,6 +15,7 @@ LAYERS: list[set[str]] = [
             "config_files",
             "config_groups",
             "config_types",
+            "config_use",
             "config_values",
             "yaml_text",
             "environment",
@@ -30,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"runs"},
     {"prediction"},
     {"training", "inference"},
+    {"programs"},
     {"launch", "shards"},
 ]
 """Parts of the project from the bottom up. A part imports itself and parts below; at the bottom, each other.

@@ -1,0 +1,139 @@
+"""The settings of programs that use trained networks, or what they left; `esl_dist.config` says how they are read."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from omegaconf import MISSING
+
+from esl_dist.config_groups import Cache, Shards
+from esl_dist.config_types import (
+    A_YEAR,
+    LARGEST_FACTOR,
+    DomainChoice,
+    Folder,
+    LocalPath,
+    Precision,
+    ShardFolder,
+    Share,
+    Size,
+    Timeout,
+    Workers,
+)
+from esl_dist.config_values import FAR, LOCAL, limits, one_of
+
+
+@dataclass
+class Pictures(Shards):
+    """One packed data set split and the size at which a trained network sees it."""
+
+    size: Size | None = None
+    """Width and height in pixels to which pictures are resized when read; null: those of the network's training (its
+    target.size, or source.size for pictures of its source), as packed where it had none or is not known."""
+
+
+@dataclass
+class Prediction:
+    """What every program that uses a trained network asks for: which network, and how it sees the pictures."""
+
+    checkpoint: LocalPath | None = None
+    """Run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors, .pth) with the
+    published names."""
+    class_set: str | None = None
+    """Class set of a file of weights that does not say its own; null: the first of the shards, or of `classes_from`,
+    with as many classes."""
+    classes_from: Annotated[str, FAR] | None = None
+    """Data set's description (YAML) or folder of labelled shards, or its URL, that names the classes of such a file;
+    null: the shards do."""
+    as_packed: bool = False
+    """Whether pictures are seen at the size at which they are packed, whatever that of the training."""
+    domain: DomainChoice | None = None
+    """Whose size of pictures and, where there are statistics per domain, whose batch-norm statistics the network takes:
+    `source` or `target`; null: the source's for shards of the run's source data set, else the target's."""
+    precision: Precision | None = None
+    """Precision of forward passes: `no` (float32), `bf16`, and on GPUs `tf32` (float32 whose convolutions round their
+    factors to 10 bits) and `fp16`; null: what the launcher was asked for, else that of the training where the device
+    has it."""
+    workers: Workers = 2
+    """Reading processes a rank."""
+    cache: Cache = field(default_factory=Cache)
+    timeout_minutes: Timeout = 10.0
+    """How long a process waits for others that do not get on before it names the lost one, and ends."""
+
+
+@dataclass
+class PseudoLabel(Prediction):
+    """launch/pseudo_label.py: label the target where the network may be trusted."""
+
+    checkpoint: LocalPath = MISSING
+    target: Pictures = field(default_factory=Pictures)
+    """The pictures to label, and the size at which the network sees them."""
+    output: Folder = MISSING
+    """Folder for the pseudo-label shards."""
+    label_size: Size | None = None
+    """Width and height of the pseudo-labels in pixels; null: that of the network's input."""
+    score: Annotated[str, one_of("entropy", "confidence")] = "entropy"
+    """What decides trust: `entropy` (ESL) or `confidence` (highest softmax score, the paper's baseline)."""
+    entropy_floor: Share = 0.1
+    """Least entropy threshold of a class, as a share of the highest entropy."""
+    confidence_ceiling: Share = 0.9
+    """Highest confidence threshold of a class."""
+    compare_with_labels: bool = False
+    """Whether the target's own labels are read, only to report the accuracy of the pseudo-labels."""
+
+
+@dataclass
+class Evaluate(Prediction):
+    """launch/evaluate.py: score a network, an ensemble, or all snapshots of a run on labelled shards."""
+
+    checkpoint: LocalPath | None = None
+    """For `single`: run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors,
+    .pth) with the published names; for `best`: run folder."""
+    classes_from: Annotated[str, FAR] | None = None
+    """Data set's description (YAML) or folder of labelled shards, or its URL, that names the classes of such a file,
+    and the colours and raw ids of `predictions`; null: the shards do."""
+    mode: Annotated[str, one_of("single", "ensemble", "best")] = "single"
+    """`single`: one network; `ensemble`: the weighted sum of several networks' logits; `best`: every checkpoint of a
+    run, those that are scored already excepted."""
+    checkpoints: Annotated[list[str], LOCAL] = field(default_factory=list)
+    """For `ensemble`: its networks, each given as `checkpoint` is."""
+    ensemble_weights: Annotated[list[float], limits(at_least=0, at_most=LARGEST_FACTOR)] = field(default_factory=list)
+    """For `ensemble`: factor on each network's logits, no unit; empty: 1 for each."""
+    data: Pictures = field(default_factory=Pictures)
+    """The labelled pictures, scored at their labels' own size; for predictions alone, unlabelled ones."""
+    output: LocalPath | None = None
+    """JSON file for the scores; null: none, but for `best`, whose scores are kept in <run>/scores/<data
+    set>_<split>.json."""
+    experiments: Folder = "experiments"
+    """Folder of all runs; in its logs/ are the curves of ensembles and files of weights, those of a run are beside
+    it."""
+    predictions: Folder | None = None
+    """Folder for the predictions as PNG files, <key>.png, at the size of the label or, without labels, of the picture;
+    null: none."""
+    prediction_format: Annotated[str, one_of("colors", "train_ids", "raw_ids")] = "colors"
+    """What predictions hold: `colors` of the classes, `train_ids`, or `raw_ids`: of each class the first that its data
+    set lists, 8 bits or, where an id needs them, 16."""
+    wait_minutes: Annotated[float, limits(at_least=0, at_most=A_YEAR)] = 0.0
+    """For `best`: how long to wait for each snapshot that a running training has yet to write."""
+    statistics_from: ShardFolder | None = None
+    """Folder of shards, or its URL, on which the batch-norm statistics are estimated anew before scoring; null: those
+    of the checkpoint."""
+
+
+@dataclass
+class Predict:
+    """launch/predict.py: label pictures of one's own by a trained network."""
+
+
+@dataclass
+class Export:
+    """esl-dist export: write a trained network as one file that runs without this project."""
+
+
+@dataclass
+class Report:
+    """esl-dist report: write runs, their scores and pseudo-labels as one page."""
+
+
+@dataclass
+class Doctor:
+    """esl-dist doctor: say what this machine has, and whether a recipe can run on it."""

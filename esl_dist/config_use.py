@@ -137,8 +137,9 @@ class Report:
     """esl-dist report: write runs, their scores and pseudo-labels as one page."""
 
     runs: Annotated[list[str], LOCAL] = field(default_factory=list)
-    """Run folders, and JSON files of scores, in the order in which they are shown; on the command line the words without
-    a key. Scores in <run>/scores/ and <experiments>/scores/ are found; the last run's network predicts the gallery."""
+    """Run folders, and JSON files of scores, in the order in which they are shown; on the command line the words
+    without a key. Scores in <run>/scores/ and <experiments>/scores/ are found; the last run's network predicts the
+    gallery."""
     scores: Annotated[list[str], LOCAL] = field(default_factory=list)
     """More JSON files of scores, as launch/evaluate.py writes them."""
     pseudo_labels: Annotated[list[str], LOCAL] = field(default_factory=list)

@@ -46,6 +46,8 @@ ROWS = {
 }
 """Name of a row of the summary → its title in the table, and the run that is scored."""
 
+REPORT = "report.html"
+
 TARGET_STATISTICS = "_target_statistics"
 """Ends the name of a row for which the target's batch-norm statistics are estimated before scoring."""
 
@@ -60,8 +62,11 @@ def main(config: Demo) -> None:
         print(f"finished already; delete {folder} to run the demo again\n")
     else:
         write_json(summary_file, run_demo(folder, Path(config.recipes), config.seed))
+    if not (page := folder / REPORT).is_file():
+        report(folder)
     print_summary(read_demo_summary(summary_file))
     print(f"\n{summary_file} holds the same figures; curves: tensorboard --logdir {folder / 'logs'}")
+    print(f"{page} shows them, the pseudo-labels and pictures: open it in a browser")
 
 
 def read_recipes(folder: Path) -> dict[str, str]:
@@ -162,6 +167,7 @@ def label(folder: Path, shards: Path, pseudo_labels: Path) -> None:
         f"target.path={shards}/target_train",
         f"output={pseudo_labels}",
         "compare_with_labels=true",
+        "count_both_scores=true",
         "workers=0",
     )
 
@@ -180,6 +186,16 @@ def evaluate(folder: Path, shards: Path, name: str) -> dict[str, Any]:
         *([f"statistics_from={shards}/target_train"] if name.endswith(TARGET_STATISTICS) else []),
     )
     return scores_from(read_content(output, "delete it and start again"))
+
+
+def report(folder: Path) -> None:
+    """Write all runs of the demo as one page."""
+    from esl_dist.config import Report
+    from esl_dist.programs import report as program
+
+    runs = [str(folder / "snapshots" / name) for name in TRAININGS]
+    print(f"\n$ esl-dist report {shlex.join(runs)} output={shlex.quote(str(folder / REPORT))}", flush=True)
+    program.main(Report(runs=runs, output=str(folder / REPORT)))
 
 
 def run_step(program: str, *arguments: str) -> None:

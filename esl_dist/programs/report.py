@@ -8,6 +8,7 @@ from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_unwritable
 from esl_dist.report.writing import refuse_other_file, write_page
+from esl_dist.reporting.accounts import account
 from esl_dist.runs.layout import refuse_missing_run
 
 
@@ -15,24 +16,24 @@ def main(config: Report) -> None:
     """Write the report and print where it is."""
     check_report(config)
     # Not before: torch takes seconds, and what is wrong with the settings is known without it.
-    from esl_dist.ranks.session import joined_ranks
-    from esl_dist.report.gathering import gathered
+    import torch
+
+    from esl_dist.report.gathering import gathered, open_runs
     from esl_dist.report.pictures import gallery
-    from esl_dist.report.runs import open_run
 
     give_interrupt_back()
-    content = gathered(config)
-    runs = [open_run(Path(one)) for one in config.runs if not one.endswith(".json")]
-    with joined_ranks(timeout_minutes=10.0) as ranks:
-        content["gallery"] = gallery(config, runs, ranks.device)
+    runs = open_runs(config)
+    content = gathered(config, runs)
+    content["gallery"] = gallery(config, runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     write_page(Path(config.output), content)
-    for note in content["notes"]:
-        print(f"note: {note}")
-    print(
-        f"{config.output}: {len(content['rows'])} rows of scores, {len(runs)} runs, "
-        f"{len(content['rounds'])} rounds of pseudo-labels, {len(content['gallery']['pictures'])} pictures, "
-        f"{Path(config.output).stat().st_size / 1e6:.1f} MB"
-    )
+    told = {
+        "runs": str(len(runs)),
+        "scores": f"{len(content['rows'])} rows",
+        "rounds": f"{len(content['rounds'])} of pseudo-labels",
+        "pictures": content["gallery"]["note"] or str(len(content["gallery"]["pictures"])),
+        "not shown": "; ".join(content["notes"]),
+    }
+    print(account(f"{config.output}: {Path(config.output).stat().st_size / 1e6:.1f} MB", told))
 
 
 def check_report(config: Report) -> None:
@@ -46,7 +47,8 @@ def check_report(config: Report) -> None:
     if not (config.runs or config.scores or config.pseudo_labels):
         raise UserError("nothing to report: name runs, as in: esl-dist report experiments/snapshots/advent")
     for one in config.runs:
-        if not one.endswith(".json"):
+        # A file is one of scores.
+        if not Path(one).is_file():
             refuse_missing_run(Path(one))
     output = Path(config.output)
     refuse_other_file("output", output)

@@ -19,13 +19,21 @@ from esl_dist.runs.run_record import versions
 from esl_dist.urls import is_url, without_secrets
 
 
-def gathered(config: Report) -> dict[str, Any]:
+def open_runs(config: Report) -> list[RunFolder]:
+    """Open the runs that the settings name.
+
+    Raises:
+        UserError: one is no run.
+    """
+    return [open_run(Path(one)) for one in config.runs if not is_scores(one)]
+
+
+def gathered(config: Report, runs: Sequence[RunFolder]) -> dict[str, Any]:
     """Read what the settings name, but for the gallery, which `pictures` makes.
 
     Raises:
         UserError: what is named there cannot be read. What a report finds by itself is noted on the page instead.
     """
-    runs = [open_run(Path(one)) for one in config.runs if not _is_scores(one)]
     rows, notes = _rows(config, runs)
     rounds, class_sets = _rounds(config, runs, notes)
     class_sets += [run.classes for run in runs if run.classes is not None]
@@ -48,8 +56,9 @@ def gathered(config: Report) -> dict[str, Any]:
     }
 
 
-def _is_scores(word: str) -> bool:
-    return word.endswith(".json")
+def is_scores(word: str) -> bool:
+    """Say whether one of the runs is a file of scores, not a run's folder."""
+    return Path(word).is_file()
 
 
 def _rows(config: Report, runs: Sequence[RunFolder]) -> tuple[list[Row], list[str]]:
@@ -63,7 +72,7 @@ def _rows(config: Report, runs: Sequence[RunFolder]) -> tuple[list[Row], list[st
             notes.append(
                 f"{run.folder}: no scores; make them with esl-dist evaluate checkpoint={run.folder} data.path=…"
             )
-    for file in [*filter(_is_scores, config.runs), *config.scores]:
+    for file in [*filter(is_scores, config.runs), *config.scores]:
         row = read_row(Path(file))
         of = [number for number, run in enumerate(runs) if row.checkpoint and points_to(row.checkpoint, run.folder)]
         if Path(file).resolve() not in {Path(one.file).resolve() for one in rows}:

@@ -20,9 +20,8 @@ from PIL import Image
 from esl_dist.adaptation.entropy import HIGHEST_LEVEL
 from esl_dist.adaptation.pseudo_labels import TRUST, label_and_score
 from esl_dist.config import Evaluate, Pictures, Report
-from esl_dist.config_groups import Cache
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names
-from esl_dist.data.loading import Batch, LabelSource, Samples, label_source
+from esl_dist.data.loading import Batch, Samples, label_source
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
@@ -110,7 +109,7 @@ def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
     if config.target is None and not targets:
         raise UserError("no run names a target; give its shards as target=…")
     path = config.target or targets[0]
-    asked = Evaluate(checkpoint=str(run.folder), data=Pictures(path=path), cache=Cache(), workers=0)
+    asked = Evaluate(checkpoint=str(run.folder), data=Pictures(path=path), workers=0)
     inputs = open_inputs(asked.data, asked, device)
     predictor = inputs.load(run.folder)
     trained, shards = predictor.trained, inputs.shards

@@ -26,8 +26,8 @@ def told_of_round(folder: Path) -> tuple[dict[str, Any], ClassSet]:
         _refuse_other_classes(file, histograms, list(summary["classes"]))
     else:
         missing = (
-            f"{file} is not there: these pseudo-labels were made by an earlier version. Label again into another folder "
-            "with the same settings, and compare_with_labels=true where the target has labels"
+            f"{file} is not there: these pseudo-labels were made by an earlier version. Label again into another "
+            "folder with the same settings, and compare_with_labels=true where the target has labels"
         )
     made_with = {key: value for key, value in index.made_with.items() if key != "classes"}
     told = {"folder": str(folder), "summary": summary, "histograms": histograms, "missing": missing}

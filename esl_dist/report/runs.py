@@ -77,7 +77,7 @@ def controls_of(runs: Sequence[RunFolder]) -> dict[int, tuple[int, str]]:
     """Return the control of each run that has one: place → its place, and what kind of control it is.
 
     What a run adds shows only beside one that had everything else. So that is, in this order: a run of the same start
-    that goes on by the method of the start with nothing new; the start itself; without a start, a run of the same kind
+    that goes on by the method of the start with nothing new, best for as many steps; the start itself; without a start, a run of the same kind
     of network by the source alone.
     """
     starts = starts_of(runs)
@@ -98,7 +98,9 @@ def controls_of(runs: Sequence[RunFolder]) -> dict[int, tuple[int, str]]:
             if other != place and same_start == start and _goes_on(runs[other], runs[start])
         ]
         if as_long and not _goes_on(run, runs[start]):
-            found[place] = (_likest(run, as_long, runs), "trained as long")
+            likest = _likest(run, as_long, runs)
+            steps = runs[likest].config.steps
+            found[place] = (likest, "trained as long" if steps == run.config.steps else f"went on for {steps} steps")
         else:
             found[place] = (start, "its start")
     return found
@@ -137,7 +139,7 @@ def told_of_run(run: RunFolder, titles: Mapping[str, Any]) -> dict[str, Any]:
         "seed": run.config.seed,
         "from": run.config.network.start,
         "pseudo_labels": run.config.pseudo_labels,
-        "settings": {key: value for key, value in _flat(asdict(run.config))},
+        "settings": dict(_flat(asdict(run.config))),
         "shards": dict(run.shards),
         "starts": starts,
         "validation": _validations(run, problems),

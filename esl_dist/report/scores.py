@@ -1,5 +1,6 @@
 """The scores that a report shows: JSON files of evaluations, and which run each is of."""
 
+import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def points_to(path: str, run: Path) -> bool:
     if Path(path).resolve().is_relative_to(run.resolve()):
         return True
     parts, own = Path(path).parts, ("snapshots", run.resolve().name)
-    moved = own in zip(parts, parts[1:], strict=False)
+    moved = own in itertools.pairwise(parts)
     return moved and not Path(path).exists() and run.resolve().parent.name == "snapshots"
 
 

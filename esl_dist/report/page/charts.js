@@ -106,9 +106,9 @@ function ticks(least, most) {
   return found;
 }
 
-function short(value) {
+function short(value, digits = 3) {
   if (value === 0 || Math.abs(value) < 1e-12) return "0";
-  return Math.abs(value) >= 1e4 || Math.abs(value) < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(3)));
+  return Math.abs(value) >= 1e5 || Math.abs(value) < 1e-3 ? value.toExponential(0) : String(Number(value.toPrecision(digits)));
 }
 
 // Series are lists of [x, y]; `marks` are points with a shape of their own.
@@ -123,10 +123,10 @@ function lineChart(description, series, options = {}) {
     const parts = [];
     for (const tick of ticks(firstY, lastY)) {
       parts.push(line(left, atY(tick), right, atY(tick)));
-      parts.push(text(left - 5, atY(tick) + 4, short(tick), { class: "tick", "text-anchor": "end" }));
+      parts.push(text(left - 5, atY(tick) + 4, short(tick, 6), { class: "tick", "text-anchor": "end" }));
     }
     for (const tick of ticks(firstX, lastX)) {
-      parts.push(text(atX(tick), height - 7, short(tick), { class: "tick",
+      parts.push(text(atX(tick), height - 7, short(tick, 6), { class: "tick",
         "text-anchor": atX(tick) > right - 14 ? "end" : "middle" }));
     }
     for (const one of series) {

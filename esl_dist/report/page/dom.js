@@ -21,7 +21,7 @@ function fill(node, attributes, children) {
   return node;
 }
 
-// One decimal, halves to even, as Python writes them: a figure here and one in a table of the terminal are the same.
+// One decimal, halves to even, as the program writes them: a figure here is that of a table in the terminal.
 // Only quarters are halves of a tenth in binary.
 function oneDecimal(value) {
   if (!Number.isInteger(value * 4) || Number.isInteger(value * 2)) return value.toFixed(1);
@@ -30,7 +30,7 @@ function oneDecimal(value) {
 }
 
 function percent(share) {
-  return share === null || share === undefined ? "–" : oneDecimal(100 * share);
+  return share === null || share === undefined ? "-" : oneDecimal(100 * share);
 }
 
 // Differences are those of the shares themselves, not of rounded ones.

@@ -56,7 +56,7 @@ function has(one, place, kind) {
 
 function layers(one) {
   return element("span", { class: "layers" }, ...Object.entries(one.layers).map(([name, url]) =>
-    element("figure", {}, element("img", { src: url, width: one.size[0], height: one.size[1], loading: "lazy", alt: `${one.key}: ${name}` }),
+    element("figure", {}, element("img", { src: url, width: one.size[0], height: one.size[1], alt: `${one.key}: ${name}` }),
       element("figcaption", {}, name))));
 }
 

@@ -5,6 +5,7 @@ classes' colours, pictures as JPEG. Scores of a picture are those of an evaluati
 """
 
 import base64
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -100,7 +101,7 @@ def evenly(count: int, wanted: int) -> list[int]:
 
 def side_on_page(pictures: int) -> int:
     """Return the longest side at which so many pictures are shown."""
-    return round(LONGEST_SIDE * min(1.0, (AT_FULL_SIZE / pictures) ** 0.5))
+    return round(LONGEST_SIDE * min(1.0, math.sqrt(AT_FULL_SIZE / pictures)))
 
 
 def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device) -> Gallery:
@@ -232,8 +233,8 @@ def entropy_url(entropy: NDArray[np.float64], size: tuple[int, int]) -> str:
 def entropy_palette() -> list[int]:
     """Return red, green and blue of each step of entropy, one after the other."""
     steps = np.round((np.arange(ENTROPY_LEVELS) + 0.5) / ENTROPY_LEVELS * 255).astype(np.uint8)
-    colors: list[int] = cv2.applyColorMap(steps[None], cv2.COLORMAP_VIRIDIS)[0, :, ::-1].flatten().tolist()
-    return colors
+    painted: NDArray[np.uint8] = cv2.applyColorMap(steps[None], cv2.COLORMAP_VIRIDIS)[0].astype(np.uint8)
+    return [int(channel) for channel in painted[:, ::-1].flatten()]
 
 
 def _palette_url(picture: Image.Image, palette: list[int], transparent: int | None) -> str:

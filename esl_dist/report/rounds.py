@@ -1,5 +1,6 @@
 """The rounds of pseudo-labels that a report lays open."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def _classes(folder: Path, index: ShardIndex) -> ClassSet:
     return next(iter(index.class_sets.values()))
 
 
-def _refuse_other_classes(file: Path, histograms: dict[str, Any], names: list[str]) -> None:
+def _refuse_other_classes(file: Path, histograms: Mapping[str, Any], names: list[str]) -> None:
     for name, score in histograms.items():
         if list(score["classes"]) != names:
             raise UserError(f"{file}: scores.{name}: expected the classes {', '.join(names)}; label again")

@@ -77,26 +77,19 @@ def controls_of(runs: Sequence[RunFolder]) -> dict[int, tuple[int, str]]:
     """Return the control of each run that has one: place → its place, and what kind of control it is.
 
     What a run adds shows only beside one that had everything else. So that is, in this order: a run of the same start
-    that goes on by the method of the start with nothing new, best for as many steps; the start itself; without a start, a run of the same kind
-    of network by the source alone.
+    that goes on by the method of the start with nothing new, best for as many steps; the start itself; without one, a
+    run from the same weights by the source alone.
     """
     starts = starts_of(runs)
-    found = {}
+    found: dict[int, tuple[int, str]] = {}
     for place, run in enumerate(runs):
         start = starts.get(place)
         if start is None:
-            plain = [
-                other
-                for other, one in enumerate(runs)
-                if other not in starts and one.config.network.start is None and _is_plain(one) and not _is_plain(run)
-            ]
+            plain = [other for other, one in enumerate(runs) if other not in starts and _is_plain_beside(one, run)]
             found |= {place: (_likest(run, plain, runs), "source only")} if plain else {}
             continue
-        as_long = [
-            other
-            for other, same_start in starts.items()
-            if other != place and same_start == start and _goes_on(runs[other], runs[start])
-        ]
+        same_start = [other for other, one in starts.items() if other != place and one == start]
+        as_long = [other for other in same_start if _goes_on(runs[other], runs[start])]
         if as_long and not _goes_on(run, runs[start]):
             likest = _likest(run, as_long, runs)
             steps = runs[likest].config.steps
@@ -104,6 +97,10 @@ def controls_of(runs: Sequence[RunFolder]) -> dict[int, tuple[int, str]]:
         else:
             found[place] = (start, "its start")
     return found
+
+
+def _is_plain_beside(one: RunFolder, run: RunFolder) -> bool:
+    return _is_plain(one) and not _is_plain(run) and one.config.network.start == run.config.network.start
 
 
 def _is_plain(run: RunFolder) -> bool:

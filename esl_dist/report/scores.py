@@ -12,8 +12,8 @@ from esl_dist.reporting.scores import scores_from
 from esl_dist.runs.validations import VALIDATIONS, read_validations
 
 REMEDY = "score again, or leave it out"
-TARGET_STATISTICS = "_target_statistics"
-"""Ends the name of files of scores with statistics of the target, where an older one does not say it inside."""
+TARGET_STATISTICS = "target_statistics"
+"""In the name of files of scores with statistics of the target, where an older one does not say it inside."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,19 @@ def read_row(file: Path) -> Row:
 
 def _row(title: str, content: Content, whole: Content) -> Row:
     scores = scores_from(content)
-    made_with = whole.value.get("made_with") or {}
-    known = isinstance(made_with, dict) and "statistics_from" in made_with
-    texts = {key: value for key in ("checkpoint", "data") if isinstance(value := whole.value.get(key), str)}
+    # One evaluation says it beside its scores, that of all snapshots in what they were made with.
+    inner = whole.value.get("made_with")
+    said = inner if isinstance(inner, dict) else whole.value
+    texts: dict[str, Any] = {
+        key: value for key in ("checkpoint", "data") if isinstance(value := whole.value.get(key), str)
+    }
     return Row(
         title,
         str(whole.file),
         **_shares(scores),
         confusion=scores.get("confusion"),
         step=scores.get("step") if isinstance(scores.get("step"), int) else None,
-        anew=made_with["statistics_from"] is not None if known else None,
+        anew=said["statistics_from"] is not None if "statistics_from" in said else None,
         **texts,
     )
 
@@ -149,5 +152,5 @@ def with_controls(rows: Iterable[Row], controls: dict[int, int], adapted: Collec
 
 
 def _differences(row: Row, other: Row, adapted: Collection[int]) -> int:
-    of_target = [one.run in adapted or bool(one.anew) or one.title.endswith(TARGET_STATISTICS) for one in (row, other)]
+    of_target = [one.run in adapted or bool(one.anew) or TARGET_STATISTICS in one.title for one in (row, other)]
     return 4 * (row.data != other.data) + 2 * (of_target[0] != of_target[1]) + (row.anew != other.anew)

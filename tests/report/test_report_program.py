@@ -101,7 +101,7 @@ def test_files_of_earlier_versions_are_read_and_what_they_lack_is_said(
     experiments: Path, settings: Report, tmp_path: Path
 ) -> None:
     old = json.loads((experiments / "scores/advent.json").read_text())
-    for key in ("confusion", "data", "made_with"):
+    for key in ("confusion", "data", "statistics_from"):
         del old[key]
     (tmp_path / "old.json").write_text(json.dumps(old))
     labels = tmp_path / "old labels"

@@ -9,6 +9,7 @@ import yaml
 
 from tests.grids import grid
 from tests.programs import PROJECT, run
+from tests.report.pages import content_of
 
 SMALL_DEMO = """
 import os, runpy, subprocess, sys, traceback
@@ -92,6 +93,14 @@ def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tm
         assert (config["steps"], config["optimizer"]["schedule_steps"]) == (2, 700)
         assert config["method"]["name"] == method
         assert (config["pseudo_labels"] is not None) == (name == "advent_esl")
+
+    page = tmp_path / "demo/report.html"
+    assert f"{page} shows them" in first.stdout
+    shown = content_of(page)
+    assert {row["title"]: row["miou"] for row in shown["rows"]} == {row: summary[row]["miou"] for row in rows}
+    assert [one["summary"]["kept"] for one in shown["rounds"]] == [summary["pseudo_labels"]["kept"]]
+    assert list(shown["rounds"][0]["histograms"]) == ["entropy", "confidence"]
+    assert len(shown["gallery"]["pictures"]) == 4
 
     second = run(str(program), *words, folder=tmp_path)
     assert second.returncode == 0, second.stderr

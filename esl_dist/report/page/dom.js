@@ -99,5 +99,5 @@ function cell(content) {
 }
 
 function note(text) {
-  return element("p", { class: "note" }, text);
+  return element("p", { class: "note" }, breakable(text));
 }

@@ -38,7 +38,7 @@ from esl_dist.training.compilation import compile_segmentation, refuse_without_c
 from esl_dist.training.contradictions import refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
-from esl_dist.training.sizes import refuse_impossible_sizes
+from esl_dist.training.sizes import refuse_impossible_sizes, refuse_impossible_validation
 from esl_dist.training.validation import open_validation
 from esl_dist.training.zero import DividedUpdating
 
@@ -133,6 +133,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     require_same_on_ranks(str(data.fingerprints), "shards")
     validation = open_validation(config, data)
     refuse_impossible_sizes(config, method, data, ranks.device)
+    refuse_impossible_validation(config.network, data.classes, validation)
     config = replace(config, name=config.name or automatic_name(config, data))
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)

@@ -17,7 +17,7 @@ from esl_dist.data.loading import MEAN_COLOR
 from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.segmentation import checkpoint_blocks, refuse_single_value
+from esl_dist.models.segmentation import checkpoint_blocks
 from esl_dist.models.timm_networks import TimmNetwork, known_name, pretrained_weights
 from esl_dist.models.timm_weights import mobilenet_v2_places
 from esl_dist.models.weights import initialise, load_weights, published_state
@@ -67,7 +67,6 @@ def test_dropout_and_stochastic_depth_are_off() -> None:
 def test_the_stride_is_the_one_asked_for(stride: int | None, size: tuple[int, int]) -> None:
     network = network_of("test_efficientnet", output_stride=stride).eval()
     assert network(pictures())["main"].shape == (2, CLASSES, *size)
-    assert (network.feature_size(32), network.feature_size(48)) == size
 
 
 def test_a_plain_transformer_sees_whole_patches_and_scores_at_a_quarter() -> None:
@@ -309,9 +308,19 @@ def test_blocks_computed_again_give_the_same_gradients_and_batch_norm_is_refused
 
 
 def test_a_single_value_is_refused_where_there_is_batch_norm() -> None:
-    with pytest.raises(UserError, match="at least 17 pixels on a side"):
-        refuse_single_value(network_of("test_resnet"), (16, 16), 1, "here", "more")
-    refuse_single_value(network_of("test_vit"), (1, 1), 1, "here", "more")
+    with pytest.raises(UserError, match=r"^here: batch norm over one value a channel .* give larger pictures"):
+        network_of("test_resnet").refuse_size((16, 16), 1, "here", "there")
+    for size, pictures in (((17, 16), 1), ((16, 16), 2)):
+        network_of("test_resnet").refuse_size(size, pictures, "here", "there")
+    network_of("test_resnet").eval().refuse_size((1, 1), 1, "here", "there")
+    network_of("test_vit").refuse_size((1, 1), 1, "here", "there")
+    # Without padding 75 pixels become one, and 107 become two, where a 32nd would be 3 and 4.
+    with torch.device("meta"):
+        inception = network_of("inception_v3")
+    for size, message in (((75, 75), "one value a channel"), ((74, 74), r"does not take .* of 74×74 \(")):
+        with pytest.raises(UserError, match=rf"^here: .*{message}"):
+            inception.refuse_size(size, 1, "here", "there")
+    inception.refuse_size((107, 75), 1, "here", "there")
 
 
 def test_adamw_leaves_tokens_and_position_embeddings_norms_and_biases_alone() -> None:

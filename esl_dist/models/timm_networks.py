@@ -15,12 +15,14 @@ What differs from timm's own:
 
 import difflib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import timm
 import torch
 from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
@@ -56,6 +58,26 @@ class NormAndActivation(DomainBatchNorm2d):
         return output
 
 
+class PlacesOnDevice(nn.Module):
+    """DINOv3's sines and cosines of places, computed where the network is.
+
+    timm begins with a grid on the host, which would wait at every pass for a GPU to take it.
+    """
+
+    def __init__(self, rope: nn.Module) -> None:
+        """Compute what `rope` computes."""
+        super().__init__()
+        self.rope: Any = rope
+
+    def get_embed(self, shape: tuple[int, int]) -> Tensor:
+        """Return float (height · width, 2 · channels) for a shape of (height, width)."""
+        # Torch's compiler knows no such context.
+        here = nullcontext() if torch.compiler.is_compiling() else self.rope.periods.device
+        with here:
+            places: Tensor = self.rope.get_embed(shape=shape)
+        return places
+
+
 class TimmNetwork(SegmentationNetwork):
     """A backbone of timm with one head, and a second on the stage before if it is a pyramid.
 
@@ -89,6 +111,8 @@ class TimmNetwork(SegmentationNetwork):
         wanted = [-2, -1] if options.auxiliary_head else [-1]
         self.indices = self.backbone.prune_intermediate_layers(wanted, prune_norm=not self.is_plain)
         _switch_off_chance(self.backbone, self.architecture)
+        if isinstance(getattr(self.backbone, "rope", None), RotaryEmbeddingDinoV3):
+            self.backbone.rope = PlacesOnDevice(self.backbone.rope)
         _put_own_batch_norm(self.backbone, options)
         is_deeplab = options.head == "deeplab" or (options.head is None and not self.is_plain)
         build = Classifier if is_deeplab else TransposedDecoder

@@ -15,6 +15,7 @@ from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method, build_networks
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.loading import Samples
+from esl_dist.environment import launch
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.made_with import require_same
@@ -26,6 +27,7 @@ from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_r
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
     Checkpoint,
+    Manifest,
     build_network,
     checkpoint_folders,
     load_newest,
@@ -120,7 +122,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
             being trained or has no checkpoint that can be used, ranks that were not given the same, or a compiler
             that is asked for and does not work.
     """
-    refuse_unequal_shares(config)
+    refuse_unequal_shares(config, launch().world_size)
     if config.compile and ranks.zero_stage is not None:
         raise UserError(
             "compile=true is not supported with DeepSpeed; choose compile=false, or start without DeepSpeed"
@@ -132,7 +134,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     data = open_training_data(config, method)
     require_same_on_ranks(str(data.fingerprints), "shards")
     validation = open_validation(config, data)
-    refuse_impossible_sizes(config, method, data, ranks.device)
+    refuse_impossible_sizes(config, method, data, ranks.device, launch())
     config = replace(config, name=config.name or automatic_name(config, data))
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)
@@ -214,7 +216,7 @@ def build_state(
     segmentation = build_network(config.network, classes)
     initialise(segmentation)
     if with_start and config.network.start is not None:
-        _start_from(segmentation, config.network, classes)
+        _tell(load_start(segmentation, config.network, classes), config.network.start)
     if with_start and config.network.pretrained:
         _start_from_hub(segmentation)
     networks = on_device(build_networks(method, segmentation, len(classes), config.method), device).train()
@@ -223,7 +225,12 @@ def build_state(
     return State(networks, method.optimizers(networks, config.optimizer))
 
 
-def _start_from(network: SegmentationNetwork, options: settings.Network, classes: ClassSet) -> None:
+def load_start(network: SegmentationNetwork, options: settings.Network, classes: ClassSet) -> LoadReport:
+    """Fill a network from the weights of `options.start`.
+
+    Raises:
+        UserError: they are not there, cannot be read, or do not fit.
+    """
     start, without_heads = str(options.start), options.start_without == "heads"
     weights, known = weights_and_provenance(Path(start))
     if known is not None and not without_heads and class_names(known.classes) != class_names(classes):
@@ -232,7 +239,7 @@ def _start_from(network: SegmentationNetwork, options: settings.Network, classes
             f"{start}: its classes are {own}, this run's {asked}; take all but its classifiers with "
             "network.start_without=heads, or choose its class_set"
         )
-    _tell(load_weights(network, weights, start, without_heads), start)
+    return load_weights(network, weights, start, without_heads)
 
 
 def _start_from_hub(network: SegmentationNetwork) -> None:
@@ -264,9 +271,26 @@ def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: T
     """Fill the networks from a checkpoint of the run; the optimisers are filled after that.
 
     Raises:
+        UserError: as `refuse_other_run`.
+    """
+    refuse_other_run(run, checkpoint, config, data.fingerprints)
+    for name, network in state.networks.items():
+        network.load_state_dict(checkpoint.networks[name])
+
+
+def refuse_other_run(run: Path, begun: Manifest, config: settings.Train, fingerprints: Mapping[str, str]) -> None:
+    """Make sure that settings and shards are those with which a run was begun, as far as they may not change.
+
+    Args:
+        run: its folder.
+        begun: what one of its checkpoints says.
+        config: the settings that are given now, name and seed included.
+        fingerprints: of the shards that are given now.
+
+    Raises:
         UserError: the run was begun with other settings, on other shards or under another name.
     """
-    begun_as = str(checkpoint.config.name)
+    begun_as = str(begun.config.name)
     if begun_as != config.name:
         raise UserError(
             f"{run}: holds the run {begun_as}: its folder was renamed, or copied; to go on with it, give it back "
@@ -274,13 +298,11 @@ def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: T
             "another name"
         )
     require_same(
-        asdict(checkpoint.config),
+        asdict(begun.config),
         asdict(config),
         f"{run}: this run was begun with other settings (begun with → given now):",
         f"give those that it was begun with, which are in its {RUN_CONFIG}, or choose another name",
         MAY_CHANGE,
     )
-    if checkpoint.shards != data.fingerprints:
+    if begun.shards != fingerprints:
         raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
-    for name, network in state.networks.items():
-        network.load_state_dict(checkpoint.networks[name])

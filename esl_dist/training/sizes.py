@@ -15,12 +15,11 @@ from esl_dist.data.images import Size
 from esl_dist.data.loading import Samples
 from esl_dist.data.views import scaled
 from esl_dist.data.workers import READ_AHEAD
-from esl_dist.environment import launch
+from esl_dist.environment import Launch
 from esl_dist.errors import UserError
 from esl_dist.machine import free_memory
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.segmentation import SegmentationNetwork, refuse_single_value
-from esl_dist.ranks.collectives import world_size
 from esl_dist.runs.checkpoints import build_network
 from esl_dist.training.data import TrainingData
 
@@ -45,15 +44,42 @@ class Pictures:
     label_size: Size
 
 
-def refuse_impossible_sizes(config: settings.Train, method: Method, data: TrainingData, device: torch.device) -> None:
+def refuse_impossible_sizes(
+    config: settings.Train, method: Method, data: TrainingData, device: torch.device, launched: Launch
+) -> None:
     """Make sure that every layer has enough pixels, and that the memory can hold what a step needs at least.
+
+    Args:
+        config: the training's settings.
+        method: what makes its passes.
+        data: what it reads.
+        device: of a rank.
+        launched: how many ranks there are, and how many of them on this machine.
 
     Raises:
         UserError: naming the setting, or the shards whose pictures are used as packed.
     """
-    pictures = list(_pictures(data))
     with torch.device("meta"):
         network = build_network(config.network, data.classes)
+    refuse_untaken_sizes(config, method, data, network)
+    refuse_full_memory(config, data, network, device, launched)
+
+
+def refuse_untaken_sizes(
+    config: settings.Train, method: Method, data: TrainingData, network: SegmentationNetwork
+) -> None:
+    """Make sure that every layer has enough pixels.
+
+    Args:
+        config: the training's settings.
+        method: what makes its passes.
+        data: what it reads.
+        network: may be on the meta device.
+
+    Raises:
+        UserError: as `refuse_impossible_sizes`.
+    """
+    pictures = list(_pictures(data))
     together = config.batch_size // config.accumulate
     for one in pictures:
         if min(one.label_size) < (least := method.least_side(config.method)):
@@ -76,7 +102,6 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
         )
     if config.method.name == "masked_consistency":
         _refuse_blocks_as_large_as_pictures(config.method.masks.block, pictures[-1])
-    _refuse_full_memory(config, network, pictures, together // world_size(), device)
 
 
 def _refuse_blocks_as_large_as_pictures(block: int, target: Pictures) -> None:
@@ -125,10 +150,33 @@ def _label_size(samples: Samples) -> Size | None:
     return samples.label_size or samples.labels.shards.index.label_size
 
 
-def _refuse_full_memory(
-    config: settings.Train, network: SegmentationNetwork, pictures: list[Pictures], share: int, device: torch.device
+def refuse_full_memory(
+    config: settings.Train, data: TrainingData, network: SegmentationNetwork, device: torch.device, launched: Launch
 ) -> None:
-    """Hold what a rank takes to what is free: what is read ahead; on a CPU a step and its larger pass."""
+    """Hold what the ranks of this machine take at least to what is free.
+
+    Raises:
+        UserError: as `refuse_impossible_sizes`.
+    """
+    need, free = launched.local_world_size * least_memory(config, data, network, device, launched), free_memory()
+    if need > free:
+        sizes = " and ".join(f"{one.setting} {one.size[0]}×{one.size[1]}" for one in _pictures(data))
+        raise UserError(
+            f"batch_size={config.batch_size} with {sizes} and loader.workers={config.loader.workers} takes at least "
+            f"{need / 2**30:.1f} GiB on this machine, and {free / 2**30:.1f} GiB are free; give less of them, "
+            "or more to accumulate"
+        )
+
+
+def least_memory(
+    config: settings.Train, data: TrainingData, network: SegmentationNetwork, device: torch.device, launched: Launch
+) -> int:
+    """Return the bytes of the host's memory that pictures take of a rank: read ahead; on a CPU in a step, too.
+
+    There, those of its input and of the larger pass.
+    """
+    pictures = list(_pictures(data))
+    share = config.batch_size // (config.accumulate * launched.world_size)
     pixels = share * sum(one.size[0] * one.size[1] for one in pictures)
     need = READ_BYTES * READ_AHEAD * config.loader.workers * pixels
     if device.type == "cpu":
@@ -138,11 +186,4 @@ def _refuse_full_memory(
             share * (of_input * one.size[0] * one.size[1] + of_label * one.label_size[0] * one.label_size[1])
             for one in pictures
         )
-    ranks, free = launch().local_world_size, free_memory()
-    if need * ranks > free:
-        sizes = " and ".join(f"{one.setting} {one.size[0]}×{one.size[1]}" for one in pictures)
-        raise UserError(
-            f"batch_size={config.batch_size} with {sizes} and loader.workers={config.loader.workers} takes at least "
-            f"{need * ranks / 2**30:.1f} GiB on this machine, and {free / 2**30:.1f} GiB are free; give less of them, "
-            "or more to accumulate"
-        )
+    return need

@@ -30,9 +30,13 @@ def check_evaluation(config: Evaluate) -> None:
     """
     for check in checks_of_evaluation(config):
         check()
-    if is_alone():
-        for check in checks_of_scored(config):
-            check()
+    if not is_alone():
+        return
+    refuse_missing_shards(config.data.path)
+    if config.statistics_from is not None:
+        refuse_missing_shards(config.statistics_from)
+    for check in checks_of_scored(config):
+        check()
 
 
 def checks_of_evaluation(config: Evaluate) -> list[Check]:
@@ -75,11 +79,8 @@ def checks_of_evaluation(config: Evaluate) -> list[Check]:
 
 
 def checks_of_scored(config: Evaluate) -> list[Check]:
-    """Return what each refuse, with a UserError, shards, classes or networks of an evaluation that are not there."""
-    checks: list[Check] = [partial(refuse_missing_shards, config.data.path)]
-    if config.statistics_from is not None:
-        checks.append(partial(refuse_missing_shards, config.statistics_from))
-    checks.append(partial(_refuse_missing_classes, config.classes_from))
+    """Return what each refuse, with a UserError, classes or networks of an evaluation that are not there."""
+    checks: list[Check] = [partial(_refuse_missing_classes, config.classes_from)]
     if config.mode == "best":
         run = Path(str(config.checkpoint))
         return checks if config.wait_minutes else [*checks, partial(refuse_missing_run, run)]
@@ -99,9 +100,11 @@ def check_labelling(config: PseudoLabel) -> None:
     """
     for check in checks_of_labelling(config):
         check()
-    if is_alone():
-        for check in checks_of_labelled(config):
-            check()
+    if not is_alone():
+        return
+    refuse_missing_shards(config.target.path)
+    for check in checks_of_labelled(config):
+        check()
 
 
 def checks_of_labelling(config: PseudoLabel) -> list[Check]:
@@ -115,9 +118,8 @@ def checks_of_labelling(config: PseudoLabel) -> list[Check]:
 
 
 def checks_of_labelled(config: PseudoLabel) -> list[Check]:
-    """Return what each refuse, with a UserError, what is not there: shards, classes, a network, a place to write."""
+    """Return what each refuse, with a UserError, what is not there: classes, a network, a place to write."""
     return [
-        partial(refuse_missing_shards, config.target.path),
         partial(_refuse_missing_classes, config.classes_from),
         partial(refuse_missing_network, Path(config.checkpoint)),
         partial(_refuse_unwritable_output, config),

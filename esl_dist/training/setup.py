@@ -123,10 +123,8 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
             that is asked for and does not work.
     """
     refuse_unequal_shares(config, launch().world_size)
-    if config.compile and ranks.zero_stage is not None:
-        raise UserError(
-            "compile=true is not supported with DeepSpeed; choose compile=false, or start without DeepSpeed"
-        )
+    if ranks.zero_stage is not None:
+        refuse_with_deepspeed(config, ranks.precision)
     if config.compile:
         refuse_without_compiler(ranks.device)
     method = METHODS[config.method.name]
@@ -162,14 +160,26 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     return replace(training, first_step=checkpoint.step, before=before)
 
 
-def _updating(state: State, ranks: Ranks) -> Updating | DividedUpdating:
-    if ranks.zero_stage is None:
-        return Updating(state.networks, state.optimizers, ranks.scaler)
-    if ranks.precision == "fp16":
+def refuse_with_deepspeed(config: settings.Train, precision: str) -> None:
+    """Make sure that DeepSpeed can follow what is asked for.
+
+    Raises:
+        UserError: it cannot compile, or not scale losses.
+    """
+    if config.compile:
+        raise UserError(
+            "compile=true is not supported with DeepSpeed; choose compile=false, or start without DeepSpeed"
+        )
+    if precision == "fp16":
         raise UserError(
             "mixed precision fp16 is not supported with DeepSpeed: each of its engines would scale losses and skip "
             "steps on its own; choose bf16, or start without DeepSpeed"
         )
+
+
+def _updating(state: State, ranks: Ranks) -> Updating | DividedUpdating:
+    if ranks.zero_stage is None:
+        return Updating(state.networks, state.optimizers, ranks.scaler)
     return DividedUpdating(state.networks, state.optimizers, ranks.zero_stage)
 
 

@@ -3,7 +3,7 @@
 Both are bounds from below. What they let through may still not fit, and ends with the message for too little memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -175,15 +175,28 @@ def least_memory(
 
     There, those of its input and of the larger pass.
     """
-    pictures = list(_pictures(data))
-    share = config.batch_size // (config.accumulate * launched.world_size)
-    pixels = share * sum(one.size[0] * one.size[1] for one in pictures)
-    need = READ_BYTES * READ_AHEAD * config.loader.workers * pixels
+    need = bytes_read_ahead(config, data, launched)
     if device.type == "cpu":
-        need += INPUT_BYTES * config.accumulate * pixels
+        pictures, share = list(_pictures(data)), _share(config, launched)
+        need += INPUT_BYTES * config.accumulate * share * _pixels(pictures)
         of_input, of_label = network.least_bytes_a_pixel()
         need += max(
             share * (of_input * one.size[0] * one.size[1] + of_label * one.label_size[0] * one.label_size[1])
             for one in pictures
         )
     return need
+
+
+def bytes_read_ahead(config: settings.Train, data: TrainingData, launched: Launch) -> int:
+    """Return the bytes of the pictures that the reading processes of a rank keep; their labels come on top."""
+    pixels = _share(config, launched) * _pixels(_pictures(data))
+    return READ_BYTES * READ_AHEAD * config.loader.workers * pixels
+
+
+def _share(config: settings.Train, launched: Launch) -> int:
+    """Return the samples of a domain in a rank's pass."""
+    return config.batch_size // (config.accumulate * launched.world_size)
+
+
+def _pixels(pictures: Iterable[Pictures]) -> int:
+    return sum(one.size[0] * one.size[1] for one in pictures)

@@ -13,8 +13,6 @@ from esl_dist.early import give_interrupt_back
 Program = Train | PseudoLabel | Evaluate
 """The settings of a program that reads shards."""
 
-SHARDS_OF_TRAINING = ("source.path", "target.path", "pseudo_labels", "validation.path")
-
 
 def check_program(config: Program) -> None:
     """Refuse what the program would refuse on one process, networks and places for results excepted.
@@ -65,14 +63,17 @@ def shards_of(config: Program) -> dict[str, str]:
     """Return the places of the shards that a program reads, by setting; its method has to be known."""
     from esl_dist.training.contradictions import needs_target
 
+    places: dict[str, str | None]
     match config:
         case Train():
-            target = config.target.path if needs_target(config) else None
-            validation = config.validation.path if config.validate_every else None
-            places = (config.source.path, target, config.pseudo_labels, validation)
-            named = zip(SHARDS_OF_TRAINING, places, strict=True)
+            places = {
+                "source.path": config.source.path,
+                "target.path": config.target.path if needs_target(config) else None,
+                "pseudo_labels": config.pseudo_labels,
+                "validation.path": config.validation.path if config.validate_every else None,
+            }
         case PseudoLabel():
-            named = iter([("target.path", config.target.path)])
+            places = {"target.path": config.target.path}
         case Evaluate():
-            named = iter([("data.path", config.data.path), ("statistics_from", config.statistics_from)])
-    return {setting: place for setting, place in named if place}
+            places = {"data.path": config.data.path, "statistics_from": config.statistics_from}
+    return {setting: place for setting, place in places.items() if place}

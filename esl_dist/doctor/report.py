@@ -1,10 +1,11 @@
 """The whole of what is found, section by section: the machine, then the program that is asked about."""
 
 import os
+from functools import partial
 from typing import TextIO
 
 from esl_dist.config import Doctor, Evaluate, PseudoLabel, Train
-from esl_dist.doctor.findings import Finding, looked_at, problems_of, refused, table, verdict
+from esl_dist.doctor.findings import Finding, problems_of, refused, table, verdict
 from esl_dist.doctor.inputs import Program, checks_of_settings
 from esl_dist.doctor.plan import Plan, extras_found, plan_of, precision_found, processes_found
 from esl_dist.doctor.this_machine import findings_of_machine
@@ -38,7 +39,7 @@ def findings_of_program(config: Program, processes: int | None) -> list[Finding]
     if isinstance(config, Train):
         from esl_dist.training.contradictions import refuse_unknown_method
 
-        if unknown := problems_of([looked_at("settings", lambda: str(refuse_unknown_method(config)))]):
+        if unknown := problems_of(refused("settings", [partial(refuse_unknown_method, config)], "known")):
             return unknown
     settings = refused("settings", checks_of_settings(config), "no contradiction")
     plan = plan_of(config, processes)

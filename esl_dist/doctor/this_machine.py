@@ -86,7 +86,9 @@ def place_at(path: str) -> Place:
 
 def gigabytes(count: float) -> str:
     """Write bytes as people say them."""
-    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.0f} MB"
+    if count >= 10**9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.0f} MB" if count >= 10**6 else f"{count / 1e3:.0f} kB"
 
 
 def findings_of_machine(experiments: str) -> list[Finding]:
@@ -139,14 +141,16 @@ def packages(needed: Iterable[Requirement], version_of: VersionOf) -> list[Findi
     by_extra: dict[str, list[Requirement]] = {}
     for one in needed:
         found = re.search(r"extra == ['\"]([^'\"]+)['\"]", str(one.marker or ""))
-        if one.name != PROJECT:
-            by_extra.setdefault("" if found is None else found[1], []).append(one)
+        extra = "" if found is None else found[1]
+        # Some are for another Python or system alone.
+        if one.name != PROJECT and (one.marker is None or one.marker.evaluate({"extra": extra})):
+            by_extra.setdefault(extra, []).append(one)
     findings = [
-        Finding("problem", one.name, f"{_lack(one, version_of)}; pip install '{_plain(one)}'")
+        Finding("problem", one.name, f"{_lack(one, version_of)}; pip install '{one.name}{one.specifier}'")
         for one in by_extra.pop("", [])
         if _lack(one, version_of)
     ]
-    named = [f"{name} {found}" for name in (PROJECT, *ALWAYS_NAMED) if (found := version_of(name)) is not None]
+    named = [f"{name} {version_of(name)}" for name in (PROJECT, *ALWAYS_NAMED) if version_of(name) is not None]
     if version_of(PROJECT) is None:
         findings.append(Finding("note", PROJECT, "not installed, so versions of packages are not compared"))
     findings.insert(0, Finding("ok", "packages", ", ".join(named)))
@@ -170,10 +174,6 @@ def _lack(one: Requirement, version_of: VersionOf) -> str:
         return f"{one.name} is not installed"
     is_enough = one.specifier.contains(found, prereleases=True)
     return "" if is_enough else f"{one.name} {found} is installed, {one.specifier} needed"
-
-
-def _plain(one: Requirement) -> str:
-    return f"{one.name}{one.specifier}"
 
 
 def gpus() -> list[Gpu]:

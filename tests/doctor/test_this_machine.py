@@ -31,7 +31,15 @@ from esl_dist.errors import UserError
 
 NEEDED = [
     *map(Requirement, ("torch>=2.11", "numpy>=2.0", "timm>=1; extra == 'timm'", "fsspec[http]>=3; extra == 'remote'")),
-    *map(Requirement, ("s3fs>=3; extra == 'remote'", "esl-dist[timm]; extra == 'test'", "pytest; extra == 'test'")),
+    *map(
+        Requirement,
+        (
+            "gone>=9; sys_platform == 'plan9'",
+            "s3fs>=3; extra == 'remote'",
+            "esl-dist[timm]; extra == 'test'",
+            "pytest; extra == 'test'",
+        ),
+    ),
 ]
 H100 = Gpu("NVIDIA H100", 80 * 10**9, 79 * 10**9, "9.0", ("no", "tf32", "bf16", "fp16"))
 

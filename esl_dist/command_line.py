@@ -37,7 +37,7 @@ from esl_dist.environment import LOCAL_RANK, launch
 from esl_dist.errors import EITHER_MEMORY, GPU_MEMORY, StoppedError, UserError, memory_words
 from esl_dist.files import as_given, shortened
 from esl_dist.slurm import adopt_step
-from esl_dist.stop_signals import keep_end, leave, own_process
+from esl_dist.stop_signals import keep_end, leave
 from esl_dist.urls import is_url
 
 Config = TypeVar("Config")
@@ -67,8 +67,6 @@ def run_program(schema: type[Config], main: Callable[[Config], int | None]) -> N
     """
     early.make_streams_robust()
     try:
-        if main.__module__ == "__main__":
-            own_process()
         file, overrides = _arguments(schema, sys.argv[1:])
         adopt_step()
         code = main(load_config(schema, file, overrides)) or 0

@@ -19,8 +19,10 @@ if __name__ == "__main__":
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate, PseudoLabel, Train
 from esl_dist.doctor.inputs import check_program
+from esl_dist.stop_signals import own_process
 
 PROGRAMS: dict[str, type] = {"train": Train, "pseudo_label": PseudoLabel, "evaluate": Evaluate}
 
 if __name__ == "__main__":
+    own_process()
     run_program(PROGRAMS[sys.argv.pop(1)], check_program)

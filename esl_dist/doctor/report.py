@@ -52,7 +52,7 @@ def _findings_of_inputs(config: Program, plan: Plan, is_sound: bool) -> list[Fin
         case Train():
             from esl_dist.doctor.training import findings_of_training
 
-            return findings_of_training(config, plan, is_sound)
+            return findings_of_training(config, plan)
         case PseudoLabel():
             from esl_dist.doctor.trained import findings_of_labelling
 

@@ -20,14 +20,14 @@ from esl_dist.doctor.plan import Plan
 from esl_dist.doctor.room import StateBytes, bytes_below, most_checkpoints, state_bytes
 from esl_dist.doctor.this_machine import Place, gigabytes, place_at
 from esl_dist.errors import UserError
-from esl_dist.files import refuse_unwritable
+from esl_dist.files import refuse_as_name, refuse_unwritable
 from esl_dist.machine import free_memory, usable_processors
 from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.ranks.rendezvous import FILES_A_RANK
 from esl_dist.runs.checkpoints import build_network, checkpoint_folders, load_newest, run_config
 from esl_dist.runs.layout import RUN_CONFIG
 from esl_dist.training.compilation import refuse_without_compiler
-from esl_dist.training.contradictions import refuse_missing_start, refuse_unequal_shares
+from esl_dist.training.contradictions import needs_target, refuse_missing_start, refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data
 from esl_dist.training.setup import automatic_name, load_start, refuse_other_run, run_folder
 from esl_dist.training.sizes import bytes_read_ahead, least_memory, refuse_full_memory, refuse_untaken_sizes
@@ -66,14 +66,8 @@ class Asked:
         return bool(checkpoint_folders(self.run))
 
 
-def findings_of_training(config: settings.Train, plan: Plan, is_sound: bool) -> list[Finding]:
-    """Return what is found of a training.
-
-    Args:
-        config: its settings, whose method is known.
-        plan: how it is to run.
-        is_sound: whether they contradict nothing; else only what stands by itself is looked at.
-    """
+def findings_of_training(config: settings.Train, plan: Plan) -> list[Finding]:
+    """Return what is found of a training, whose method is known; that its settings contradict nothing is another's."""
     places = shards_of(config)
     domains = len({"source.path", "target.path"} & places.keys())
     processes, readers = plan.launched.local_world_size, domains * config.loader.workers
@@ -81,14 +75,14 @@ def findings_of_training(config: settings.Train, plan: Plan, is_sound: bool) -> 
         looked_at("batch", partial(_batch, config, plan.launched.world_size)),
         *(looked_at(setting, partial(_opened, config, place)) for setting, place in places.items()),
     ]
-    is_sound = is_sound and not problems_of(found[1:])
+    is_all_there = not problems_of(found[1:]) and (config.target.path != "" or not needs_target(config))
     found += [
         looked_at("open files", partial(enough_files, files_needed(config, plan, domains), *_open_files())),
         enough_processors(processes, readers, usable_processors()),
     ]
     if config.compile:
         found.append(looked_at("compile", partial(_compiled, plan.device)))
-    if not is_sound:
+    if not is_all_there:
         return [*found, *_missing_start(config), THE_REST]
     try:
         asked = _asked(config, plan)
@@ -113,7 +107,7 @@ def _asked(config: settings.Train, plan: Plan) -> Asked:
 
 def _findings_with_data(asked: Asked) -> Iterator[Finding]:
     config = asked.config
-    if config.validate_every:
+    if config.validate_every and (config.validation.path or asked.data.target is not None):
         yield looked_at("validation", lambda: _validated(asked))
     yield looked_at("pictures", lambda: _pictures(asked))
     ahead = bytes_read_ahead(config, asked.data, asked.plan.launched)
@@ -218,6 +212,7 @@ def _missing_start(config: settings.Train) -> list[Finding]:
 
 def _run(asked: Asked) -> str:
     config, run = asked.config, asked.run
+    refuse_as_name(str(config.name), "name")
     if not asked.is_begun:
         refuse_unwritable("experiments", config.experiments, run)
         return f"{run}: a new one"

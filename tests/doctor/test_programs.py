@@ -103,6 +103,22 @@ def test_every_problem_is_told_not_only_the_first(shards: Path) -> None:
         assert part in words
 
 
+def test_a_contradiction_of_settings_hides_nothing_else(shards: Path) -> None:
+    config = training(
+        shards,
+        name="..",
+        validate_every=1,
+        optimizer={"schedule_steps": 1},
+        target={"path": ""},
+        method={"name": "source_only"},
+        network={"architecture": "tiny", "start": "nowhere.pth"},
+    )
+    told = [one.subject for one in problems_of(findings_of_program(config, None))]
+    assert told == ["settings", "settings", "settings", "weights", "run"]
+    without_target = replace(config, name="r", method=replace(config.method, name="minent"))
+    assert "target.path" in next(iter(problems(without_target).values()))
+
+
 def test_an_unknown_method_is_told_alone(shards: Path) -> None:
     assert list(problems(training(shards, method={"name": "magic"}))) == ["settings"]
 

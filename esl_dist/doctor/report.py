@@ -9,6 +9,7 @@ from esl_dist.doctor.findings import Finding, problems_of, refused, table, verdi
 from esl_dist.doctor.inputs import Program, checks_of_settings
 from esl_dist.doctor.plan import Plan, extras_found, plan_of, precision_found, processes_found
 from esl_dist.doctor.this_machine import findings_of_machine
+from esl_dist.errors import UserError
 
 EXPERIMENTS = Train().experiments
 
@@ -42,7 +43,10 @@ def findings_of_program(config: Program, processes: int | None) -> list[Finding]
         if unknown := problems_of(refused("settings", [partial(refuse_unknown_method, config)], "known")):
             return unknown
     settings = refused("settings", checks_of_settings(config), "no contradiction")
-    plan = plan_of(config, processes)
+    try:
+        plan = plan_of(config, processes)
+    except UserError as error:
+        return [*settings, Finding("problem", "processes", str(error))]
     found = [*settings, processes_found(plan), *extras_found(config), precision_found(config, plan)]
     return found + _findings_of_inputs(config, plan, not problems_of(settings))
 

@@ -239,6 +239,13 @@ def test_as_many_processes_are_planned_as_gpus_share_a_batch(
     assert processes_found(found).level == level
 
 
+def test_what_a_launcher_says_that_cannot_be_is_told(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert "WORLD_SIZE=many is impossible" in problems(training(shards))["processes"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "without MASTER_ADDR" in problems(training(shards))["precision"]
+
+
 def labelling(folder: Path, **changes: Any) -> PseudoLabel:
     values = {"checkpoint": str(folder / "run"), "target": {"path": str(folder / "target")}}
     return from_dictionary(PseudoLabel, values | {"output": str(folder / "output")} | changes, "tests")

@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     {"runs"},
     {"prediction"},
     {"training", "inference"},
-    {"report"},
+    {"report", "doctor"},
     {"programs"},
     {"launch", "shards"},
 ]

@@ -59,3 +59,13 @@ def test_a_thinned_curve_keeps_ends_and_extremes_in_order(values: list[float], m
         assert (kept[0], kept[-1]) == (points[0], points[-1])
         assert max(value for _, value in kept) == max(values)
         assert min(value for _, value in kept) == min(values)
+
+
+@given(st.integers(0, 999), st.integers(0, 999), st.integers(4, 60))
+def test_a_single_peak_and_a_single_dip_are_seen_among_many_equal_values(peak: int, dip: int, most: int) -> None:
+    values = [0.0] * 1000
+    values[peak], values[dip] = 1.0, -1.0
+    kept = dict(thinned(list(enumerate(values)), most))
+    assert kept[dip] == -1.0
+    assert kept[peak] == values[peak]
+    assert len(kept) <= most

@@ -12,9 +12,10 @@ if __name__ == "__main__":
     # What follows takes its time to import.
     end_at_interrupt()
 
-from esl_dist.command_line import run_program
-from esl_dist.config import Predict
-from esl_dist.programs.predict import main
+    from esl_dist.command_line import run_program
+    from esl_dist.config import Predict
+    from esl_dist.programs.predict import main
+    from esl_dist.stop_signals import own_process
 
-if __name__ == "__main__":
+    own_process()
     run_program(Predict, main)

@@ -63,7 +63,7 @@ class PictureFiles:
     folder: Path | str
     names: Sequence[str]
     files: Sequence[Path]
-    passed_over: Sequence[str]
+    passed_over: list[str]
     largest_pixels: int
     most_readers: int | None = None
 
@@ -128,7 +128,7 @@ def find_pictures(place: str, largest_pixels: int) -> PictureFiles:
         matches = map(Path, glob.glob(place, recursive=True))
         found, others = _apart((one.relative_to(root).as_posix(), one) for one in matches if not one.is_dir())
     if not found:
-        beside = f"; passed over {len(others)} other files ({first_few(others)})" if others else ""
+        beside = f", but {first_few(others)}" if others else ""
         raise UserError(f"pictures={place}: holds no picture{beside}; expected png, jpg or such")
     named = sorted((PurePosixPath(composed(path)).with_suffix("").as_posix(), file) for path, file in found)
     for (name, file), (following, other) in itertools.pairwise(named):

@@ -122,8 +122,7 @@ def open_pictures(place: str, largest_megapixels: int) -> OwnPictures:
     files = find_pictures(place, largest_megapixels * 10**6)
     if files.passed_over:
         print_on_main(
-            f"{place}: {len(files.passed_over)} files that are no pictures, or hidden, are passed over: "
-            f"{first_few(sorted(files.passed_over))}"
+            f"{place}: passed over, as no pictures or hidden: {len(files.passed_over)} ({first_few(files.passed_over)})"
         )
     return files
 
@@ -142,6 +141,11 @@ def _print_plan(config: Predict, job: PredictionJob) -> None:
     print_on_main(account("predicting", facts))
     for line in differences_of_sight(job.predictor):
         print_on_main(f"note: {line}")
+    if job.predictor.size is None and not config.as_packed:
+        print_on_main(
+            f"note: {job.predictor.trained.name}: at which size its training saw pictures is not known, for they were "
+            "seen as packed or it does not say; these are seen at their own; give size=[width,height] for another"
+        )
 
 
 def missing_files(job: PredictionJob) -> dict[int, list[str]]:
@@ -239,5 +243,5 @@ def _logits(job: PredictionJob, images: Tensor, position: int) -> Tensor:
         height, width = images.shape[2:]
         raise UserError(
             f"{job.pictures.where(position)}: a {job.predictor.trained.architecture} cannot see it at {width}×{height} "
-            f"pixels ({reason}); give a size=[width,height], or window=…, such as that of its training"
+            f"pixels ({reason}); give a size=[width,height] that it can, such as its training's"
         ) from error

@@ -20,6 +20,9 @@ from esl_dist.reporting.progress import progress
 
 Item = TypeVar("Item")
 
+HIGHEST_GREY = 255
+"""Grey level of a score of 1."""
+
 
 def own_part(items: Sequence[Item]) -> Sequence[Item]:
     """Return this rank's part: every W-th item of W ranks."""
@@ -126,10 +129,6 @@ def predicted_at(own: Size, seen: Size, is_padded: bool) -> tuple[int, int]:
     """
     width, height = framed_size(own, seen) if is_padded else own
     return height, width
-
-
-HIGHEST_GREY = 255
-"""Grey level of a score of 1."""
 
 
 def grey_scores(logits: Tensor, size: tuple[int, int], kinds: Sequence[str]) -> list[Tensor]:

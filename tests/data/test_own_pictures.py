@@ -90,7 +90,7 @@ def test_one_picture_is_one(tmp_path: Path) -> None:
     ("place", "message"),
     [
         ("empty", "holds no picture; expected png, jpg or such"),
-        ("texts", r"holds no picture; passed over 1 other files \(notes\.txt\)"),
+        ("texts", r"holds no picture, but notes\.txt; expected"),
         ("texts/*.png", "holds no picture;"),
         ("nothing.txt", "holds no picture;"),
         ("gone", "gone: there is none; expected a folder, a pattern in quotes, a list"),

@@ -99,14 +99,20 @@ class Conditions:
             if asked.precision is not None:
                 raise UserError(f"precision={asked.precision} {problem}")
             precision = "no"
-        if (seen := size or self.shards.index.image_size) is not None:
-            key = "target.size" if isinstance(asked, settings.PseudoLabel) else "data.size"
-            trained.network.refuse_size(seen, 1, trained.name, key)
+        self.refuse_size(trained, size)
         return Predictor(trained, domain, size, cast(Precision, precision))
 
     def own_domain(self, trained: TrainedNetwork) -> Domain:
-        """Return the domain of the pictures: what is not known to be of the source is for the adapted network."""
-        return "target"
+        """Return the domain that the pictures are of, for this network."""
+        raise NotImplementedError
+
+    def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
+        """Make sure that a network takes pictures of the size at which it is to see them; None: of their own.
+
+        Raises:
+            UserError: it does not; the message names the setting that may change it.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,29 @@ class Inputs(Conditions):
         """Return the source if the shards, or their data set, are the training's source."""
         return domain_of(trained.shards, trained.data_sets, self.shards)
 
+    def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
+        """Make sure that a network takes pictures of that size, or of the one that all are packed at."""
+        if (seen := size or self.shards.index.image_size) is not None:
+            key = "target.size" if isinstance(self.asked, settings.PseudoLabel) else "data.size"
+            trained.network.refuse_size(seen, 1, trained.name, key)
+
+
+@dataclass(frozen=True)
+class OwnConditions(Conditions):
+    """How networks are to see pictures that lie in no shards; `window`: what is seen at once of each, None: all."""
+
+    window: Size | None
+
+    def own_domain(self, trained: TrainedNetwork) -> Domain:
+        """Return the target: for what is not known to be of the source, a network was adapted."""
+        return "target"
+
+    def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
+        """Make sure that a network takes pictures of that size, or windows of them."""
+        if size is not None:
+            seen = size if self.window is None else (min(size[0], self.window[0]), min(size[1], self.window[1]))
+            trained.network.refuse_size(seen, 1, trained.name, "size" if self.window is None else "window")
+
 
 def open_inputs(
     pictures: settings.Pictures, asked: settings.Evaluate | settings.PseudoLabel, device: torch.device
@@ -141,7 +170,7 @@ def open_inputs(
     return Inputs(class_sets, device, pictures.size, asked, shards, cache)
 
 
-def open_conditions(size: list[int] | None, asked: settings.Prediction, device: torch.device) -> Conditions:
+def open_conditions(asked: settings.Predict, device: torch.device) -> Conditions:
     """Return the conditions of pictures that lie in no shards.
 
     Raises:
@@ -149,7 +178,7 @@ def open_conditions(size: list[int] | None, asked: settings.Prediction, device: 
     """
     cache = _begin(asked)
     class_sets = {} if asked.classes_from is None else read_class_sets(asked.classes_from, cache)
-    return Conditions(class_sets, device, size, asked)
+    return OwnConditions(class_sets, device, asked.size, asked, as_size(asked.window))
 
 
 def _begin(asked: settings.Prediction) -> Cache:

@@ -23,9 +23,8 @@ from esl_dist.data.sampling import Wanted, as_they_are
 from esl_dist.data.source_files import first_few
 from esl_dist.data.videos import Video, frames_decoded, frames_said
 from esl_dist.data.workers import Fields, Sample, Workers, read_ahead
-from esl_dist.errors import UserError, memory_words
+from esl_dist.errors import UserError
 from esl_dist.files import whole_file
-from esl_dist.gpu_errors import is_of_gpu
 from esl_dist.inference.inputs import differences_of_sight, facts_of_networks, open_conditions
 from esl_dist.inference.prediction_files import SCORES, Encode, Predicted, encoder_of
 from esl_dist.inference.prediction_records import made_with, open_output
@@ -81,7 +80,7 @@ def predict(config: Predict, device: torch.device) -> None:
     began = time.monotonic()
     pictures = open_pictures(config.pictures, config.largest_megapixels)
     require_same_on_ranks("\n".join(pictures.names), "pictures")
-    conditions = open_conditions(config.size, config, device)
+    conditions = open_conditions(config, device)
     predictor = conditions.load(config.checkpoint)
     classes = conditions.named_classes(predictor.trained) or predictor.trained.classes
     sight = Sight(as_size(config.window), config.overlap, config.mirror)
@@ -235,13 +234,6 @@ def _logits(job: PredictionJob, images: Tensor, position: int) -> Tensor:
 
     try:
         return averaged_logits(score, images, job.sight)
-    except RuntimeError as error:
-        # Some backbones of timm take no small pictures, others only multiples of their stride; none says which.
-        reason = next(iter(str(error).splitlines()), "")
-        if "size" not in reason or memory_words(error) is not None or is_of_gpu(reason):
-            raise
-        height, width = images.shape[2:]
-        raise UserError(
-            f"{job.pictures.where(position)}: a {job.predictor.trained.architecture} cannot see it at {width}×{height} "
-            f"pixels ({reason}); give a size=[width,height] that it can, such as its training's"
-        ) from error
+    except UserError as error:
+        # Pictures seen at their own size may be too small for a layer.
+        raise UserError(f"{job.pictures.where(position)}: {error}, by size=[width,height]") from error

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from esl_dist.data.own_pictures import find_pictures
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.inference.contradictions import check_predicting
+from esl_dist.inference.inputs import open_conditions
 from esl_dist.inference.predicting import PredictionJob, missing_files, open_pictures, write_predictions
 from esl_dist.inference.prediction_files import encoder_of
 from esl_dist.inference.prediction_records import made_with, open_output
@@ -145,21 +145,34 @@ def test_scores_that_are_no_numbers_are_told_with_their_picture(folder: Path, tm
     assert not list(tmp_path.glob("train_ids/*"))
 
 
-@pytest.mark.parametrize(
-    ("words", "is_told"),
-    [("Kernel size can't be greater than actual input size", True), ("mat1 and mat2 shapes cannot be", False)],
-)
-def test_a_size_that_a_network_cannot_see_is_told_with_the_picture(
-    folder: Path, network: DeepLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, is_told: bool
+def test_a_size_that_a_network_does_not_take_is_told_with_the_picture(
+    folder: Path, network: DeepLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise RuntimeError(words)
+        raise UserError("r: does not take pictures of 48×40; give another size of pictures")
 
-    monkeypatch.setattr(DeepLab, "score", refuse)
-    with pytest.raises(UserError if is_told else RuntimeError, match=re.escape(words)) as caught:
+    monkeypatch.setattr(Predictor, "logits", refuse)
+    told = rf"^{folder}/0\.png: r: does not take .*; give another size of pictures, by size=\[width,height\]$"
+    with pytest.raises(UserError, match=told):
         written(job_of(folder, network, tmp_path, ["train_ids"]))
-    told = f"{folder}/0.png: a tiny cannot see it at 48×40 pixels ({words}); give a size=[width,height]"
-    assert str(caught.value).startswith(told) == is_told
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ({"size": [40, 32]}, ((40, 32), "size")),
+        ({"size": [40, 32], "window": [24, 64]}, ((24, 32), "window")),
+        ({"window": [24, 64]}, None),
+        ({}, None),
+    ],
+)
+def test_a_size_that_all_pictures_are_seen_at_is_tried_before_any_is(
+    network: DeepLab, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], seen: tuple[Size, str] | None
+) -> None:
+    tried = []
+    monkeypatch.setattr(DeepLab, "refuse_size", lambda _, size, number, name, key: tried.append((size, key)))
+    assert open_conditions(asked(**changes), torch.device("cpu")).predictor(trained_network(network)).domain == "target"
+    assert tried == ([] if seen is None else [seen])
 
 
 def asked(**changes: Any) -> Predict:

@@ -132,6 +132,8 @@ def find_pictures(place: str, largest_pixels: int) -> PictureFiles:
         raise UserError(f"pictures={place}: holds no picture{beside}; expected png, jpg or such")
     named = sorted((PurePosixPath(composed(path)).with_suffix("").as_posix(), file) for path, file in found)
     for (name, file), (following, other) in itertools.pairwise(named):
+        if name == following and file == other:
+            raise UserError(f"{place}: names {file} twice; take one line out")
         if name == following:
             raise UserError(f"{file} and {other} would both become {name}.png; rename one of them")
     for name, file in named:

@@ -81,6 +81,13 @@ def test_a_missing_picture_of_a_list_is_named_with_its_line(tmp_path: Path) -> N
         found(tmp_path / "mine.txt")
 
 
+def test_a_list_that_names_a_picture_twice_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.png")
+    (tmp_path / "mine.txt").write_text("a.png\na.png\n")
+    with pytest.raises(UserError, match=r"mine\.txt: names .*/a\.png twice; take one line out"):
+        found(tmp_path / "mine.txt")
+
+
 def test_one_picture_is_one(tmp_path: Path) -> None:
     write(tmp_path, "a.png", "b.png")
     assert found(tmp_path / "a.png").names == ["a"]

@@ -6,7 +6,7 @@ from esl_dist import config
 from esl_dist.config_files import describe
 
 PROGRAMS = (
-    *(config.Prepare, config.Train, config.PseudoLabel, config.Evaluate, config.Report, config.Demo),
+    *(config.Prepare, config.Train, config.PseudoLabel, config.Evaluate, config.Predict, config.Report, config.Demo),
     config.Doctor,
 )
 

@@ -25,10 +25,10 @@ from esl_dist.data.workers import Workers
 from esl_dist.environment import Launch
 from esl_dist.errors import UserError
 from esl_dist.ranks import collectives
-from esl_dist.training import class_counts, data
+from esl_dist.training import counting, data
 from esl_dist.training.account import beginning
-from esl_dist.training.class_counts import label_pixels
 from esl_dist.training.contradictions import check_training
+from esl_dist.training.counting import label_pixels
 from esl_dist.training.data import SOURCE_ORDER, TARGET_ORDER, Order, TrainingData, open_training_data
 from esl_dist.training.sizes import refuse_impossible_sizes
 from tests.builders import draw, drawn_samples, drawn_shards, write_shards
@@ -149,11 +149,11 @@ def counted(folder: str, cache: str) -> list[IdPixels]:
     def fail(*_: object) -> None:
         raise AssertionError("counted twice")
 
-    class_counts._counted, kept = fail, class_counts._counted  # type: ignore[assignment]
+    counting._counted, kept = fail, counting._counted  # type: ignore[assignment]
     try:
         assert list(label_pixels(open_shards(folder), place, False)) == found
     finally:
-        class_counts._counted = kept
+        counting._counted = kept
     return found
 
 

@@ -110,8 +110,10 @@ def _findings_with_data(asked: Asked) -> Iterator[Finding]:
     if config.validate_every and (config.validation.path or asked.data.target is not None):
         yield looked_at("validation", lambda: _validated(asked))
     yield looked_at("pictures", lambda: _pictures(asked))
-    ahead = bytes_read_ahead(config, asked.data, asked.plan.launched)
-    yield Finding("ok", "read ahead", f"at least {gigabytes(ahead)} a process, in the job's memory, not in /dev/shm")
+    if ahead := bytes_read_ahead(config, asked.data, asked.plan.launched):
+        yield Finding(
+            "ok", "read ahead", f"at least {gigabytes(ahead)} a process, in the job's memory, not in /dev/shm"
+        )
     yield looked_at("memory", lambda: _memory(asked))
     if asked.plan.gpus:
         free = min(torch.cuda.mem_get_info(number)[0] for number in range(asked.plan.launched.local_world_size))

@@ -30,7 +30,13 @@ from esl_dist.training.compilation import refuse_without_compiler
 from esl_dist.training.contradictions import needs_target, refuse_missing_start, refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data
 from esl_dist.training.setup import automatic_name, load_start, refuse_other_run, run_folder
-from esl_dist.training.sizes import bytes_read_ahead, least_memory, refuse_full_memory, refuse_untaken_sizes
+from esl_dist.training.sizes import (
+    bytes_read_ahead,
+    least_memory,
+    refuse_full_memory,
+    refuse_impossible_validation,
+    refuse_untaken_sizes,
+)
 from esl_dist.training.validation import open_validation
 
 THE_REST = Finding(
@@ -133,6 +139,7 @@ def _opened(config: settings.Train, place: str) -> str:
 def _validated(asked: Asked) -> str:
     samples = open_validation(asked.config, asked.data)
     assert samples is not None
+    refuse_impossible_validation(asked.config.network, asked.data.classes, samples)
     return f"{len(samples)} pictures, {'with labels' if samples.labels else 'without labels'}"
 
 

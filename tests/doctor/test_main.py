@@ -50,6 +50,17 @@ def test_the_machine_alone_can_be_asked_about(capsys: pytest.CaptureFixture[str]
         assert subject in subjects
 
 
+def test_of_the_processes_of_a_machine_one_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, is_said in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        main(asked())
+        assert ("this machine" in capsys.readouterr().out) is is_said
+
+
 def test_on_a_machine_that_gives_little_every_want_is_told_and_the_exit_code_says_no(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this system does not let a user mount a small file system")

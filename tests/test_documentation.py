@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image, ImageColor
 
 from benchmarks.many_gpus import by_rule, linear
 from esl_dist import config
@@ -216,6 +217,20 @@ def test_a_link_of_a_page_leads_to_a_file() -> None:
     ]
     assert len(links) > len(PAGES)
     assert [(page, target) for page, target in links if not ((PROJECT / page).parent / target).exists()] == []
+
+
+def test_the_picture_of_the_demo_has_a_column_a_network_and_a_row_a_scene() -> None:
+    draw = module_of("docs/draw_demo.py")
+    columns = {"a": ("red", "lime"), "b": ("blue", "black")}
+    laid = draw.side_by_side(
+        {name: [Image.new("RGB", (60, 30), one) for one in colors] for name, colors in columns.items()}
+    )
+    right, lower, top = 60 + draw.GAP, 30 + draw.GAP, draw.TITLE_HEIGHT
+    assert laid.size == (right + 60, top + lower + 30)
+    for column, colors in enumerate(columns.values()):
+        for row, color in enumerate(colors):
+            place = (column * right, top + row * lower)
+            assert laid.crop((*place, place[0] + 60, place[1] + 30)).getcolors() == [(1800, ImageColor.getrgb(color))]
 
 
 def test_the_readme_names_every_method() -> None:

@@ -40,7 +40,7 @@ bench: $(INSTALLED)
 
 # The pages as a site, for a server or to be opened from the disk; a link that leads nowhere is an error.
 docs: $(INSTALLED)
-	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --nitpicky -c docs . build/site
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --write-all -c docs . build/site
 	@echo "build/site/index.html"
 
 check: $(INSTALLED)

@@ -43,7 +43,7 @@ TASKS = (
     Task("Train: method", "train", "method"),
     Task("Train: optimiser and schedule", "train", "optimizer"),
     Task("Train: precision, memory and speed", "train", "precision compile checkpoint_activations accumulate"),
-    Task("Train: watching", "train", "log_every pictures_every validation validate_every trackers"),
+    Task("Train: watching", "train", "log_every pictures_every pictures_of validation validate_every trackers"),
     Task("Train: the run, its length, what it saves", "train"),
     Task(
         "Use a network: which one, and how it sees pictures",
@@ -105,12 +105,20 @@ def reference() -> str:
 
 
 def settings_by_task() -> dict[Task, dict[Row, list[str]]]:
-    """Return the settings of each task that has any, in the order of their definition, and which programs have each."""
+    """Return the settings of each task that has any, in the order of their definition, and which programs have each.
+
+    Settings of one name that programs define otherwise stand together.
+    """
     found: dict[Task, dict[Row, list[str]]] = {task: {} for task in TASKS}
     for program, schema in PROGRAMS.items():
         for row in map(Row._make, describe(schema)):
             found[_task_of(program, row.key)].setdefault(row, []).append(program)
-    return {task: rows for task, rows in found.items() if rows}
+    return {task: _by_name(rows) for task, rows in found.items() if rows}
+
+
+def _by_name(rows: dict[Row, list[str]]) -> dict[Row, list[str]]:
+    names = [row.key for row in rows]
+    return dict(sorted(rows.items(), key=lambda item: names.index(item[0].key)))
 
 
 def _task_of(program: str, key: str) -> Task:

@@ -85,7 +85,8 @@ class Inputs:
         """Return a network with the conditions under which it sees the pictures.
 
         Raises:
-            UserError: statistics of the source that the network does not have, or fp16 asked for on CPU.
+            UserError: statistics of the source that the network does not have, a size that it does not take, or fp16
+                asked for on CPU.
         """
         asked = self.asked
         domain = cast(Domain, asked.domain or domain_of(trained.shards, trained.data_sets, self.shards))
@@ -102,6 +103,9 @@ class Inputs:
             if asked.precision is not None:
                 raise UserError(f"precision={asked.precision} {problem}")
             precision = "no"
+        if (seen := size or self.shards.index.image_size) is not None:
+            key = "target.size" if isinstance(asked, settings.PseudoLabel) else "data.size"
+            trained.network.refuse_size(seen, 1, trained.name, key)
         return Predictor(trained, domain, size, cast(Precision, precision))
 
 

@@ -15,6 +15,7 @@ from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method, build_networks
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.loading import Samples
+from esl_dist.environment import LOCAL_RANK, MOST_RANKS, first_number
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.made_with import require_same
@@ -22,7 +23,7 @@ from esl_dist.models.memory_format import on_device
 from esl_dist.models.segmentation import SegmentationNetwork, checkpoint_blocks
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.models.weights import LoadReport, initialise, load_weights
-from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks
+from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks, wait_for_all
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
     Checkpoint,
@@ -38,7 +39,7 @@ from esl_dist.training.compilation import compile_segmentation, refuse_without_c
 from esl_dist.training.contradictions import refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
-from esl_dist.training.sizes import refuse_impossible_sizes
+from esl_dist.training.sizes import refuse_impossible_sizes, refuse_impossible_validation
 from esl_dist.training.validation import open_validation
 from esl_dist.training.zero import DividedUpdating
 
@@ -133,6 +134,7 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     require_same_on_ranks(str(data.fingerprints), "shards")
     validation = open_validation(config, data)
     refuse_impossible_sizes(config, method, data, ranks.device)
+    refuse_impossible_validation(config.network, data.classes, validation)
     config = replace(config, name=config.name or automatic_name(config, data))
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)
@@ -239,8 +241,11 @@ def _start_from_hub(network: SegmentationNetwork) -> None:
     from esl_dist.models.timm_networks import TimmNetwork, pretrained_weights  # for seconds
 
     assert isinstance(network, TimmNetwork)
+    # One process of a machine fetches them, with one progress bar; the others find them in the hub's cache.
+    weights = None if first_number(LOCAL_RANK, 0, MOST_RANKS) else pretrained_weights(network)
+    wait_for_all()
     origin = f"pretrained {network.architecture}"
-    _tell(load_weights(network, pretrained_weights(network), origin), origin)
+    _tell(load_weights(network, pretrained_weights(network) if weights is None else weights, origin), origin)
 
 
 def _tell(report: LoadReport, start: str) -> None:
@@ -256,8 +261,14 @@ def _tell(report: LoadReport, start: str) -> None:
 
 
 def _by_module(names: list[str]) -> str:
-    counts = Counter(name.split(".", 1)[0] for name in names)
+    counts = Counter(_module(name) for name in names)
     return ", ".join(f"{module} ({count})" for module, count in counts.items())
+
+
+def _module(name: str) -> str:
+    """Return the beginning of a tensor's name that says which part of a network it is of."""
+    # All of timm's but the heads begin alike.
+    return ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
 
 
 def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: TrainingData, state: State) -> None:

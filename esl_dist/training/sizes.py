@@ -10,16 +10,15 @@ import torch
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
-from esl_dist.config_types import TIMM_PREFIX
 from esl_dist.data.images import Size
+from esl_dist.data.labels import ClassSet
 from esl_dist.data.loading import Samples
 from esl_dist.data.views import scaled
 from esl_dist.data.workers import READ_AHEAD
 from esl_dist.environment import launch
 from esl_dist.errors import UserError
 from esl_dist.machine import free_memory
-from esl_dist.models.batch_norm import batch_norms
-from esl_dist.models.segmentation import SegmentationNetwork, refuse_single_value
+from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.ranks.collectives import world_size
 from esl_dist.runs.checkpoints import build_network
 from esl_dist.training.data import TrainingData
@@ -61,12 +60,8 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
                 f"{one.name}: method.name={config.method.name} needs pictures of at least {least}×{least} pixels; give "
                 f"such a {one.setting}=[width,height]"
             )
-        if config.network.normalise_over == "picture":
-            refuse_single_value(network, one.size, 1, one.name, f"a larger {one.setting}")
-        else:
-            refuse_single_value(network, one.size, together, one.name, f"a larger {one.setting} or batch_size")
-        if config.network.architecture.startswith(TIMM_PREFIX):
-            _refuse_untaken(network, one, together)
+        alone = config.network.normalise_over == "picture"
+        network.refuse_size(one.size, together, one.name, one.setting if alone else f"{one.setting} or batch_size")
     if len({one.size for one in pictures}) > 1 and method.needs_one_size(config.method):
         sizes = " and ".join(f"{one.size[0]}×{one.size[1]}" for one in pictures)
         settings_of_both = " and ".join(one.setting for one in pictures)
@@ -79,30 +74,25 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
     _refuse_full_memory(config, network, pictures, together // world_size(), device)
 
 
+def refuse_impossible_validation(options: settings.Network, classes: ClassSet, validation: Samples | None) -> None:
+    """Make sure, before a training begins, that its network takes the pictures of its validations.
+
+    Raises:
+        UserError: naming their shards, and the setting.
+    """
+    if validation is None or (size := validation.size or validation.images.index.image_size) is None:
+        return
+    with torch.device("meta"):
+        network = build_network(options, classes).eval()
+    network.refuse_size(size, 1, f"validations on {validation.images.folder}", "validation.size")
+
+
 def _refuse_blocks_as_large_as_pictures(block: int, target: Pictures) -> None:
     if round(min(target.size) / block) < 2:
         raise UserError(
             f"{target.name}: method.masks.block={block} hides whole pictures of {target.size[0]}×{target.size[1]}, for "
             f"a side has less than two blocks; give a smaller one (published: a sixteenth of a side)"
         )
-
-
-@torch.no_grad()
-def _refuse_untaken(network: SegmentationNetwork, pictures: Pictures, together: int) -> None:
-    """Make a pass without numbers over a batch: some backbones take windows of one size, or normalise pooled maps."""
-    width, height = pictures.size
-    for norm in batch_norms(network):
-        norm.synchronised = False  # the whole batch is here
-    try:
-        network.train()(torch.empty(together, 3, height, width, device="meta"))
-    except UserError as error:
-        raise UserError(f"{pictures.name}: {error}") from error
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{pictures.name}: the backbone does not take pictures of {width}×{height} ({reason}); give another "
-            f"{pictures.setting}, or another network.architecture"
-        ) from error
 
 
 def _pictures(data: TrainingData) -> Iterator[Pictures]:

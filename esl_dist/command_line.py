@@ -1,8 +1,9 @@
 """What every program does before and after its one function: read the configuration, turn mistakes into one line.
 
-Exit codes: 0 done, 2 the user's mistake or too little memory (one message on standard error), 3 another rank was lost,
-75 stopped by SIGTERM or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C (a training saves first). An
-end that nobody reads (`| head`) is none. Any other exception is a defect of the program and keeps its traceback.
+Exit codes: 0 done, 1 what doctor was asked about cannot run, 2 the user's mistake or too little memory (one message on
+standard error), 3 another rank was lost, 75 stopped by SIGTERM or SIGUSR1 after saving (start it again), 130
+interrupted with Ctrl-C (a training saves first). An end that nobody reads (`| head`) is none. Any other exception is a
+defect of the program and keeps its traceback, with code 1.
 
 torchrun, and with it `accelerate launch`, gives every rank the name of a file for its error, in a folder for each
 attempt to start the ranks. The first line of a summary that it prints is read from there; without, it says only that
@@ -57,18 +58,23 @@ WAIT_SECONDS = 1.0
 AS_ANOTHER = "as another rank of this machine"
 
 
-def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
-    """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
+def run_program(schema: type[Config], main: Callable[[Config], int | None]) -> None:
+    """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code.
+
+    Args:
+        schema: the program's settings.
+        main: its function, which may return an exit code; None: 0.
+    """
     early.make_streams_robust()
     try:
         file, overrides = _arguments(schema, sys.argv[1:])
         adopt_step()
-        main(load_config(schema, file, overrides))
+        code = main(load_config(schema, file, overrides)) or 0
         keep_end()
         sys.stdout.flush()
-        note_end(ending(None))
-        if PROGRAM.leaves_at_once:
-            leave(0)
+        note_end(ending(None)._replace(code=code))
+        if code or PROGRAM.leaves_at_once:
+            leave(code)
     except (Exception, KeyboardInterrupt) as error:
         keep_end()
         note_end(cause(error))

@@ -137,3 +137,13 @@ class Report:
 @dataclass
 class Doctor:
     """esl-dist doctor: say what this machine has, and whether a recipe can run on it."""
+
+    program: Annotated[str, one_of("train", "pseudo-label", "evaluate")] = "train"
+    """The program whose settings are looked at."""
+    recipe: LocalPath | None = None
+    """YAML file with its settings; null: none, and without `settings` the machine alone is looked at."""
+    settings: list[str] = field(default_factory=list)
+    """Its settings that go before those of the recipe, each as key=value."""
+    processes: Annotated[int, limits(at_least=1, at_most=2**20)] | None = None
+    """How many processes it is to run in; null: those that a launcher started or, without one, a process for each GPU
+    that a training's batch has a share for."""

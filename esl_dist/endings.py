@@ -32,6 +32,8 @@ from esl_dist.gpu_errors import defect_words, mistake_words
 from esl_dist.machine import shortage
 
 EXIT_DEFECT = 1
+EXIT_CANNOT = 1
+"""Doctor's, where it has told of a problem; a program that has nothing to print but an answer has it for no."""
 EXIT_USER_ERROR = 2
 EXIT_LOST_RANK = 3
 EXIT_STOPPED = 75

@@ -31,6 +31,7 @@ LAYERS: list[set[str]] = [
     {"runs"},
     {"prediction"},
     {"training", "inference"},
+    {"doctor"},
     {"programs"},
     {"launch", "shards"},
 ]

@@ -12,6 +12,7 @@ from esl_dist.adaptation.methods import METHODS
 from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.workers import READ_AHEAD
+from esl_dist.environment import Launch
 from esl_dist.errors import UserError
 from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import feature_size
@@ -25,6 +26,7 @@ from tests.builders import drawn_samples, write_shards
 from tests.training.small_runs import configuration, save_run, tiny_network
 
 CPU = torch.device("cpu")
+ALONE = Launch(0, 1, 1)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def checked(
         source={"path": str(shards), "size": source},
         target={"path": str(shards), "size": target},
     )
-    refuse_impossible_sizes(config, METHODS[name], open_training_data(config, METHODS[name]), CPU)
+    refuse_impossible_sizes(config, METHODS[name], open_training_data(config, METHODS[name]), CPU, ALONE)
 
 
 @pytest.mark.parametrize("size", [[1, 1], [8, 8], [24, 24], [32, 24], [31, 64], [640, 31]])
@@ -231,6 +233,6 @@ def test_what_is_read_ahead_is_held_to_the_memory_as_the_bytes_that_it_has(
     read = [8 * one[0]["pictures"].nbytes for one in (data.source, data.target)]
     monkeypatch.setattr(sizes, "free_memory", lambda: READ_AHEAD * 50 * sum(read) - 1.0)
     with pytest.raises(UserError, match=r"loader\.workers=50 takes"):
-        refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"))
+        refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"), ALONE)
     monkeypatch.setattr(sizes, "free_memory", lambda: READ_AHEAD * 50 * sum(read) + 1.0)
-    refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"))
+    refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"), ALONE)

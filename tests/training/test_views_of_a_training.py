@@ -21,6 +21,7 @@ from esl_dist.data.shard_index import IdPixels
 from esl_dist.data.shards import open_shards
 from esl_dist.data.views import AS_IT_IS
 from esl_dist.data.workers import Workers
+from esl_dist.environment import Launch
 from esl_dist.errors import UserError
 from esl_dist.ranks import collectives
 from esl_dist.training import class_counts, data
@@ -255,7 +256,7 @@ def test_parts_of_one_size_are_cut_of_pictures_of_any_and_have_to_be_large_enoug
     crop = {"crop": [36, 40]}
     config = configuration(source={"path": str(tmp_path), **crop}, target={"path": str(tmp_path), **crop})
     method = METHODS["advent"]
-    refuse_impossible_sizes(config, method, open_training_data(config, method), torch.device("cpu"))
+    refuse_impossible_sizes(config, method, open_training_data(config, method), torch.device("cpu"), Launch(0, 1, 1))
     small = configuration(source={"path": str(tmp_path), "crop": [8, 8]}, target={"path": str(tmp_path), **crop})
     with pytest.raises(UserError, match=r"source\.crop=\[8, 8\]: .* needs pictures .* such a source\.crop="):
-        refuse_impossible_sizes(small, method, open_training_data(small, method), torch.device("cpu"))
+        refuse_impossible_sizes(small, method, open_training_data(small, method), torch.device("cpu"), Launch(0, 1, 1))

@@ -59,5 +59,6 @@ Rate = Annotated[float, limits(more_than=0, at_most=1e30)]
 Betas = Annotated[list[float], two_values(), limits(at_least=0, less_than=1)]
 Weight = Annotated[float, limits(at_least=0, at_most=LARGEST_FACTOR)]
 Multiplier = Annotated[float, limits(more_than=0, at_most=LARGEST_FACTOR)]
+LargestMegapixels = Annotated[int, limits(at_least=1, at_most=1073)]
 A_YEAR = 525_600.0
 Timeout = Annotated[float, limits(more_than=0, at_most=A_YEAR)]

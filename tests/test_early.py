@@ -34,6 +34,7 @@ HEAVY = {
     "launch/train": ("torch", "source.path={here}", "target.path={here}"),
     "launch/evaluate": ("torch", "checkpoint={here}", "data.path={here}"),
     "launch/pseudo_label": ("torch", "checkpoint={here}", "target.path={here}", "output={here}-output"),
+    "launch/predict": ("torch", "checkpoint={here}", "pictures={here}", "output={here}-output"),
     "launch/demo": ("torch", "output={here}", f"recipes={PROJECT}/configs/demo"),
     "shards/prepare": ("cv2", "dataset=d.yaml", "split=s", "output={here}-output"),
 }
@@ -66,6 +67,7 @@ FIRST_WORK = {
     "launch/train": "esl_dist.training.stop_request.stop_request",
     "launch/evaluate": "esl_dist.inference.inputs.on_ranks",
     "launch/pseudo_label": "esl_dist.inference.inputs.on_ranks",
+    "launch/predict": "esl_dist.inference.inputs.on_ranks",
     "launch/demo": "esl_dist.data.toytown.write_toytown",
     "shards/prepare": "esl_dist.data.layouts.read_layout",
 }

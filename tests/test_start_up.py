@@ -15,11 +15,15 @@ from tests.on_ranks import PROJECT
 from tests.programs import TINY_TRAINING, environment
 
 HEAVY = ("torch", "numpy", "cv2", "PIL", "accelerate", "tensorboard", "torchvision", "webdataset", "deepspeed")
-PROGRAMS = ("launch/train", "launch/pseudo_label", "launch/evaluate", "launch/demo", "shards/prepare")
+PROGRAMS = (
+    *("launch/train", "launch/pseudo_label", "launch/evaluate", "launch/predict", "launch/demo"),
+    "shards/prepare",
+)
 GIVEN = {
     "launch/train": ("source.path={here}", "target.path={here}"),
     "launch/pseudo_label": ("checkpoint={here}", "target.path={here}", "output={here}-output"),
     "launch/evaluate": ("checkpoint={here}", "data.path={here}"),
+    "launch/predict": ("checkpoint={here}/index.json", "pictures={here}/empty", "output={here}-output"),
     "launch/demo": (),
     "launch/slurm/check": ("train", "source.path={here}", "target.path={here}"),
     "shards/prepare": ("dataset={here}/d.yaml", "split=train", "output={here}-output"),
@@ -127,6 +131,10 @@ CONTRADICTIONS = [
     ("launch/pseudo_label", ("output={here}",), {}, "is target.path="),
     ("launch/pseudo_label", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
     ("launch/pseudo_label", (), {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend INDUCTOR"),
+    ("launch/predict", ("pictures={here}/gone",), {}, "gone: there is none; expected a folder, a pattern in quotes"),
+    ("launch/predict", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
+    ("launch/predict", ("save=[]",), {}, "save=[] is impossible: expected at least one"),
+    ("launch/predict", ("output=/proc/o",), {}, "output: cannot write into /proc/o"),
     ("shards/prepare", ("size=[30000,8000]", "largest_megapixels=1"), {}, "expected at most largest_megapixels=1"),
     ("launch/slurm/check", ("method.name=advnet",), {}, "method.name=advnet is impossible"),
     ("launch/demo", ("recipes={here}",), {}, "no such recipe"),

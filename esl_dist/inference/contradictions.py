@@ -4,8 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from esl_dist.config import Evaluate, PseudoLabel
+from esl_dist.config import Evaluate, Predict, PseudoLabel
 from esl_dist.config_files import read_yaml
+from esl_dist.data.own_pictures import refuse_missing_pictures, searched
 from esl_dist.data.shard_index import refuse_missing_shards
 from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
@@ -13,6 +14,7 @@ from esl_dist.files import refuse_unwritable
 from esl_dist.inference.output_places import (
     refuse_among_inputs,
     refuse_in_each_other,
+    refuse_other_predictions,
     refuse_other_use,
     refuse_replacing,
 )
@@ -140,6 +142,32 @@ def _refuse_around_target(config: PseudoLabel) -> None:
 def _refuse_unwritable_output(config: PseudoLabel) -> None:
     if not Path(config.output).exists():
         refuse_unwritable("output", config.output, Path(config.output).resolve())
+
+
+def check_predicting(config: Predict) -> None:
+    """Refuse to write among what is read, or among what is no predictions.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    output, pictures = Path(config.output).resolve(), Path(config.pictures).resolve()
+    if config.overlap != Predict.overlap and config.window is None:
+        raise UserError(f"overlap={config.overlap:g} is for window=[width,height]; give both or none")
+    inputs = [
+        ("pictures", searched(config.pictures)),
+        ("checkpoint", config.checkpoint),
+        ("classes_from", config.classes_from),
+    ]
+    refuse_among_inputs("output", config.output, inputs)
+    if pictures.is_relative_to(output):
+        raise UserError(f"output={config.output} holds pictures={config.pictures}; choose a folder of its own")
+    refuse_other_predictions("output", Path(config.output))
+    if not is_alone():
+        return
+    refuse_missing_pictures(config.pictures)
+    _refuse_missing_classes(config.classes_from)
+    refuse_missing_network(Path(config.checkpoint))
+    refuse_unwritable("output", config.output, output)
 
 
 def _refuse_missing_classes(place: str | None) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from esl_dist.data.images import Size
 from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import DomainBatchNorm2d, seen_before
 from esl_dist.models.segmentation import Logits, SegmentationNetwork
@@ -170,7 +169,7 @@ class DeepLab(SegmentationNetwork):
                 groups[_part(name)].append(parameter)
         return groups
 
-    def refuse_size(self, size: Size, pictures: int, name: str, setting: str) -> None:
+    def refuse_size(self, size: tuple[int, int], pictures: int, name: str, setting: str) -> None:
         """Make sure that batch norm in training has more than one value a channel to take a variance of."""
         values = feature_size(size[0]) * feature_size(size[1])
         if self.training and values * (1 if self.bn1.per_picture else pictures) == 1:

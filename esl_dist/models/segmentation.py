@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from esl_dist.config import Domain
-from esl_dist.data.images import Size
 from esl_dist.models.batch_norm import finish_pass, set_domain
 
 Logits = dict[str, Tensor]
@@ -67,7 +66,7 @@ class SegmentationNetwork(nn.Module):
         """Return whether a parameter of more than one dimension is one that AdamW does not draw to 0."""
         return False
 
-    def refuse_size(self, size: Size, pictures: int, name: str, setting: str) -> None:
+    def refuse_size(self, size: tuple[int, int], pictures: int, name: str, setting: str) -> None:
         """Make sure that every layer has enough of pictures of a size, in training or evaluation, as the network is.
 
         Args:

@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 from esl_dist import config as settings
-from esl_dist.data.images import Size
 from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import DomainBatchNorm2d, batch_norms
 from esl_dist.models.decoders import TransposedDecoder
@@ -170,7 +169,7 @@ class TimmNetwork(SegmentationNetwork):
         return any(f".{one}." in f".{name}." for one in (*EMBEDDINGS, *of_timm))
 
     @torch.no_grad()
-    def refuse_size(self, size: Size, pictures: int, name: str, setting: str) -> None:
+    def refuse_size(self, size: tuple[int, int], pictures: int, name: str, setting: str) -> None:
         """Make a pass without numbers: some take windows of one size, have no padding, or normalise pooled maps."""
         width, height = size
         with torch.device("meta"):

@@ -40,7 +40,7 @@ def asked(**changes: Any) -> Evaluate:
 
 
 def predictor_for(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, asked: Evaluate) -> Predictor:
-    return Inputs(shards, {}, CPU, size, asked).predictor(trained)
+    return Inputs({}, CPU, size, asked, shards).predictor(trained)
 
 
 def told(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, **changes: Any) -> list[str]:

@@ -20,6 +20,7 @@ TIMM_PREFIX = "timm/"
 A_NETWORK = Bound(
     f"one of {', '.join(RESIDUAL_NETWORKS)}, or {TIMM_PREFIX} and the name of one of timm's models",
     lambda value: value in RESIDUAL_NETWORKS or (value.startswith(TIMM_PREFIX) and value != TIMM_PREFIX),
+    choices=RESIDUAL_NETWORKS,
 )
 A_STRIDE = Bound("at least 8, at most 32, a power of two", lambda value: value in (8, 16, 32))
 

@@ -187,7 +187,8 @@ class Doctor:
     program: Annotated[str, one_of("train", "pseudo-label", "evaluate")] = "train"
     """The program whose settings are looked at."""
     recipe: LocalPath | None = None
-    """YAML file with its settings; null: none, and without `settings` the machine alone is looked at."""
+    """YAML file with its settings, or a recipe's name; null: none, and without `settings` the machine alone is looked
+    at."""
     settings: list[str] = field(default_factory=list)
     """Its settings that go before those of the recipe, each as key=value."""
     processes: Annotated[int, limits(at_least=1, at_most=2**20)] | None = None

@@ -22,6 +22,9 @@ LAYERS: list[set[str]] = [
             "errors",
             "files",
             "checked",
+            "called",
+            "recipes",
+            "recipes_by_name",
         ),
         *("command_line", "early", "endings", "gpu_errors", "machine", "made_with", "slurm", "stop_signals", "urls"),
     },
@@ -33,7 +36,8 @@ LAYERS: list[set[str]] = [
     {"training", "inference"},
     {"doctor"},
     {"programs"},
-    {"launch", "shards"},
+    {"cli"},
+    {"launch", "shards", "__main__"},
 ]
 """Parts of the project from the bottom up. A part imports itself and parts below; at the bottom, each other.
 

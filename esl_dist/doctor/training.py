@@ -30,7 +30,13 @@ from esl_dist.training.compilation import refuse_without_compiler
 from esl_dist.training.contradictions import needs_target, refuse_missing_start, refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data
 from esl_dist.training.setup import automatic_name, load_start, refuse_other_run, run_folder
-from esl_dist.training.sizes import bytes_read_ahead, least_memory, refuse_full_memory, refuse_untaken_sizes
+from esl_dist.training.sizes import (
+    bytes_read_ahead,
+    least_memory,
+    refuse_full_memory,
+    refuse_impossible_validation,
+    refuse_untaken_sizes,
+)
 from esl_dist.training.validation import open_validation
 
 THE_REST = Finding(
@@ -110,8 +116,10 @@ def _findings_with_data(asked: Asked) -> Iterator[Finding]:
     if config.validate_every and (config.validation.path or asked.data.target is not None):
         yield looked_at("validation", lambda: _validated(asked))
     yield looked_at("pictures", lambda: _pictures(asked))
-    ahead = bytes_read_ahead(config, asked.data, asked.plan.launched)
-    yield Finding("ok", "read ahead", f"at least {gigabytes(ahead)} a process, in the job's memory, not in /dev/shm")
+    if ahead := bytes_read_ahead(config, asked.data, asked.plan.launched):
+        yield Finding(
+            "ok", "read ahead", f"at least {gigabytes(ahead)} a process, in the job's memory, not in /dev/shm"
+        )
     yield looked_at("memory", lambda: _memory(asked))
     if asked.plan.gpus:
         free = min(torch.cuda.mem_get_info(number)[0] for number in range(asked.plan.launched.local_world_size))
@@ -131,6 +139,7 @@ def _opened(config: settings.Train, place: str) -> str:
 def _validated(asked: Asked) -> str:
     samples = open_validation(asked.config, asked.data)
     assert samples is not None
+    refuse_impossible_validation(asked.config.network, asked.data.classes, samples)
     return f"{len(samples)} pictures, {'with labels' if samples.labels else 'without labels'}"
 
 

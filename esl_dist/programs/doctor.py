@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from esl_dist.config import Doctor, Evaluate, PseudoLabel, Train
 from esl_dist.config_files import load_config
@@ -11,6 +10,7 @@ from esl_dist.config_values import settings_of
 from esl_dist.early import give_interrupt_back
 from esl_dist.endings import EXIT_CANNOT
 from esl_dist.environment import LOCAL_RANK, MOST_RANKS, first_number
+from esl_dist.recipes_by_name import recipe_file
 
 PROGRAMS: dict[str, type[Train | PseudoLabel | Evaluate]] = {
     "train": Train,
@@ -62,5 +62,5 @@ def _asked(config: Doctor) -> Train | PseudoLabel | Evaluate | None:
     """
     if config.recipe is None and not config.settings:
         return None
-    recipe = None if config.recipe is None else Path(config.recipe)
+    recipe = None if config.recipe is None else recipe_file(config.recipe)
     return load_config(PROGRAMS[config.program], recipe, config.settings)

@@ -16,11 +16,6 @@ from tests.builders import drawn_samples, write_shards
 from tests.on_ranks import PROJECT
 from tests.programs import environment
 
-CALL = (
-    "from esl_dist.command_line import run_program; from esl_dist.config import Doctor; "
-    "from esl_dist.programs.doctor import main; run_program(Doctor, main)"
-)
-
 
 def asked(*words: str) -> Doctor:
     return load_config(Doctor, None, words_of_doctor(words))
@@ -55,6 +50,17 @@ def test_the_machine_alone_can_be_asked_about(capsys: pytest.CaptureFixture[str]
         assert subject in subjects
 
 
+def test_of_the_processes_of_a_machine_one_speaks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, is_said in (("1", False), ("0", True)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        main(asked())
+        assert ("this machine" in capsys.readouterr().out) is is_said
+
+
 def test_on_a_machine_that_gives_little_every_want_is_told_and_the_exit_code_says_no(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0:
         pytest.skip("this system does not let a user mount a small file system")
@@ -66,14 +72,14 @@ def test_on_a_machine_that_gives_little_every_want_is_told_and_the_exit_code_say
     temporary.mkdir()
     program = [f"{one}.path={tmp_path}/{one}" for one in ("source", "target")]
     program += ["network.architecture=tiny", "batch_size=2", "loader.workers=9", f"experiments={experiments}", "name=r"]
-    words = words_of_doctor(["--config", str(PROJECT / "configs/demo/advent.yaml"), *program, "method.name=minent"])
+    words = ["doctor", "--config", "demo/advent", *program, "method.name=minent"]
     script = f"mount -t tmpfs -o size=4m tmpfs {experiments} && mount -t tmpfs -o size=100k tmpfs /dev/shm || exit 99; "
-    call = "ulimit -n 40; " + shlex.join([sys.executable, "-c", CALL, *words])
+    call = "ulimit -n 40; " + shlex.join([sys.executable, "-m", "esl_dist", *words])
     done = subprocess.run(
         ["unshare", "-rm", "bash", "-c", script + call],
         capture_output=True,
         text=True,
-        env={**environment(), "TMPDIR": str(temporary)},
+        env={**environment(), "TMPDIR": str(temporary), "PYTHONPATH": str(PROJECT)},
         timeout=200,
     )
     assert (done.returncode, done.stderr) == (1, "")

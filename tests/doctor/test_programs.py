@@ -143,6 +143,22 @@ def test_validation_shards_and_sizes_are_held_to_the_training(shards: Path) -> N
     assert "needs pictures of at least 32×32 pixels" in found["pictures"]
 
 
+def test_validation_pictures_of_a_size_that_the_network_does_not_take_are_told(shards: Path) -> None:
+    network = {"architecture": "timm/swin_tiny_patch4_window7_224", "auxiliary_head": False}
+    size = {"size": [224, 224]}
+    config = training(
+        shards,
+        network=network,
+        validation={"path": str(shards / "target"), "size": [64, 48]},
+        validate_every=1,
+        source={"path": str(shards / "source"), **size},
+        target={"path": str(shards / "target"), **size},
+    )
+    told = problems(config)
+    assert told.keys() == {"validation"}
+    assert "does not take pictures of 64×48" in told["validation"]
+
+
 @pytest.mark.parametrize(("classes", "fits"), [(class_set(), True), (OTHER_CLASSES, False)])
 def test_weights_to_start_from_are_read_and_held_to_the_classes(shards: Path, classes: ClassSet, fits: bool) -> None:
     save_run(shards / "begun", 1, classes=classes)

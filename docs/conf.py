@@ -14,6 +14,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 NAVIGATION = {
     "Start": ("docs/own_data", "docs/gta5_cityscapes", "docs/results"),
     "Use": (
+        "docs/command_line",
         "docs/predicting",
         "docs/doctor",
         "docs/running",

@@ -14,7 +14,7 @@ GET_VENV := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "inst
 
 CLUSTER_PACKAGES := slurm-wlm munge iproute2 debootstrap
 
-.PHONY: demo test test-all test-cluster test-browser bench check clean
+.PHONY: demo test test-all test-cluster test-browser bench check docs clean
 
 demo: $(INSTALLED)
 	$(RUN) launch/demo.py seed=$(SEED)
@@ -43,6 +43,11 @@ test-browser: $(INSTALLED)
 # The project beside the same work written out plainly; benchmarks/README.md.
 bench: $(INSTALLED)
 	$(RUN) benchmarks/bench.py
+
+# The pages as a site, for a server or to be opened from the disk; a link that leads nowhere is an error.
+docs: $(INSTALLED)
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet --fresh-env --write-all -c docs . build/site
+	@echo "build/site/index.html"
 
 check: $(INSTALLED)
 	$(VENV)/bin/ruff check .

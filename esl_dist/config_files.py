@@ -160,7 +160,7 @@ def meaning_of_group(schema: type, group: str) -> str:
     """Return what a group of settings is, by its dotted key: the text below its field, or that of its class."""
     owner, meaning = schema, ""
     for name in group.split("."):
-        kind = type(getattr(owner(), name))
+        kind: type = type(getattr(owner(), name))
         owner, meaning = kind, _meanings(owner).get(name) or kind.__doc__ or ""
     return meaning
 

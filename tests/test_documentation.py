@@ -1,10 +1,17 @@
 """What the documentation says is what the code does."""
 
+import ast
 import importlib.util
 import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from PIL import Image, ImageColor
 
 from benchmarks.many_gpus import by_rule, linear
 from esl_dist import config
@@ -15,14 +22,86 @@ from esl_dist.training.contradictions import check_training
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def test_the_configuration_reference_is_that_of_the_settings() -> None:
-    spec = importlib.util.spec_from_file_location("make_configuration", PROJECT / "docs/make_configuration.py")
+PAGES = sorted(
+    str(page.relative_to(PROJECT))
+    for folder in ("", "docs", "shards", "docker", "benchmarks", "benchmarks/gpu")
+    for page in (PROJECT / folder).glob("*.md")
+)
+
+
+def module_of(script: str) -> ModuleType:
+    """Return a script of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(Path(script).stem, PROJECT / script)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+MAKE_CONFIGURATION = module_of("docs/make_configuration.py")
+
+
+def test_the_configuration_reference_is_that_of_the_settings() -> None:
     written = (PROJECT / "docs/configuration.md").read_text(encoding="utf-8")
-    assert written == module.reference(), "run: python docs/make_configuration.py"
+    assert written == MAKE_CONFIGURATION.reference(), "run: python docs/make_configuration.py"
+
+
+def test_every_setting_of_every_program_has_one_task() -> None:
+    told = Counter(
+        (program, row)
+        for rows in MAKE_CONFIGURATION.settings_by_task().values()
+        for row, programs in rows.items()
+        for program in programs
+    )
+    every = {(name, row) for name, schema in MAKE_CONFIGURATION.PROGRAMS.items() for row in describe(schema)}
+    assert told.keys() == every
+    assert set(told.values()) == {1}
+
+
+def commands_on(page: str) -> Iterator[list[str]]:
+    """Yield the words of each line on a page that starts a program by `esl-dist`, from the program's name on."""
+    text = (PROJECT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in re.findall(r"^(?: {4}|)[^|`\n]*?\b(?:esl-dist|-m esl_dist) ([a-z].*=.*)$", text, re.MULTILINE):
+        yield shlex.split(line, comments=True)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_on_a_page_are_of_programs_and_settings_that_there_are(page: str) -> None:
+    for program, *words in commands_on(page):
+        assert program in MAKE_CONFIGURATION.PROGRAMS
+        # The doctor takes the words of the program that it looks at.
+        takes = MAKE_CONFIGURATION.PROGRAMS.values() if program == "doctor" else [MAKE_CONFIGURATION.PROGRAMS[program]]
+        known = {key for schema in takes for key, *_ in describe(schema)}
+        assert {word.partition("=")[0] for word in words if "=" in word} <= known, (program, words)
+        for recipe in (after for before, after in pairwise(words) if before == "--config"):
+            assert recipe == "…" or recipe.endswith(".yaml") or (PROJECT / f"configs/{recipe}.yaml").is_file(), recipe
+
+
+def test_the_pages_have_commands() -> None:
+    assert {program for page in PAGES for program, *_ in commands_on(page)} >= {"pack", "train", "evaluate", "predict"}
+
+
+def test_every_page_has_its_place_in_the_navigation() -> None:
+    navigation = next(
+        node.value
+        for node in ast.parse((PROJECT / "docs/conf.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", None) == "NAVIGATION"
+    )
+    named = [f"{page}.md" for pages in ast.literal_eval(navigation).values() for page in pages]
+    assert sorted([*named, "README.md"]) == PAGES
+
+
+GUARANTEES = re.split(r"^## ", (PROJECT / "docs/guarantees.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+
+
+@pytest.mark.parametrize("guarantee", GUARANTEES, ids=lambda text: text.partition("\n")[0].replace(" ", "_"))
+def test_a_guarantee_has_one_number_and_one_test_that_there_is(guarantee: str) -> None:
+    [number] = re.findall(r"\*\*(.*?)\*\*", guarantee)
+    assert re.search(r"\d", number)
+    [(file, name)] = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", guarantee)
+    defined = {node.name for node in ast.parse((PROJECT / file).read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert name in defined
 
 
 RECIPES = sorted(path for path in (PROJECT / "configs").glob("*/*.yaml") if path.parent.name != "datasets")
@@ -124,18 +203,37 @@ def test_the_table_of_published_settings_names_only_settings_there_are() -> None
     assert set(commands) - {"key"} <= known
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        *("README.md", "docs/contributing.md", "docs/design.md", "docs/predicting.md", "docs/published.md"),
-        *("docs/running.md", "shards/README.md"),
-    ],
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_exist(page: str) -> None:
     text = (PROJECT / page).read_text(encoding="utf-8")
-    named = set(re.findall(r"\b((?:esl_dist|launch|configs|shards|docs|tests)/[\w./-]*\w\.(?:py|yaml|md|txt))\b", text))
-    assert named, "the page names no file"
+    named = set(
+        re.findall(r"(?<![\w/])((?:esl_dist|launch|configs|shards|docs|tests)/[\w./-]*\w\.(?:py|yaml|md|txt))\b", text)
+    )
     assert sorted(name for name in named if not (PROJECT / name).exists()) == []
+
+
+def test_a_link_of_a_page_leads_to_a_file() -> None:
+    links = [
+        (page, target)
+        for page in PAGES
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", (PROJECT / page).read_text(encoding="utf-8"))
+    ]
+    assert len(links) > len(PAGES)
+    assert [(page, target) for page, target in links if not ((PROJECT / page).parent / target).exists()] == []
+
+
+def test_the_picture_of_the_demo_has_a_column_a_network_and_a_row_a_scene() -> None:
+    draw = module_of("docs/draw_demo.py")
+    columns = {"a": ("red", "lime"), "b": ("blue", "black")}
+    laid = draw.side_by_side(
+        {name: [Image.new("RGB", (60, 30), one) for one in colors] for name, colors in columns.items()}
+    )
+    right, lower, top = 60 + draw.GAP, 30 + draw.GAP, draw.TITLE_HEIGHT
+    assert laid.size == (right + 60, top + lower + 30)
+    for column, colors in enumerate(columns.values()):
+        for row, color in enumerate(colors):
+            place = (column * right, top + row * lower)
+            assert laid.crop((*place, place[0] + 60, place[1] + 30)).getcolors() == [(1800, ImageColor.getrgb(color))]
 
 
 def test_the_readme_names_every_method() -> None:

@@ -5,6 +5,8 @@ resolution of the network's own. Pictures come in one unit, whatever the network
 another normalisation converts them inside.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 
 import torch
@@ -120,3 +122,16 @@ def refuse_single_value(
             f"{name}: a single picture of {size[0]}×{size[1]} pixels gives batch norm one value a channel; expected "
             f"at least {least} pixels on a side: give {remedy}"
         )
+
+
+@contextmanager
+def in_evaluation(networks: nn.Module) -> Iterator[None]:
+    """Have networks in evaluation mode during the block, and after it each part in the mode that it had."""
+    modes = {module: module.training for module in networks.modules()}
+    networks.eval()
+    try:
+        yield
+    finally:
+        # Each its own: a method may keep parts of a network in evaluation mode.
+        for module, mode in modes.items():
+            module.training = mode

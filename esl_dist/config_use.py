@@ -79,6 +79,9 @@ class PseudoLabel(Prediction):
     """Highest confidence threshold of a class."""
     compare_with_labels: bool = False
     """Whether the target's own labels are read, only to report the accuracy of the pseudo-labels."""
+    count_both_scores: bool = False
+    """Whether the score that does not decide is counted, too, so that a report can tell what it would keep; two bytes a
+    pixel more lie on the disk until the job is finished, and thresholds take more time."""
 
 
 @dataclass
@@ -132,6 +135,20 @@ class Export:
 @dataclass
 class Report:
     """esl-dist report: write runs, their scores and pseudo-labels as one page."""
+
+    runs: Annotated[list[str], LOCAL] = field(default_factory=list)
+    """Run folders, and JSON files of scores, in the order in which they are shown; on the command line the words without
+    a key. Scores in <run>/scores/ and <experiments>/scores/ are found; the last run's network predicts the gallery."""
+    scores: Annotated[list[str], LOCAL] = field(default_factory=list)
+    """More JSON files of scores, as launch/evaluate.py writes them."""
+    pseudo_labels: Annotated[list[str], LOCAL] = field(default_factory=list)
+    """Folders of pseudo-labels that are laid open beside those that the runs were trained with."""
+    target: ShardFolder | None = None
+    """Folder of the shards of the gallery's pictures; null: the target of the last run that has one."""
+    pictures: Annotated[int, limits(at_least=0, at_most=200)] = 24
+    """Pictures in the gallery, evenly chosen; more than 24 are shown smaller."""
+    output: LocalPath = "report.html"
+    """HTML file to write; an older report there is replaced."""
 
 
 @dataclass

@@ -44,23 +44,35 @@ class Threshold:
     level: int
 
 
-def label_and_score(logits: Tensor, size: tuple[int, int], trust: Trust) -> tuple[Tensor, Tensor]:
+def label_and_score(logits: Tensor, size: tuple[int, int], *trusts: Trust) -> tuple[Tensor, ...]:
     """Predict labels and the levels of their scores.
 
     Args:
         logits: (batch, classes, height, width) at the network's resolution.
         size: height and width of the labels.
-        trust: which score.
+        trusts: which scores.
 
     Returns:
-        train ids, uint8, and levels in [0, 65535], uint16; both (batch, *size).
+        train ids, uint8, and for each score levels in [0, 65535], uint16; all (batch, *size).
     """
     shape = (logits.shape[0], *size)
-    labels, levels = (logits.new_empty(shape, dtype=kind) for kind in (torch.uint8, torch.uint16))
+    labels = logits.new_empty(shape, dtype=torch.uint8)
+    levels = [logits.new_empty(shape, dtype=torch.uint16) for _ in trusts]
     for rows, probabilities in resized_rows(F.softmax(logits, dim=1).clamp_(min=LEAST_PROBABILITY), size):
         labels[:, rows] = highest_class(probabilities)
-        levels[:, rows] = quantise(trust.score(probabilities))
-    return labels, levels
+        for own, trust in zip(levels, trusts, strict=True):
+            own[:, rows] = quantise(trust.score(probabilities))
+    return labels, *levels
+
+
+def exact_level(bound: float) -> float:
+    """Return the place of a bound in [0, 1] among the levels; round() keeps 0.2 · 65535 at 13107."""
+    return round(bound * HIGHEST_LEVEL, 6)
+
+
+def level_of_bound(bound: float, trust: Trust) -> int:
+    """Return the last level that is trusted where a bound in [0, 1] is the threshold."""
+    return math.floor(exact_level(bound)) if trust.low_is_trusted else math.ceil(exact_level(bound))
 
 
 def thresholds(histograms: Tensor, trust: Trust, bound: float) -> list[Threshold]:
@@ -72,14 +84,11 @@ def thresholds(histograms: Tensor, trust: Trust, bound: float) -> list[Threshold
         bound: least entropy threshold (0.1 in the paper), or highest confidence threshold (0.9); also the threshold of
             a class that is never predicted.
     """
-    # A level lies on the trusted side of the bound up to (from) this one; round() keeps 0.2 · 65535 at 13107.
-    exact = round(bound * HIGHEST_LEVEL, 6)
-    bound_level = math.floor(exact) if trust.low_is_trusted else math.ceil(exact)
-    result = []
+    exact, result = exact_level(bound), []
     for median in median_levels(histograms):
         binds = median is None or (median < exact if trust.low_is_trusted else median > exact)
         if median is None or binds:
-            result.append(Threshold(bound, bound_level))
+            result.append(Threshold(bound, level_of_bound(bound, trust)))
         else:
             result.append(Threshold(median / HIGHEST_LEVEL, median))
     return result

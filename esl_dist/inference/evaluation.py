@@ -82,6 +82,8 @@ def _evaluate_once(config: Evaluate, inputs: Inputs) -> dict[str, str]:
         origin: dict[str, Any] = {"checkpoint": paths[0], "step": ensemble[0].trained.step}
         if config.mode == "ensemble":
             origin = {"checkpoints": paths, "weights": weights}
+        index = inputs.shards.index
+        origin |= {"data": f"{index.dataset} {index.split}", "made_with": _made_with(ensemble[0], scoring)}
         if config.output is not None:
             write_json(Path(config.output), {**scores, **origin})
         keep_end()

@@ -58,7 +58,10 @@ class Scoring:
 
 
 def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str, Any]:
-    """Score an ensemble, or a single network as one; returns `scores_of` its confusion matrix over all ranks.
+    """Score an ensemble, or a single network as one.
+
+    Returns:
+        `scores_of` its confusion matrix over all ranks, and the matrix itself as `confusion`.
 
     Raises:
         UserError: networks of different classes or at different sizes, or shards that do not fit them.
@@ -84,7 +87,8 @@ def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str,
         for counts in scored:
             confusion += counts
     # With this sum each rank also says that its predictions are written.
-    return scores_of(sum_over_ranks(confusion).numpy(), names)
+    total = sum_over_ranks(confusion).numpy()
+    return {**scores_of(total, names), "confusion": total.tolist()}
 
 
 def _scored(predicted: Callable[[], Prediction], files: PredictionFiles | None) -> Tensor:

@@ -69,10 +69,17 @@ class ScoreEntries:
 def scores_from(content: Content) -> dict[str, Any]:
     """Return scores as `scores_of` makes them, and what else is kept with them.
 
+    Their `confusion`, pixels by label and prediction, is there if the program that wrote them knew it.
+
     Raises:
-        UserError: a score is no share.
+        UserError: a score is no share, or the confusion matrix is not one of their classes.
     """
-    read(content, ScoreEntries)
+    classes = len(read(content, ScoreEntries).iou)
+    if (confusion := content.get("confusion")) is not None:
+        if len(confusion.entries()) != classes:
+            confusion.refuse(f"a row for each of the {classes} classes")
+        for row in confusion.entries():
+            row.whole_numbers(classes)
     scores: dict[str, Any] = content.value
     return scores
 

@@ -81,7 +81,7 @@ def test_where_all_pieces_are_there_they_are_counted_and_no_picture_is_read(
     monkeypatch.setattr(levels, "read_batches", None)
     predict_all(job)
     histograms = level_histograms(job)
-    assert histograms[1, 1] == histograms.sum() == PICTURES * 4
+    assert histograms[0, 1, 1] == histograms.sum() == PICTURES * 4
     assert capsys.readouterr().err == ""
 
 

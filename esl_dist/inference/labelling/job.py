@@ -5,7 +5,8 @@ that nothing depends on the number of ranks. They share a folder too: on several
 
 1. Each rank predicts its pieces, one picture at a time: labels and 16-bit levels are counted and go to a tar a piece.
 2. One sum gives every rank the same histograms, hence the same thresholds.
-3. Each rank turns the pieces of its shards into pseudo-label shards; rank 0 writes the summary and, last, the index.
+3. Each rank turns the pieces of its shards into pseudo-label shards; rank 0 writes histograms, the summary and, last,
+   the index.
 
 A job that is killed and started again keeps its whole pieces. Memory is that of a few pictures and one histogram.
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from esl_dist import config as settings
-from esl_dist.adaptation.pseudo_labels import TRUST, thresholds
+from esl_dist.adaptation.pseudo_labels import thresholds
 from esl_dist.data.images import as_size, same_aspect_ratio
 from esl_dist.data.labels import class_names, identity_class_set
 from esl_dist.data.loading import Samples, label_source
@@ -24,7 +25,8 @@ from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
-from esl_dist.inference.labelling.labels import LABELS, read_summary, summary_of, write_labels
+from esl_dist.inference.labelling.histograms import bins_of, write_histograms
+from esl_dist.inference.labelling.labels import LABELS, Rule, read_summary, summary_of, write_labels
 from esl_dist.inference.labelling.levels import level_histograms
 from esl_dist.inference.labelling.pieces import LabelJob, open_unfinished, read_entry
 from esl_dist.made_with import require_same
@@ -50,7 +52,11 @@ def label_job(config: settings.PseudoLabel, shards: ShardReader, predictor: Pred
             f"label_size={config.label_size} is impossible: {shards.index.dataset} keeps the aspect ratio of its "
             f"pictures, so it needs a target.size of the same aspect ratio, not {size and list(size)}"
         )
-    made_with = {
+    bounds = {"entropy": config.entropy_floor, "confidence": config.confidence_ceiling}
+    # The one that decides comes first.
+    counted = [config.score, *(name for name in bounds if config.count_both_scores and name != config.score)]
+    bounds = {name: bounds[name] for name in counted}
+    made_with: dict[str, Any] = {
         "run": trained.name,
         "step": trained.step,
         "class_set": trained.class_set,
@@ -60,17 +66,20 @@ def label_job(config: settings.PseudoLabel, shards: ShardReader, predictor: Pred
         "size": None if size is None else list(size),
         "label_size": config.label_size,
         "score": config.score,
-        "bound": config.entropy_floor if config.score == "entropy" else config.confidence_ceiling,
+        "bound": bounds[config.score],
         "compare_with_labels": config.compare_with_labels,
         "domain": predictor.statistics,
         "precision": predictor.precision,
         "device": predictor.device.type,
     }
+    if config.count_both_scores:
+        # Only then, for jobs begun before do not say.
+        made_with |= {"count_both_scores": True, "other_bound": list(bounds.values())[1]}
     return LabelJob(
         predictor=predictor,
         target=Samples(shards, size, labels, label_size or size),
         frame=label_size or size or shards.index.image_size,
-        trust=TRUST[config.score],
+        bounds=bounds,
         made_with=made_with,
         output=Path(config.output),
         workers=Workers(config.workers, config.timeout_minutes, progress=note_progress),
@@ -108,9 +117,12 @@ def _summary_of_finished(job: LabelJob) -> dict[str, Any]:
 def _label(job: LabelJob) -> dict[str, Any]:
     open_unfinished(job.unfinished, job.made_with)
     histograms = level_histograms(job)
-    limits = thresholds(histograms, job.trust, job.made_with["bound"])
-    summary = summary_of(job, histograms, limits, write_labels(job, limits))
+    limits = thresholds(histograms[0], job.trusts[0], job.made_with["bound"])
+    bins = [bins_of(*one) for one in zip(histograms, job.trusts, job.bounds.values(), strict=True)]
+    compared = write_labels(job, Rule(limits, bins))
+    summary = summary_of(job, histograms[0], limits, compared.confusion)
     if is_main():
+        write_histograms(job, bins, histograms, None if job.target.labels is None else compared.right)
         write_json(job.output / SUMMARY, summary)
         write_index(job.output, _index(job))
     return summary

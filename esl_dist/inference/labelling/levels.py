@@ -25,13 +25,19 @@ from esl_dist.inference.labelling.pieces import (
     write_piece,
 )
 from esl_dist.prediction.background import in_background, on_host
-from esl_dist.prediction.levels import Count, counting, without_padding
+from esl_dist.prediction.levels import counting, without_padding
 from esl_dist.prediction.predictions import own_part, read_batches
 from esl_dist.ranks.collectives import broadcast_flags, sum_over_ranks
 
+CountEach = Callable[..., None]
+"""Counts a picture's labels and, behind them, the levels of each score."""
+
 
 def level_histograms(job: LabelJob) -> Tensor:
-    """Predict what is missing, and count the levels of all predictions by class: int64 (classes, 65536), on the CPU.
+    """Predict what is missing, and count the levels of all predictions by class.
+
+    Returns:
+        int64 (scores, classes, 65536), on the CPU, in the order of the job's scores.
 
     It is the same on every rank, and when it is returned every rank has written its pieces.
 
@@ -43,8 +49,9 @@ def level_histograms(job: LabelJob) -> Tensor:
     written = broadcast_flags([is_written(folder, folder / piece_name(piece)) for piece in pieces])
     missing = [piece for piece, is_there in zip(pieces, written, strict=True) if not is_there]
     require_room(job, sum(map(len, missing)))
-    histograms = empty_histograms(len(job.made_with["classes"]), job.predictor.device)
-    count = counting(histograms)
+    one = empty_histograms(len(job.made_with["classes"]), job.predictor.device)
+    histograms = one.repeat(len(job.bounds), 1, 1)
+    count = _counting_each(histograms)
     _predict(job, own_part(missing), count)
     for piece in own_part([piece for piece, is_there in zip(pieces, written, strict=True) if is_there]):
         for _, read in read_piece(job, piece):
@@ -52,8 +59,19 @@ def level_histograms(job: LabelJob) -> Tensor:
     return sum_over_ranks(histograms).cpu()
 
 
+def _counting_each(histograms: Tensor) -> CountEach:
+    """Return a function for several threads that counts each score in its own of the histograms."""
+    counts = [counting(own) for own in histograms]
+
+    def count(labels: Tensor, *levels: Tensor) -> None:
+        for count_one, own in zip(counts, levels, strict=True):
+            count_one(labels, own)
+
+    return count
+
+
 @torch.inference_mode()
-def _predict(job: LabelJob, pieces: Sequence[range], count: Count) -> None:
+def _predict(job: LabelJob, pieces: Sequence[range], count: CountEach) -> None:
     """Predict pieces, one picture at a time, and count their levels."""
     if not pieces:
         return
@@ -65,7 +83,7 @@ def _predict(job: LabelJob, pieces: Sequence[range], count: Count) -> None:
             write_piece(job, piece, islice(predictions, len(piece)))
 
 
-def _prediction(job: LabelJob, batch: Batch, count: Count) -> Callable[[], Members]:
+def _prediction(job: LabelJob, batch: Batch, count: CountEach) -> Callable[[], Members]:
     """Predict one picture, or queue that on a GPU.
 
     Returns:
@@ -78,17 +96,17 @@ def _prediction(job: LabelJob, batch: Batch, count: Count) -> Callable[[], Membe
     logits = job.predictor.logits(images)
 
     def compute() -> tuple[Tensor, ...]:
-        predicted = label_and_score(logits, (frame[1], frame[0]), job.trust)
-        labels, levels = (one[0, :height, :width] for one in predicted)
-        count(labels, levels)
-        return labels, levels, logits.isfinite().all()
+        predicted = label_and_score(logits, (frame[1], frame[0]), *job.trusts)
+        labels, *levels = (one[0, :height, :width] for one in predicted)
+        count(labels, *levels)
+        return labels, *levels, logits.isfinite().all()
 
     computed = on_host(compute, images.device)
 
     def prediction() -> Members:
-        labels, levels, is_finite = computed()
+        *predicted, is_finite = computed()
         if not is_finite:
             raise job.predictor.not_finite(job.target.images.where(position))
-        return encode_prediction(labels, levels)
+        return encode_prediction(*predicted)
 
     return prediction

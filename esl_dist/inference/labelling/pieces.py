@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from esl_dist.adaptation.pseudo_labels import Trust
+from esl_dist.adaptation.pseudo_labels import TRUST, Trust
 from esl_dist.checked import read_content
 from esl_dist.data.images import Size
 from esl_dist.data.loading import Samples
@@ -36,15 +36,17 @@ JOB = "job.json"
 PREDICTION: dict[str, np.dtype[Any]] = {"label.npy": np.dtype(np.uint8), "level.npy": np.dtype("<u2")}
 """What a piece's tar has of each sample: predicted train ids, and the levels of their scores; not compressed, because
 as PNG they would take half the room and ten times the work, and are removed with the job's end."""
+OTHER_LEVELS: dict[str, np.dtype[Any]] = {"other.npy": np.dtype("<u2")}
+"""What it has besides where the job counts the other score, too."""
 PIECE_FORMAT = 2
 """Of what is unfinished; 1 had PNG files."""
-NOT_FOR_PREDICTIONS = {"bound", "compare_with_labels"}
+NOT_FOR_PREDICTIONS = {"bound", "compare_with_labels", "other_bound"}
 """Keys of what a job is made with that its predictions do not depend on."""
 PIECE_SAMPLES = 8
 """Few, so that ranks wait little for the last piece; a tar and its entry a piece are written anyway."""
 
-Read = Callable[[], tuple[Tensor, Tensor]]
-"""Reads predicted labels (uint8) and levels (uint16, of the same shape), in any thread."""
+Read = Callable[[], tuple[Tensor, ...]]
+"""Reads predicted labels (uint8) and the levels of each score (uint16, of the same shape), in any thread."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class LabelJob:
         predictor: the network and how it predicts.
         target: the pictures at the network's size; with labels to compare the pseudo-labels with, or without.
         frame: width and height of all pseudo-labels; None where each has those of its picture.
-        trust: which score decides.
+        bounds: the scores that are counted → the bound of their thresholds; the first one decides.
         made_with: everything that the pseudo-labels depend on, as their index keeps it.
         output: the folder of the pseudo-labels.
         workers: the processes that read, a rank.
@@ -64,10 +66,20 @@ class LabelJob:
     predictor: Predictor
     target: Samples
     frame: Size | None
-    trust: Trust
+    bounds: Mapping[str, float]
     made_with: Mapping[str, Any]
     output: Path
     workers: Workers
+
+    @property
+    def trusts(self) -> list[Trust]:
+        """The scores that are counted; the first one decides."""
+        return [TRUST[name] for name in self.bounds]
+
+    @property
+    def prediction(self) -> dict[str, np.dtype[Any]]:
+        """What a piece's tar has of each sample, by extension."""
+        return PREDICTION if len(self.bounds) == 1 else PREDICTION | OTHER_LEVELS
 
     @property
     def unfinished(self) -> Path:
@@ -167,7 +179,7 @@ def require_room(job: LabelJob, pictures: int) -> None:
     if job.frame is None:
         return
     disk = shutil.disk_usage(job.unfinished)
-    needed = pictures * math.prod(job.frame) * sum(kind.itemsize for kind in PREDICTION.values())
+    needed = pictures * math.prod(job.frame) * sum(kind.itemsize for kind in job.prediction.values())
     # Some file systems far away say 0 of 0 bytes.
     if not all(broadcast_flags([disk.total == 0 or disk.free >= needed])):
         raise UserError(
@@ -183,9 +195,10 @@ def write_piece(job: LabelJob, piece: range, predictions: Iterable[Members]) -> 
     write_tar(job.unfinished, job.unfinished / piece_name(piece), samples)
 
 
-def encode_prediction(labels: Tensor, levels: Tensor) -> Members:
+def encode_prediction(labels: Tensor, *levels: Tensor) -> Members:
     """Return what a piece has of a sample: predicted labels (uint8) and levels (uint16), on the host."""
-    return {kind: _encoded(one) for kind, one in zip(PREDICTION, (labels, levels), strict=True)}
+    kinds = [*PREDICTION, *OTHER_LEVELS][: 1 + len(levels)]
+    return {kind: _encoded(one) for kind, one in zip(kinds, (labels, *levels), strict=True)}
 
 
 def _encoded(tensor: Tensor) -> bytes:
@@ -202,23 +215,24 @@ def read_piece(job: LabelJob, piece: range) -> Iterator[tuple[int, Read]]:
         UserError: its tar, or the entry of it, is not what was written; by the function, too.
     """
     name, keys = piece_name(piece), [job.target.images.key(position) for position in piece]
-    entry = read_entry(job.unfinished, name, keys, list(PREDICTION))
+    entry = read_entry(job.unfinished, name, keys, list(job.prediction))
     reader = ShardReader(job.unfinished, ShardIndex("", "", None, None, {}, {}, (entry,)))
     for number, position in enumerate(piece):
         note_progress()
         yield position, partial(_read, job, reader, number)
 
 
-def _read(job: LabelJob, reader: ShardReader, number: int) -> tuple[Tensor, Tensor]:
+def _read(job: LabelJob, reader: ShardReader, number: int) -> tuple[Tensor, ...]:
     try:
-        labels, levels = (_decoded(reader.read(number, kind), PREDICTION[kind]) for kind in PREDICTION)
+        labels, *levels = (_decoded(reader.read(number, kind), of) for kind, of in job.prediction.items())
         too_large = job.frame is not None and (np.array(labels.shape) > job.frame[::-1]).any()
-        if too_large or labels.shape != levels.shape or labels.max() >= len(job.made_with["classes"]):
+        differ = any(labels.shape != own.shape for own in levels)
+        if too_large or differ or labels.max() >= len(job.made_with["classes"]):
             raise ValueError("not the predictions of these pictures")
     except (CorruptSampleError, ValueError) as error:
         tar = reader.place(reader.shard(number))
         raise UserError(f"{tar}: damaged; {_remedy(job.unfinished)}") from error
-    return torch.from_numpy(labels), torch.from_numpy(levels)
+    return tuple(map(torch.from_numpy, (labels, *levels)))
 
 
 def _decoded(content: bytes, kind: np.dtype[Any]) -> NDArray[Any]:

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -58,10 +59,23 @@ def write_scalars(writer: RecordWriter, values: Mapping[str, float], step: int) 
     writer.flush()
 
 
-def write_histograms(writer: RecordWriter, values: Mapping[str, NDArray[np.int64]], step: int) -> None:
-    """Write counts by tag: of values in as many equal parts of [0, 1], at least one of which is not 0."""
-    for tag, counts in values.items():
-        edges = np.linspace(0, 1, len(counts) + 1)
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values, at least one.
+
+    Attributes:
+        edges: of the bins, ascending, float64 (bins + 1,).
+        counts: int64 (bins,).
+    """
+
+    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+def write_histograms(writer: RecordWriter, histograms: Mapping[str, Histogram], step: int) -> None:
+    """Write histograms by tag."""
+    for tag, one in histograms.items():
+        edges, counts = one.edges, one.counts
         centres, seen = (edges[:-1] + edges[1:]) / 2, np.flatnonzero(counts)
         summary = histogram_raw(  # type: ignore[no-untyped-call]
             *(tag, float(edges[seen[0]]), float(edges[seen[-1] + 1]), int(counts.sum())),

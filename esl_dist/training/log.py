@@ -14,11 +14,11 @@ from esl_dist.adaptation.optimisers import Rates
 from esl_dist.adaptation.passes import SHARE, Losses
 from esl_dist.config_types import TENSORBOARD
 from esl_dist.errors import UserError
-from esl_dist.ranks.collectives import is_main, sum_over_ranks, warn
+from esl_dist.ranks.collectives import gather_texts, is_main, sum_over_ranks, warn
 from esl_dist.reporting.curves import Curves, flat_settings
 from esl_dist.reporting.pictures import Picture
 from esl_dist.reporting.progress import Entry, show_entry, show_line, steps_bar
-from esl_dist.reporting.trackers import begin_trackers
+from esl_dist.reporting.trackers import BackgroundTracker, begin_trackers
 from esl_dist.runs.validations import Figures
 from esl_dist.training.contradictions import refuse_missing_trackers
 from esl_dist.training.work import Work
@@ -52,22 +52,33 @@ EMPTY_COUNTS: Mapping[str, Tensor] = {}
 
 
 def open_curves(config: settings.Train, logs: Path, first_step: int) -> Curves | None:
-    """Open what the main rank writes to; None on the others.
+    """Open what the main rank writes to; None on the others. Called on every rank.
 
     A tracker that cannot begin ends a run at its beginning; one that goes on does so without it, with a warning.
 
     Raises:
-        UserError: a tracker is not installed or cannot begin, or scalars.csv is damaged.
+        UserError: on every rank, if a tracker is not installed or cannot begin; on the main one, if scalars.csv is
+            damaged.
     """
-    if not is_main():
-        return None
     others = [name for name in dict.fromkeys(config.trackers) if name != TENSORBOARD]
-    refuse_missing_trackers(others)
-    begun = begin_trackers(others, str(config.name), logs, flat_settings(config))
+    begun: list[BackgroundTracker] = []
+    problem = ""
+    if is_main() and others:
+        try:
+            refuse_missing_trackers(others)
+            begun = begin_trackers(others, str(config.name), logs, flat_settings(config))
+            _refuse_failed(begun if not first_step else [])
+        except UserError as error:
+            problem = str(error)
+    if others and (told := gather_texts(problem)[0]):
+        raise UserError(problem or told)
+    return Curves(logs, first_step, TENSORBOARD in config.trackers, begun, warn) if is_main() else None
+
+
+def _refuse_failed(begun: Iterable[BackgroundTracker]) -> None:
     for tracker in begun:
-        if tracker.failure is not None and not first_step:
+        if tracker.failure is not None:
             raise UserError(f"trackers: {tracker.name} cannot begin: {tracker.failure}; set it up, or leave it out")
-    return Curves(logs, first_step, TENSORBOARD in config.trackers, begun, warn)
 
 
 class TrainingLog:

@@ -108,7 +108,8 @@ class TrainingLog:
         self._curves = curves
         self._bar: tqdm[int] | None = None
         self._title, self._images_a_step, self._first_step = title, images_a_step, first_step
-        self.work, self._peak, self._device = Work(), None, torch.device("cpu")
+        self.work, self._device = Work(), torch.device("cpu")
+        self._peak: float | None = None
         self._begin(interval)
 
     def measure_on(self, device: torch.device, peak: float | None) -> None:

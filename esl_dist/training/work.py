@@ -45,10 +45,15 @@ class Work:
             yield
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, work: Work, formulas: Mapping[Any, Callable[..., int]]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._work, self._formulas = work, formulas
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # To have torch's compiler skip it, torch would import the compiler, which takes seconds.
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
         output = func(*args, **(kwargs or {}))

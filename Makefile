@@ -14,14 +14,14 @@ GET_VENV := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "inst
 
 CLUSTER_PACKAGES := slurm-wlm munge iproute2 debootstrap
 
-.PHONY: demo test test-all test-cluster bench check clean
+.PHONY: demo test test-all test-cluster test-browser bench check clean
 
 demo: $(INSTALLED)
 	$(RUN) launch/demo.py seed=$(SEED)
 
 # Every promise at its smallest size.
 test: $(INSTALLED)
-	$(PYTEST) -m "not grid and not cluster"
+	$(PYTEST) -m "not grid and not cluster and not browser"
 	$(MAKE) check
 
 # The large grids, which `make test` leaves out.
@@ -33,6 +33,12 @@ test-cluster: $(INSTALLED)
 	@dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1 || { echo "installing $(CLUSTER_PACKAGES)" && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); }
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
+
+# The report in headless Chromium, which only Debian's package gives: no page asks for anything, figures and filters work.
+test-browser: $(INSTALLED)
+	@command -v chromium >/dev/null || { echo "installing chromium" && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m browser
 
 # The project beside the same work written out plainly; benchmarks/README.md.
 bench: $(INSTALLED)

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from benchmarks.measure import Row, UnequalError, compared, medians_in_turn, seconds
 from benchmarks.own_step import CLASSES
 from esl_dist.adaptation.entropy import HIGHEST_LEVEL
-from esl_dist.adaptation.pseudo_labels import TRUST
 from esl_dist.data.images import Size, decode_label, encode_png
 from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Samples
@@ -179,7 +178,7 @@ def job_of(target: Path, output: Path, logits: Sequence[Tensor], size: Size) -> 
         predictor=Predictor(trained),
         target=Samples(open_shards(target), None),
         frame=size,
-        trust=TRUST["entropy"],
+        bounds={"entropy": FLOOR},
         made_with={"classes": class_names(CLASSES), "score": "entropy", "bound": FLOOR},
         output=output,
         workers=Workers(0, 1),

@@ -5,7 +5,10 @@ from pathlib import Path
 from esl_dist import config
 from esl_dist.config_files import describe
 
-PROGRAMS = (config.Prepare, config.Train, config.PseudoLabel, config.Evaluate, config.Demo)
+PROGRAMS = (
+    *(config.Prepare, config.Train, config.PseudoLabel, config.Evaluate, config.Predict, config.Report, config.Demo),
+    config.Doctor,
+)
 
 OPENING = """# Configuration reference
 

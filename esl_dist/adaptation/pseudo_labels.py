@@ -58,7 +58,7 @@ def label_and_score(logits: Tensor, size: tuple[int, int], *trusts: Trust) -> tu
     shape = (logits.shape[0], *size)
     labels = logits.new_empty(shape, dtype=torch.uint8)
     levels = [logits.new_empty(shape, dtype=torch.uint16) for _ in trusts]
-    for rows, probabilities in resized_rows(F.softmax(logits, dim=1).clamp_(min=LEAST_PROBABILITY), size):
+    for rows, probabilities in resized_rows(positive_probabilities(logits), size):
         labels[:, rows] = highest_class(probabilities)
         for own, trust in zip(levels, trusts, strict=True):
             own[:, rows] = quantise(trust.score(probabilities))
@@ -73,6 +73,11 @@ def exact_level(bound: float) -> float:
 def level_of_bound(bound: float, trust: Trust) -> int:
     """Return the last level that is trusted where a bound in [0, 1] is the threshold."""
     return math.floor(exact_level(bound)) if trust.low_is_trusted else math.ceil(exact_level(bound))
+
+
+def positive_probabilities(logits: Tensor) -> Tensor:
+    """Return the softmax of logits over dimension 1, above 0, as `Trust.score` takes it."""
+    return F.softmax(logits, dim=1).clamp_(min=LEAST_PROBABILITY)
 
 
 def thresholds(histograms: Tensor, trust: Trust, bound: float) -> list[Threshold]:

@@ -136,7 +136,7 @@ class RunRecord:
             nodes=len({host for host, _ in places}),
             devices=[device for _, device in places],
             precision=ranks.precision,
-            versions=_versions(),
+            versions=versions(),
             commit=_commit(CHECKOUT),
             first_step=first_step,
         )
@@ -213,14 +213,15 @@ def _now() -> str:
     return now().isoformat(timespec="seconds")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of this program and of what its results depend on, by name."""
     try:
         own = version("esl-dist")
     except PackageNotFoundError:
         own = "not installed"
-    versions = {"esl-dist": own, "python": platform.python_version(), "torch": str(torch.__version__)}
-    versions |= {package: version(package) for package in ("accelerate", "numpy")}
-    return versions if torch.version.cuda is None else versions | {"cuda": torch.version.cuda}
+    found = {"esl-dist": own, "python": platform.python_version(), "torch": str(torch.__version__)}
+    found |= {package: version(package) for package in ("accelerate", "numpy")}
+    return found if torch.version.cuda is None else found | {"cuda": torch.version.cuda}
 
 
 def _commit(checkout: Path) -> str | None:

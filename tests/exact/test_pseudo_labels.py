@@ -25,6 +25,8 @@ pytestmark = pytest.mark.exact
 
 PROGRAM = "launch/pseudo_label.py"
 TARGET = 40
+SCORES = 2
+"""Both are counted, the one that decides and the other."""
 COUNT_BYTES = 8
 """Of an int64."""
 
@@ -44,7 +46,7 @@ def trained(server: RankServer, large_town: Path, tmp_path_factory: pytest.TempP
 
 def words(town: Path, trained: Path, output: Path, workers: int) -> list[str]:
     places = [f"checkpoint={trained}", f"target.path={town}/target_train", f"output={output}"]
-    return [*places, f"workers={workers}", "compare_with_labels=true"]
+    return [*places, f"workers={workers}", "compare_with_labels=true", "count_both_scores=true"]
 
 
 def bits(folder: Path) -> dict[str, str]:
@@ -59,7 +61,7 @@ def expected(
     output = tmp_path_factory.mktemp("expected") / "labels"
     assert server.run(PROGRAM, words(large_town, trained, output, 0), 1) == [0], server.log.read_text()
     found = bits(output)
-    assert {"index.json", "summary.json"} < found.keys()
+    assert {"index.json", "summary.json", "histograms.json"} < found.keys()
     assert len(found) > 4, "several shards"
     return found
 
@@ -94,9 +96,9 @@ def test_the_histograms_are_one_sum_over_the_ranks(
     one_class = COUNT_BYTES * (HIGHEST_LEVEL + 1)
     for rank in range(2):
         notes = [json.loads(line) for line in Path(f"{tmp_path}/sent.{rank}").read_text().splitlines()]
-        assert [sent for _, _, sent in notes if sent > one_class // 2] == [classes * one_class]
-        # What else is agreed on is small: digests, which pieces are there, the confusion matrix.
-        assert sum(sent for _, _, sent in notes) < (classes + 1) * one_class
+        assert [sent for _, _, sent in notes if sent > one_class // 2] == [SCORES * classes * one_class]
+        # What else is agreed on is small: digests, which pieces are there, the confusion matrix, what is right by bin.
+        assert sum(sent for _, _, sent in notes) < (SCORES * classes + 1) * one_class
 
 
 def start_slowly(server: RankServer, ranks: int, job_words: list[str]) -> Job:

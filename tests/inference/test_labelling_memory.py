@@ -8,10 +8,12 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
+from esl_dist.adaptation.entropy import empty_histograms
 from esl_dist.adaptation.pseudo_labels import Threshold
 from esl_dist.errors import UserError
 from esl_dist.inference.labelling import labels, levels
-from esl_dist.inference.labelling.labels import write_labels
+from esl_dist.inference.labelling.histograms import bins_of
+from esl_dist.inference.labelling.labels import Rule, write_labels
 from esl_dist.inference.labelling.levels import level_histograms
 from esl_dist.inference.labelling.pieces import (
     LabelJob,
@@ -117,8 +119,9 @@ def test_an_error_where_pseudo_labels_are_written_leaves_no_thread(
     job: LabelJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict_all(job)
+    bins = bins_of(empty_histograms(3, torch.device("cpu")), job.trusts[0], 0.5)
     monkeypatch.setattr(labels, "write_tar", fails)
     before = threading.active_count()
     with pytest.raises(UserError, match="the disk is full") as told:
-        write_labels(job, [Threshold(0.5, 32768)] * 3)
+        write_labels(job, Rule([Threshold(0.5, 32768)] * 3, [bins]))
     assert threading.active_count() == before, told

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,7 +105,7 @@ def _pseudo_label(job: LabelJob, rule: Rule, position: int, read: Read) -> tuple
     comparison = nothing_compared(job, rule)
     confusion = confusion_matrix(torch.from_numpy(truth), torch.from_numpy(kept), len(rule.limits))
     # What is predicted has no padding, which lies at the right and below.
-    inside = truth[: labels.shape[0], : labels.shape[1]]
+    inside = truth[: labels.shape[0], : labels.shape[1]].astype(np.uint8, copy=False)
     for total, bins, own in zip(comparison.right, rule.bins, levels, strict=True):
         total[:, :, : bins.most] = torch.from_numpy(count_right(bins, labels.numpy(), own.numpy(), inside))
     return position, encode_predicted(kept), comparison._replace(confusion=confusion)

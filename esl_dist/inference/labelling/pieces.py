@@ -79,12 +79,16 @@ class LabelJob:
     @property
     def prediction(self) -> dict[str, np.dtype[Any]]:
         """What a piece's tar has of each sample, by extension."""
-        return PREDICTION if len(self.bounds) == 1 else PREDICTION | OTHER_LEVELS
+        return _kinds(len(self.bounds))
 
     @property
     def unfinished(self) -> Path:
         """The folder of what is kept until the job is finished."""
         return self.output / UNFINISHED
+
+
+def _kinds(scores: int) -> dict[str, np.dtype[Any]]:
+    return PREDICTION if scores == 1 else PREDICTION | OTHER_LEVELS
 
 
 def pieces_by_shard(index: ShardIndex) -> list[list[range]]:
@@ -178,8 +182,7 @@ def require_room(job: LabelJob, pictures: int) -> None:
     """
     if job.frame is None:
         return
-    disk = shutil.disk_usage(job.unfinished)
-    needed = pictures * math.prod(job.frame) * sum(kind.itemsize for kind in job.prediction.values())
+    disk, needed = shutil.disk_usage(job.unfinished), room_of_pieces(job.frame, pictures, len(job.bounds))
     # Some file systems far away say 0 of 0 bytes.
     if not all(broadcast_flags([disk.total == 0 or disk.free >= needed])):
         raise UserError(
@@ -187,6 +190,17 @@ def require_room(job: LabelJob, pictures: int) -> None:
             f"finished: {needed / 1e9:.1f} GB are needed and {disk.free / 1e9:.1f} GB free; make room, or choose an "
             "output on a larger disk"
         )
+
+
+def room_of_pieces(frame: Size, pictures: int, scores: int = 1) -> int:
+    """Return the bytes that the predictions of so many pictures of a size take until a job is finished.
+
+    Args:
+        frame: width and height.
+        pictures: how many.
+        scores: how many scores are counted.
+    """
+    return pictures * math.prod(frame) * sum(kind.itemsize for kind in _kinds(scores).values())
 
 
 def write_piece(job: LabelJob, piece: range, predictions: Iterable[Members]) -> None:

@@ -1,0 +1,55 @@
+"""Write runs, their scores and pseudo-labels as one page."""
+
+from pathlib import Path
+
+from esl_dist.config import Report
+from esl_dist.early import give_interrupt_back
+from esl_dist.environment import is_alone
+from esl_dist.errors import UserError
+from esl_dist.files import refuse_unwritable
+from esl_dist.report.writing import refuse_other_file, write_page
+from esl_dist.reporting.accounts import account
+from esl_dist.runs.layout import refuse_missing_run
+
+
+def main(config: Report) -> None:
+    """Write the report and print where it is."""
+    check_report(config)
+    # Not before: torch takes seconds, and what is wrong with the settings is known without it.
+    import torch
+
+    from esl_dist.report.gathering import gathered, open_runs
+    from esl_dist.report.pictures import gallery
+
+    give_interrupt_back()
+    runs = open_runs(config)
+    content = gathered(config, runs)
+    content["gallery"] = gallery(config, runs, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    write_page(Path(config.output), content)
+    told = {
+        "runs": str(len(runs)),
+        "scores": f"{len(content['rows'])} rows",
+        "rounds": f"{len(content['rounds'])} of pseudo-labels",
+        "pictures": content["gallery"]["note"] or str(len(content["gallery"]["pictures"])),
+        "not shown": "; ".join(content["notes"]),
+    }
+    print(account(f"{config.output}: {Path(config.output).stat().st_size / 1e6:.1f} MB", told))
+
+
+def check_report(config: Report) -> None:
+    """Refuse what no page can be made of, and to write over anything but a report.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if not is_alone():
+        raise UserError("a report is written by one process; start it without torchrun or accelerate launch")
+    if not (config.runs or config.scores or config.pseudo_labels):
+        raise UserError("nothing to report: name runs, as in: esl-dist report experiments/snapshots/advent")
+    for one in config.runs:
+        # A file is one of scores.
+        if not Path(one).is_file():
+            refuse_missing_run(Path(one))
+    output = Path(config.output)
+    refuse_other_file("output", output)
+    refuse_unwritable("output", config.output, output.absolute().parent)

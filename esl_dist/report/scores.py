@@ -1,0 +1,156 @@
+"""The scores that a report shows: JSON files of evaluations, and which run each is of."""
+
+import itertools
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from esl_dist.checked import Content, read_content
+from esl_dist.errors import UserError
+from esl_dist.reporting.scores import scores_from
+from esl_dist.runs.validations import VALIDATIONS, read_validations
+
+REMEDY = "score again, or leave it out"
+TARGET_STATISTICS = "target_statistics"
+"""In the name of files of scores with statistics of the target, where an older one does not say it inside."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of scores.
+
+    Attributes:
+        title: what it is called in tables.
+        file: where it was read.
+        miou, miou_over, iou, accuracy: as `reporting.scores.scores_of` makes them.
+        confusion: pixels by label and prediction; None where the file does not say.
+        checkpoint: the network that was scored, as the file says it; None where it does not.
+        step: steps that it was trained; None where it is not known.
+        data: data set and split; None where the file does not say.
+        anew: whether batch-norm statistics were estimated anew; None where the file does not say.
+        run: place of its run among those of the report.
+        control: place of the row it is to be held against.
+    """
+
+    title: str
+    file: str
+    miou: float | None
+    miou_over: dict[str, float | None]
+    iou: dict[str, float | None]
+    accuracy: float | None
+    confusion: list[list[int]] | None = None
+    checkpoint: str | None = None
+    step: int | None = None
+    data: str | None = None
+    anew: bool | None = None
+    run: int | None = None
+    control: int | None = None
+
+
+def points_to(path: str, run: Path) -> bool:
+    """Say whether a path that a file names is a run, or lies in it; also where the experiments were moved since."""
+    if Path(path).resolve().is_relative_to(run.resolve()):
+        return True
+    parts, own = Path(path).parts, ("snapshots", run.resolve().name)
+    moved = own in itertools.pairwise(parts)
+    return moved and not Path(path).exists() and run.resolve().parent.name == "snapshots"
+
+
+def rows_of_run(run: Path, number: int) -> tuple[list[Row], list[str]]:
+    """Return the rows of a run that lie in its folder, or in scores/ beside its snapshots/, and what cannot be read."""
+    rows, problems = [], []
+    for file in sorted({*run.glob("scores/*.json"), *run.resolve().parent.parent.glob("scores/*.json")}):
+        try:
+            row = read_row(file)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        is_its_own = file.is_relative_to(run) and row.checkpoint is None
+        if is_its_own or (row.checkpoint is not None and points_to(row.checkpoint, run)):
+            rows.append(replace(row, run=number))
+    if not rows:
+        rows, more = _validated(run, number)
+        problems += more
+    return rows, problems
+
+
+def _validated(run: Path, number: int) -> tuple[list[Row], list[str]]:
+    """Return the best of a run's validations as a row, where it has no other scores."""
+    file = run / VALIDATIONS
+    if not file.exists():
+        return [], []
+    try:
+        found = {step: one.scores for step, one in read_validations(file)[1].items() if one.scores is not None}
+    except UserError as error:
+        return [], [str(error)]
+    if not found:
+        return [], []
+    step = max(sorted(found), key=lambda one: found[one].miou or 0.0)
+    return [Row(f"{run.name}, validation", str(file), **_shares(asdict(found[step])), step=step, run=number)], []
+
+
+def read_row(file: Path) -> Row:
+    """Read the scores of one evaluation, or the best of those of all snapshots of a run.
+
+    Raises:
+        UserError: the file holds no scores.
+    """
+    content = read_content(file, REMEDY)
+    if content.get("iou") is None and content.get("best") is not None:
+        best = content.at("best")
+        step = best.at("step").whole_number()
+        return replace(_row(f"{file.stem}, best step", best, content), step=step)
+    return _row(file.stem, content, content)
+
+
+def _row(title: str, content: Content, whole: Content) -> Row:
+    scores = scores_from(content)
+    # One evaluation says it beside its scores, that of all snapshots in what they were made with.
+    inner = whole.value.get("made_with")
+    said = inner if isinstance(inner, dict) else whole.value
+    texts: dict[str, Any] = {
+        key: value for key in ("checkpoint", "data") if isinstance(value := whole.value.get(key), str)
+    }
+    return Row(
+        title,
+        str(whole.file),
+        **_shares(scores),
+        confusion=scores.get("confusion"),
+        step=scores.get("step") if isinstance(scores.get("step"), int) else None,
+        anew=said["statistics_from"] is not None if "statistics_from" in said else None,
+        **texts,
+    )
+
+
+def _shares(scores: dict[str, Any]) -> dict[str, Any]:
+    empty: dict[str, Any] = {"miou_over": {}, "accuracy": None}
+    return {key: scores.get(key, empty.get(key)) for key in ("miou", "miou_over", "iou", "accuracy")}
+
+
+def with_controls(rows: Iterable[Row], controls: dict[int, int], adapted: Collection[int]) -> list[Row]:
+    """Return rows with their controls: of the control's rows the one scored likest.
+
+    A network that saw the target has statistics of it; one that did not has them where they were estimated anew, and
+    is held against the former so, for else the statistics alone would look like a gain of the method.
+
+    Args:
+        rows: those of the report.
+        controls: place of a run → place of the run that is its control.
+        adapted: places of the runs whose networks saw the target.
+    """
+    rows = list(rows)
+    found = []
+    for row in rows:
+        of_control = [
+            place for place, other in enumerate(rows) if row.run in controls and other.run == controls[row.run]
+        ]
+        alike = sorted(of_control, key=lambda place: _differences(row, rows[place], adapted))
+        comparable = [place for place in alike if rows[place].data in (row.data, None) or row.data is None]
+        found.append(replace(row, control=comparable[0] if comparable else None))
+    return found
+
+
+def _differences(row: Row, other: Row, adapted: Collection[int]) -> int:
+    of_target = [one.run in adapted or bool(one.anew) or TARGET_STATISTICS in one.title for one in (row, other)]
+    return 4 * (row.data != other.data) + 2 * (of_target[0] != of_target[1]) + (row.anew != other.anew)

@@ -1,0 +1,273 @@
+"""The page in Chromium: it asks for nothing, fits phones and screens, and counts as the program does."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from esl_dist.adaptation.entropy import HIGHEST_LEVEL
+from esl_dist.adaptation.pseudo_labels import TRUST, kept_pixels, thresholds
+from esl_dist.config import Report
+from esl_dist.inference.labelling.histograms import STEPS
+from esl_dist.programs.report import main
+from esl_dist.reporting.scores import percent
+from tests.report.pages import content_of
+
+playwright = pytest.importorskip("playwright.sync_api", reason="the extra `test` has playwright")
+
+pytestmark = pytest.mark.browser
+
+CHROMIUM = "/usr/bin/chromium"
+WORDS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
+SECTIONS = ("runs", "one-class", "rounds", "gallery", "curves", "settings")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=WORDS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def file(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a report of the small experiment, one of whose class and run names would be a program in HTML."""
+    folder = tmp_path_factory.mktemp("page")
+    scores = json.loads((experiments / "scores/advent.json").read_text())
+    evil = "<img src=x onerror=document.title='run'></script><script>document.title='run'</script>"
+    scores["iou"] = {evil if name == "sky" else name: value for name, value in scores["iou"].items()}
+    (folder / "named by others.json").write_text(json.dumps(scores))
+    runs = [str(experiments / "snapshots" / name) for name in ("advent", "advent_esl")]
+    output = folder / "report.html"
+    main(Report(runs=runs, scores=[str(folder / "named by others.json")], pictures=6, output=str(output)))
+    return output
+
+
+@pytest.fixture
+def opened(browser: Any, file: Path) -> Iterator[Any]:
+    """Return a function that opens the page, of a width and a scheme of colours; it may say and ask for nothing."""
+    pages, said = [], []
+
+    def open_page(width: int = 1400, scheme: str = "light") -> Any:
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.append(request.url) if is_asked_for(request.url) else None)
+        page.goto(file.as_uri())
+        pages.append(page)
+        return page
+
+    def is_asked_for(url: str) -> bool:
+        return not url.startswith("data:") and url != file.as_uri()
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert said == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1400])
+def test_the_page_fits_its_width_and_shows_every_section(opened: Any, width: int, scheme: str) -> None:
+    page = opened(width, scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    for name in SECTIONS:
+        section = page.locator(f"#{name}")
+        assert section.is_visible()
+        assert section.bounding_box()["height"] > 100, name
+    assert page.locator("svg[role=img]").count() > 10
+    assert page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth > 0 && one.alt)")
+    is_drawn = "one.querySelector('title') || one.closest('details:not([open])')"
+    assert page.evaluate(f"[...document.querySelectorAll('.chart')].every((one) => {is_drawn})")
+
+
+def test_colours_can_be_turned_over(opened: Any) -> None:
+    page = opened(scheme="dark")
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.get_by_role("button", name="Show the page light").press("Enter")
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
+
+def luminance(color: list[int]) -> float:
+    """Return the relative luminance of a colour, as WCAG 2 defines it."""
+    parts = [one / 255 / 12.92 if one <= 10 else ((one / 255 + 0.055) / 1.055) ** 2.4 for one in color]
+    return float(np.dot(parts, [0.2126, 0.7152, 0.0722]))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read_on_their_ground(opened: Any, scheme: str) -> None:
+    page = opened(scheme=scheme)
+    style = "(name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim()"
+
+    def color(name: str) -> list[int]:
+        return list(bytes.fromhex(page.evaluate(style, name).removeprefix("#")))
+
+    for text, least in (("--ink", 7.0), ("--quiet", 4.5), ("--accent", 4.5), ("--better", 4.5), ("--worse", 3.0)):
+        for ground in ("--paper", "--panel"):
+            light, dark = sorted((luminance(color(text)), luminance(color(ground))), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= least, (text, ground)
+
+
+def test_scores_are_those_of_the_json_files(opened: Any, experiments: Path) -> None:
+    page = opened()
+    for name in ("advent", "advent_esl"):
+        saved = json.loads((experiments / f"scores/{name}.json").read_text())
+        line = page.locator("#runs tr", has=page.locator(f'[data-miou="{name}"]'))
+        texts = [text.lstrip("▲▼ ") for text in line.locator("td").all_inner_texts()]
+        assert texts[0] == percent(saved["miou"])
+        assert set(map(percent, saved["iou"].values())) <= set(texts)
+    shown = page.locator("#confusion tbody tr").first.locator("td").all_inner_texts()
+    # The last row of scores is the one that is shown first.
+    counts = np.array(content_of_confusion(experiments)[0])
+    expected = [f"{one}" for one in np.floor(100 * counts / counts.sum() + 0.5).astype(int)]
+    assert [one if one != "·" else "0" for one in shown] == expected
+
+
+def content_of_confusion(experiments: Path) -> Any:
+    return json.loads((experiments / "scores/advent.json").read_text())["confusion"]
+
+
+def test_half_digits_are_rounded_as_the_program_does(opened: Any) -> None:
+    page = opened()
+    values = [k / 1000 for k in range(1001)] + [k / 1600 for k in range(1601)] + [0.0625, 0.1875, 0.0005, 1e-9]
+    assert page.evaluate("(values) => values.map(percent)", values) == [percent(one) for one in values]
+
+
+def fine_histograms(experiments: Path) -> dict[str, Any]:
+    """Return summary and histograms of the labels, as the files say them."""
+    return {name: json.loads((experiments / f"labels/{name}.json").read_text()) for name in ("summary", "histograms")}
+
+
+def figures(page: Any, kind: str) -> list[str]:
+    return [page.locator(f'#round-0 [data-figure="{kind}-{key}"]').inner_text() for key in ("kept", "accuracy")]
+
+
+def test_at_the_bound_of_the_job_the_figures_are_those_of_its_summary(opened: Any, experiments: Path) -> None:
+    page, summary = opened(), fine_histograms(experiments)["summary"]
+    expected = [percent(summary["kept"]), percent(summary["accuracy"])]
+    assert figures(page, "made") == figures(page, "now") == expected
+    for name, one in summary["classes"].items():
+        kept, predicted = one["pixels_kept"], one["pixels_predicted"]
+        assert page.locator(f'#round-0 [data-kept="{name}"]').inner_text() == percent(
+            kept / predicted if predicted else None
+        )
+        assert page.locator(f'#round-0 [data-threshold="{name}"]').inner_text() == f"{one['threshold']:.4f}"
+
+
+def spread(one: dict[str, Any], key: str) -> np.ndarray:
+    """Return the levels of a class as a histogram of all of them that has the same whole bins."""
+    levels = np.zeros(HIGHEST_LEVEL + 1, np.int64)
+    levels[one["edges"][:-1]] = one[key]
+    return levels
+
+
+@pytest.mark.parametrize("score", ["entropy", "confidence"])
+@pytest.mark.parametrize("step", [0, 20, 77, 180, STEPS])
+def test_the_slider_counts_what_the_program_would_keep(opened: Any, experiments: Path, score: str, step: int) -> None:
+    import torch
+
+    page = opened()
+    page.locator(f'#round-0 [data-rule="{score}"]').click()
+    page.locator("#bound-0").evaluate(
+        "(node, step) => { node.value = step; node.dispatchEvent(new Event('input')); }", step
+    )
+    trust, bound = TRUST[score], step / STEPS
+    classes = fine_histograms(experiments)["histograms"]["scores"][score]["classes"]
+    # Thresholds by the rule itself, from each class's median; a bin's pixels lie at its lowest level.
+    of_medians = torch.zeros(len(classes), HIGHEST_LEVEL + 1, dtype=torch.int64)
+    for place, one in enumerate(classes.values()):
+        if one["median"] is not None:
+            of_medians[place, one["median"]] = 1
+    limits = thresholds(of_medians, trust, bound)
+    sums = {
+        key: kept_pixels(torch.from_numpy(np.stack([spread(one, key) for one in classes.values()])), limits, trust)
+        for key in ("pixels", "labelled", "right")
+    }
+    everything = sum(sum(one["pixels"]) for one in classes.values())
+    expected = [percent(sum(sums["pixels"]) / everything), percent(sum(sums["right"]) / sum(sums["labelled"]))]
+    assert figures(page, "now") == expected
+    for name, limit, kept, one in zip(classes, limits, sums["pixels"], classes.values(), strict=True):
+        assert page.locator(f'#round-0 [data-threshold="{name}"]').inner_text() == f"{limit.score:.4f}"
+        total = sum(one["pixels"])
+        assert page.locator(f'#round-0 [data-kept="{name}"]').inner_text() == percent(kept / total if total else None)
+
+
+def test_the_slider_moves_by_the_keyboard_and_comes_back(opened: Any) -> None:
+    page = opened()
+    before = figures(page, "now")
+    slider = page.locator("#bound-0")
+    slider.focus()
+    slider.press("Home")
+    assert page.locator("label[for=bound-0]").inner_text().endswith("0.000")
+    slider.press("ArrowRight")
+    assert page.locator("label[for=bound-0]").inner_text().endswith("0.005")
+    assert slider.get_attribute("aria-valuetext") == "0.005"
+    page.get_by_role("button", name="As made").press("Enter")
+    assert figures(page, "now") == before
+
+
+def keys_shown(page: Any) -> list[str]:
+    return [one.get_attribute("data-key") for one in page.locator("#gallery li[data-key]").all()]
+
+
+def test_pictures_are_sorted_and_filtered(opened: Any, file: Path) -> None:
+    page, told = opened(), content_of(file)["gallery"]
+    pictures = told["pictures"]
+    assert keys_shown(page) == [one["key"] for one in pictures]
+    sorting, filtering, where = (
+        page.get_by_label("Sort by"),
+        page.get_by_label("With the class"),
+        page.get_by_label("where it is"),
+    )
+    orders = {"unsure": ("entropy_mean", True), "least-kept": ("kept", False), "low-miou": ("miou", False)}
+    for value, (key, is_falling) in orders.items():
+        sorting.select_option(value)
+        expected = sorted(pictures, key=lambda one: one[key], reverse=is_falling)
+        assert keys_shown(page) == [one["key"] for one in expected]
+    sorting.select_option("order")
+    for place in range(len(told["classes"])):
+        filtering.select_option(str(place))
+        for kind in ("predicted", "labelled"):
+            where.select_option(kind)
+            assert keys_shown(page) == [one["key"] for one in pictures if place in one[kind]]
+
+
+def test_a_picture_is_enlarged_and_the_next_follows(opened: Any, file: Path) -> None:
+    page, pictures = opened(390), content_of(file)["gallery"]["pictures"]
+    page.locator("#gallery li button").first.press("Enter")
+    dialog = page.locator("dialog[open]")
+    assert dialog.locator("h3").inner_text() == pictures[0]["key"]
+    page.keyboard.press("ArrowRight")
+    assert dialog.locator("h3").inner_text() == pictures[1]["key"]
+    assert dialog.bounding_box()["width"] <= 390
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_a_class_is_told_in_words(opened: Any, experiments: Path) -> None:
+    page = opened()
+    page.get_by_label("Scores").first.wait_for()
+    section = page.locator("#one-class")
+    section.get_by_label("Class").select_option("road")
+    section.get_by_label("Scores").select_option("1")
+    saved = json.loads((experiments / "scores/advent_esl.json").read_text())
+    counts = np.array(saved["confusion"])
+    words = section.inner_text()
+    assert f"IoU {percent(saved['iou']['road'])} in advent_esl" in words
+    if counts[0].sum():
+        assert f"Found: {percent(counts[0, 0] / counts[0].sum())} % of its pixels" in words
+
+
+def test_names_of_others_are_shown_and_not_run(opened: Any) -> None:
+    page = opened()
+    assert page.title() == "ESL-Dist report"
+    assert "onerror=" in page.locator("#runs").inner_text()

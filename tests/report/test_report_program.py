@@ -1,0 +1,176 @@
+"""A report says what the files of its runs say, and replaces no other file."""
+
+import base64
+import json
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from esl_dist.config import Report
+from esl_dist.data.shards import open_shards
+from esl_dist.errors import UserError
+from esl_dist.programs.report import main
+from esl_dist.report.writing import MARK
+from tests.report.pages import content_of
+
+
+@pytest.fixture
+def content(settings: Report) -> Any:
+    """Return what the page of both runs holds."""
+    main(settings)
+    return content_of(Path(settings.output))
+
+
+def test_every_figure_is_that_of_the_files(content: Any, experiments: Path) -> None:
+    rows = {row["title"]: row for row in content["rows"]}
+    assert list(rows) == ["advent", "advent_esl"]
+    for name, row in rows.items():
+        saved = json.loads((experiments / f"scores/{name}.json").read_text())
+        for key in ("miou", "iou", "accuracy", "confusion", "data", "step"):
+            assert row[key] == saved[key], key
+        assert np.trace(saved["confusion"]) / np.sum(saved["confusion"]) == saved["accuracy"]
+    [labels] = content["rounds"]
+    assert labels["summary"] == json.loads((experiments / "labels/summary.json").read_text())
+    assert labels["histograms"] == json.loads((experiments / "labels/histograms.json").read_text())["scores"]
+    validation = json.loads((experiments / "snapshots/advent/validation.json").read_text())["steps"]
+    told = {str(one["step"]): one for one in content["runs"][0]["validation"]}
+    assert {step: one["miou"] for step, one in told.items()} == {
+        step: one["scores"]["miou"] for step, one in validation.items()
+    }
+
+
+def test_runs_are_held_against_what_they_start_from(content: Any) -> None:
+    first, second = content["runs"]
+    assert (first["start"], first["control"], second["start"], second["control"]) == (None, None, 0, 0)
+    assert (second["control_kind"], second["round"], content["rounds"][0]["used_by"]) == (
+        "its start",
+        0,
+        ["advent_esl"],
+    )
+    assert [row["control"] for row in content["rows"]] == [None, 0]
+
+
+def test_settings_starts_and_data_are_told(content: Any, experiments: Path) -> None:
+    run = content["runs"][1]
+    assert run["settings"]["network.start"] == f"{experiments}/snapshots/advent"
+    assert run["settings"]["steps"] == "4"
+    assert set(run["shards"]) == {"source", "target", "pseudo_labels"}
+    assert run["starts"][0]["state"] == "finished"
+    assert any(word.endswith("train.py") for word in run["starts"][0]["command"])
+
+
+def test_curves_are_those_of_the_training(content: Any) -> None:
+    first = content["curves"][0]["points"]
+    assert [step for step, _ in first["loss/source_cross_entropy/main"]] == [2, 4]
+    assert [step for step, _ in first["validation/miou"]] == [2, 4]
+    means = [one["miou"] for one in content["runs"][0]["validation"]]
+    assert [value for _, value in first["validation/miou"]] == pytest.approx(means, abs=1e-6)
+
+
+def layer(picture: dict[str, Any], name: str) -> Image.Image:
+    return Image.open(BytesIO(base64.b64decode(picture["layers"][name].partition(",")[2])))
+
+
+def test_pictures_are_those_of_the_target_beside_its_pseudo_labels_and_ground_truth(
+    content: Any, experiments: Path, town: Path
+) -> None:
+    pictures = content["gallery"]["pictures"]
+    target, labels = open_shards(town / "target_train"), open_shards(experiments / "labels")
+    keys = list(target.keys())
+    assert [one["key"] for one in pictures] == [keys[place] for place in (0, 1, 3, 4)], "4 of 6, evenly"
+    colors = {item["name"]: tuple(item["color"]) for item in content["classes"]}
+    for picture in pictures:
+        assert list(picture["layers"]) == ["image", "prediction", "entropy", "pseudo-label", "ground truth"]
+        kept = np.array(Image.open(BytesIO(labels.read(keys.index(picture["key"]), "label"))))
+        assert picture["kept"] == np.mean(kept != 255)
+        shown = np.array(layer(picture, "pseudo-label").convert("RGBA"))
+        assert ((shown[:, :, 3] > 0) == (kept != 255)).all(), "what is not kept is transparent"
+        opaque = shown[shown[:, :, 3] > 0][:, :3]
+        assert {tuple(color) for color in np.unique(opaque.reshape(-1, 3), axis=0)} <= set(colors.values())
+        assert 0 < picture["entropy_mean"] < 1
+        assert 0 <= picture["miou"] <= picture["accuracy"] <= 1
+        assert picture["predicted"]
+        assert picture["labelled"]
+
+
+def test_files_of_earlier_versions_are_read_and_what_they_lack_is_said(
+    experiments: Path, settings: Report, tmp_path: Path
+) -> None:
+    old = json.loads((experiments / "scores/advent.json").read_text())
+    for key in ("confusion", "data", "statistics_from"):
+        del old[key]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    labels = tmp_path / "old labels"
+    labels.mkdir()
+    for file in (experiments / "labels").iterdir():
+        if file.name != "histograms.json" and file.is_file():
+            (labels / file.name).write_bytes(file.read_bytes())
+    settings.scores, settings.pseudo_labels, settings.pictures = [str(tmp_path / "old.json")], [str(labels)], 0
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert content["rows"][-1]["confusion"] is None
+    assert content["rows"][-1]["run"] == 0, "known by its checkpoint"
+    assert content["rounds"][0]["histograms"] is None
+    assert "Label again" in content["rounds"][0]["missing"]
+
+
+def test_names_from_disk_are_data(experiments: Path, settings: Report, tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script>{{program}}<!--"
+    scores = json.loads((experiments / "scores/advent.json").read_text())
+    scores["iou"] = {evil if name == "road" else name: value for name, value in scores["iou"].items()}
+    del scores["confusion"]
+    (tmp_path / "evil.json").write_text(json.dumps(scores))
+    settings.scores, settings.pictures = [str(tmp_path / "evil.json")], 0
+    main(settings)
+    page = Path(settings.output).read_text()
+    assert evil in content_of(Path(settings.output))["rows"][-1]["iou"]
+    assert page.count("<script") == page.count("</script>") == 2
+    assert "<!--" not in page[len(MARK) :]
+
+
+def test_only_a_report_is_replaced(settings: Report) -> None:
+    settings.pictures, output = 0, Path(settings.output)
+    output.write_text("<!doctype html>\nmine")
+    with pytest.raises(UserError, match=r"report\.html: exists and is no report, so it is not replaced"):
+        main(settings)
+    assert output.read_text() == "<!doctype html>\nmine"
+    output.unlink()
+    main(settings)
+    main(settings)
+    assert output.read_bytes().startswith(MARK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"runs": []}, "nothing to report: name runs"),
+        ({"runs": ["nowhere"]}, "nowhere: no run"),
+        ({"scores": ["nowhere.json"]}, r"nowhere\.json: no such file"),
+        ({"pseudo_labels": ["nowhere"]}, "nowhere"),
+        ({"output": "/"}, "output=/: a folder"),
+    ],
+)
+def test_what_cannot_be_reported_is_refused(settings: Report, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        main(Report(**{**vars(settings), **changes}))
+    assert not Path(settings.output).exists()
+
+
+def test_what_lies_elsewhere_now_is_noted_and_the_rest_is_shown(
+    settings: Report, tmp_path: Path, experiments: Path
+) -> None:
+    moved = tmp_path / "moved/snapshots/advent_esl"
+    moved.mkdir(parents=True)
+    config = (experiments / "snapshots/advent_esl/config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace(f"{experiments}/labels", "gone"))
+    settings.runs = [settings.runs[0], str(moved)]
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert any("gone" in note for note in content["notes"])
+    assert "no checkpoint" in content["gallery"]["note"]
+    assert content["runs"][1]["problems"]
+    assert content["rows"][0]["title"] == "advent"

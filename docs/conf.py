@@ -15,6 +15,7 @@ NAVIGATION = {
     "Start": ("docs/own_data", "docs/gta5_cityscapes", "docs/results"),
     "Use": (
         "docs/command_line",
+        "docs/watching",
         "docs/predicting",
         "docs/report",
         "docs/doctor",

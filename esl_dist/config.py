@@ -33,6 +33,7 @@ from esl_dist.config_types import (
     DOMAINS,
     LONGEST_SIDE,
     PRECISIONS,
+    TENSORBOARD,
     Domain,
     Folder,
     LargestMegapixels,
@@ -41,10 +42,12 @@ from esl_dist.config_types import (
     Samples,
     Seed,
     ShardFolder,
+    ShownSamples,
     Size,
     Steps,
     StepsOrNone,
     Timeout,
+    Trackers,
 )
 from esl_dist.config_use import Doctor, Evaluate, Export, Pictures, Predict, Prediction, PseudoLabel, Report
 from esl_dist.config_values import limits, one_of
@@ -122,14 +125,20 @@ class Train:
     steps: Steps = 120_000
     """Steps to train; at most optimizer.schedule_steps."""
     log_every: Steps = 20
-    """Steps between two entries in TensorBoard and, where standard error is no terminal, two lines."""
+    """Steps between two entries of the curves and, where standard error is no terminal, two lines."""
     validation: Shards = field(default_factory=lambda: Shards(path=""))
     """The pictures of validations, with labels for mIoU or without any; no path: the target itself, without labels;
     size null: that at which the training sees such pictures."""
     validate_every: StepsOrNone = 0
     """Steps between two validations; the last step is validated, too; 0: none. The best step's checkpoint stays."""
     pictures_every: StepsOrNone = 1000
-    """Steps between two sets of pictures in TensorBoard: image, prediction and entropy of both domains; 0: none."""
+    """Steps between two sets of pictures in TensorBoard, a row a sample: image, labels, prediction, entropy and
+    pseudo-label; 0: none."""
+    pictures_of: ShownSamples = 3
+    """Samples of each domain, and of labelled validations, in these pictures: always the same ones, evenly over the
+    shards."""
+    trackers: Trackers = field(default_factory=lambda: [TENSORBOARD])
+    """What shows curves: `tensorboard`, and others by their packages' names. scalars.csv is written in any case."""
     loader: Loader = field(default_factory=Loader)
     cache: Cache = field(default_factory=Cache)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)

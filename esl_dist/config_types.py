@@ -24,6 +24,10 @@ A_NETWORK = Bound(
 )
 A_STRIDE = Bound("at least 8, at most 32, a power of two", lambda value: value in (8, 16, 32))
 
+TENSORBOARD = "tensorboard"
+TRACKERS = (TENSORBOARD, "aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
+"""What shows the scalars of a run: this project's own, and those that Accelerate knows."""
+
 Domain = Literal["source", "target"]
 DOMAINS: tuple[Domain, Domain] = ("source", "target")
 
@@ -53,6 +57,8 @@ Margins = Annotated[
     ),
 ]
 Workers = Annotated[int, limits(at_least=0, at_most=256)]
+ShownSamples = Annotated[int, limits(at_least=1, at_most=64)]
+Trackers = Annotated[list[str], one_of(*TRACKERS)]
 Seed = Annotated[int, limits(at_least=0, at_most=2**32 - 1)]
 Share = Annotated[float, limits(at_least=0, at_most=1)]
 ShareBelowOne = Annotated[float, limits(at_least=0, less_than=1)]

@@ -52,7 +52,7 @@ def whole_file(path: Path, by: str = "") -> Iterator[IO[bytes]]:
     fsync_folder(path.parent)
 
 
-def open_to_write(path: Path, mode: Literal["wb", "xb"] = "wb") -> IO[bytes]:
+def open_to_write(path: Path, mode: Literal["wb", "xb", "ab"] = "wb") -> IO[bytes]:
     """Open a binary file whose writes name it when they fail, as opening does; plain ones leave out which disk is full.
 
     Raises:

@@ -25,6 +25,7 @@ from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.inference.labelling.job import SUMMARY
 from esl_dist.inference.labelling.labels import read_summary
 from esl_dist.inference.labelling.pieces import JOB, UNFINISHED, open_unfinished
+from esl_dist.reporting.curves import Curves
 from esl_dist.runs.checkpoints import (
     MANIFEST,
     TRAINING,
@@ -187,7 +188,7 @@ def use_checkpoint(folder: Path) -> None:
         optimizer.step()
     assert all(tensor.isfinite().all() for tensor in state.networks.state_dict().values())
     if "journal" in checkpoint.training:
-        log = TrainingLog(folder.parent / "logs", "r", 1, 1, checkpoint.training["journal"])
+        log = TrainingLog(Curves(folder.parent / "logs", 1), "r", 1, 1, checkpoint.training["journal"])
         log.mean_losses()
         log.close()
 

@@ -38,6 +38,9 @@ WeightedLosses = dict[str, tuple[Tensor, float]]
 Counts = dict[str, Tensor]
 """Name → what a method counts, int64, any shape, on the device: of a rank or, once summed, of the global batch."""
 
+SHARE = "share of "
+"""Begins the names of counts that are shown alone: of a share, int64 (2,), its part and its whole."""
+
 LevelLoss = Callable[[str, Tensor], Tensor]
 """(level, ln p at label size) → this rank's share of a loss."""
 
@@ -170,6 +173,17 @@ class Step:
     def count(self, name: str, counts: Tensor) -> None:
         """Add to the counts of this name, int64; every rank counts under the same names in every step."""
         self.counts[name] = self.counts[name] + counts if name in self.counts else counts
+
+    def show_share(self, name: str, part: Tensor, whole: int) -> None:
+        """Have the log show a share, over all ranks and the steps between two entries.
+
+        Args:
+            name: its curve's, `<group>/<name>`.
+            part: a whole number, on the device.
+            whole: of which it is a part.
+        """
+        # A list of numbers would have to be sent to the device, for which the host would wait.
+        self.count(SHARE + name, torch.stack([part, torch.full_like(part, whole)]))
 
     def minimise(self, network: str, weighted: WeightedLosses) -> None:
         """Add the gradients of weighted losses, and note the losses.

@@ -28,6 +28,9 @@ from esl_dist.models.segmentation import SegmentationNetwork
 ENTROPIES = "entropies"
 """Name of the histograms that judge entropies, in checkpoints as among the networks; and of a step's counts."""
 
+TRUSTED = "teacher/trusted"
+"""Curve of the share of the target's pixels of which the teacher is trusted."""
+
 LAST_ENTROPY_LEVEL = 1023
 """Level of entropy 1; level l stands for l / 1023. Medians of a network that learns need no finer ones."""
 
@@ -97,6 +100,7 @@ def trusted_labels(step: Step) -> Trusted:
         # By the steps before this one: what it counts itself is summed over the ranks meanwhile, and nobody waits.
         trusted = levels <= limits(entropies.histograms, teacher.entropy_floor)[labels]
         step.count(ENTROPIES, counted(labels, levels, seen, len(entropies.histograms)))
+    step.show_share(TRUSTED, (trusted & seen).sum(), trusted.numel())
     return offline_first(Trusted(labels, weights(trusted, seen, by_pixel).to(predicted.dtype)), samples["labels"])
 
 

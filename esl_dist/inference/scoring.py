@@ -143,8 +143,8 @@ def write_score_curves(ensemble: Sequence[Predictor], scores: dict[str, Any], sc
         # In a folder of its own: what an interrupted training wrote is hidden when it goes on, scores are not.
         with closing(open_writer(logs / "scores", None)) as writer:
             for group, values in (("score", means), ("iou", scores["iou"])):
-                known = {name: value for name, value in values.items() if value is not None}
-                write_scalars(writer, f"{group}/{data}", known, step)
+                known = {f"{group}/{data}/{name}": value for name, value in values.items() if value is not None}
+                write_scalars(writer, known, step)
             if files is not None and files.form == "colors":
                 shown = [files.file(position) for position in range(min(len(files.shards), SHOWN_PREDICTIONS))]
                 pictures = {

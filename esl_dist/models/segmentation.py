@@ -5,6 +5,9 @@ resolution of the network's own. Pictures come in one unit, whatever the network
 another normalisation converts them inside.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -102,3 +105,16 @@ def checkpoint_blocks(networks: nn.Module) -> None:
     for module in networks.modules():
         if isinstance(module, SegmentationNetwork):
             module.checkpoint_blocks()
+
+
+@contextmanager
+def in_evaluation(networks: nn.Module) -> Iterator[None]:
+    """Have networks in evaluation mode during the block, and after it each part in the mode that it had."""
+    modes = {module: module.training for module in networks.modules()}
+    networks.eval()
+    try:
+        yield
+    finally:
+        # Each its own: a method may keep parts of a network in evaluation mode.
+        for module, mode in modes.items():
+            module.training = mode

@@ -89,7 +89,8 @@ class StepGradients:
             networks: the parameters of each, in the order in which backward passes complete them; no bucket holds
                 those of two, for their last passes are not the same.
         """
-        self._buckets = [_bucket(parameters) for network in networks for parameters in in_buckets(network)]
+        by_network = [[_bucket(parameters) for parameters in in_buckets(network)] for network in networks]
+        self._by_network, self._buckets = by_network, [bucket for buckets in by_network for bucket in buckets]
         self._sums: list[dist.Work] = []
         self._knows_passes = False
         for bucket in self._buckets:
@@ -149,6 +150,13 @@ class StepGradients:
                 if count == 0:
                     parameter.grad = None
         self._knows_passes = True
+
+    def norms(self) -> list[Tensor]:
+        """Return the Euclidean norm of each network's gradients as they are now, on the device: the host reads none."""
+        return [
+            torch.stack([torch.linalg.vector_norm(bucket.flat, dtype=torch.float64) for bucket in buckets]).norm()
+            for buckets in self._by_network
+        ]
 
     def forget(self) -> None:
         """Make the gradients zero again, and wait for the next step's."""

@@ -1,4 +1,4 @@
-"""Curves and pictures in TensorBoard, written by the main rank.
+"""Curves, histograms, pictures and settings in TensorBoard, written by the main rank.
 
 Torch's own writer leaves the disk to a thread, whose failure comes later, from another call and without a file's name,
 and names its files after the clock. So events are written here, at once and to the file that is read last.
@@ -7,14 +7,15 @@ and names its files after the clock. So events are written here, at once and to 
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
-from torch.utils.tensorboard.summary import image, scalar
+from torch.utils.tensorboard.summary import histogram_raw, hparams, image, scalar
 
 from esl_dist.files import make_folder, open_to_write
 
@@ -51,10 +52,46 @@ def _last_name(folder: Path) -> str:
     return f"{EVENT_FILE}.{max(int(time.time()), after):010d}.{socket.gethostname()}.{os.getpid()}"
 
 
-def write_scalars(writer: RecordWriter, group: str, values: Mapping[str, float], step: int) -> None:
-    """Write values under "<group>/<name>"."""
-    for name, value in values.items():
-        _write(writer, Event(step=step, summary=scalar(f"{group}/{name}", value)))  # type: ignore[no-untyped-call]
+def write_scalars(writer: RecordWriter, values: Mapping[str, float], step: int) -> None:
+    """Write values by tag, "<group>/<name>"."""
+    for tag, value in values.items():
+        _write(writer, Event(step=step, summary=scalar(tag, value)))  # type: ignore[no-untyped-call]
+    writer.flush()
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values, at least one.
+
+    Attributes:
+        edges: of the bins, ascending, float64 (bins + 1,).
+        counts: int64 (bins,).
+    """
+
+    edges: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+def write_histograms(writer: RecordWriter, histograms: Mapping[str, Histogram], step: int) -> None:
+    """Write histograms by tag."""
+    for tag, one in histograms.items():
+        edges, counts = one.edges, one.counts
+        centres, seen = (edges[:-1] + edges[1:]) / 2, np.flatnonzero(counts)
+        summary = histogram_raw(  # type: ignore[no-untyped-call]
+            *(tag, float(edges[seen[0]]), float(edges[seen[-1] + 1]), int(counts.sum())),
+            *(float(counts @ centres), float(counts @ centres**2), edges[1:].tolist(), counts.tolist()),
+        )
+        _write(writer, Event(step=step, summary=summary))
+    writer.flush()
+
+
+def write_hyperparameters(
+    writer: RecordWriter, settings: Mapping[str, str | int | float | bool], metrics: Sequence[str]
+) -> None:
+    """Write settings for the table of runs, in which the last values of the curves `metrics` stand beside them."""
+    summaries = hparams(dict(settings), dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
+    for summary in summaries:
+        _write(writer, Event(summary=summary))
     writer.flush()
 
 

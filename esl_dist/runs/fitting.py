@@ -124,6 +124,8 @@ def refuse_other_training(training: Content, optimizers: Mapping[str, Optimizer]
         losses = journal.at("losses").items()
         for _, loss in losses:
             loss.number()
+        for _, share in journal.at("shares").items() if journal.get("shares") is not None else []:
+            share.whole_numbers(2)
         journal.at("skipped").whole_number()
         # Their mean is asked for.
         journal.at("updates").whole_number(minimum=1 if losses else 0)

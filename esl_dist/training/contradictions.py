@@ -1,12 +1,13 @@
 """Settings of a training that contradict each other, or what the launcher started: known before torch is imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from glob import escape
+from importlib.util import find_spec
 from pathlib import Path
 
 from esl_dist import config as settings
 from esl_dist.adaptation.catalogue import METHODS
-from esl_dist.config_types import TIMM_PREFIX
+from esl_dist.config_types import TENSORBOARD, TIMM_PREFIX
 from esl_dist.data.shard_index import refuse_missing_shards
 from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
@@ -186,14 +187,30 @@ def refuse_unequal_shares(config: settings.Train, world_size: int) -> None:
         )
 
 
+def refuse_missing_trackers(names: Sequence[str]) -> None:
+    """Make sure that the packages of trackers are installed; each is called as its tracker is.
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        found = find_spec(name)
+        # A folder of that name, as some trackers leave one, is no package.
+        if name != TENSORBOARD and (found is None or found.origin is None):
+            raise UserError(
+                f"trackers: {name} needs a package that is not installed: pip install {name}, or leave it out"
+            )
+
+
 def check_inputs(config: settings.Train) -> None:
-    """Refuse shards, weights to start from and a place for runs that are not there, where this process is alone.
+    """Refuse shards, weights, trackers and a place for runs that are not there, where this process is alone.
 
     Raises:
         UserError: naming the folder or the file.
     """
     if not is_alone():
         return
+    refuse_missing_trackers(config.trackers)
     target = config.target.path if needs_target(config) else None
     for place in (config.source.path, target, config.pseudo_labels, config.validation.path or None):
         if place is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import set_rates
-from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Precision
+from esl_dist.adaptation.passes import SEGMENTATION, SHARE, MicroBatch, Normaliser, Precision
 from esl_dist.config_files import save_config
 from esl_dist.data.workers import Workers
 from esl_dist.errors import StoppedError, UserError
@@ -39,11 +39,13 @@ from esl_dist.runs.trained import description_of, provenance_of
 from esl_dist.training.account import Outcome, beginning, end, logs_of
 from esl_dist.training.agreement import Agreement, ComingStep, CorruptSamples, prepare
 from esl_dist.training.data import Order, own_micro_batches
-from esl_dist.training.log import EMPTY_INTERVAL, TrainingLog
+from esl_dist.training.drawing import Drawing
+from esl_dist.training.log import EMPTY_INTERVAL, TrainingLog, open_curves
 from esl_dist.training.setup import Training, set_up
 from esl_dist.training.step import Contribution, add_gradients
 from esl_dist.training.stop_request import StopRequest
 from esl_dist.training.validation import Validator, validation_of
+from esl_dist.training.work import peak_of
 
 EXPORTED_WEIGHTS = ("weights.safetensors", "weights.pth")
 
@@ -97,14 +99,15 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
     config, data, run = training.config, training.data, training.run
     began, means = time.monotonic(), {}
     saver = BackgroundSaver(run, config.checkpoints)
-    log = _log(training)
+    log, drawing = _log(training), Drawing(training)
     validator = _validator(training, request)
     _validate_overdue(validator, training, log)
     corrupt = CorruptSamples(
         data, config.batch_size, config.loader.skip_corrupt, training.before.get("corrupt_samples", {})
     )
     fence = Fence(training.ranks.device)
-    with closing(_batches(training)) as batches, closing(log.steps(config.steps)) as steps:
+    with closing(_batches(training)) as read, closing(log.steps(config.steps)) as steps:
+        batches = log.waited_for(read)
         coming = _prepare(training, batches, request, training.first_step + 1)
         agreed = coming.agreement()
         request.has_begun = True
@@ -114,32 +117,33 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             own = coming.begin(agreed)
             corrupt.add(step, agreed.replaced)
             rates = set_rates(training.state.optimizers, step, config.optimizer)
-            losses, counts = _passes(training, own, agreed)
+            log_now = is_last or done % config.log_every == 0
+            with log.work.counted(step == training.first_step and _has_plain_passes(config)):
+                losses, counts = _passes(training, own, agreed, measures=log_now)
             if step == training.first_step:
                 # Sums of other names or shapes would wait for each other, or be of what does not belong together.
                 kinds = {name: tuple(count.shape) for name, count in counts.items()}
                 require_same_on_ranks(str(kinds), "set of counts in a step")
-            sums = {name: begin_sum(count, GRADIENTS) for name, count in counts.items()}
+            sums = {name: begin_sum(count, GRADIENTS) for name, count in counts.items() if not name.startswith(SHARE)}
             # Read, copied and told to the others while the device still computes and gradients are on their way.
             if not is_last:
                 coming = _prepare(training, batches, request, done + 1)
             updated = _update(training, done, sums)
-            log.add(losses, updated)
+            log.add(losses, updated, counts)
             fence.end_step()
             record.step = done
             # A request that comes after the next step's agreement has begun is granted one step later.
             if not is_last:
                 agreed = coming.agreement()
-            log_now = is_last or done % config.log_every == 0
             save_now = is_last or agreed.stop or done % config.checkpoints.every == 0
             validate_now = validator.is_due(done) and not agreed.stop
             if log_now or save_now or validate_now:
                 means = log.mean_losses()
                 _refuse_not_finite({f"the loss {name}": mean for name, mean in means.items()}, done, training)
             if log_now:
-                log.write(done, means, rates, corrupt.totals())
+                log.write(done, means, rates, corrupt.totals(), training.updating.norms())
             if config.pictures_every and done % config.pictures_every == 0:
-                log.draw(done, training.state.networks[SEGMENTATION], own[-1], data.classes)
+                log.draw(done, drawing.rows())
             saver.raise_failure()
             if save_now:
                 _save(training, done, saver, _counts_kept(corrupt, log), validator.best_step)
@@ -154,12 +158,15 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
             if agreed.stop:
                 break
     saver.finish()
+    stopped = done < config.steps or validator.is_due(done)
+    if not stopped:
+        log.finish(done, config, means, None if validator.best is None else validator.best[1])
     log.close()
     for domain, count in corrupt.totals().items():
         print_on_main(f"{run.name}: {count} corrupt {domain} samples were replaced; the warnings name them")
     wait_for_all()
     seconds = time.monotonic() - began
-    stopped, steps_of_start = done < config.steps or validator.is_due(done), done - training.first_step
+    steps_of_start = done - training.first_step
     return Outcome(done, stopped, agreed.interrupted, means, steps_of_start, seconds, validator.best)
 
 
@@ -167,7 +174,15 @@ def _log(training: Training) -> TrainingLog:
     config, data, run = training.config, training.data, training.run
     images = (1 if data.target is None else 2) * config.batch_size
     interval = training.before.get("journal", EMPTY_INTERVAL)
-    return TrainingLog(logs_of(config, run), run.name, images, training.first_step, interval)
+    curves = open_curves(config, logs_of(config, run), training.first_step)
+    log = TrainingLog(curves, run.name, images, training.first_step, interval)
+    log.measure_on(training.ranks.device, peak_of(training.ranks.device, training.ranks.precision))
+    return log
+
+
+def _has_plain_passes(config: settings.Train) -> bool:
+    """Say whether passes are computed as they are written, none of their operations twice."""
+    return not config.compile and not config.checkpoint_activations
 
 
 def _validator(training: Training, request: StopRequest) -> Validator:
@@ -217,10 +232,10 @@ def _prepare(training: Training, batches: Iterator[MicroBatch], request: StopReq
     return prepare(read, config.batch_size, config.steps, request, f"step {number}")
 
 
-def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement) -> Contribution:
-    """Make this rank's passes; returns its losses and counts."""
+def _passes(training: Training, own: Sequence[MicroBatch], agreed: Agreement, measures: bool) -> Contribution:
+    """Make this rank's passes; returns its losses and counts. `measures` has the norms of gradients known."""
     config, updating = training.config, training.updating
-    updating.begin_step()
+    updating.begin_step(measures)
     normaliser = Normaliser(agreed.valid_pixels, config.batch_size)
     precision = Precision(training.ranks.autocast, updating.backward)
     return add_gradients(training.state.networks, training.method, config.method, own, normaliser, precision)

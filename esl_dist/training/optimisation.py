@@ -63,11 +63,17 @@ class Updating:
             in_order_of_completion(networks, name, optimizer) for name, optimizer in optimizers.items()
         )
         self._statistics: list[Tensor] = []
+        self._measures, self._norms = False, dict[str, Tensor]()
         for optimizer in optimizers.values():
             fuse(optimizer)
 
-    def begin_step(self) -> None:
-        """Come before the passes of a step: copy what an overflow would spoil."""
+    def begin_step(self, measures: bool = False) -> None:
+        """Come before the passes of a step: copy what an overflow would spoil.
+
+        Args:
+            measures: whether the norms of its gradients are wanted.
+        """
+        self._measures = measures
         if self._scaler is not None:
             self._statistics = [one.clone() for one in running_statistics(self._networks)]
 
@@ -94,6 +100,8 @@ class Updating:
         """
         self._gradients.finish_sums()
         finite = self._scaler is None or self._unscale(self._scaler, place)
+        if self._measures:
+            self._norms = dict(zip(self._optimizers, self._gradients.norms(), strict=True))
         if finite:
             for optimizer in self._optimizers.values():
                 optimizer.step()
@@ -117,6 +125,13 @@ class Updating:
             )
         scaler.update()
         return finite
+
+    def norms(self) -> dict[str, Tensor]:
+        """Return the norms of the gradients of the last step that was measured, by network, on the device.
+
+        They are those of the global batch, the same on every rank; not finite where half precision overflowed.
+        """
+        return self._norms
 
     def states(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: `optimizers`, as plain ones have them, and `scaler`; called on every rank."""

@@ -59,6 +59,8 @@ MAY_CHANGE = frozenset(
         "validation.size",
         "validate_every",
         "pictures_every",
+        "pictures_of",
+        "trackers",
         "loader.workers",
         "loader.skip_corrupt",
         "cache.folder",

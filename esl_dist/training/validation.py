@@ -28,7 +28,7 @@ from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Batch, Samples, label_source
 from esl_dist.data.shards import open_shards
 from esl_dist.data.workers import Workers
-from esl_dist.models.segmentation import SegmentationNetwork
+from esl_dist.models.segmentation import SegmentationNetwork, in_evaluation
 from esl_dist.prediction.background import in_background, on_host
 from esl_dist.prediction.levels import Count, counting, without_padding
 from esl_dist.prediction.predictions import most_likely, own_part, prediction, read_batches
@@ -184,18 +184,13 @@ def unsupervised_figures(histograms: Tensor, same: int | None) -> Figures:
 @contextmanager
 def _as_evaluation_computes(networks: list[SegmentationNetwork]) -> Iterator[None]:
     """Have networks in evaluation mode, and convolutions in one thread, which add in another order in several."""
-    modes = {module: module.training for network in networks for module in network.modules()}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for network in networks:
-        network.eval()
     try:
-        yield
+        with in_evaluation(torch.nn.ModuleList(networks)):
+            yield
     finally:
         torch.set_num_threads(threads)
-        # Each its own: a method may keep parts of a network in evaluation mode.
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _counted(validation: Validation, histograms: Tensor) -> Iterator[Callable[[], Tensor]]:

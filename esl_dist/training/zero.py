@@ -51,8 +51,8 @@ class DividedUpdating:
         """
         self._divided = {name: _divide(networks[name], optimizer, stage) for name, optimizer in optimizers.items()}
 
-    def begin_step(self) -> None:
-        """Come before the passes of a step: without a loss scaler there is nothing to put away."""
+    def begin_step(self, measures: bool = False) -> None:
+        """Come before the passes of a step: DeepSpeed measures gradients itself, and there is nothing to put away."""
 
     def backward(self, loss: Tensor, network: str) -> None:
         """Add the gradients of a loss, which DeepSpeed divides by the number of ranks."""
@@ -71,6 +71,10 @@ class DividedUpdating:
                 "with a lower optimizer.learning_rate"
             )
         return True
+
+    def norms(self) -> dict[str, Tensor]:
+        """Return the norms of the last step's gradients by network: those of the global batch, over all parts."""
+        return {name: torch.as_tensor(one.engine.get_global_grad_norm()) for name, one in self._divided.items()}
 
     def states(self) -> dict[str, Any]:
         """Return the states that plain optimisers would have, by name; every rank has to call it."""

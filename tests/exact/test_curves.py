@@ -46,8 +46,8 @@ def stop_after(server: RankServer, town: Path, run: Path, step: int, ranks: int)
 
 
 def computed(run: Path) -> dict[str, dict[int, float]]:
-    """Return all that TensorBoard shows of a run but its speed."""
-    return {name: values for name, values in entries(run).items() if not name.startswith("speed/")}
+    """Return all that TensorBoard shows of a run but its speed and its memory."""
+    return {name: values for name, values in entries(run).items() if not name.startswith(("speed/", "memory/"))}
 
 
 @pytest.mark.parametrize(

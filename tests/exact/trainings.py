@@ -8,6 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from esl_dist.reporting.scalar_file import SCALARS, read_scalars
 from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders, load_checkpoint, read_manifest
 from tests.on_ranks import PROJECT, Job, RankServer
 from tests.programs import TINY_TRAINING
@@ -77,12 +78,22 @@ def everything_learned(run: Path, step: int | None = None) -> dict[str, Any]:
 
 
 def entries(run: Path) -> dict[str, dict[int, float]]:
-    """Return what TensorBoard shows of a run: by name, then by step; there is one value of a name at a step."""
-    events = EventAccumulator(str(run.parent.parent / "logs" / run.name))
+    """Return what TensorBoard shows of a run: by name, then by step; there is one value of a name at a step.
+
+    scalars.csv has the same ones, each once.
+    """
+    logs = run.parent.parent / "logs" / run.name
+    events = EventAccumulator(str(logs))
     events.Reload()
     found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
     by_step = {tag: {event.step: event.value for event in curve} for tag, curve in found.items()}
     assert all(len(by_step[tag]) == len(curve) for tag, curve in found.items())
+    lines = list(read_scalars(logs / SCALARS))
+    assert len({(step, tag) for step, tag, _ in lines}) == len(lines)
+    in_file: dict[str, dict[int, float]] = {tag: {} for _, tag, _ in lines}
+    for step, tag, value in lines:
+        in_file[tag][step] = float(torch.tensor(value, dtype=torch.float32))
+    assert in_file == by_step
     return by_step
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from accelerate.state import AcceleratorState
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esl_dist.config import PseudoLabel
 from esl_dist.config_files import from_dictionary
@@ -257,3 +258,55 @@ def test_labels_of_numbers_that_are_not_finite_are_not_written(run: Path, label:
     with pytest.raises(UserError, match="sample 'scene_0': the network's scores are not finite in precision no"):
         label(run)
     assert not (tmp_path / "labels" / INDEX_NAME).exists()
+
+
+def shown(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, Any]]:
+    """Return what TensorBoard shows of a round: scalars and histograms."""
+    events = EventAccumulator(str(folder / "pseudo_labels"))
+    events.Reload()
+    scalars = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    histograms = {tag: events.Histograms(tag) for tag in events.Tags()["histograms"]}
+    return scalars, histograms
+
+
+def test_a_round_shows_thresholds_kept_shares_and_entropies_of_the_network_that_labelled(
+    run: Path, label: Label, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(run, 3)
+    summary = read_json(label(run).folder / "summary.json")
+    logs = tmp_path / "experiments/logs/r"
+    assert f"tensorboard --logdir {logs}\n" in capsys.readouterr().out
+    scalars, histograms = shown(logs)
+    assert scalars["pseudo_labels/kept"] == [(3, pytest.approx(summary["kept"]))]
+    assert "pseudo_labels/accuracy" not in scalars
+    for name, row in summary["classes"].items():
+        assert scalars[f"pseudo_label_threshold/{name}"] == [(3, pytest.approx(row["threshold"]))]
+        if not row["pixels_predicted"]:
+            assert f"entropy/{name}" not in histograms
+            continue
+        kept = row["pixels_kept"] / row["pixels_predicted"]
+        assert scalars[f"pseudo_label_kept/{name}"] == [(3, pytest.approx(kept))]
+        [event] = histograms[f"entropy/{name}"]
+        values = event.histogram_value
+        assert (event.step, values.num) == (3, row["pixels_predicted"])
+        assert 0 <= values.min < values.max <= 1
+        bins = zip(values.bucket_limit, values.bucket, strict=True)
+        up_to = sum(count for edge, count in bins if edge <= row["threshold"] + 1e-4)
+        assert up_to == pytest.approx(row["pixels_kept"], abs=1), "what lies below the threshold is kept"
+
+
+def test_curves_that_cannot_be_written_cost_a_warning_and_the_labels_stay(
+    run: Path, label: Label, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(run, 3)
+    (tmp_path / "experiments/logs").write_text("a file where the curves' folder would be")
+    assert len(label(run)) == 2
+    printed = capsys.readouterr()
+    assert "curves cannot be written" in printed.err
+    assert "tensorboard" not in printed.out
+
+
+def test_a_network_of_no_run_leaves_no_curves(run: Path, label: Label, tmp_path: Path) -> None:
+    write_weights(tmp_path / "weights.pth", save_run(run, 3))
+    label(tmp_path / "weights.pth", classes_from=str(write_description(tmp_path / "described")))
+    assert not (tmp_path / "experiments/logs").exists()

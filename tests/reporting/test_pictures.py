@@ -1,5 +1,7 @@
 """Pictures show what the network read, what it predicts in the colours of the classes, and where it is unsure."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,18 @@ from torch.nn import functional as F
 from esl_dist.config import Domain
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weights import initialise
-from esl_dist.reporting.pictures import class_colors, entropy_colors, natural_colors, prediction_pictures
+from esl_dist.reporting.pictures import (
+    BACKGROUND,
+    LINE,
+    MARGIN,
+    PANEL_WIDTH,
+    class_colors,
+    entropy_colors,
+    legend,
+    natural_colors,
+    predicted_pictures,
+    row,
+)
 from tests.builders import class_set, draw, input_of
 
 COLORS = [item.color for item in class_set()]
@@ -68,10 +81,9 @@ def test_a_prediction_is_shown_with_the_statistics_of_its_domain_and_changes_not
             network(images * (1 if one == "source" else 0.2), one)
     network.eval()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    pictures = prediction_pictures(network, images, domain, class_set())
-    assert list(pictures) == ["image", "prediction", "entropy"]
+    pictures = predicted_pictures(network, images, domain, class_set())
+    assert list(pictures) == ["prediction", "entropy"]
     assert {picture.shape for picture in pictures.values()} == {(40, 48, 3)}
-    np.testing.assert_array_equal(pictures["image"], draw(0, 48, 40)[0][:, :, ::-1])
 
     expected = {}
     with torch.no_grad():
@@ -89,3 +101,42 @@ def test_a_prediction_is_shown_with_the_statistics_of_its_domain_and_changes_not
     assert not np.array_equal(other["entropy"], expected[domain]["entropy"])
     after = network.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def panel(shown: np.ndarray, number: int, height: int) -> np.ndarray:
+    """Return what is below the title of a row's panel."""
+    left = number * (PANEL_WIDTH + MARGIN)
+    return shown[LINE : LINE + height, left : left + PANEL_WIDTH]
+
+
+@pytest.mark.parametrize("width", [20, 50, 1000])
+def test_a_row_has_its_pictures_side_by_side_in_their_own_colours(width: int) -> None:
+    random = np.random.default_rng(1)
+    labels = np.array([*COLORS, (0, 0, 0)], np.uint8)[random.integers(0, 4, (width // 2, width))]
+    small = labels[::2, ::2]
+    shown = row({"image": labels, "ground truth": small, "prediction": labels}, class_set())
+    assert shown.shape == (LINE + 200 + LINE, 3 * PANEL_WIDTH + 2 * MARGIN, 3)
+    colors = {tuple(color) for color in panel(shown, 2, 200).reshape(-1, 3).tolist()}
+    assert colors <= {tuple(color) for color in [*COLORS, (0, 0, 0)]}, "no colour between two classes"
+    if PANEL_WIDTH % width == 0:
+        factor = PANEL_WIDTH // width
+        np.testing.assert_array_equal(panel(shown, 0, 200), labels.repeat(factor, 0).repeat(factor, 1))
+    titles = shown[:LINE]
+    for number in range(3):
+        left = number * (PANEL_WIDTH + MARGIN)
+        assert (titles[:, left : left + 60] < BACKGROUND).any(), "each picture has a title"
+
+
+def test_a_legend_has_every_class_in_its_colour_and_takes_the_lines_that_it_needs() -> None:
+    wide, narrow = legend(class_set(), 1200), legend(class_set(), 90)
+    assert wide.shape == (LINE, 1200, 3)
+    assert narrow.shape == (4 * LINE, 90, 3)
+    for shown in (wide, narrow):
+        found = {tuple(color) for color in shown.reshape(-1, 3).tolist()}
+        assert {tuple(color) for color in COLORS} <= found
+        assert (0, 0, 0) in found
+
+
+def test_a_name_that_the_font_has_not_is_written_as_far_as_it_goes() -> None:
+    named = [tuple(replace(item, name=name) for item in class_set()) for name in ("Straße é", "Stra?e e")]
+    np.testing.assert_array_equal(*(legend(one, 600) for one in named))

@@ -23,7 +23,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def write(folder: Path, first_step: int, last_step: int, value: float) -> None:
     writer = open_writer(folder, steps_done=first_step - 1)
     for step in range(first_step, last_step + 1):
-        write_scalars(writer, "loss", {"main": value, "auxiliary": 2 * value}, step)
+        write_scalars(writer, {"loss/main": value, "loss/auxiliary": 2 * value}, step)
     writer.close()
 
 
@@ -51,7 +51,7 @@ def test_curves_go_on_where_the_clock_was_put_back(
 
 def test_values_can_be_seen_before_the_writer_is_closed(tmp_path: Path) -> None:
     writer = open_writer(tmp_path, None)
-    write_scalars(writer, "loss", {"main": 0.5}, 7)
+    write_scalars(writer, {"loss/main": 0.5}, 7)
     assert curves(tmp_path) == {"loss/main": [(7, 0.5)]}
     writer.close()
 
@@ -66,7 +66,7 @@ from esl_dist.reporting.tensorboard import open_writer, write_scalars
 def main(config):
     writer = open_writer(Path(config.experiments), None)
     for step in range(1000):
-        write_scalars(writer, "loss", {"main": 0.5}, step)
+        write_scalars(writer, {"loss/main": 0.5}, step)
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 run_program(Evaluate, main)

@@ -131,14 +131,13 @@ def test_pictures_of_both_domains_are_shown_and_do_not_change_what_is_trained(to
         events.Reload()
         shown[name] = {tag: events.Images(tag) for tag in events.Tags()["images"]}
     assert shown["without"] == {}
-    kinds = ("image", "prediction", "entropy")
-    assert set(shown["with"]) == {f"{domain}/{kind}" for domain in ("source", "target") for kind in kinds}
+    samples = ("00001", "00003", "00005")
+    assert set(shown["with"]) == {f"{domain}/{key}" for domain in ("source", "target") for key in samples}
     for pictures in shown["with"].values():
-        assert [(picture.step, picture.width, picture.height) for picture in pictures] == [(2, 64, 32), (4, 64, 32)]
-    for domain in ("source", "target"):
-        drawn = [image_of(path.read_bytes()) for path in (town.parent / f"pictures/{domain}_train/images").iterdir()]
-        for picture in shown["with"][f"{domain}/image"]:
-            assert image_of(picture.encoded_image_string) in drawn
+        assert [picture.step for picture in pictures] == [2, 4]
+        before, after = (image_of(picture.encoded_image_string) for picture in pictures)
+        assert before != after, "the network has learned meanwhile"
+        assert len(before) == len(after)
 
 
 def test_weights_are_exported_in_two_forms_with_the_same_tensors(town: Path, tmp_path: Path) -> None:

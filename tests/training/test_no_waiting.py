@@ -43,7 +43,7 @@ def waits_of_a_step(options: settings.Method, half: bool, pseudo_labels: bool = 
     for step in range(2):
         device.waits.clear()
         with NoteWaits(device):
-            updating.begin_step()
+            updating.begin_step(measures=True)
             contribution = add_gradients(networks, METHODS[method], options, [own], counted, precision)
             assert updating.update("a step")
             METHODS[method].after_update(networks, step + 1, contribution.counts, options)

@@ -27,6 +27,7 @@ from esl_dist.adaptation.optimisers import (
     set_rates,
 )
 from esl_dist.models.deeplab import DeepLab
+from esl_dist.reporting.curves import Curves
 from esl_dist.training.log import TrainingLog
 from esl_dist.training.optimisation import Updating, in_order_of_completion, schedule_note
 
@@ -164,14 +165,34 @@ def test_one_infinite_gradient_makes_every_optimiser_skip_and_lowers_the_scale(b
     assert all(not torch.equal(parameter, before[name]) for name, parameter in parameters.items())
 
 
-def test_the_scale_is_taken_out_of_the_gradients() -> None:
+def test_the_scale_is_taken_out_of_the_gradients_and_their_norms() -> None:
     unscaled, scaled = networks("minent"), networks("minent")
     for built, scaler in ((unscaled, None), (scaled, GradScaler("cpu", init_scale=1024.0))):
         updating = plain(built, scaler=scaler)
-        updating.begin_step()
+        updating.begin_step(measures=True)
         add(updating, built["segmentation"].conv1.weight, 0.5)
         assert updating.update("a step")
+        [norm] = updating.norms().values()
+        assert float(norm) == pytest.approx(0.5 * built["segmentation"].conv1.weight.numel() ** 0.5)
     torch.testing.assert_close(unscaled["segmentation"].conv1.weight, scaled["segmentation"].conv1.weight)
+
+
+def test_each_network_has_the_norm_of_its_own_gradients_and_an_overflow_has_none() -> None:
+    built = networks()
+    updating = plain(built, scaler=GradScaler("cpu", init_scale=8.0))
+    first, second = built["segmentation"].conv1.weight, built["discriminators"]["main"][0].weight
+    for values, measures in (((2.0, 3.0), True), ((5.0, 5.0), False), ((float("inf"), 1.0), True)):
+        updating.begin_step(measures)
+        for weight, value in zip((first, second), values, strict=True):
+            add(updating, weight, value)
+        assert updating.update("a step") == (values[0] < 10)
+        of_first, of_second = values if measures else (2.0, 3.0)
+        norms = {name: float(norm) for name, norm in updating.norms().items()}
+        expected = {
+            "segmentation": of_first * first.numel() ** 0.5,
+            "discriminators": of_second * second.numel() ** 0.5,
+        }
+        assert norms == pytest.approx(expected), "as last measured"
 
 
 def test_a_parameter_that_no_pass_reaches_is_passed_over() -> None:
@@ -282,7 +303,7 @@ def test_the_host_waits_for_nothing_in_a_step_but_with_a_loss_scaler_once(
     """On one rank, from the backward passes to the log; what scaled losses have overflowed is for the host to know."""
     built = networks()
     updating = plain(built, None if scale is None else GradScaler("cpu", init_scale=scale))
-    log = TrainingLog(tmp_path, "r", 1, 0)
+    log = TrainingLog(Curves(tmp_path, 0), "r", 1, 0)
     losses = {"loss/main": torch.ones(()), "loss/auxiliary": torch.ones(())}
     stepped(built, updating, 0)
     with NoteWaits() as noting:

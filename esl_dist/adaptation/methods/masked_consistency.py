@@ -64,6 +64,10 @@ class MaskedConsistency(Method):
             mixed_pass(step, trusted)
         masked_pass(step, trusted)
 
+    def taught(self, step: Step) -> Trusted:
+        """Return the teacher's labels."""
+        return trusted_labels(step)
+
     def after_update(self, networks: Networks, steps: int, counts: Counts, options: settings.Method) -> None:
         """Move the teacher, and what its trust is judged by."""
         teach_on(networks, steps, counts, options.teacher)

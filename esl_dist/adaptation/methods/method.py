@@ -6,6 +6,8 @@ from torch.optim import Optimizer
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import segmentation_optimizer
 from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass, target_pass
+from esl_dist.adaptation.trust import Trusted, labels_at
+from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.models.segmentation import SegmentationNetwork
 
 
@@ -65,6 +67,17 @@ class Method:
         source_pass(step)
         if step.batch.target is not None:
             target_pass(step)
+
+    def taught(self, step: Step) -> Trusted | None:
+        """Return what the network is to learn of the target's pictures, to be shown; None: no labels.
+
+        The networks are in evaluation mode, on one rank alone.
+        """
+        labels = step.samples("target")["labels"]
+        if labels is None:
+            return None
+        labels = labels_at(labels, step.samples("target")["images"].shape[2:])
+        return Trusted(labels, (labels != IGNORE_INDEX).float())
 
     def after_update(self, networks: Networks, steps: int, counts: Counts, options: settings.Method) -> None:
         """Change networks that no optimiser trains, after an update.

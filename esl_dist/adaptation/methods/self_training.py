@@ -54,6 +54,10 @@ class SelfTraining(Method):
         source_pass(step)
         mixed_pass(step, trusted_labels(step))
 
+    def taught(self, step: Step) -> Trusted:
+        """Return the teacher's labels."""
+        return trusted_labels(step)
+
     def after_update(self, networks: Networks, steps: int, counts: Counts, options: settings.Method) -> None:
         """Move the teacher, and what its trust is judged by."""
         teach_on(networks, steps, counts, options.teacher)

@@ -14,7 +14,7 @@ from esl_dist.reporting.tensorboard import open_writer, write_scalars
 def write_events(folder: Path, first: int, last: int, value: float) -> None:
     writer = open_writer(folder, steps_done=first - 1)
     for step in range(first, last + 1):
-        write_scalars(writer, "loss", {"main": value + step}, step)
+        write_scalars(writer, {"loss/main": value + step}, step)
     writer.close()
 
 

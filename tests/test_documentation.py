@@ -126,7 +126,15 @@ def test_the_table_of_published_settings_names_only_settings_there_are() -> None
 
 @pytest.mark.parametrize(
     "page",
-    ["README.md", "docs/contributing.md", "docs/design.md", "docs/published.md", "docs/running.md", "shards/README.md"],
+    [
+        "README.md",
+        "docs/contributing.md",
+        "docs/design.md",
+        "docs/onnx.md",
+        "docs/published.md",
+        "docs/running.md",
+        "shards/README.md",
+    ],
 )
 def test_files_that_a_page_names_exist(page: str) -> None:
     text = (PROJECT / page).read_text(encoding="utf-8")

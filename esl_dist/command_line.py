@@ -36,7 +36,7 @@ from esl_dist.environment import LOCAL_RANK, launch
 from esl_dist.errors import EITHER_MEMORY, GPU_MEMORY, StoppedError, UserError, memory_words
 from esl_dist.files import as_given, shortened
 from esl_dist.slurm import adopt_step
-from esl_dist.stop_signals import keep_end, leave, own_process
+from esl_dist.stop_signals import keep_end, leave
 from esl_dist.urls import is_url
 
 Config = TypeVar("Config")
@@ -61,8 +61,6 @@ def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
     """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
     early.make_streams_robust()
     try:
-        if main.__module__ == "__main__":
-            own_process()
         file, overrides = _arguments(schema, sys.argv[1:])
         adopt_step()
         main(load_config(schema, file, overrides))

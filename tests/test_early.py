@@ -1,7 +1,7 @@
 """Ctrl-C while a program imports ends it with one line, and later raises as Python has it."""
 
+import importlib
 import inspect
-import runpy
 import signal
 import subprocess
 import sys
@@ -85,14 +85,14 @@ def test_the_work_of_a_program_has_the_handler_that_was_there(
     seen: list[object] = []
     pack_nothing(tmp_path)
     monkeypatch.setattr(FIRST_WORK[program], note)
-    names = runpy.run_path(str(PROJECT / f"{program}.py"))
-    schema = inspect.get_annotations(names["main"], eval_str=True)["config"]
+    main = importlib.import_module(f"esl_dist.programs.{Path(program).name}").main
+    schema = inspect.get_annotations(main, eval_str=True)["config"]
     config = load_config(schema, None, [word.format(here=tmp_path) for word in HEAVY[program][1:]])
     own = signal.signal(signal.SIGINT, before)  # type: ignore[arg-type]
     try:
         end_at_interrupt()
         with pytest.raises(_ReachedError):
-            names["main"](config)
+            main(config)
     finally:
         signal.signal(signal.SIGINT, own)
     assert seen == [before]

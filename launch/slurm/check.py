@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from esl_dist.command_line import run_program
 from esl_dist.config import Evaluate, PseudoLabel, Train
+from esl_dist.stop_signals import own_process
 
 PROGRAMS: dict[str, type] = {"train": Train, "pseudo_label": PseudoLabel, "evaluate": Evaluate}
 
@@ -48,4 +49,5 @@ def check(config: Train | PseudoLabel | Evaluate) -> None:
 
 
 if __name__ == "__main__":
+    own_process()
     run_program(PROGRAMS[sys.argv.pop(1)], check)

@@ -15,7 +15,7 @@ from esl_dist.config_files import load_config
 from esl_dist.data import packing
 from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.errors import UserError
-from shards import prepare
+from esl_dist.programs import prepare
 from tests.builders import SPLIT, write_description, write_pictures
 from tests.programs import command, environment, signal_when
 

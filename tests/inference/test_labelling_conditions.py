@@ -1,6 +1,5 @@
 """Pseudo-labels are made as the network was trained, from runs and files, and each class is accounted for."""
 
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
 from esl_dist.models.weight_files import write_weights
 from esl_dist.models.weights import published_state
+from esl_dist.programs import pseudo_label
 from tests.builders import class_set, draw, drawn_shards, write_description, write_shards
-from tests.programs import PROJECT
 from tests.training.small_runs import configuration, save_run, save_state, tiny_network
 
-PROGRAM = runpy.run_path(str(PROJECT / "launch/pseudo_label.py"))
 Label = Callable[..., ShardReader]
 
 
@@ -46,7 +44,7 @@ def label(target: ShardReader, tmp_path: Path) -> Label:
         config = from_dictionary(PseudoLabel, {**given, "checkpoint": str(checkpoint), **changes}, "tests")
         # As in a program of its own: Accelerate keeps the precision of the first one.
         AcceleratorState._reset_state(reset_partial_state=True)
-        PROGRAM["main"](config)
+        pseudo_label.main(config)
         return open_shards(config.output)
 
     return labelled

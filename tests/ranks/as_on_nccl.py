@@ -18,6 +18,7 @@ from esl_dist.command_line import run_program
 from esl_dist.errors import UserError
 from esl_dist.ranks import heartbeat, nccl
 from esl_dist.ranks.session import joined_ranks
+from esl_dist.stop_signals import own_process
 
 heartbeat.BEAT_SECONDS, heartbeat.SILENT_SECONDS = 0.1, 1.0
 nccl.ABORT_SECONDS = 0.2
@@ -78,4 +79,5 @@ if __name__ == "__main__":
     nccl._is_begun = True
     dist.distributed_c10d._abort_process_group = never_returns
     dist.destroy_process_group = never_returns
+    own_process()
     run_program(Words, main)

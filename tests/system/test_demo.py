@@ -12,12 +12,14 @@ from tests.programs import PROJECT, run
 
 SMALL_DEMO = """
 import os, runpy, subprocess, sys, traceback
+from esl_dist.command_line import run_program
+from esl_dist.config import Demo
 from esl_dist.data import toytown
+from esl_dist.programs import demo
 
 plain = toytown.write_toytown
 toytown.write_toytown = lambda root, **options: plain(root, **{**options, "width": 64, "height": 32})
-demo = runpy.run_path(sys.argv.pop(1))
-demo["SCENES"].update(source_train=4, target_train=4, target_val=2)
+demo.SCENES.update(source_train=4, target_train=4, target_val=2)
 
 def fork(words, check):
     sys.stdout.flush()
@@ -39,8 +41,8 @@ def fork(words, check):
         os._exit(code)
 
 if sys.argv.pop(1) == "forked":
-    demo["main"].__globals__["subprocess"] = type("Forking", (), {"run": staticmethod(fork)})
-demo["run_program"](demo["Demo"], demo["main"])
+    demo.subprocess = type("Forking", (), {"run": staticmethod(fork)})
+run_program(Demo, demo.main)
 """
 
 
@@ -66,7 +68,6 @@ def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tm
     program = tmp_path / "small_demo.py"
     program.write_text(SMALL_DEMO)
     words = [
-        str(PROJECT / "launch/demo.py"),
         programs,
         f"output={tmp_path}/demo",
         f"recipes={small_recipes(tmp_path / 'recipes')}",
@@ -106,7 +107,7 @@ def test_a_demo_of_another_seed_or_other_recipes_is_not_passed_off_as_this_one(t
     asked = {"seed": 0, "recipes": {path.stem: path.read_text() for path in recipes.glob("*.yaml")}}
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo/demo.json").write_text(json.dumps(asked))
-    words = [str(PROJECT / "launch/demo.py"), "forked", f"output={tmp_path}/demo", f"recipes={recipes}"]
+    words = ["forked", f"output={tmp_path}/demo", f"recipes={recipes}"]
     done = run(str(program), *words, "seed=1", folder=tmp_path)
     assert done.returncode == 2
     assert f"{tmp_path}/demo: this demo was begun with another seed: 0 → 1; delete it first" in done.stderr
@@ -118,7 +119,7 @@ def test_a_program_that_fails_ends_the_demo_with_its_name(tmp_path: Path) -> Non
     program.write_text(SMALL_DEMO)
     recipes = small_recipes(tmp_path / "recipes")
     (recipes / "source_only.yaml").write_text("bach_size: 4\n")
-    words = [str(PROJECT / "launch/demo.py"), "started", f"output={tmp_path}/demo", f"recipes={recipes}"]
+    words = ["started", f"output={tmp_path}/demo", f"recipes={recipes}"]
     done = run(str(program), *words, folder=tmp_path)
     assert done.returncode == 2
     assert "the nearest known one is 'batch_size'" in done.stderr

@@ -1,7 +1,4 @@
-"""Export a network: `esl-dist export checkpoint=… output=network.onnx`.
-
-What the file takes and gives, and how it is used without this project, is in docs/onnx.md.
-"""
+"""Write a trained network as one file; docs/onnx.md says what it takes, what it gives, and how it is used."""
 
 from esl_dist.config import Export
 from esl_dist.early import give_interrupt_back

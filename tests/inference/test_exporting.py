@@ -326,12 +326,22 @@ def others_zip(file: Path) -> None:
         archive.writestr("archive/extra/metadata.json", '{"format": "another"}')
 
 
+def damaged_zip(file: Path) -> None:
+    text = json.dumps({"format": files.FORMAT, "filling": list(range(100))})
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/extra/metadata.json", text)
+    content = bytearray(file.read_bytes())
+    content[70:90] = bytes(20)
+    file.write_bytes(content)
+
+
 OTHERS: dict[str, Callable[[Path], object]] = {
     "a.onnx": lambda file: file.write_bytes(b"\xffnothing"),
     "b.onnx": lambda file: onnx.save(onnx.ModelProto(ir_version=10), file),
     "c.pt2": lambda file: file.write_text("notes"),
     "d.pt2": others_zip,
-    "e.pt2": lambda file: file.mkdir(),
+    "e.pt2": damaged_zip,
+    "f.pt2": lambda file: file.mkdir(),
 }
 
 

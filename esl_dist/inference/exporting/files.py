@@ -5,6 +5,7 @@ pairs of text, a zip archive for files. They are read without torch, and nothing
 """
 
 import zipfile
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def metadata_of(file: Path) -> dict[str, Any] | None:
     try:
         read = _metadata_of_onnx if file.suffix.lower() == ".onnx" else _metadata_of_archive
         content = read(file)
-    except (OSError, ValueError, zipfile.BadZipFile):
+    except (OSError, ValueError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile):
+        # What zipfile raises of a file that is encrypted, packed in an unknown way, or damaged.
         return None
     return content if isinstance(content, dict) and content.get("format") == FORMAT else None
 

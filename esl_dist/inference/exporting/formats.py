@@ -89,7 +89,8 @@ def as_onnx(program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
         program, (), input_names=[PICTURES], output_names=[LOGITS], opset_version=OPSET, dynamo=True, verbose=False
     )
     assert made is not None
-    return _plain(made.model_proto, metadata).SerializeToString()
+    content: bytes = _plain(made.model_proto, metadata).SerializeToString()
+    return content
 
 
 def _plain(model: Any, metadata: Mapping[str, Any]) -> Any:

@@ -190,15 +190,16 @@ def copy(stages: Mapping[str, Image], image: Image, words: Sequence[str]) -> Non
         if path == paths[0] or paths[0] == ".":
             into = target if path == paths[0] else target / path
             into.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(CONTEXT / path, into)
+            shutil.copy2(CONTEXT / path, into, follow_symlinks=False)
 
 
 def context(folder: Path) -> list[str]:
-    """Return the files that Docker would be given, by .dockerignore."""
+    """Return the files, and links, that Docker would be given, by .dockerignore."""
     patterns = (folder / ".dockerignore").read_text(encoding="utf-8").splitlines()
     kept = exclude_paths(str(folder), [line for line in patterns if line and not line.startswith("#")])
     # The builder is always sent these two, and copies neither.
-    return sorted(path for path in kept - {".dockerignore", "Dockerfile"} if (folder / path).is_file())
+    places = {path: folder / path for path in kept - {".dockerignore", "Dockerfile"}}
+    return sorted(path for path, place in places.items() if place.is_file() or place.is_symlink())
 
 
 def inside(image: Image, words: Sequence[str]) -> list[str]:

@@ -5,7 +5,10 @@ from pathlib import Path
 from esl_dist import config
 from esl_dist.config_files import describe
 
-PROGRAMS = (config.Prepare, config.Train, config.PseudoLabel, config.Evaluate, config.Export, config.Demo)
+PROGRAMS = (
+    *(config.Prepare, config.Train, config.PseudoLabel, config.Evaluate, config.Predict, config.Demo),
+    *(config.Export, config.Doctor),
+)
 
 OPENING = """# Configuration reference
 

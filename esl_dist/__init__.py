@@ -2,8 +2,9 @@
 
 Imports run one way, from the top of this list to what stands below it:
 
-    launch, shards         thin: start a program
+    launch, shards, cli    thin: start a program
     programs               read a configuration, call one function
+    doctor                 what a machine has, and whether a program can run on it
     training, inference    adapt a network; use one: scores, pseudo-labels; neither knows the other
     prediction             a network's predictions of pictures, shared by the ranks, and what they count
     runs                   what a run leaves on disk: checkpoints, snapshots, records

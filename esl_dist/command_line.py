@@ -1,8 +1,9 @@
 """What every program does before and after its one function: read the configuration, turn mistakes into one line.
 
-Exit codes: 0 done, 2 the user's mistake or too little memory (one message on standard error), 3 another rank was lost,
-75 stopped by SIGTERM or SIGUSR1 after saving (start it again), 130 interrupted with Ctrl-C (a training saves first). An
-end that nobody reads (`| head`) is none. Any other exception is a defect of the program and keeps its traceback.
+Exit codes: 0 done, 1 what doctor was asked about cannot run, 2 the user's mistake or too little memory (one message on
+standard error), 3 another rank was lost, 75 stopped by SIGTERM or SIGUSR1 after saving (start it again), 130
+interrupted with Ctrl-C (a training saves first). An end that nobody reads (`| head`) is none. Any other exception is a
+defect of the program and keeps its traceback, with code 1.
 
 torchrun, and with it `accelerate launch`, gives every rank the name of a file for its error, in a folder for each
 attempt to start the ranks. The first line of a summary that it prints is read from there; without, it says only that
@@ -19,7 +20,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from esl_dist import early
 from esl_dist.config_files import describe, load_config
@@ -35,6 +36,7 @@ from esl_dist.endings import PROGRAM, cause, ending, note_end
 from esl_dist.environment import LOCAL_RANK, launch
 from esl_dist.errors import EITHER_MEMORY, GPU_MEMORY, StoppedError, UserError, memory_words
 from esl_dist.files import as_given, shortened
+from esl_dist.recipes_by_name import recipe_file
 from esl_dist.slurm import adopt_step
 from esl_dist.stop_signals import keep_end, leave
 from esl_dist.urls import is_url
@@ -57,42 +59,61 @@ WAIT_SECONDS = 1.0
 AS_ANOTHER = "as another rank of this machine"
 
 
-def run_program(schema: type[Config], main: Callable[[Config], None]) -> None:
-    """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code."""
+def run_program(schema: type[Config], main: Callable[[Config], int | None], words: Sequence[str] | None = None) -> None:
+    """Read `--config FILE` and `key=value` words against `schema`, call `main`, leave with an exit code.
+
+    Args:
+        schema: the settings of the program.
+        main: does its work, and may return an exit code; None: 0.
+        words: its command line; None: what stands behind the name of this process's script.
+    """
     early.make_streams_robust()
     try:
-        file, overrides = _arguments(schema, sys.argv[1:])
+        file, overrides = _arguments(schema, sys.argv[1:] if words is None else words)
         adopt_step()
-        main(load_config(schema, file, overrides))
+        code = main(load_config(schema, file, overrides)) or 0
         keep_end()
         sys.stdout.flush()
-        note_end(ending(None))
-        if PROGRAM.leaves_at_once:
-            leave(0)
+        note_end(ending(None)._replace(code=code))
+        if code or PROGRAM.leaves_at_once:
+            leave(code)
     except (Exception, KeyboardInterrupt) as error:
-        keep_end()
-        note_end(cause(error))
-        end = ending(error)
-        if end.code != EXIT_USER_ERROR:
-            _tell_launcher(end.line())
-        if end.code == EXIT_DEFECT:
-            if end.words != str(error):
-                error.add_note(end.words)
-            if PROGRAM.leaves_at_once:
-                traceback.print_exception(error)
-                leave(end.code)
-            raise
-        words = end.words
-        if memory_words(error) is not None:
-            words += f"; {_memory_advice(schema, words)}"
-        if isinstance(error, StoppedError):
-            _say(f"{end.state}{_rank()}: {words}; the same command goes on from there")
-        elif isinstance(error, KeyboardInterrupt):
-            _say(f"interrupted{_rank()}; the same command goes on from what is saved")
-        # A mistake is one of all ranks of a launcher, and said once.
-        elif end.code != EXIT_USER_ERROR or is_mine_to_say(words):
-            _say(f"error{_rank()}: {words}")
-        leave(end.code)
+        _end(error, schema)
+        raise
+
+
+def refuse(error: UserError) -> NoReturn:
+    """End this process as `run_program` does, for a mistake that leaves open which program it is to run."""
+    early.make_streams_robust()
+    _end(error, None)
+    raise error
+
+
+def _end(error: BaseException, schema: type | None) -> None:
+    """Say and note how the program ends, and leave; returns where the error is a defect that is to be raised."""
+    keep_end()
+    note_end(cause(error))
+    end = ending(error)
+    if end.code != EXIT_USER_ERROR:
+        _tell_launcher(end.line())
+    if end.code == EXIT_DEFECT:
+        if end.words != str(error):
+            error.add_note(end.words)
+        if PROGRAM.leaves_at_once:
+            traceback.print_exception(error)
+            leave(end.code)
+        return
+    words = end.words
+    if memory_words(error) is not None and schema is not None:
+        words += f"; {_memory_advice(schema, words)}"
+    if isinstance(error, StoppedError):
+        _say(f"{end.state}{_rank()}: {words}; the same command goes on from there")
+    elif isinstance(error, KeyboardInterrupt):
+        _say(f"interrupted{_rank()}; the same command goes on from what is saved")
+    # A mistake is one of all ranks of a launcher, and said once.
+    elif end.code != EXIT_USER_ERROR or is_mine_to_say(words):
+        _say(f"error{_rank()}: {words}")
+    leave(end.code)
 
 
 def _memory_advice(schema: type, words: str) -> str:
@@ -127,17 +148,22 @@ def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[st
         raise UserError(f"{COMMAND_LINE}: --config is given {len(files)} times; expected one file")
     if files and is_url(files[0]):
         raise UserError(f"{COMMAND_LINE}: --config: {as_given(files[0])}: a URL; expected a file on this machine")
-    return Path(files[0]) if files else None, overrides
+    return recipe_file(files[0]) if files else None, overrides
 
 
 def _help(schema: type) -> str:
-    settings = "\n".join(f"  {key} ({kind}; {default})\n      {text}" for key, kind, default, text in describe(schema))
+    settings = "\n".join(described(*setting) for setting in describe(schema))
     return (
         f"usage: {Path(sys.argv[0]).name} [--help] [--config FILE] [key=value ...]\n\n{schema.__doc__}\n\n"
-        "  --config FILE  YAML file with settings\n"
+        "  --config FILE  YAML file with settings, or the name of a recipe\n"
         "  key=value      settings that go before those of the file\n\n"
         f"settings (type; default):\n{settings}"
     )
+
+
+def described(key: str, kind: str, default: str, text: str) -> str:
+    """Return what there is to say of a setting, as `config_files.describe` gives it, in two lines."""
+    return f"  {key} ({kind}; {default})\n      {text}"
 
 
 def _as_setting(word: str, words: Sequence[str], schema: type) -> str:

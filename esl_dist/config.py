@@ -35,6 +35,7 @@ from esl_dist.config_types import (
     PRECISIONS,
     Domain,
     Folder,
+    LargestMegapixels,
     LocalPath,
     Precision,
     Samples,
@@ -152,7 +153,7 @@ class Prepare:
     """Width and height of packed pictures in pixels (bicubic, antialiased); null: as they are."""
     label_size: Size | None = None
     """Width and height of packed labels in pixels (nearest); null: as they are."""
-    largest_megapixels: Annotated[int, limits(at_least=1, at_most=1073)] = 512
+    largest_megapixels: LargestMegapixels = 512
     """Most pixels of a picture or a label, before and after resizing, in units of 10⁶; a larger one is refused. A
     process takes up to 24 bytes for each."""
     image_format: Annotated[str, one_of("keep", "png", "jpg")] = "keep"

@@ -156,6 +156,15 @@ def describe(schema: type) -> Iterator[tuple[str, str, str, str]]:
         yield key, type_name(setting.kind), default, meaning.rstrip()
 
 
+def meaning_of_group(schema: type, group: str) -> str:
+    """Return what a group of settings is, by its dotted key: the text below its field, or that of its class."""
+    owner, meaning = schema, ""
+    for name in group.split("."):
+        kind = type(getattr(owner(), name))
+        owner, meaning = kind, _meanings(owner).get(name) or kind.__doc__ or ""
+    return meaning
+
+
 @cache
 def _meanings(schema: type) -> dict[str, str]:
     """Return the texts below the fields of a dataclass, and of those that it inherits from, by name."""

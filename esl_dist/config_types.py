@@ -20,6 +20,7 @@ TIMM_PREFIX = "timm/"
 A_NETWORK = Bound(
     f"one of {', '.join(RESIDUAL_NETWORKS)}, or {TIMM_PREFIX} and the name of one of timm's models",
     lambda value: value in RESIDUAL_NETWORKS or (value.startswith(TIMM_PREFIX) and value != TIMM_PREFIX),
+    choices=RESIDUAL_NETWORKS,
 )
 A_STRIDE = Bound("at least 8, at most 32, a power of two", lambda value: value in (8, 16, 32))
 
@@ -59,5 +60,6 @@ Rate = Annotated[float, limits(more_than=0, at_most=1e30)]
 Betas = Annotated[list[float], two_values(), limits(at_least=0, less_than=1)]
 Weight = Annotated[float, limits(at_least=0, at_most=LARGEST_FACTOR)]
 Multiplier = Annotated[float, limits(more_than=0, at_most=LARGEST_FACTOR)]
+LargestMegapixels = Annotated[int, limits(at_least=1, at_most=1073)]
 A_YEAR = 525_600.0
 Timeout = Annotated[float, limits(more_than=0, at_most=A_YEAR)]

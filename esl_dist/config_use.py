@@ -11,6 +11,7 @@ from esl_dist.config_types import (
     LARGEST_FACTOR,
     DomainChoice,
     Folder,
+    LargestMegapixels,
     LocalPath,
     Precision,
     Samples,
@@ -20,7 +21,11 @@ from esl_dist.config_types import (
     Timeout,
     Workers,
 )
-from esl_dist.config_values import FAR, LOCAL, limits, one_of
+from esl_dist.config_values import FAR, LOCAL, Bound, limits, one_of
+
+PREDICTION_KINDS = ("train_ids", "raw_ids", "colors", "overlay", "entropy", "confidence")
+"""What can be made of a picture of one's own."""
+AT_LEAST_ONE = Bound("at least one", lambda values: len(values) > 0, is_of_list=True)
 
 
 @dataclass
@@ -121,8 +126,49 @@ class Evaluate(Prediction):
 
 
 @dataclass
-class Predict:
+class Predict(Prediction):
     """launch/predict.py: label pictures of one's own by a trained network."""
+
+    checkpoint: LocalPath = MISSING
+    class_set: str | None = None
+    """Class set of a file of weights that does not say its own; null: the first of `classes_from` with as many
+    classes."""
+    classes_from: Annotated[str, FAR] | None = None
+    """Data set's description (YAML) or folder of labelled shards, or its URL, that names the classes of a file of
+    weights, and their colours and raw ids; null: what the network's training knew."""
+    pictures: LocalPath = MISSING
+    """Folder (with what lies below it), pattern in quotes ("frames/*.png"), list (.txt, a path a line, relative to the
+    list's folder), picture, or video."""
+    output: Folder = MISSING
+    """Folder for what is made of them: <output>/<kind>/<name>.png for each kind in `save`, and predictions.json; a
+    frame of a video is named by its number, 000000 the first."""
+    save: Annotated[list[str], one_of(*PREDICTION_KINDS), AT_LEAST_ONE] = field(
+        default_factory=lambda: ["train_ids", "overlay"]
+    )
+    """What is made: `train_ids` or `raw_ids` in the classes' colours (PNG with a palette; of each class the first raw
+    id, 16 bits and grey where one needs them), `colors`, `overlay` (picture and colours, half each), `entropy` (grey,
+    0: sure, 255: all classes alike), `confidence` (grey, 255: a highest softmax score of 1)."""
+    size: Size | None = None
+    """Width and height in pixels at which the network sees pictures; null: those of its training (its target.size, or
+    source.size for domain=source), their own where it had none or is not known."""
+    as_packed: bool = False
+    """Whether pictures are seen at their own size, whatever that of the training."""
+    domain: DomainChoice | None = None
+    """Whose size of pictures and, where there are statistics per domain, whose batch-norm statistics the network takes:
+    `source` or `target`; null: the target's."""
+    keep_aspect_ratio: bool = False
+    """Whether a picture of another aspect ratio than `size` is padded with black, as those of data sets that say so
+    (Mapillary) are in training; false: it is stretched, as published."""
+    window: Size | None = None
+    """Width and height in pixels of a window that slides over the picture as it is seen; the logits of windows that
+    overlap are averaged; null: the whole picture at once."""
+    overlap: Annotated[float, limits(at_least=0, at_most=0.9)] = 0.25
+    """Least share of a window's width and height that the next one covers, too."""
+    mirror: bool = False
+    """Whether the logits of each picture, or window, are averaged with those of its mirror image; takes twice as
+    long."""
+    largest_megapixels: LargestMegapixels = 512
+    """Most pixels of a picture, in units of 10⁶; a larger one is refused."""
 
 
 @dataclass
@@ -158,3 +204,14 @@ class Report:
 @dataclass
 class Doctor:
     """esl-dist doctor: say what this machine has, and whether a recipe can run on it."""
+
+    program: Annotated[str, one_of("train", "pseudo-label", "evaluate")] = "train"
+    """The program whose settings are looked at."""
+    recipe: LocalPath | None = None
+    """YAML file with its settings, or a recipe's name; null: none, and without `settings` the machine alone is looked
+    at."""
+    settings: list[str] = field(default_factory=list)
+    """Its settings that go before those of the recipe, each as key=value."""
+    processes: Annotated[int, limits(at_least=1, at_most=2**20)] | None = None
+    """How many processes it is to run in; null: those that a launcher started or, without one, a process for each GPU
+    that a training's batch has a share for."""

@@ -41,11 +41,13 @@ class Bound(NamedTuple):
         words: what is expected.
         holds: whether a value, or one of a list, is that.
         is_of_list: whether it is asked of a list as a whole.
+        choices: texts that hold, where they can be told.
     """
 
     words: str
     holds: Callable[[Any], bool]
     is_of_list: bool = False
+    choices: tuple[str, ...] = ()
 
 
 FOLDER = Bound("", lambda _: True)
@@ -74,7 +76,7 @@ def limits(**by_comparison: float) -> Bound:
 
 def one_of(*choices: str) -> Bound:
     """Return the bound of texts that are chosen from a few."""
-    return Bound(f"one of {', '.join(choices)}", lambda value: value in choices)
+    return Bound(f"one of {', '.join(choices)}", lambda value: value in choices, choices=choices)
 
 
 def two_values(words: str = "2 values") -> Bound:
@@ -292,9 +294,9 @@ def problem_of_bounds(value: Any, bounds: Sequence[Bound]) -> str | None:
             return problem
         if isinstance(member, float) and not math.isfinite(member):
             return "expected a finite number"
-    for words, holds, is_of_list in bounds:
-        if not all(map(holds, [members] if is_of_list and value is not None else members)):
-            return f"expected {words}"
+    for bound in bounds:
+        if not all(map(bound.holds, [members] if bound.is_of_list and value is not None else members)):
+            return f"expected {bound.words}"
     return None
 
 

@@ -14,7 +14,6 @@ of `running` whose job is over tells of one that was killed as a whole.
 
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from esl_dist import early
+from esl_dist import called, early
 from esl_dist.checked import Content, one_of, read, read_content, whole_number
 from esl_dist.environment import MOST_RANKS, RANK, start_id
 from esl_dist.errors import LostRankError, StoppedError, UserError, memory_words
@@ -32,6 +31,8 @@ from esl_dist.gpu_errors import defect_words, mistake_words
 from esl_dist.machine import shortage
 
 EXIT_DEFECT = 1
+EXIT_CANNOT = 1
+"""Doctor's, where it has told of a problem; a program that has nothing to print but an answer has it for no."""
 EXIT_USER_ERROR = 2
 EXIT_LOST_RANK = 3
 EXIT_STOPPED = 75
@@ -241,7 +242,7 @@ def _note_state(end: Ending) -> None:
     # Of several ranks the first says that all is done.
     if not named or (end.state == "finished" and end.rank != 0):
         return
-    file, program = Path(named), as_unicode(Path(sys.argv[0]).stem)
+    file, program = Path(named), as_unicode(called.program())
     began, before = _text(PROGRAM.began) if own_rank() == 0 else None, _state_in(file)
     if before is not None and before.program == program and _is_of_this_start(before):
         if before.ended is not None and not goes_before(end, before.state, before.exit_code):

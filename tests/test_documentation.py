@@ -127,13 +127,8 @@ def test_the_table_of_published_settings_names_only_settings_there_are() -> None
 @pytest.mark.parametrize(
     "page",
     [
-        "README.md",
-        "docs/contributing.md",
-        "docs/design.md",
-        "docs/onnx.md",
-        "docs/published.md",
-        "docs/running.md",
-        "shards/README.md",
+        *("README.md", "docs/contributing.md", "docs/design.md", "docs/predicting.md", "docs/published.md"),
+        *("docs/onnx.md", "docs/running.md", "shards/README.md"),
     ],
 )
 def test_files_that_a_page_names_exist(page: str) -> None:

@@ -34,9 +34,11 @@ HEAVY = {
     "launch/train": ("torch", "source.path={here}", "target.path={here}"),
     "launch/evaluate": ("torch", "checkpoint={here}", "data.path={here}"),
     "launch/pseudo_label": ("torch", "checkpoint={here}", "target.path={here}", "output={here}-output"),
+    "launch/predict": ("torch", "checkpoint={here}", "pictures={here}", "output={here}-output"),
     "launch/demo": ("torch", "output={here}", f"recipes={PROJECT}/configs/demo"),
     "shards/prepare": ("cv2", "dataset=d.yaml", "split=s", "output={here}-output"),
 }
+COMMAND = {"esl_dist/__main__": ("torch", "train", "source.path={here}", "target.path={here}")}
 """By program: a module that it imports when its settings are known to be right, and such settings."""
 
 
@@ -46,11 +48,11 @@ def pack_nothing(folder: Path) -> None:
     (folder / "checkpoints/step-00000001").mkdir(parents=True)
 
 
-@pytest.mark.parametrize("program", HEAVY)
+@pytest.mark.parametrize("program", [*HEAVY, *COMMAND])
 @pytest.mark.parametrize("when", ["at once", "before the settings are read", "after"])
 def test_ctrl_c_during_the_imports_is_one_line(program: str, when: str, tmp_path: Path) -> None:
     pack_nothing(tmp_path)
-    module, *words = HEAVY[program]
+    module, *words = (HEAVY | COMMAND)[program]
     module = {"at once": "pathlib", "before the settings are read": "esl_dist.command_line"}.get(when, module)
     words = [module, str(PROJECT / f"{program}.py"), *(word.format(here=tmp_path) for word in words)]
     called = [sys.executable, "-c", INTERRUPTED_AT_AN_IMPORT, *words]
@@ -66,6 +68,7 @@ FIRST_WORK = {
     "launch/train": "esl_dist.training.stop_request.stop_request",
     "launch/evaluate": "esl_dist.inference.inputs.on_ranks",
     "launch/pseudo_label": "esl_dist.inference.inputs.on_ranks",
+    "launch/predict": "esl_dist.inference.inputs.on_ranks",
     "launch/demo": "esl_dist.data.toytown.write_toytown",
     "shards/prepare": "esl_dist.data.layouts.read_layout",
 }

@@ -22,6 +22,9 @@ LAYERS: list[set[str]] = [
             "errors",
             "files",
             "checked",
+            "called",
+            "recipes",
+            "recipes_by_name",
         ),
         *("command_line", "early", "endings", "gpu_errors", "machine", "made_with", "slurm", "stop_signals", "urls"),
     },
@@ -31,8 +34,10 @@ LAYERS: list[set[str]] = [
     {"runs"},
     {"prediction"},
     {"training", "inference"},
+    {"doctor"},
     {"programs"},
-    {"launch", "shards"},
+    {"cli"},
+    {"launch", "shards", "__main__"},
 ]
 """Parts of the project from the bottom up. A part imports itself and parts below; at the bottom, each other.
 

@@ -15,12 +15,18 @@ from tests.on_ranks import PROJECT
 from tests.programs import TINY_TRAINING, environment
 
 HEAVY = ("torch", "numpy", "cv2", "PIL", "accelerate", "tensorboard", "torchvision", "webdataset", "deepspeed")
-PROGRAMS = ("launch/train", "launch/pseudo_label", "launch/evaluate", "launch/demo", "shards/prepare")
+PROGRAMS = (
+    *("launch/train", "launch/pseudo_label", "launch/evaluate", "launch/predict", "launch/demo"),
+    "shards/prepare",
+)
+COMMAND = "esl_dist/__main__"
 GIVEN = {
     "launch/train": ("source.path={here}", "target.path={here}"),
     "launch/pseudo_label": ("checkpoint={here}", "target.path={here}", "output={here}-output"),
     "launch/evaluate": ("checkpoint={here}", "data.path={here}"),
+    "launch/predict": ("checkpoint={here}/index.json", "pictures={here}/empty", "output={here}-output"),
     "launch/demo": (),
+    COMMAND: ("train", "source.path={here}", "target.path={here}"),
     "launch/slurm/check": ("train", "source.path={here}", "target.path={here}"),
     "shards/prepare": ("dataset={here}/d.yaml", "split=train", "output={here}-output"),
 }
@@ -47,6 +53,17 @@ def test_help_needs_nothing_that_is_slow_to_import(program: str, tmp_path: Path)
     code, said, modules = run(tmp_path, program, "--help")
     assert (code, said.startswith("usage: ")) == (0, True), said
     assert modules.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "words", [("--help",), ("train", "--help"), ("pack", "--help", "size"), ("recipes",), ("trian",)]
+)
+def test_the_command_answers_without_what_is_slow_to_import(words: Sequence[str], tmp_path: Path) -> None:
+    code, said, modules = run(tmp_path, COMMAND, *words)
+    assert code == (2 if "trian" in words else 0), said
+    assert modules.isdisjoint(HEAVY)
+    # Which reading settings needs, and a list of commands does not.
+    assert "omegaconf" not in modules or words != ("--help",)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -127,9 +144,14 @@ CONTRADICTIONS = [
     ("launch/pseudo_label", ("output={here}",), {}, "is target.path="),
     ("launch/pseudo_label", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
     ("launch/pseudo_label", (), {"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend INDUCTOR"),
+    ("launch/predict", ("pictures={here}/gone",), {}, "gone: there is none; expected a folder, a pattern in quotes"),
+    ("launch/predict", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
+    ("launch/predict", ("save=[]",), {}, "save=[] is impossible: expected at least one"),
+    ("launch/predict", ("output=/proc/o",), {}, "output: cannot write into /proc/o"),
     ("shards/prepare", ("size=[30000,8000]", "largest_megapixels=1"), {}, "expected at most largest_megapixels=1"),
     ("launch/slurm/check", ("method.name=advnet",), {}, "method.name=advnet is impossible"),
     ("launch/demo", ("recipes={here}",), {}, "no such recipe"),
+    (COMMAND, ("method.name=advnet",), {}, "method.name=advnet is impossible"),
 ]
 
 

@@ -57,10 +57,15 @@ def label_and_score(logits: Tensor, size: tuple[int, int], trust: Trust) -> tupl
     """
     shape = (logits.shape[0], *size)
     labels, levels = (logits.new_empty(shape, dtype=kind) for kind in (torch.uint8, torch.uint16))
-    for rows, probabilities in resized_rows(F.softmax(logits, dim=1).clamp_(min=LEAST_PROBABILITY), size):
+    for rows, probabilities in resized_rows(positive_probabilities(logits), size):
         labels[:, rows] = highest_class(probabilities)
         levels[:, rows] = quantise(trust.score(probabilities))
     return labels, levels
+
+
+def positive_probabilities(logits: Tensor) -> Tensor:
+    """Return the softmax of logits over dimension 1, above 0, as `Trust.score` takes it."""
+    return F.softmax(logits, dim=1).clamp_(min=LEAST_PROBABILITY)
 
 
 def thresholds(histograms: Tensor, trust: Trust, bound: float) -> list[Threshold]:

@@ -70,6 +70,17 @@ def build_teaching(segmentation: SegmentationNetwork, classes: int, options: set
     return found | ({ENTROPIES: Entropies(classes)} if options.trust == "entropy" else {})
 
 
+def in_words(options: settings.Teacher) -> str:
+    """Say how a teacher follows the network, and which of its labels count."""
+    average = f"moving average, momentum {options.momentum:g}"
+    if options.trust == "share":
+        return f"{average}; its labels weigh the share of their picture that it is sure of to {options.confidence:g}"
+    where = f"where its entropy is at most the median of the class (at least {options.entropy_floor:g})"
+    if options.entropy_as == "weight":
+        return f"{average}; its labels weigh the share of their picture {where}"
+    return f"{average}; its labels count {where}"
+
+
 def trusted_labels(step: Step) -> Trusted:
     """Label the step's target pictures: by its teacher, or offline where they have pseudo-labels; without gradient."""
     samples, teacher = step.samples("target"), step.options.teacher

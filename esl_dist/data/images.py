@@ -195,6 +195,19 @@ def encode_predicted(label: Label) -> bytes:
     return _encode(".png", label, [cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION, *run_lengths, *row_above])
 
 
+def encode_palette(ids: NDArray[np.uint8], colors: NDArray[np.uint8]) -> bytes:
+    """Encode ids as PNG, 8 bits each, with a palette that paints them.
+
+    Args:
+        ids: (height, width).
+        colors: red, green and blue of each id, (256, 3): of fewer, Pillow would write fewer bits.
+    """
+    image, content = Image.fromarray(ids), BytesIO()
+    image.putpalette(colors.tobytes())
+    image.save(content, "PNG", compress_level=PNG_COMPRESSION)
+    return content.getvalue()
+
+
 def encode_jpg(image: NDArray[np.uint8], quality: int) -> bytes:
     """Encode a BGR picture as JPEG of a quality from 1 to 100."""
     return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])

@@ -19,7 +19,7 @@ from esl_dist.data.sampling import CHOICE, DrawKey, Wanted, random_numbers
 
 
 @dataclass(frozen=True)
-class RareClasses:
+class RareClassSampling:
     """What is drawn from.
 
     Attributes:
@@ -51,7 +51,7 @@ def class_probabilities(
     return np.asarray(weights / weights.sum(), np.float64)
 
 
-def rare_classes(pixels: NDArray[np.int64], temperature: float, least_pixels: int) -> RareClasses:
+def rare_classes(pixels: NDArray[np.int64], temperature: float, least_pixels: int) -> RareClassSampling:
     """Return what is drawn from; a class that no sample shows enough of is left out.
 
     Args:
@@ -66,10 +66,10 @@ def rare_classes(pixels: NDArray[np.int64], temperature: float, least_pixels: in
     is_drawn = np.array([len(shown) > 0 for shown in positions])
     if not is_drawn.any():
         raise ValueError(f"no sample has more than {least_pixels} pixels of any class")
-    return RareClasses(class_probabilities(pixels.sum(axis=0), temperature, is_drawn), positions)
+    return RareClassSampling(class_probabilities(pixels.sum(axis=0), temperature, is_drawn), positions)
 
 
-def rare_class_order(rare: RareClasses, seed: int, domain: int, first: int) -> Iterator[Wanted]:
+def rare_class_order(rare: RareClassSampling, seed: int, domain: int, first: int) -> Iterator[Wanted]:
     """Yield samples without end, each with its class, from the number `first` on."""
     bounds = np.cumsum(rare.probabilities)
     for number in count(first):

@@ -35,7 +35,7 @@ def read_list(file: Path, root: Path, patterns: Sequence[FilePattern], known: Co
     """
     roots = [f"{composed(one.as_posix())}/" for one in (root.absolute(), root.resolve())]
     found: dict[str, int] = {}
-    for number, content in enumerate(_contents(file), 1):
+    for number, content in enumerate(lines_of_list(file), 1):
         line = _Line(composed(content.strip()), f"{file}: line {number}", roots, patterns, known)
         name = line.name() if line.text else None
         if name is None:
@@ -49,7 +49,13 @@ def read_list(file: Path, root: Path, patterns: Sequence[FilePattern], known: Co
     return found
 
 
-def _contents(file: Path) -> list[str]:
+def lines_of_list(file: Path) -> list[str]:
+    """Return the lines of a list, whatever its line ends.
+
+    Raises:
+        ValueError: the file is no text in UTF-8.
+        OSError: the file cannot be read.
+    """
     if not stat.S_ISREG(file.stat().st_mode):
         # A pipe would be waited for.
         raise ValueError("it is no regular file; expected text with one sample a line")

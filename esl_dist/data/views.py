@@ -125,8 +125,8 @@ def seen(array: Array, part: Window | None, mirrored: bool, value: int) -> Array
     What of the part lies outside is `value`. The same array if all of it is seen as it is.
     """
     if part is not None:
-        inside = array[part.top : part.bottom, part.left : part.right]
-        array = padded(inside, (part.right - part.left, part.bottom - part.top), value)
+        shown = array[part.top : part.bottom, part.left : part.right]
+        array = padded(shown, (part.right - part.left, part.bottom - part.top), value)
     # A column of one pixel counts as contiguous backwards, too, which torch does not take: a copy.
     result = array[:, ::-1].copy() if mirrored else np.ascontiguousarray(array)
     return result  # type: ignore[return-value]

@@ -21,7 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing.connection import Connection, Pipe
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import torch
@@ -29,7 +30,6 @@ from torch import Tensor
 
 from esl_dist.data.cache import note_by
 from esl_dist.data.sampling import Wanted
-from esl_dist.data.shards import ShardReader
 from esl_dist.early import renew_standard_error
 from esl_dist.errors import UserError, memory_words
 from esl_dist.machine import allow_open_files, shortage
@@ -45,6 +45,18 @@ FILES_A_PROCESS = 1 + READ_AHEAD
 
 CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT)
 """Signals of a process that went wrong by itself."""
+
+
+class Origin(Protocol):
+    """What is read, for messages: where it lies, and the name of each sample."""
+
+    @property
+    def folder(self) -> Path | str:
+        """What holds the samples."""
+
+    def where(self, position: int) -> str:
+        """Name a sample."""
+
 
 Sample = Mapping[str, Tensor]
 Fields = dict[str, Tensor]
@@ -73,7 +85,7 @@ def read_ahead(
     read: Callable[[Wanted], Sample],
     wanted: Iterator[list[Wanted]],
     workers: Workers,
-    shards: ShardReader,
+    origin: Origin,
     pin_memory: bool = False,
 ) -> Generator[Fields]:
     """Yield the batches that are `wanted`, in this order.
@@ -82,7 +94,7 @@ def read_ahead(
         read: returns a sample.
         wanted: the samples of each batch.
         workers: the processes that read.
-        shards: what is read, for messages.
+        origin: what is read, for messages.
         pin_memory: whether batches lie where a GPU can fetch them while it computes.
 
     Raises:
@@ -93,13 +105,13 @@ def read_ahead(
             batch = _stacked([read(sample) for sample in samples])
             yield {name: tensor.pin_memory() for name, tensor in batch.items()} if pin_memory else batch
         return
-    purpose = f"to read {shards.folder} with {workers.setting}={workers.number}"
+    purpose = f"to read {origin.folder} with {workers.setting}={workers.number}"
     # One more for a moment, the process's own end of its pipe.
     allow_open_files(FILES_A_PROCESS * workers.number + 1, purpose)
     processes: list[_Process] = []
     try:
         for _ in range(workers.number):
-            processes.append(_Process(read, workers, shards))
+            processes.append(_Process(read, workers, origin))
         for process, samples in zip(processes * READ_AHEAD, wanted, strict=False):
             process.ask(samples)
         for process in cycle(processes):
@@ -173,9 +185,9 @@ def end_with(parent: int) -> None:
 class _Process:
     """A process that reads: what the program asks it for, and the loop that answers."""
 
-    def __init__(self, read: Callable[[Wanted], Sample], workers: Workers, shards: ShardReader) -> None:
-        self.read, self.shards, self.workers = read, shards, workers
-        self.who = f"a process that reads {shards.folder}"
+    def __init__(self, read: Callable[[Wanted], Sample], workers: Workers, origin: Origin) -> None:
+        self.read, self.origin, self.workers = read, origin, workers
+        self.who = f"a process that reads {origin.folder}"
         self.fewer = f"fewer than {workers.setting}={workers.number}, or a smaller batch"
         self.asked: deque[tuple[int, list[Wanted]]] = deque()
         self.parent = os.getpid()
@@ -247,7 +259,7 @@ class _Process:
     def receive(self, pin_memory: bool) -> Fields:
         """Return the batch that was asked for first."""
         memory, wanted = self.asked.popleft()
-        place = f"{self.shards.where(wanted[0].position)}{' or another of its batch' if len(wanted) > 1 else ''}"
+        place = f"{self.origin.where(wanted[0].position)}{' or another of its batch' if len(wanted) > 1 else ''}"
         waited, before, minutes = 0.0, self.got_on[0], self.workers.timeout_minutes
         # In small steps: time in which the whole job was suspended does not count.
         while not self.pipe.poll(LOOK_SECONDS):
@@ -285,8 +297,8 @@ class _Process:
             return f"was killed, perhaps because memory ran out: use {self.fewer}"
         if number in CRASHES:
             return (
-                f"crashed ({number.name}) at {place}; a damaged file may have crashed its decoder: leave it out and "
-                "pack again"
+                f"crashed ({number.name}) at {place}; a damaged file may have crashed its decoder: leave it out, "
+                "and where it is packed, pack again"
             )
         return f"was ended by a signal from outside ({number.name}); start again"
 

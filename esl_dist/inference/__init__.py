@@ -1,3 +1,4 @@
-"""Trained networks in use: inputs (which, and how they see pictures), scoring, evaluation, labelling (pseudo-labels);
-output_places and prediction_files (where and how results are written).
+"""Trained networks in use: inputs (which, and how they see pictures), scoring, evaluation, labelling (pseudo-labels),
+predicting (masks of one's own pictures); output_places, prediction_files and prediction_records (where and how results
+are written).
 """

@@ -1,9 +1,12 @@
 """Settings of programs that use trained networks, and what they may not be: known before torch is imported."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from esl_dist.config import Evaluate, Export, PseudoLabel
+from esl_dist.config import Evaluate, Export, Predict, PseudoLabel
 from esl_dist.config_files import read_yaml
+from esl_dist.data.own_pictures import refuse_missing_pictures, searched
 from esl_dist.data.shard_index import refuse_missing_shards
 from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
@@ -12,11 +15,14 @@ from esl_dist.inference.exporting.files import refuse_replacing_others, refuse_u
 from esl_dist.inference.output_places import (
     refuse_among_inputs,
     refuse_in_each_other,
+    refuse_other_predictions,
     refuse_other_use,
     refuse_replacing,
 )
 from esl_dist.runs.layout import refuse_missing_network, refuse_missing_run
 from esl_dist.urls import is_url
+
+Check = Callable[[], None]
 
 
 def check_evaluation(config: Evaluate) -> None:
@@ -25,16 +31,29 @@ def check_evaluation(config: Evaluate) -> None:
     Raises:
         UserError: naming the settings.
     """
+    for check in checks_of_evaluation(config):
+        check()
+    if not is_alone():
+        return
+    refuse_missing_shards(config.data.path)
+    if config.statistics_from is not None:
+        refuse_missing_shards(config.statistics_from)
+    for check in checks_of_scored(config):
+        check()
+
+
+def checks_of_evaluation(config: Evaluate) -> list[Check]:
+    """Return what each refuse, with a UserError, one contradiction of an evaluation's settings."""
     networks, weights, is_ensemble = len(config.checkpoints), config.ensemble_weights, config.mode == "ensemble"
     contradictions = {
         "mode=ensemble needs its networks: checkpoints=[…,…]": is_ensemble and not networks,
         f"ensemble_weights={weights} is impossible: expected one for each of the {networks} checkpoints, or none": (
             is_ensemble and len(weights) not in (0, networks)
         ),
-        "ensemble_weights are all 0; expected one above 0": is_ensemble and weights and not any(weights),
+        "ensemble_weights are all 0; expected one above 0": is_ensemble and bool(weights) and not any(weights),
         "mode=ensemble takes checkpoints=[…,…], not checkpoint=…": is_ensemble and config.checkpoint is not None,
         f"mode={config.mode} needs a network: checkpoint=…": not is_ensemble and config.checkpoint is None,
-        "checkpoints and ensemble_weights are for mode=ensemble": not is_ensemble and (networks or weights),
+        "checkpoints and ensemble_weights are for mode=ensemble": not is_ensemble and bool(networks or weights),
         f"prediction_format={config.prediction_format} is for predictions=FOLDER": (
             config.prediction_format != "colors" and config.predictions is None
         ),
@@ -44,11 +63,8 @@ def check_evaluation(config: Evaluate) -> None:
         f"output={config.output}: a folder; expected the name of a JSON file": (
             config.output is not None and Path(config.output).is_dir()
         ),
-        "wait_minutes is for mode=best": config.wait_minutes and config.mode != "best",
+        "wait_minutes is for mode=best": bool(config.wait_minutes) and config.mode != "best",
     }
-    for message, contradicts in contradictions.items():
-        if contradicts:
-            raise UserError(message)
     inputs = [
         ("data.path", config.data.path),
         ("statistics_from", config.statistics_from),
@@ -56,21 +72,27 @@ def check_evaluation(config: Evaluate) -> None:
         ("checkpoint", config.checkpoint),
         *(("checkpoints", one) for one in config.checkpoints),
     ]
-    refuse_among_inputs("output", config.output, inputs)
-    refuse_among_inputs("predictions", config.predictions, inputs)
-    refuse_replacing("output", config.output)
-    refuse_in_each_other("output", config.output, "predictions", config.predictions)
-    if not is_alone():
-        return
-    refuse_missing_shards(config.data.path)
-    if config.statistics_from is not None:
-        refuse_missing_shards(config.statistics_from)
-    _refuse_missing_classes(config.classes_from)
-    if config.mode != "best":
-        for network in config.checkpoints if is_ensemble else [str(config.checkpoint)]:
-            refuse_missing_network(Path(network))
-    elif not config.wait_minutes:
-        refuse_missing_run(Path(str(config.checkpoint)))
+    return [
+        *(partial(_refuse, message, contradicts) for message, contradicts in contradictions.items()),
+        partial(refuse_among_inputs, "output", config.output, inputs),
+        partial(refuse_among_inputs, "predictions", config.predictions, inputs),
+        partial(refuse_replacing, "output", config.output),
+        partial(refuse_in_each_other, "output", config.output, "predictions", config.predictions),
+    ]
+
+
+def checks_of_scored(config: Evaluate) -> list[Check]:
+    """Return what each refuse, with a UserError, classes or networks of an evaluation that are not there."""
+    checks: list[Check] = [partial(_refuse_missing_classes, config.classes_from)]
+    if config.mode == "best":
+        run = Path(str(config.checkpoint))
+        return checks if config.wait_minutes else [*checks, partial(refuse_missing_run, run)]
+    return [*checks, *(partial(refuse_missing_network, Path(network)) for network in networks_of(config))]
+
+
+def networks_of(config: Evaluate) -> list[str]:
+    """Return the places of the networks that are scored once."""
+    return config.checkpoints if config.mode == "ensemble" else [str(config.checkpoint)]
 
 
 def check_labelling(config: PseudoLabel) -> None:
@@ -79,19 +101,74 @@ def check_labelling(config: PseudoLabel) -> None:
     Raises:
         UserError: naming the settings.
     """
-    output, target = Path(config.output).resolve(), Path(config.target.path).resolve()
-    inputs = [("target.path", config.target.path), ("checkpoint", config.checkpoint)]
-    refuse_among_inputs("output", config.output, [*inputs, ("classes_from", config.classes_from)])
-    if not is_url(config.target.path) and target.is_relative_to(output):
-        raise UserError(f"output={config.output} holds target.path={config.target.path}; choose a folder of its own")
-    refuse_other_use("output", Path(config.output))
+    for check in checks_of_labelling(config):
+        check()
     if not is_alone():
         return
     refuse_missing_shards(config.target.path)
+    for check in checks_of_labelled(config):
+        check()
+
+
+def checks_of_labelling(config: PseudoLabel) -> list[Check]:
+    """Return what each refuse, with a UserError, one place for pseudo-labels that cannot be."""
+    inputs = [("target.path", config.target.path), ("checkpoint", config.checkpoint)]
+    return [
+        partial(refuse_among_inputs, "output", config.output, [*inputs, ("classes_from", config.classes_from)]),
+        partial(_refuse_around_target, config),
+        partial(refuse_other_use, "output", Path(config.output)),
+    ]
+
+
+def checks_of_labelled(config: PseudoLabel) -> list[Check]:
+    """Return what each refuse, with a UserError, what is not there: classes, a network, a place to write."""
+    return [
+        partial(_refuse_missing_classes, config.classes_from),
+        partial(refuse_missing_network, Path(config.checkpoint)),
+        partial(_refuse_unwritable_output, config),
+    ]
+
+
+def _refuse(message: str, contradicts: bool) -> None:
+    if contradicts:
+        raise UserError(message)
+
+
+def _refuse_around_target(config: PseudoLabel) -> None:
+    output, target = Path(config.output).resolve(), Path(config.target.path).resolve()
+    if not is_url(config.target.path) and target.is_relative_to(output):
+        raise UserError(f"output={config.output} holds target.path={config.target.path}; choose a folder of its own")
+
+
+def _refuse_unwritable_output(config: PseudoLabel) -> None:
+    if not Path(config.output).exists():
+        refuse_unwritable("output", config.output, Path(config.output).resolve())
+
+
+def check_predicting(config: Predict) -> None:
+    """Refuse to write among what is read, or among what is no predictions.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    output, pictures = Path(config.output).resolve(), Path(config.pictures).resolve()
+    if config.overlap != Predict.overlap and config.window is None:
+        raise UserError(f"overlap={config.overlap:g} is for window=[width,height]; give both or none")
+    inputs = [
+        ("pictures", searched(config.pictures)),
+        ("checkpoint", config.checkpoint),
+        ("classes_from", config.classes_from),
+    ]
+    refuse_among_inputs("output", config.output, inputs)
+    if pictures.is_relative_to(output):
+        raise UserError(f"output={config.output} holds pictures={config.pictures}; choose a folder of its own")
+    refuse_other_predictions("output", Path(config.output))
+    if not is_alone():
+        return
+    refuse_missing_pictures(config.pictures)
     _refuse_missing_classes(config.classes_from)
     refuse_missing_network(Path(config.checkpoint))
-    if not output.exists():
-        refuse_unwritable("output", config.output, output)
+    refuse_unwritable("output", config.output, output)
 
 
 def check_export(config: Export) -> None:

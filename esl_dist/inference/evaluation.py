@@ -33,13 +33,17 @@ def evaluate(config: Evaluate, device: torch.device) -> None:
     """Score on the ranks that have joined."""
     began = time.monotonic()
     inputs = open_inputs(config.data, config, device)
-    _refuse_unlabelled(config, inputs.shards)
+    refuse_unlabelled(config, inputs.shards)
     made = (_evaluate_snapshots if config.mode == "best" else _evaluate_once)(config, inputs)
     print_on_main(account(f"done in {duration(time.monotonic() - began)}", made))
 
 
-def _refuse_unlabelled(config: Evaluate, shards: ShardReader) -> None:
-    """Refuse scores of pictures without labels."""
+def refuse_unlabelled(config: Evaluate, shards: ShardReader) -> None:
+    """Refuse scores of pictures without labels.
+
+    Raises:
+        UserError: they are asked for.
+    """
     of_scores = config.mode == "best" or config.output is not None or config.predictions is None
     if not shards.index.class_sets and of_scores:
         raise UserError(

@@ -26,7 +26,7 @@ from esl_dist.ranks.session import joined_ranks
 from esl_dist.reporting.accounts import account
 from esl_dist.runs.trained import TrainedNetwork, load_trained
 
-Config = TypeVar("Config", settings.Evaluate, settings.PseudoLabel)
+Config = TypeVar("Config", settings.Evaluate, settings.PseudoLabel, settings.Predict)
 
 
 def on_ranks(config: Config, use: Callable[[Config, torch.device], None]) -> None:
@@ -44,24 +44,20 @@ def asked_precision(setting: str | None, launched: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """Pictures, and how networks are to see them.
+class Conditions:
+    """How networks are to see pictures.
 
     Attributes:
-        shards: the pictures.
         class_sets: those of the setting `classes_from`, or else of the shards.
         device: where networks compute.
         size: the setting of the pictures' width and height; null: those of the training.
         asked: the other settings: `as_packed`, `domain` and `precision`, where null is those of the training.
-        cache: where shards from far away are kept.
     """
 
-    shards: ShardReader
     class_sets: dict[str, ClassSet]
     device: torch.device
     size: list[int] | None
-    asked: settings.Evaluate | settings.PseudoLabel
-    cache: Cache | None = None
+    asked: settings.Prediction
 
     def load(self, path: str | Path) -> Predictor:
         """Load a run, a checkpoint, or a file of weights, which takes one of the class sets if it has none of its own.
@@ -80,10 +76,11 @@ class Inputs:
         """Return a network with the conditions under which it sees the pictures.
 
         Raises:
-            UserError: statistics of the source that the network does not have, or fp16 asked for on CPU.
+            UserError: statistics of the source that the network does not have, a size that it does not take, or fp16
+                asked for on CPU.
         """
         asked = self.asked
-        domain = cast(Domain, asked.domain or domain_of(trained.shards, trained.data_sets, self.shards))
+        domain = cast(Domain, asked.domain or self.own_domain(trained))
         if asked.domain is not None:
             refuse_missing_statistics(trained, asked.domain)
         if asked.as_packed and self.size is not None:
@@ -94,13 +91,66 @@ class Inputs:
             if asked.precision is not None:
                 raise UserError(f"precision={asked.precision} {problem}")
             precision = "no"
+        self.refuse_size(trained, size)
         return Predictor(trained, domain, size, cast(Precision, precision))
+
+    def own_domain(self, trained: TrainedNetwork) -> Domain:
+        """Return the domain that the pictures are of, for this network."""
+        raise NotImplementedError
+
+    def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
+        """Make sure that a network takes pictures of the size at which it is to see them; None: of their own.
+
+        Raises:
+            UserError: it does not; the message names the setting that may change it.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Inputs(Conditions):
+    """Pictures in shards, and how networks are to see them.
+
+    Attributes:
+        shards: the pictures.
+        cache: where shards from far away are kept.
+    """
+
+    shards: ShardReader
+    cache: Cache | None = None
+
+    def own_domain(self, trained: TrainedNetwork) -> Domain:
+        """Return the source if the shards, or their data set, are the training's source."""
+        return domain_of(trained.shards, trained.data_sets, self.shards)
+
+    def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
+        """Make sure that a network takes pictures of that size, or of the one that all are packed at."""
+        if (seen := size or self.shards.index.image_size) is not None:
+            key = "target.size" if isinstance(self.asked, settings.PseudoLabel) else "data.size"
+            trained.network.refuse_size(seen, 1, trained.name, key)
+
+
+@dataclass(frozen=True)
+class OwnConditions(Conditions):
+    """How networks are to see pictures that lie in no shards; `window`: what is seen at once of each, None: all."""
+
+    window: Size | None
+
+    def own_domain(self, trained: TrainedNetwork) -> Domain:
+        """Return the target: for what is not known to be of the source, a network was adapted."""
+        return "target"
+
+    def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
+        """Make sure that a network takes pictures of that size, or windows of them."""
+        if size is not None:
+            seen = size if self.window is None else (min(size[0], self.window[0]), min(size[1], self.window[1]))
+            trained.network.refuse_size(seen, 1, trained.name, "size" if self.window is None else "window")
 
 
 def named_network(
     path: str | Path,
     class_sets: dict[str, ClassSet],
-    asked: settings.Evaluate | settings.PseudoLabel | settings.Export,
+    asked: settings.Prediction | settings.Export,
     device: torch.device,
 ) -> tuple[TrainedNetwork, ClassSet]:
     """Load a run, a checkpoint or a file of weights; returns it and its classes as the class sets have them.
@@ -141,15 +191,29 @@ def open_inputs(
     Raises:
         UserError: they or the place of `classes_from` cannot be read, or ranks were given others.
     """
+    cache = _begin(asked)
+    shards = open_shards(pictures.path, cache=cache)
+    require_same_on_ranks(shards.fingerprint(), "shards")
+    class_sets = shards.index.class_sets if asked.classes_from is None else read_class_sets(asked.classes_from, cache)
+    return Inputs(class_sets, device, pictures.size, asked, shards, cache)
+
+
+def open_conditions(asked: settings.Predict, device: torch.device) -> Conditions:
+    """Return the conditions of pictures that lie in no shards.
+
+    Raises:
+        UserError: the place of `classes_from` cannot be read.
+    """
+    cache = _begin(asked)
+    class_sets = {} if asked.classes_from is None else read_class_sets(asked.classes_from, cache)
+    return OwnConditions(class_sets, device, asked.size, asked, as_size(asked.window))
+
+
+def _begin(asked: settings.Prediction) -> Cache:
     # A convolution adds in another order on another number of threads: the number of ranks must not change a bit. And
     # what is made of predictions has threads of its own.
     torch.set_num_threads(1)
-    cache = cache_of(asked.cache.folder, asked.cache.gigabytes, asked.timeout_minutes, note_progress)
-    shards = open_shards(pictures.path, cache=cache)
-    require_same_on_ranks(shards.fingerprint(), "shards")
-    named = asked.classes_from is not None
-    class_sets = read_class_sets(str(asked.classes_from), cache) if named else shards.index.class_sets
-    return Inputs(shards, class_sets, device, pictures.size, asked, cache)
+    return cache_of(asked.cache.folder, asked.cache.gigabytes, asked.timeout_minutes, note_progress)
 
 
 def with_common_size(ensemble: Sequence[Predictor]) -> list[Predictor]:
@@ -164,14 +228,11 @@ def _text(size: Size | None) -> str:
 
 def differences(predictor: Predictor, shards: ShardReader) -> Iterator[str]:
     """Yield one line for each condition that is another than that of the training."""
-    trained, domain, size = predictor.trained, predictor.domain, _text(predictor.size)
-    trained_at = {name: _text(as_size(size)) for name, size in trained.sizes.items()}
-    if trained_at.get(domain, size) != size:
-        yield f"{trained.name}: size {size}, trained at {trained_at[domain]}"
-    if trained.precision not in (None, predictor.precision):
-        yield f"{trained.name}: precision {predictor.precision}, trained in {trained.precision}"
+    trained, domain = predictor.trained, predictor.domain
+    yield from differences_of_sight(predictor)
     actual = domain_of(trained.shards, trained.data_sets, shards)
     by_name = actual == domain == "source" and shards.fingerprint() != trained.shards.get("source")
+    trained_at = {name: _text(as_size(size)) for name, size in trained.sizes.items()}
     if by_name and (trained_at.get("source") != trained_at.get("target") or trained.keeps == "per_domain"):
         yield (
             f"{trained.name}: these pictures are taken for the source's, by the name of their data set; domain=target "
@@ -186,25 +247,41 @@ def differences(predictor: Predictor, shards: ShardReader) -> Iterator[str]:
         )
 
 
+def differences_of_sight(predictor: Predictor) -> Iterator[str]:
+    """Yield one line if the size, and one if the precision, is another than that of the training."""
+    trained, size = predictor.trained, _text(predictor.size)
+    if predictor.domain in trained.sizes:
+        trained_at = _text(as_size(trained.sizes[predictor.domain]))
+        if trained_at != size:
+            yield f"{trained.name}: size {size}, trained at {trained_at}"
+    if trained.precision not in (None, predictor.precision):
+        yield f"{trained.name}: precision {predictor.precision}, trained in {trained.precision}"
+
+
 def print_plan(title: str, shards: ShardReader, ensemble: Sequence[Predictor], more: Mapping[str, str]) -> None:
     """Print what is about to be done, with the facts in `more`, and every difference from the training."""
-    first = ensemble[0].trained
-    facts = {
-        "pictures": f"{shards.folder}: {shards.index.dataset} {shards.index.split}, {len(shards)} samples",
-        "network": " + ".join(f"{one.title}, {one.trained.architecture}" for one in ensemble),
-        "classes": f"{first.class_set}, {len(first.classes)} classes",
-        "size": " + ".join(dict.fromkeys(_size(one, shards) for one in ensemble)),
-        "statistics": " + ".join(dict.fromkeys(map(_statistics, ensemble))),
-        "precision": " + ".join(dict.fromkeys(one.precision for one in ensemble)),
-        "device": f"{world_size()} process{'es' if world_size() > 1 else ''} on {ensemble[0].device.type}",
-    }
-    print_on_main(account(title, {**facts, **more}))
+    pictures = f"{shards.folder}: {shards.index.dataset} {shards.index.split}, {len(shards)} samples"
+    facts = {"pictures": pictures, **facts_of_networks(ensemble, shards.index.image_size), **more}
+    print_on_main(account(title, facts))
     for line in dict.fromkeys(line for one in ensemble for line in differences(one, shards)):
         print_on_main(f"note: {line}")
 
 
-def _size(predictor: Predictor, shards: ShardReader) -> str:
-    sizes, packed = predictor.trained.sizes, shards.index.image_size
+def facts_of_networks(ensemble: Sequence[Predictor], packed: Size | None) -> dict[str, str]:
+    """Return networks and their conditions as an account tells them; `packed` is the one size of pictures as packed."""
+    first = ensemble[0].trained
+    return {
+        "network": " + ".join(f"{one.title}, {one.trained.architecture}" for one in ensemble),
+        "classes": f"{first.class_set}, {len(first.classes)} classes",
+        "size": " + ".join(dict.fromkeys(_size(one, packed) for one in ensemble)),
+        "statistics": " + ".join(dict.fromkeys(map(_statistics, ensemble))),
+        "precision": " + ".join(dict.fromkeys(one.precision for one in ensemble)),
+        "device": f"{world_size()} process{'es' if world_size() > 1 else ''} on {ensemble[0].device.type}",
+    }
+
+
+def _size(predictor: Predictor, packed: Size | None) -> str:
+    sizes = predictor.trained.sizes
     own = "" if predictor.size is not None or packed is None else f", {_text(packed)}"
     as_trained = predictor.domain in sizes and as_size(sizes[predictor.domain]) == predictor.size
     return _text(predictor.size) + own + (f", as the {predictor.domain} in training" if as_trained else "")

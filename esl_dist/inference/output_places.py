@@ -13,6 +13,9 @@ from esl_dist.files import PARTIAL_SUFFIX, read_json, why_not_writable
 from esl_dist.runs.layout import LOCK, MANIFEST, RUN_CONFIG, UNFINISHED
 from esl_dist.urls import is_url
 
+PREDICTIONS = "predictions.json"
+"""In a folder of predictions of one's own pictures: what they were made with."""
+
 SCORES = {"iou", "snapshots"}
 """Keys of which a JSON file of scores has one: those of one evaluation, or those of a run."""
 
@@ -70,11 +73,21 @@ def _holds_scores(file: Path) -> bool:
 
 def refuse_other_use(setting: str, folder: Path) -> None:
     """Refuse a folder of pseudo-labels, finished or not, that holds something else."""
-    if not folder.is_dir() or (folder / INDEX_NAME).exists() or (folder / UNFINISHED).exists():
+    # A kill may have left a job's shards, or half a file, without the rest.
+    _refuse_others(setting, folder, (INDEX_NAME, UNFINISHED), "shard-")
+
+
+def refuse_other_predictions(setting: str, folder: Path) -> None:
+    """Refuse a folder of predictions of one's own pictures that holds something else."""
+    _refuse_others(setting, folder, (PREDICTIONS,), PREDICTIONS)
+
+
+def _refuse_others(setting: str, folder: Path, signs: Iterable[str], beginning: str) -> None:
+    """Refuse a folder with none of the names `signs` in it that holds more than a lock, half files and `beginning`…"""
+    if not folder.is_dir() or any((folder / sign).exists() for sign in signs):
         return
     for name in sorted(one.name for one in folder.iterdir()):
-        # A kill may have left a job's shards, or half a file, without the rest.
-        if name != LOCK and not name.startswith("shard-") and not name.endswith(PARTIAL_SUFFIX):
+        if name != LOCK and not name.startswith(beginning) and not name.endswith(PARTIAL_SUFFIX):
             raise UserError(f"{setting}={folder}: exists and holds other files ({name!r}); choose a folder of its own")
 
 

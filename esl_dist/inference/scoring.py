@@ -18,7 +18,6 @@ from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.inference.prediction_files import PredictionFiles
 from esl_dist.models.batch_norm import batch_norms, estimate_anew
-from esl_dist.models.segmentation import refuse_single_value
 from esl_dist.prediction.background import in_background
 from esl_dist.prediction.predictions import Prediction, own_part, predictions, read_batches
 from esl_dist.prediction.predictor import Predictor, autocast
@@ -110,13 +109,12 @@ def _with_statistics_of(predictor: Predictor, shards: ShardReader, workers: Work
             f"{predictor.trained.architecture}, has no batch norm; leave it out"
         )
     refuse_mixed_sizes(shards, predictor.size, "data.size")
-    if (size := predictor.size or shards.index.image_size) is not None:
-        larger = "larger pictures as data.size=[width,height]"
-        refuse_single_value(network, size, min(batch_size, count), "statistics_from", larger)
     starts = range(0, max(count - batch_size + 1, 1), batch_size)
     own = own_part([list(range(start, min(start + batch_size, count))) for start in starts])
     estimate_anew(network)
     network.train()
+    if (size := predictor.size or shards.index.image_size) is not None:
+        network.refuse_size(size, min(batch_size, count), "statistics_from", "data.size=[width,height]")
     for batch in read_batches(Samples(shards, predictor.size), own, workers, predictor.device, "statistics"):
         with autocast(predictor.precision, predictor.device):
             network(batch["images"])

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import DomainBatchNorm2d, seen_before
 from esl_dist.models.segmentation import Logits, SegmentationNetwork
 
@@ -167,9 +169,15 @@ class DeepLab(SegmentationNetwork):
                 groups[_part(name)].append(parameter)
         return groups
 
-    def feature_size(self, side: int) -> int:
-        """Return the pixels of a side of stages 3 and 4, and of the logits."""
-        return feature_size(side)
+    def refuse_size(self, size: tuple[int, int], pictures: int, name: str, setting: str) -> None:
+        """Make sure that batch norm in training has more than one value a channel to take a variance of."""
+        values = feature_size(size[0]) * feature_size(size[1])
+        if self.training and values * (1 if self.bn1.per_picture else pictures) == 1:
+            least = next(side for side in count(1) if feature_size(side) > 1)
+            raise UserError(
+                f"{name}: a single picture of {size[0]}×{size[1]} pixels gives batch norm one value a channel; "
+                f"expected at least {least} pixels on a side: give a larger {setting}"
+            )
 
     def least_bytes_a_pixel(self) -> tuple[int, int]:
         """Return bytes of a picture's pixel and of a label's.

@@ -5,14 +5,11 @@ resolution of the network's own. Pictures come in one unit, whatever the network
 another normalisation converts them inside.
 """
 
-from itertools import count
-
 import torch
 from torch import Tensor, nn
 
 from esl_dist.config import Domain
-from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import batch_norms, finish_pass, set_domain
+from esl_dist.models.batch_norm import finish_pass, set_domain
 
 Logits = dict[str, Tensor]
 """Level (`main`, `auxiliary`) → logits, (batch, classes, height, width), smaller than the picture."""
@@ -69,8 +66,18 @@ class SegmentationNetwork(nn.Module):
         """Return whether a parameter of more than one dimension is one that AdamW does not draw to 0."""
         return False
 
-    def feature_size(self, side: int) -> int:
-        """Return the pixels of a side of the smallest maps that batch norm sees, for pictures with a side of `side`."""
+    def refuse_size(self, size: tuple[int, int], pictures: int, name: str, setting: str) -> None:
+        """Make sure that every layer has enough of pictures of a size, in training or evaluation, as the network is.
+
+        Args:
+            size: width and height.
+            pictures: that go through it together, over all ranks.
+            name: whose pictures, in front of the message.
+            setting: which may change their size, or their number.
+
+        Raises:
+            UserError: some layer has not, or takes pictures of another size.
+        """
         raise NotImplementedError
 
     def least_bytes_a_pixel(self) -> tuple[int, int]:
@@ -95,28 +102,3 @@ def checkpoint_blocks(networks: nn.Module) -> None:
     for module in networks.modules():
         if isinstance(module, SegmentationNetwork):
             module.checkpoint_blocks()
-
-
-def refuse_single_value(
-    network: SegmentationNetwork, size: tuple[int, int], pictures: int, name: str, remedy: str
-) -> None:
-    """Make sure that batch norm in training has more than one value a channel to take a variance of.
-
-    Args:
-        network: one without batch norm bears any size.
-        size: width and height of its input.
-        pictures: that are normalised together, over all ranks.
-        name: in front of the message.
-        remedy: what to give instead.
-
-    Raises:
-        UserError: it has one value.
-    """
-    if not any(True for _ in batch_norms(network)):
-        return
-    if pictures * network.feature_size(size[0]) * network.feature_size(size[1]) == 1:
-        least = next(side for side in count(1) if network.feature_size(side) > 1)
-        raise UserError(
-            f"{name}: a single picture of {size[0]}×{size[1]} pixels gives batch norm one value a channel; expected "
-            f"at least {least} pixels on a side: give {remedy}"
-        )

@@ -15,12 +15,14 @@ What differs from timm's own:
 
 import difflib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import timm
 import torch
 from timm.layers.evo_norm import EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2
 from timm.layers.norm_act import BatchNormAct2d
+from timm.layers.pos_embed_sincos import RotaryEmbeddingDinoV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
@@ -35,6 +37,7 @@ from esl_dist.models.segmentation import Logits, SegmentationNetwork
 PREFIX = "timm/"
 OUTPUT_STRIDE = 16
 """At which a pyramid computes where none is asked for, as far as it can be dilated."""
+NO_COLOR = (0.0, 0.0, 0.0)
 EMBEDDINGS = ("pos_embed", "cls_token", "reg_token", "mask_token", "dist_token")
 """Parameters of more than one dimension that are no weights; timm's lists lack some."""
 SHARES_DROPPED = ("p", "drop_prob", "prob")
@@ -52,6 +55,26 @@ class NormAndActivation(DomainBatchNorm2d):
         """Normalise, then activate."""
         output: Tensor = self.act(super().forward(input))
         return output
+
+
+class PlacesOnDevice(nn.Module):
+    """DINOv3's sines and cosines of places, computed where the network is.
+
+    timm begins with a grid on the host, which would wait at every pass for a GPU to take it.
+    """
+
+    def __init__(self, rope: nn.Module) -> None:
+        """Compute what `rope` computes."""
+        super().__init__()
+        self.rope: Any = rope
+
+    def get_embed(self, shape: tuple[int, int]) -> Tensor:
+        """Return float (height · width, 2 · channels) for a shape of (height, width)."""
+        # Torch's compiler knows no such context.
+        here = nullcontext() if torch.compiler.is_compiling() else self.rope.periods.device
+        with here:
+            places: Tensor = self.rope.get_embed(shape=shape)
+        return places
 
 
 class TimmNetwork(SegmentationNetwork):
@@ -74,7 +97,7 @@ class TimmNetwork(SegmentationNetwork):
     def __init__(self, options: settings.Network, classes: int, mean_color: Sequence[float]) -> None:
         """Build it with timm's random weights, from torch's generator."""
         super().__init__(classes)
-        self.architecture = options.architecture
+        self.options, self.architecture = options, options.architecture
         name = known_name(options.architecture)
         self.patch, created = _ways_to_create(name, options.output_stride)
         self.backbone = timm.create_model(name, num_classes=0, **created)
@@ -87,6 +110,8 @@ class TimmNetwork(SegmentationNetwork):
         wanted = [-2, -1] if options.auxiliary_head else [-1]
         self.indices = self.backbone.prune_intermediate_layers(wanted, prune_norm=not self.is_plain)
         _switch_off_chance(self.backbone, self.architecture)
+        if isinstance(getattr(self.backbone, "rope", None), RotaryEmbeddingDinoV3):
+            self.backbone.rope = PlacesOnDevice(self.backbone.rope)
         _put_own_batch_norm(self.backbone, options)
         is_deeplab = options.head == "deeplab" or (options.head is None and not self.is_plain)
         build = Classifier if is_deeplab else TransposedDecoder
@@ -143,11 +168,26 @@ class TimmNetwork(SegmentationNetwork):
         # timm names parameters, or parts of their names.
         return any(f".{one}." in f".{name}." for one in (*EMBEDDINGS, *of_timm))
 
-    def feature_size(self, side: int) -> int:
-        """Return the pixels of a side of the last stage's map."""
-        if self.patch is not None:
-            return patches(side, self.patch)
-        return -(-side // self.stages[-1][1])
+    @torch.no_grad()
+    def refuse_size(self, size: tuple[int, int], pictures: int, name: str, setting: str) -> None:
+        """Make a pass without numbers: some take windows of one size, have no padding, or normalise pooled maps."""
+        width, height = size
+        with torch.device("meta"):
+            twin = TimmNetwork(self.options, self.classes, NO_COLOR).train(self.training)
+            images = torch.empty(pictures, 3, height, width)
+        for norm in batch_norms(twin):
+            norm.synchronised = False  # the pictures of all ranks are here
+        try:
+            twin(images)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            other = ", or another network.architecture" if self.training else ""
+            raise UserError(
+                f"{name}: {self.architecture} does not take pictures of {width}×{height} ({reason}); give another "
+                f"{setting}{other}"
+            ) from error
 
     def least_bytes_a_pixel(self) -> tuple[int, int]:
         """Return bytes of a picture's pixel and of a label's.

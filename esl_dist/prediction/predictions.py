@@ -6,7 +6,8 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from esl_dist.data.images import framed_size
+from esl_dist.adaptation.pseudo_labels import TRUST, positive_probabilities
+from esl_dist.data.images import Size, framed_size
 from esl_dist.data.loading import Batch, Samples, batches, on_device
 from esl_dist.data.sampling import as_they_are
 from esl_dist.data.workers import Workers
@@ -18,6 +19,9 @@ from esl_dist.ranks.collectives import is_main, note_progress, rank, world_size
 from esl_dist.reporting.progress import progress
 
 Item = TypeVar("Item")
+
+HIGHEST_GREY = 255
+"""Grey level of a score of 1."""
 
 
 def own_part(items: Sequence[Item]) -> Sequence[Item]:
@@ -111,11 +115,38 @@ def _frame_and_size(samples: Samples, batch: Batch) -> tuple[tuple[int, int], tu
     width, height = own_sizes[0].tolist()
     if labels is not None:
         return (labels.shape[1], labels.shape[2]), (height, width)
-    if samples.size is None or not samples.images.index.keep_aspect_ratio:
-        return (height, width), (height, width)
-    # Padded as the pictures are, so that the crop is the picture.
-    frame_width, frame_height = framed_size((width, height), (images.shape[3], images.shape[2]))
-    return (frame_height, frame_width), (height, width)
+    is_padded = samples.size is not None and samples.images.index.keep_aspect_ratio
+    return predicted_at((width, height), (images.shape[3], images.shape[2]), is_padded), (height, width)
+
+
+def predicted_at(own: Size, seen: Size, is_padded: bool) -> tuple[int, int]:
+    """Return the height and width at which a picture is predicted so that its part at the top left is of its own size.
+
+    Args:
+        own: width and height of the picture.
+        seen: those of the network's input.
+        is_padded: whether that is the picture with its aspect ratio, filled up at the right and below.
+    """
+    width, height = framed_size(own, seen) if is_padded else own
+    return height, width
+
+
+def grey_scores(logits: Tensor, size: tuple[int, int], kinds: Sequence[str]) -> list[Tensor]:
+    """Return scores as grey levels, round(255 · score): of each kind uint8 (batch, *size).
+
+    They are those by which pseudo-labels are chosen: of probabilities at the resolution of the logits, then resized.
+
+    Args:
+        logits: (batch, classes, …, …).
+        size: height and width.
+        kinds: names in `TRUST`: `entropy`, `confidence`.
+    """
+    levels = [logits.new_empty((logits.shape[0], *size), dtype=torch.uint8) for _ in kinds]
+    if kinds:
+        for rows, probabilities in resized_rows(positive_probabilities(logits), size):
+            for kind, grey in zip(kinds, levels, strict=True):
+                grey[:, rows] = TRUST[kind].score(probabilities).clamp(0, 1).mul_(HIGHEST_GREY).round_()
+    return levels
 
 
 def most_likely(logits: Tensor, size: tuple[int, int]) -> Tensor:

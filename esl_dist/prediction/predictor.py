@@ -56,11 +56,19 @@ class Predictor:
         """Return logits, float32 at the network's resolution; whoever has results of them asks whether all are finite.
 
         Asked here, every picture would wait for the device.
+
+        Raises:
+            UserError: the network does not take pictures of this size.
         """
         # Not called but for its pass itself: where passes in training are compiled, these are not worth it.
         with autocast(self.precision, images.device):
-            logits: Tensor = self.trained.network.forward(images, self.domain)["main"].float()
-        return logits
+            try:
+                logits: Tensor = self.trained.network.forward(images, self.domain)["main"]
+            except (AssertionError, RuntimeError, ValueError):
+                height, width = images.shape[2:]
+                self.trained.network.refuse_size((width, height), len(images), self.trained.name, "size of pictures")
+                raise
+        return logits.float()
 
     def not_finite(self, where: str) -> UserError:
         """Return the message about logits of the sample `where` that are not all finite.

@@ -14,14 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from esl_dist.called import COMMAND, PACKAGE
 from esl_dist.checked import read_content
 from esl_dist.config import Demo
 from esl_dist.early import STATE_FILE, give_interrupt_back
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.made_with import require_same
+from esl_dist.recipes_by_name import recipe_folder
 
-PROJECT = Path(__file__).resolve().parents[2]
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
 RECIPES = ("source_only", "advent", "advent_esl", "self_training")
 
@@ -53,13 +54,14 @@ TARGET_STATISTICS = "_target_statistics"
 def main(config: Demo) -> None:
     """Run what is still missing, then print the table and leave summary.json."""
     name = "demo" if config.seed == 0 else f"demo_seed_{config.seed}"
+    recipes = recipe_folder(config.recipes)
     folder = Path(config.output) if config.output is not None else Path("experiments") / name
-    refuse_other_demo(folder, {"seed": config.seed, "recipes": read_recipes(Path(config.recipes))})
+    refuse_other_demo(folder, {"seed": config.seed, "recipes": read_recipes(recipes)})
     summary_file = folder / "summary.json"
     if summary_file.is_file():
         print(f"finished already; delete {folder} to run the demo again\n")
     else:
-        write_json(summary_file, run_demo(folder, Path(config.recipes), config.seed))
+        write_json(summary_file, run_demo(folder, recipes, config.seed))
     print_summary(read_demo_summary(summary_file))
     print(f"\n{summary_file} holds the same figures; curves: tensorboard --logdir {folder / 'logs'}")
 
@@ -132,8 +134,8 @@ def prepare_shards(folder: Path, seed: int) -> Path:
     write_toytown(pictures, seed=seed, counts=SCENES, progress=lambda scenes: progress(scenes, total, "drawing"))
     for split in SCENES:
         run_step(
-            "shards/prepare.py",
-            f"dataset={PROJECT}/configs/datasets/toytown.yaml",
+            "pack",
+            "dataset=toytown",
             f"root={pictures}",
             f"split={split}",
             f"output={shards / split}",
@@ -144,7 +146,7 @@ def prepare_shards(folder: Path, seed: int) -> Path:
 def train(folder: Path, recipe: Path, name: str, seed: int, *settings: str) -> None:
     """Train a recipe as the run `name`."""
     run_step(
-        "launch/train.py",
+        "train",
         "--config",
         str(recipe),
         f"name={name}",
@@ -157,7 +159,7 @@ def train(folder: Path, recipe: Path, name: str, seed: int, *settings: str) -> N
 def label(folder: Path, shards: Path, pseudo_labels: Path) -> None:
     """Label the target by the network of AdvEnt."""
     run_step(
-        "launch/pseudo_label.py",
+        "pseudo-label",
         f"checkpoint={folder}/snapshots/advent",
         f"target.path={shards}/target_train",
         f"output={pseudo_labels}",
@@ -172,7 +174,7 @@ def evaluate(folder: Path, shards: Path, name: str) -> dict[str, Any]:
 
     output = folder / "scores" / f"{name}.json"
     run_step(
-        "launch/evaluate.py",
+        "evaluate",
         f"checkpoint={folder}/snapshots/{ROWS[name][1]}",
         f"data.path={shards}/target_val",
         f"output={output}",
@@ -182,21 +184,20 @@ def evaluate(folder: Path, shards: Path, name: str) -> dict[str, Any]:
     return scores_from(read_content(output, "delete it and start again"))
 
 
-def run_step(program: str, *arguments: str) -> None:
-    """Run one program of the project.
+def run_step(command: str, *words: str) -> None:
+    """Run one program of this package, whichever one the environment or the folder has.
 
     Raises:
         UserError: it failed; its own message stands above.
     """
-    print(f"\n$ python {program} {shlex.join(arguments)}", flush=True)
-    # The file is for how the demonstration gets on, not its parts.
-    own = {name: os.environ.pop(name) for name in (STATE_FILE,) if name in os.environ}
-    try:
-        done = subprocess.run([sys.executable, str(PROJECT / program), *arguments], check=False)
-    finally:
-        os.environ.update(own)
+    print(f"\n$ {COMMAND} {command} {shlex.join(words)}", flush=True)
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    # The state file is for how the demonstration gets on, not its parts.
+    environment = {name: value for name, value in os.environ.items() if name != STATE_FILE} | {"PYTHONPATH": path}
+    called = [sys.executable, "-P", "-m", PACKAGE, command, *words]
+    done = subprocess.run(called, env=environment, check=False)
     if done.returncode:
-        raise UserError(f"{program} ended with exit code {done.returncode}; its message is above")
+        raise UserError(f"{COMMAND} {command} ended with exit code {done.returncode}; its message is above")
 
 
 def read_demo_summary(file: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from esl_dist.config import Prepare
 from esl_dist.early import give_interrupt_back
 from esl_dist.errors import UserError
 from esl_dist.machine import usable_processors
+from esl_dist.recipes_by_name import description_file
 from esl_dist.reporting.accounts import account, duration
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def main(config: Prepare) -> None:
 
     give_interrupt_back()
     root = None if config.root is None else Path(config.root)
-    layout = read_layout(Path(config.dataset), config.split, root, config.largest_megapixels * 10**6)
+    layout = read_layout(description_file(config.dataset), config.split, root, config.largest_megapixels * 10**6)
     encoding = Encoding(
         as_size(config.size),
         as_size(config.label_size),

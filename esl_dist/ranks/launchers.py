@@ -7,9 +7,9 @@ issue 2741). One that trains alone where several were asked for is refused.
 import os
 import re
 import shlex
-import sys
 from collections.abc import Mapping
 
+from esl_dist.called import for_a_launcher
 from esl_dist.config import PRECISIONS
 from esl_dist.environment import choice, flag, launch, started_by_torchrun, whole_number
 from esl_dist.errors import UserError
@@ -116,7 +116,8 @@ def refuse_missing_ranks(options: Mapping[str, str]) -> None:
     meets = {"MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU"} <= os.environ.keys()
     if not asked <= {"0", "1"} or (meets and "WORLD_SIZE" not in os.environ and "num_processes" not in options):
         precision = f"precision={asked_precision(None)}"
-        words = sys.argv if precision in (*sys.argv, "precision=no") else [*sys.argv, precision]
+        own = for_a_launcher()
+        words = own if precision in (*own, "precision=no") else [*own, precision]
         # It also starts the single process of a machine with GPUs, and then says False.
         where = " on CPU" if flag("ACCELERATE_USE_CPU") else ""
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS
 from esl_dist.adaptation.optimisers import scheduled_rate
 from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Samples
@@ -51,6 +52,7 @@ def beginning(config: settings.Train, data: TrainingData, ranks: Ranks, run: Pat
         "target": "" if data.target is None else _domain(config.target, data.target),
         "pseudo-labels": config.pseudo_labels or "",
         "classes": f"{len(data.classes)} ({data.class_set})",
+        **METHODS[config.method.name].account(config.method),
         "rare classes": _rare_classes(config.source.rare_classes, data),
         "batch": _batch(config, data),
         "network": _network(config, first_step),

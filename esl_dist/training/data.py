@@ -25,14 +25,14 @@ from esl_dist.data.loading import (
     on_device,
     refuse_mixed_sizes,
 )
-from esl_dist.data.rare_classes import RareClasses, rare_class_order, rare_classes
+from esl_dist.data.rare_classes import RareClassSampling, rare_class_order, rare_classes
 from esl_dist.data.sampling import Wanted, endless_order, keyed, rank_batches
 from esl_dist.data.shards import ShardReader, broken_shards, choose_classes, open_shards
 from esl_dist.data.views import Views
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.ranks.collectives import note_progress, rank, require_same_on_ranks, warn, world_size
-from esl_dist.training.class_counts import label_pixels
+from esl_dist.training.counting import label_pixels
 
 SOURCE_ORDER, TARGET_ORDER = 0, 1
 """Domain numbers for `esl_dist.data.sampling`."""
@@ -56,7 +56,7 @@ class TrainingData:
     class_set: str
     classes: ClassSet
     fingerprints: dict[str, str]
-    rare_classes: RareClasses | None = None
+    rare_classes: RareClassSampling | None = None
 
     def data_sets(self) -> dict[str, str]:
         """Return the name of each domain's data set."""
@@ -115,7 +115,7 @@ def _refuse_mixed_sizes(shards: ShardReader, options: settings.TrainingShards, d
         refuse_mixed_sizes(shards, as_size(options.size), f"{domain}.size")
 
 
-def _open_rare_classes(source: Samples, options: settings.RareClasses, cache: Cache) -> RareClasses | None:
+def _open_rare_classes(source: Samples, options: settings.RareClasses, cache: Cache) -> RareClassSampling | None:
     """Return what source samples are drawn from, if rare classes are asked for.
 
     Raises:
@@ -264,7 +264,9 @@ def own_micro_batches(
             yield MicroBatch(next(source), next(target), order.seed, step, range(first, first + share))
 
 
-def _endless(samples: Samples, rare: RareClasses | None, order: Order, domain: int, first: int) -> Iterator[Wanted]:
+def _endless(
+    samples: Samples, rare: RareClassSampling | None, order: Order, domain: int, first: int
+) -> Iterator[Wanted]:
     """Yield the samples of a domain from the number `first` on: rare classes more often, or each once an epoch."""
     if rare is not None:
         return rare_class_order(rare, order.seed, domain, first)

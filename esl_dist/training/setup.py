@@ -15,6 +15,7 @@ from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS, Method, build_networks
 from esl_dist.data.labels import ClassSet, class_names
 from esl_dist.data.loading import Samples
+from esl_dist.environment import LOCAL_RANK, MOST_RANKS, first_number, launch
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_as_name
 from esl_dist.made_with import require_same
@@ -22,10 +23,11 @@ from esl_dist.models.memory_format import on_device
 from esl_dist.models.segmentation import SegmentationNetwork, checkpoint_blocks
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.models.weights import LoadReport, initialise, load_weights
-from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks
+from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks, wait_for_all
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
     Checkpoint,
+    Manifest,
     build_network,
     checkpoint_folders,
     load_newest,
@@ -38,7 +40,7 @@ from esl_dist.training.compilation import compile_segmentation, refuse_without_c
 from esl_dist.training.contradictions import refuse_unequal_shares
 from esl_dist.training.data import TrainingData, open_training_data, run_name
 from esl_dist.training.optimisation import Updating
-from esl_dist.training.sizes import refuse_impossible_sizes
+from esl_dist.training.sizes import refuse_impossible_sizes, refuse_impossible_validation
 from esl_dist.training.validation import open_validation
 from esl_dist.training.zero import DividedUpdating
 
@@ -120,11 +122,9 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
             being trained or has no checkpoint that can be used, ranks that were not given the same, or a compiler
             that is asked for and does not work.
     """
-    refuse_unequal_shares(config)
-    if config.compile and ranks.zero_stage is not None:
-        raise UserError(
-            "compile=true is not supported with DeepSpeed; choose compile=false, or start without DeepSpeed"
-        )
+    refuse_unequal_shares(config, launch().world_size)
+    if ranks.zero_stage is not None:
+        refuse_with_deepspeed(config, ranks.precision)
     if config.compile:
         refuse_without_compiler(ranks.device)
     method = METHODS[config.method.name]
@@ -132,7 +132,8 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     data = open_training_data(config, method)
     require_same_on_ranks(str(data.fingerprints), "shards")
     validation = open_validation(config, data)
-    refuse_impossible_sizes(config, method, data, ranks.device)
+    refuse_impossible_sizes(config, method, data, ranks.device, launch())
+    refuse_impossible_validation(config.network, data.classes, validation)
     config = replace(config, name=config.name or automatic_name(config, data))
     refuse_as_name(str(config.name), "name")
     run = run_folder(config)
@@ -160,14 +161,26 @@ def set_up(config: settings.Train, ranks: Ranks) -> Training:
     return replace(training, first_step=checkpoint.step, before=before)
 
 
-def _updating(state: State, ranks: Ranks) -> Updating | DividedUpdating:
-    if ranks.zero_stage is None:
-        return Updating(state.networks, state.optimizers, ranks.scaler)
-    if ranks.precision == "fp16":
+def refuse_with_deepspeed(config: settings.Train, precision: str) -> None:
+    """Make sure that DeepSpeed can follow what is asked for.
+
+    Raises:
+        UserError: it cannot compile, or not scale losses.
+    """
+    if config.compile:
+        raise UserError(
+            "compile=true is not supported with DeepSpeed; choose compile=false, or start without DeepSpeed"
+        )
+    if precision == "fp16":
         raise UserError(
             "mixed precision fp16 is not supported with DeepSpeed: each of its engines would scale losses and skip "
             "steps on its own; choose bf16, or start without DeepSpeed"
         )
+
+
+def _updating(state: State, ranks: Ranks) -> Updating | DividedUpdating:
+    if ranks.zero_stage is None:
+        return Updating(state.networks, state.optimizers, ranks.scaler)
     return DividedUpdating(state.networks, state.optimizers, ranks.zero_stage)
 
 
@@ -214,7 +227,7 @@ def build_state(
     segmentation = build_network(config.network, classes)
     initialise(segmentation)
     if with_start and config.network.start is not None:
-        _start_from(segmentation, config.network, classes)
+        _tell(load_start(segmentation, config.network, classes), config.network.start)
     if with_start and config.network.pretrained:
         _start_from_hub(segmentation)
     networks = on_device(build_networks(method, segmentation, len(classes), config.method), device).train()
@@ -223,7 +236,12 @@ def build_state(
     return State(networks, method.optimizers(networks, config.optimizer))
 
 
-def _start_from(network: SegmentationNetwork, options: settings.Network, classes: ClassSet) -> None:
+def load_start(network: SegmentationNetwork, options: settings.Network, classes: ClassSet) -> LoadReport:
+    """Fill a network from the weights of `options.start`.
+
+    Raises:
+        UserError: they are not there, cannot be read, or do not fit.
+    """
     start, without_heads = str(options.start), options.start_without == "heads"
     weights, known = weights_and_provenance(Path(start))
     if known is not None and not without_heads and class_names(known.classes) != class_names(classes):
@@ -232,15 +250,18 @@ def _start_from(network: SegmentationNetwork, options: settings.Network, classes
             f"{start}: its classes are {own}, this run's {asked}; take all but its classifiers with "
             "network.start_without=heads, or choose its class_set"
         )
-    _tell(load_weights(network, weights, start, without_heads), start)
+    return load_weights(network, weights, start, without_heads)
 
 
 def _start_from_hub(network: SegmentationNetwork) -> None:
     from esl_dist.models.timm_networks import TimmNetwork, pretrained_weights  # for seconds
 
     assert isinstance(network, TimmNetwork)
+    # One process of a machine fetches them, with one progress bar; the others find them in the hub's cache.
+    weights = None if first_number(LOCAL_RANK, 0, MOST_RANKS) else pretrained_weights(network)
+    wait_for_all()
     origin = f"pretrained {network.architecture}"
-    _tell(load_weights(network, pretrained_weights(network), origin), origin)
+    _tell(load_weights(network, pretrained_weights(network) if weights is None else weights, origin), origin)
 
 
 def _tell(report: LoadReport, start: str) -> None:
@@ -256,17 +277,40 @@ def _tell(report: LoadReport, start: str) -> None:
 
 
 def _by_module(names: list[str]) -> str:
-    counts = Counter(name.split(".", 1)[0] for name in names)
+    counts = Counter(_module(name) for name in names)
     return ", ".join(f"{module} ({count})" for module, count in counts.items())
+
+
+def _module(name: str) -> str:
+    """Return the beginning of a tensor's name that says which part of a network it is of."""
+    # All of timm's but the heads begin alike.
+    return ".".join(name.split(".")[: 2 if name.startswith("backbone.") else 1])
 
 
 def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: TrainingData, state: State) -> None:
     """Fill the networks from a checkpoint of the run; the optimisers are filled after that.
 
     Raises:
+        UserError: as `refuse_other_run`.
+    """
+    refuse_other_run(run, checkpoint, config, data.fingerprints)
+    for name, network in state.networks.items():
+        network.load_state_dict(checkpoint.networks[name])
+
+
+def refuse_other_run(run: Path, begun: Manifest, config: settings.Train, fingerprints: Mapping[str, str]) -> None:
+    """Make sure that settings and shards are those with which a run was begun, as far as they may not change.
+
+    Args:
+        run: its folder.
+        begun: what one of its checkpoints says.
+        config: the settings that are given now, name and seed included.
+        fingerprints: of the shards that are given now.
+
+    Raises:
         UserError: the run was begun with other settings, on other shards or under another name.
     """
-    begun_as = str(checkpoint.config.name)
+    begun_as = str(begun.config.name)
     if begun_as != config.name:
         raise UserError(
             f"{run}: holds the run {begun_as}: its folder was renamed, or copied; to go on with it, give it back "
@@ -274,13 +318,11 @@ def fill_from(run: Path, checkpoint: Checkpoint, config: settings.Train, data: T
             "another name"
         )
     require_same(
-        asdict(checkpoint.config),
+        asdict(begun.config),
         asdict(config),
         f"{run}: this run was begun with other settings (begun with → given now):",
         f"give those that it was begun with, which are in its {RUN_CONFIG}, or choose another name",
         MAY_CHANGE,
     )
-    if checkpoint.shards != data.fingerprints:
+    if begun.shards != fingerprints:
         raise UserError(f"{run}: this run was begun on other shards than those it is given now; choose another name")
-    for name, network in state.networks.items():
-        network.load_state_dict(checkpoint.networks[name])

@@ -3,24 +3,22 @@
 Both are bounds from below. What they let through may still not fit, and ends with the message for too little memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import Method
-from esl_dist.config_types import TIMM_PREFIX
 from esl_dist.data.images import Size
+from esl_dist.data.labels import ClassSet
 from esl_dist.data.loading import Samples
 from esl_dist.data.views import scaled
 from esl_dist.data.workers import READ_AHEAD
-from esl_dist.environment import launch
+from esl_dist.environment import Launch
 from esl_dist.errors import UserError
 from esl_dist.machine import free_memory
-from esl_dist.models.batch_norm import batch_norms
-from esl_dist.models.segmentation import SegmentationNetwork, refuse_single_value
-from esl_dist.ranks.collectives import world_size
+from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.runs.checkpoints import build_network
 from esl_dist.training.data import TrainingData
 
@@ -45,15 +43,42 @@ class Pictures:
     label_size: Size
 
 
-def refuse_impossible_sizes(config: settings.Train, method: Method, data: TrainingData, device: torch.device) -> None:
+def refuse_impossible_sizes(
+    config: settings.Train, method: Method, data: TrainingData, device: torch.device, launched: Launch
+) -> None:
     """Make sure that every layer has enough pixels, and that the memory can hold what a step needs at least.
+
+    Args:
+        config: the training's settings.
+        method: what makes its passes.
+        data: what it reads.
+        device: of a rank.
+        launched: how many ranks there are, and how many of them on this machine.
 
     Raises:
         UserError: naming the setting, or the shards whose pictures are used as packed.
     """
-    pictures = list(_pictures(data))
     with torch.device("meta"):
         network = build_network(config.network, data.classes)
+    refuse_untaken_sizes(config, method, data, network)
+    refuse_full_memory(config, data, network, device, launched)
+
+
+def refuse_untaken_sizes(
+    config: settings.Train, method: Method, data: TrainingData, network: SegmentationNetwork
+) -> None:
+    """Make sure that every layer has enough pixels.
+
+    Args:
+        config: the training's settings.
+        method: what makes its passes.
+        data: what it reads.
+        network: may be on the meta device.
+
+    Raises:
+        UserError: as `refuse_impossible_sizes`.
+    """
+    pictures = list(_pictures(data))
     together = config.batch_size // config.accumulate
     for one in pictures:
         if min(one.label_size) < (least := method.least_side(config.method)):
@@ -61,12 +86,8 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
                 f"{one.name}: method.name={config.method.name} needs pictures of at least {least}×{least} pixels; give "
                 f"such a {one.setting}=[width,height]"
             )
-        if config.network.normalise_over == "picture":
-            refuse_single_value(network, one.size, 1, one.name, f"a larger {one.setting}")
-        else:
-            refuse_single_value(network, one.size, together, one.name, f"a larger {one.setting} or batch_size")
-        if config.network.architecture.startswith(TIMM_PREFIX):
-            _refuse_untaken(network, one, together)
+        alone = config.network.normalise_over == "picture"
+        network.refuse_size(one.size, together, one.name, one.setting if alone else f"{one.setting} or batch_size")
     if len({one.size for one in pictures}) > 1 and method.needs_one_size(config.method):
         sizes = " and ".join(f"{one.size[0]}×{one.size[1]}" for one in pictures)
         settings_of_both = " and ".join(one.setting for one in pictures)
@@ -76,7 +97,19 @@ def refuse_impossible_sizes(config: settings.Train, method: Method, data: Traini
         )
     if config.method.name == "masked_consistency":
         _refuse_blocks_as_large_as_pictures(config.method.masks.block, pictures[-1])
-    _refuse_full_memory(config, network, pictures, together // world_size(), device)
+
+
+def refuse_impossible_validation(options: settings.Network, classes: ClassSet, validation: Samples | None) -> None:
+    """Make sure, before a training begins, that its network takes the pictures of its validations.
+
+    Raises:
+        UserError: naming their shards, and the setting.
+    """
+    if validation is None or (size := validation.size or validation.images.index.image_size) is None:
+        return
+    with torch.device("meta"):
+        network = build_network(options, classes).eval()
+    network.refuse_size(size, 1, f"validations on {validation.images.folder}", "validation.size")
 
 
 def _refuse_blocks_as_large_as_pictures(block: int, target: Pictures) -> None:
@@ -85,24 +118,6 @@ def _refuse_blocks_as_large_as_pictures(block: int, target: Pictures) -> None:
             f"{target.name}: method.masks.block={block} hides whole pictures of {target.size[0]}×{target.size[1]}, for "
             f"a side has less than two blocks; give a smaller one (published: a sixteenth of a side)"
         )
-
-
-@torch.no_grad()
-def _refuse_untaken(network: SegmentationNetwork, pictures: Pictures, together: int) -> None:
-    """Make a pass without numbers over a batch: some backbones take windows of one size, or normalise pooled maps."""
-    width, height = pictures.size
-    for norm in batch_norms(network):
-        norm.synchronised = False  # the whole batch is here
-    try:
-        network.train()(torch.empty(together, 3, height, width, device="meta"))
-    except UserError as error:
-        raise UserError(f"{pictures.name}: {error}") from error
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(
-            f"{pictures.name}: the backbone does not take pictures of {width}×{height} ({reason}); give another "
-            f"{pictures.setting}, or another network.architecture"
-        ) from error
 
 
 def _pictures(data: TrainingData) -> Iterator[Pictures]:
@@ -125,24 +140,53 @@ def _label_size(samples: Samples) -> Size | None:
     return samples.label_size or samples.labels.shards.index.label_size
 
 
-def _refuse_full_memory(
-    config: settings.Train, network: SegmentationNetwork, pictures: list[Pictures], share: int, device: torch.device
+def refuse_full_memory(
+    config: settings.Train, data: TrainingData, network: SegmentationNetwork, device: torch.device, launched: Launch
 ) -> None:
-    """Hold what a rank takes to what is free: what is read ahead; on a CPU a step and its larger pass."""
-    pixels = share * sum(one.size[0] * one.size[1] for one in pictures)
-    need = READ_BYTES * READ_AHEAD * config.loader.workers * pixels
+    """Hold what the ranks of this machine take at least to what is free.
+
+    Raises:
+        UserError: as `refuse_impossible_sizes`.
+    """
+    need, free = launched.local_world_size * least_memory(config, data, network, device, launched), free_memory()
+    if need > free:
+        sizes = " and ".join(f"{one.setting} {one.size[0]}×{one.size[1]}" for one in _pictures(data))
+        raise UserError(
+            f"batch_size={config.batch_size} with {sizes} and loader.workers={config.loader.workers} takes at least "
+            f"{need / 2**30:.1f} GiB on this machine, and {free / 2**30:.1f} GiB are free; give less of them, "
+            "or more to accumulate"
+        )
+
+
+def least_memory(
+    config: settings.Train, data: TrainingData, network: SegmentationNetwork, device: torch.device, launched: Launch
+) -> int:
+    """Return the bytes of the host's memory that pictures take of a rank: read ahead; on a CPU in a step, too.
+
+    There, those of its input and of the larger pass.
+    """
+    need = bytes_read_ahead(config, data, launched)
     if device.type == "cpu":
-        need += INPUT_BYTES * config.accumulate * pixels
+        pictures, share = list(_pictures(data)), _share(config, launched)
+        need += INPUT_BYTES * config.accumulate * share * _pixels(pictures)
         of_input, of_label = network.least_bytes_a_pixel()
         need += max(
             share * (of_input * one.size[0] * one.size[1] + of_label * one.label_size[0] * one.label_size[1])
             for one in pictures
         )
-    ranks, free = launch().local_world_size, free_memory()
-    if need * ranks > free:
-        sizes = " and ".join(f"{one.setting} {one.size[0]}×{one.size[1]}" for one in pictures)
-        raise UserError(
-            f"batch_size={config.batch_size} with {sizes} and loader.workers={config.loader.workers} takes at least "
-            f"{need * ranks / 2**30:.1f} GiB on this machine, and {free / 2**30:.1f} GiB are free; give less of them, "
-            "or more to accumulate"
-        )
+    return need
+
+
+def bytes_read_ahead(config: settings.Train, data: TrainingData, launched: Launch) -> int:
+    """Return the bytes of the pictures that the reading processes of a rank keep; their labels come on top."""
+    pixels = _share(config, launched) * _pixels(_pictures(data))
+    return READ_BYTES * READ_AHEAD * config.loader.workers * pixels
+
+
+def _share(config: settings.Train, launched: Launch) -> int:
+    """Return the samples of a domain in a rank's pass."""
+    return config.batch_size // (config.accumulate * launched.world_size)
+
+
+def _pixels(pictures: Iterable[Pictures]) -> int:
+    return sum(one.size[0] * one.size[1] for one in pictures)

@@ -33,7 +33,7 @@ from esl_dist.prediction.background import in_background, on_host
 from esl_dist.prediction.levels import Count, counting, without_padding
 from esl_dist.prediction.predictions import most_likely, own_part, prediction, read_batches
 from esl_dist.prediction.predictor import Precision, Predictor, domain_of
-from esl_dist.ranks.collectives import note_place, note_progress, require_same_on_ranks, sum_over_ranks
+from esl_dist.ranks.collectives import note_place, note_progress, print_on_main, require_same_on_ranks, sum_over_ranks
 from esl_dist.reporting.scores import ScoreEntries, scores_of
 from esl_dist.runs.trained import Provenance, TrainedNetwork, seen_sizes
 from esl_dist.runs.validations import Figures, ValidationRecord, best_before
@@ -64,6 +64,12 @@ def open_validation(config: settings.Train, data: TrainingData) -> Samples | Non
     domain = domain_of(data.fingerprints, data.data_sets(), shards)
     size = as_size(config.validation.size or seen_sizes(config, data.fingerprints)[domain])
     is_labelled = bool(shards.index.class_sets)
+    if not is_labelled:
+        print_on_main(
+            f"validation.path={config.validation.path}: without labels, so validations give mean entropy, the share of "
+            "pixels that ESL keeps and, if there is a teacher, its agreement with the network, but no IoU, and no step "
+            "is the best: checkpoints.keep_every=… keeps those to choose from"
+        )
     return Samples(shards, size, label_source(shards, data.class_set, data.classes) if is_labelled else None)
 
 

@@ -21,6 +21,7 @@ from tests.exact.trainings import (
     run_in,
     training_words,
 )
+from tests.grids import grid
 from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
@@ -80,22 +81,27 @@ def test_its_teacher_is_a_moving_average_that_the_checkpoint_holds(whole: Path) 
     }
 
 
+CUTS = {
+    "two": ((STEPS, 2, 0),),
+    "four": ((STEPS, 4, 0),),
+    "two, one, four, then one": ((2, 2, 1), (3, 1, 0), (5, 4, 0), (STEPS, 1, 2)),
+}
+"""Starts of a run, one after the other: until which step, on how many ranks, with how many reading processes."""
+
+
+@pytest.mark.parametrize("cuts", grid(sorted(CUTS), stay=["two, one, four, then one"]))
 def test_neither_ranks_nor_restarts_on_other_ranks_nor_workers_show_in_it(
-    server: RankServer, town: Path, tmp_path: Path
+    server: RankServer, town: Path, tmp_path: Path, cuts: str
 ) -> None:
     expected = train(server, town, run_in(tmp_path, "one"), 1, f"steps={STEPS}", float64=True)
-    for ranks in (2, 4):
-        assert_equal_to_rounding(
-            train(server, town, run_in(tmp_path, str(ranks)), ranks, f"steps={STEPS}", float64=True), expected
-        )
     cut = run_in(tmp_path, "cut")
-    for steps, ranks, workers in ((2, 2, 1), (3, 1, 0), (5, 4, 0), (STEPS, 1, 2)):
+    for steps, ranks, workers in CUTS[cuts]:
         words = (f"steps={steps}", f"loader.workers={workers}")
         learned = train(server, town, cut, ranks, *words, float64=True)
     assert_equal_to_rounding(learned, expected)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", grid([1, 2], stay=[2]))
 def test_killed_in_any_step_and_started_again_it_ends_with_the_same_bits(
     server: RankServer, town: Path, tmp_path: Path, ranks: int
 ) -> None:

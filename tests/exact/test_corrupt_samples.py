@@ -14,6 +14,7 @@ from esl_dist.command_line import EXIT_LOST_RANK, EXIT_USER_ERROR
 from esl_dist.config import DOMAINS
 from esl_dist.data.loading import LabelSource, Samples
 from esl_dist.data.sampling import endless_order
+from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from esl_dist.runs.checkpoints import checkpoint_folder, load_checkpoint
@@ -68,6 +69,24 @@ def test_a_corrupt_sample_ends_the_training_with_shard_and_key(
         assert codes[reader] == EXIT_USER_ERROR, job.output()
         assert codes[1 - reader] == EXIT_LOST_RANK, job.output()
         assert f"error (rank {reader}): {message}" in job.output()
+    assert "Traceback" not in job.output()
+
+
+def test_a_corrupt_label_that_one_of_two_ranks_meets_while_it_counts_classes_ends_both(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    shards, [named] = damaged(town, tmp_path, "source", 1, kind="label.png")
+    # As older programs packed it: without counts.
+    file = shards / "source_train" / INDEX_NAME
+    index = json.loads(file.read_text())
+    del index["label_pixels"]
+    file.write_text(json.dumps(index))
+    rare = ("source.rare_classes.temperature=0.5", "source.rare_classes.least_pixels=1")
+    job = start_training(server, shards, run_in(tmp_path), 2, f"steps={STEPS}", *rare)
+    assert job.exit_codes() == [EXIT_LOST_RANK, EXIT_USER_ERROR], job.output()
+    message = f"{named}: the bytes of label.png are not the packed ones"
+    assert f"error (rank 1): {message}" in job.output()
+    assert f"error (rank 0): rank 1 ended: {message}" in job.output()
     assert "Traceback" not in job.output()
 
 

@@ -22,7 +22,7 @@ from tests.on_ranks import RankServer
 
 pytestmark = pytest.mark.exact
 
-STEPS = 5
+STEPS = 3
 METHODS = {
     "share": ("method.name=self_training",),
     "entropy": ("method.name=self_training", "method.teacher.trust=entropy"),
@@ -52,8 +52,9 @@ WORDS = (
 CUTS = {
     "two": ((STEPS, 2, 1),),
     "four": ((STEPS, 4, 0),),
-    "four, then two": ((2, 4, 0), (STEPS, 2, 1)),
-    "two, then one, then four": ((1, 2, 0), (3, 1, 2), (STEPS, 4, 1)),
+    "two, then one": ((1, 2, 1), (STEPS, 1, 0)),
+    "four, then two": ((1, 4, 0), (STEPS, 2, 1)),
+    "two, then one, then four": ((1, 2, 0), (2, 1, 2), (STEPS, 4, 1)),
 }
 """Starts of a run, one after the other: until which step, on how many ranks, with how many reading processes."""
 
@@ -61,7 +62,7 @@ CUTS = {
 @pytest.mark.parametrize(
     ("method", "cuts"),
     grid(
-        [(one, cuts) for one in sorted(METHODS) for cuts in sorted(CUTS)], stay=[("masked, entropy", "four, then two")]
+        [(one, cuts) for one in sorted(METHODS) for cuts in sorted(CUTS)], stay=[("masked, entropy", "two, then one")]
     ),
 )
 def test_neither_ranks_nor_restarts_on_other_ranks_nor_workers_show(
@@ -89,7 +90,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bits(
     whole, killed = run_in(tmp_path, "whole"), run_in(tmp_path, "killed")
     train(server, town, whole, ranks, *words)
     job = start_training(server, town, killed, ranks, *words)
-    job.wait_until(lambda: newest_step(killed) >= 2)
+    job.wait_until(lambda: newest_step(killed) >= 1)
     job.kill(ranks - 1, signal.SIGKILL)
     job.kill_all()
     job.exit_codes()

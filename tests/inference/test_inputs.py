@@ -1,20 +1,23 @@
 """A network predicts as it was trained unless it is asked otherwise, and what differs is said."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
-from esl_dist.config import Evaluate
+from esl_dist.config import Evaluate, Network, PseudoLabel
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
 from esl_dist.inference.inputs import Inputs, asked_precision, differences, with_common_size
 from esl_dist.prediction.predictor import Predictor, autocast, domain_of
+from esl_dist.runs.checkpoints import build_network
 from esl_dist.runs.trained import TrainedNetwork
-from tests.builders import drawn_shards, write_shards
+from tests.builders import class_set, drawn_samples, drawn_shards, write_shards
 from tests.inference.trained import trained_network
 from tests.training.small_runs import tiny_network
 
@@ -37,7 +40,7 @@ def asked(**changes: Any) -> Evaluate:
 
 
 def predictor_for(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, asked: Evaluate) -> Predictor:
-    return Inputs(shards, {}, CPU, size, asked).predictor(trained)
+    return Inputs({}, CPU, size, asked, shards).predictor(trained)
 
 
 def told(trained: TrainedNetwork, shards: ShardReader, size: list[int] | None, **changes: Any) -> list[str]:
@@ -76,6 +79,48 @@ def test_a_network_of_which_nothing_is_known_sees_pictures_as_packed_in_float32(
     foreign = replace(trained, sizes={}, precision=None)
     assert predictor_for(foreign, shards, None, asked()) == Predictor(foreign, "target", None, "no")
     assert told(foreign, shards, [64, 48], precision="bf16") == []
+
+
+@pytest.fixture
+def of_windows(monkeypatch: pytest.MonkeyPatch) -> TrainedNetwork:
+    """Return a network that takes pictures of one size alone, of few blocks and channels."""
+    smaller = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1)}
+    monkeypatch.setattr(timm, "create_model", partial(timm.create_model, **smaller))
+    options = {"architecture": "timm/swin_tiny_patch4_window7_224", "auxiliary_head": False}
+    network = build_network(from_dictionary(Network, options, "tests"), class_set())
+    return trained_network(network.eval(), sizes={"source": [224, 224], "target": [224, 224]})
+
+
+TOO_SMALL = r"timm/swin_tiny_patch4_window7_224 does not take pictures of 16×12 \(.*\); give another "
+
+
+@pytest.mark.parametrize(("program", "key"), [(Evaluate, "data.size"), (PseudoLabel, "target.size")])
+def test_a_size_that_a_network_does_not_take_is_refused_by_the_setting(
+    of_windows: TrainedNetwork, tmp_path: Path, program: type, key: str
+) -> None:
+    shards = write_shards(tmp_path / "packed", drawn_samples(1), image_size=(16, 12), label_size=(16, 12))
+    values = {} if program is Evaluate else {"checkpoint": "c", "output": "o"}
+    for size, more in (([16, 12], {}), (None, {"as_packed": True})):
+        asked = from_dictionary(program, {key.split(".")[0]: {"path": "x"}, **values, **more}, "tests")
+        with pytest.raises(UserError, match=f"^r: {TOO_SMALL}{key}$"):
+            predictor_for(of_windows, shards, size, asked)
+        assert predictor_for(of_windows, shards, None, replace(asked, as_packed=False)).size == (224, 224)
+
+
+def test_a_size_that_is_seen_only_with_the_picture_is_refused_then_and_other_errors_stay_what_they_are(
+    of_windows: TrainedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = Predictor(of_windows)
+    with pytest.raises(UserError, match=f"^r: {TOO_SMALL}size of pictures$"):
+        predictor.logits(torch.zeros(1, 3, 12, 16))
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("of the device")
+
+    for trained, side in ((of_windows, 224), (trained_network(tiny_network(1)), 12)):
+        monkeypatch.setattr(trained.network, "forward", broken)
+        with pytest.raises(RuntimeError, match=r"^of the device$"):
+            Predictor(trained).logits(torch.zeros(1, 3, side, side))
 
 
 def test_networks_of_one_program_may_compute_convolutions_each_in_its_own_numbers() -> None:

@@ -1,5 +1,6 @@
 """Predictions are written as colours, train ids or raw ids, and stay in their folder."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from esl_dist.data.shard_index import INDEX_NAME
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from esl_dist.files import read_json, write_json
-from esl_dist.inference.prediction_files import PredictionFiles, values_of
+from esl_dist.inference.prediction_files import Predicted, PredictionFiles, encoder_of, values_of
 from tests.builders import class_set, drawn_samples, write_shards
 
 PREDICTION = torch.tensor([[0, 1, 2], [2, 2, 1]])
@@ -64,3 +65,44 @@ def test_a_key_that_leads_out_of_its_folder_names_no_picture(tmp_path: Path, key
     write_json(tmp_path / INDEX_NAME, index)
     with pytest.raises(UserError, match=r"samples\[0\]\.key.* is impossible"):
         open_shards(tmp_path)
+
+
+def opened(kind: str, predicted: Predicted, classes: tuple[SemanticClass, ...] | None = None) -> Image.Image:
+    return Image.open(BytesIO(encoder_of(kind, classes or class_set())(predicted)))
+
+
+LABELS = PREDICTION.numpy().astype(np.uint8)
+COLORS = np.array([item.color for item in class_set()])
+
+
+@pytest.mark.parametrize(("kind", "ids"), [("raw_ids", [7, 11, 23]), ("train_ids", [0, 1, 2])])
+def test_ids_of_one_s_own_pictures_are_the_indices_of_a_palette_that_shows_the_classes(
+    kind: str, ids: list[int]
+) -> None:
+    image = opened(kind, Predicted(LABELS))
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.array(image), np.array(ids)[LABELS])
+    np.testing.assert_array_equal(np.array(image.convert("RGB")), COLORS[LABELS])
+
+
+def test_raw_ids_beyond_8_bits_are_grey_levels_of_16() -> None:
+    road, house, sky = class_set()
+    image = opened("raw_ids", Predicted(LABELS), (road, house, SemanticClass("sky", sky.color, (1000,))))
+    assert image.mode == "I;16"
+    np.testing.assert_array_equal(np.array(image), np.array([7, 11, 1000])[LABELS])
+
+
+def test_an_overlay_is_the_mean_of_the_picture_and_the_colors() -> None:
+    picture = np.random.RandomState(0).randint(0, 256, (2, 3, 3)).astype(np.uint8)
+    picture[0, 0] = 255
+    image = opened("overlay", Predicted(LABELS, picture))
+    np.testing.assert_array_equal(np.array(image), (picture[:, :, ::-1].astype(int) + COLORS[LABELS]) // 2)
+    np.testing.assert_array_equal(np.array(opened("colors", Predicted(LABELS, picture))), COLORS[LABELS])
+
+
+@pytest.mark.parametrize("kind", ["confidence", "entropy"])
+def test_scores_are_grey_levels(kind: str) -> None:
+    greys = np.array([[0, 9, 255], [7, 3, 1]], np.uint8)
+    image = opened(kind, Predicted(LABELS, scores={kind: greys, "other": LABELS}))
+    assert image.mode == "L"
+    np.testing.assert_array_equal(np.array(image), greys)

@@ -102,9 +102,13 @@ def test_both_heads_of_resnet101_score_an_odd_picture_at_an_eighth() -> None:
     assert {tuple(scores.shape) for scores in logits.values()} == {(1, 19, 9, 13)}
 
 
+@functools.cache
+def in_evaluation(architecture: str) -> DeepLab:
+    return without_storage(architecture).eval()
+
+
 def size_at_an_eighth(architecture: str, height: int, width: int) -> tuple[int, ...]:
-    network = without_storage(architecture).eval()
-    return tuple(network(torch.empty(1, 3, height, width, device="meta"))["main"].shape[2:])
+    return tuple(in_evaluation(architecture)(torch.empty(1, 3, height, width, device="meta"))["main"].shape[2:])
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300))

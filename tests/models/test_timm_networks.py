@@ -9,6 +9,8 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from esl_dist import config as settings
 from esl_dist.adaptation.optimisers import segmentation_optimizer
@@ -17,7 +19,7 @@ from esl_dist.data.loading import MEAN_COLOR
 from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import batch_norms
 from esl_dist.models.deeplab import DeepLab
-from esl_dist.models.segmentation import checkpoint_blocks, refuse_single_value
+from esl_dist.models.segmentation import checkpoint_blocks
 from esl_dist.models.timm_networks import TimmNetwork, known_name, pretrained_weights
 from esl_dist.models.timm_weights import mobilenet_v2_places
 from esl_dist.models.weights import initialise, load_weights, published_state
@@ -67,7 +69,6 @@ def test_dropout_and_stochastic_depth_are_off() -> None:
 def test_the_stride_is_the_one_asked_for(stride: int | None, size: tuple[int, int]) -> None:
     network = network_of("test_efficientnet", output_stride=stride).eval()
     assert network(pictures())["main"].shape == (2, CLASSES, *size)
-    assert (network.feature_size(32), network.feature_size(48)) == size
 
 
 def test_a_plain_transformer_sees_whole_patches_and_scores_at_a_quarter() -> None:
@@ -92,6 +93,37 @@ def test_foundation_models_are_built_by_name(name: str) -> None:
 def small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have backbones of few blocks and channels; position embeddings keep their size."""
     monkeypatch.setattr(timm, "create_model", partial(timm.create_model, depth=2, embed_dim=64, num_heads=2))
+
+
+class _NotThere(TorchDispatchMode):
+    """Notes what is made on another device than where a network is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
+        self.made |= {func.name() for one in tensors if one.device.type != "meta"}
+        return output
+
+
+@pytest.mark.usefixtures("small_ones")
+@pytest.mark.parametrize("name", FOUNDATION)
+def test_nothing_of_a_pass_is_made_on_the_host_which_would_wait_for_the_device_to_take_it(name: str) -> None:
+    with torch.device("meta"):
+        network, images = network_of(name).train(), torch.empty(1, 3, 64, 96)
+    with _NotThere() as elsewhere:
+        network(images)
+    assert elsewhere.made == set()
+
+
+@pytest.mark.usefixtures("small_ones")
+def test_dinov3s_places_are_timms() -> None:
+    network, own = network_of(FOUNDATION[-1]).eval(), timm.create_model(FOUNDATION[-1], dynamic_img_size=True).rope
+    for height, width in ((4, 6), (5, 5)):
+        assert torch.equal(network.backbone.rope.get_embed(shape=(height, width)), own.get_embed(shape=(height, width)))
 
 
 def state_of(name: str) -> dict[str, torch.Tensor]:
@@ -309,9 +341,18 @@ def test_blocks_computed_again_give_the_same_gradients_and_batch_norm_is_refused
 
 
 def test_a_single_value_is_refused_where_there_is_batch_norm() -> None:
-    with pytest.raises(UserError, match="at least 17 pixels on a side"):
-        refuse_single_value(network_of("test_resnet"), (16, 16), 1, "here", "more")
-    refuse_single_value(network_of("test_vit"), (1, 1), 1, "here", "more")
+    with pytest.raises(UserError, match=r"^here: batch norm over one value a channel .* give larger pictures"):
+        network_of("test_resnet").refuse_size((16, 16), 1, "here", "there")
+    for size, pictures in (((17, 16), 1), ((16, 16), 2)):
+        network_of("test_resnet").refuse_size(size, pictures, "here", "there")
+    network_of("test_resnet").eval().refuse_size((1, 1), 1, "here", "there")
+    network_of("test_vit").refuse_size((1, 1), 1, "here", "there")
+    # Without padding 75 pixels become one, where a 32nd would be 3.
+    with torch.device("meta"):
+        inception = network_of("inception_v3")
+    for size, message in (((75, 75), "one value a channel"), ((74, 74), r"does not take .* of 74×74 \(")):
+        with pytest.raises(UserError, match=rf"^here: .*{message}"):
+            inception.refuse_size(size, 1, "here", "there")
 
 
 def test_adamw_leaves_tokens_and_position_embeddings_norms_and_biases_alone() -> None:

@@ -150,6 +150,9 @@ def test_one_process_in_place_of_several_is_refused_with_the_line_to_type(
     ) as refused:
         refuse_missing_ranks({})
     assert str(refused.value).endswith(f"type: torchrun --nproc_per_node N launch/train.py 'name=a run'{more}")
+    monkeypatch.setattr("sys.argv", ["/bin/esl-dist", "train", *words])
+    with pytest.raises(UserError, match=rf"type: torchrun --nproc_per_node N -m esl_dist train 'name=a run'{more}$"):
+        refuse_missing_ranks({})
     refuse_missing_ranks({"num_processes": "1"})
     monkeypatch.setenv("WORLD_SIZE", "1")
     refuse_missing_ranks({})

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from esl_dist.config import LONGEST_SIDE, Train
 from esl_dist.errors import UserError
+from esl_dist.models.weight_files import write_weights
 from esl_dist.runs.checkpoints import Checkpoint
 from esl_dist.runs.trained import description_of, provenance_from, provenance_of
 from tests.builders import class_set
@@ -20,6 +22,26 @@ from tests.training.small_runs import KNOWN, configuration
 
 def test_a_description_is_read_back_as_it_was_written() -> None:
     assert provenance_from(description_of(KNOWN), Path("file")) == KNOWN
+
+
+WRITTEN = (
+    '{"format": "esl-dist weights", "format_version": 1, "run": "r", "class_set": "village3", "classes": '
+    '[{"name": "road", "color": [128, 64, 128], "ids": [7]}, '
+    '{"name": "house", "color": [70, 70, 70], "ids": [11, 12]}, '
+    '{"name": "sky", "color": [70, 130, 180], "ids": [23]}], "architecture": "tiny", "auxiliary_head": true, '
+    '"per_domain": false, "batch_size": 3, "precision": "bf16", "sizes": {"source": null, "target": [40, 36]}, '
+    f'"data_sets": {{"source": "a", "target": "b"}}, "shards": {{"source": "{"1" * 64}", "target": "{"2" * 64}"}}}}'
+)
+"""How a residual network is described, byte by byte, as it was before there were others."""
+
+
+def test_the_same_network_trained_alike_is_the_same_file_of_weights_in_later_versions(tmp_path: Path) -> None:
+    """A file is known by its SHA-256, to a mirror or in a paper; what is added later is told only where it differs."""
+    assert description_of(KNOWN) == WRITTEN
+    write_weights(tmp_path / "w.safetensors", {"a": torch.zeros(2)}, description_of(KNOWN))
+    content = (tmp_path / "w.safetensors").read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    assert header.rstrip().startswith(f'{{"__metadata__":{{"esl_dist":{json.dumps(WRITTEN)}}},'.encode())
 
 
 def test_only_what_was_chosen_of_a_backbone_is_told() -> None:

@@ -260,7 +260,8 @@ def test_where_a_job_of_the_loop_cannot_be_submitted_those_before_it_are_cancell
 
 def test_shellcheck_has_nothing_to_say() -> None:
     program = Path(sys.executable).with_name("shellcheck")
-    scripts = [*SCRIPTS.glob("*.s*"), *(PROJECT / "docker").glob("*.sh"), *(PROJECT / "tests").glob("**/*.sh")]
+    folders = [*SCRIPTS.glob("*.s*"), *(PROJECT / "docker").glob("*.sh"), *(PROJECT / "tests").glob("**/*.sh")]
+    scripts = [*folders, PROJECT / ".ci/run"]
     assert len(scripts) >= 5
     done = subprocess.run([str(program), "-x", *map(str, scripts)], capture_output=True, text=True, cwd=PROJECT)
     assert done.returncode == 0, done.stdout

@@ -11,8 +11,9 @@ from tests.grids import grid
 from tests.programs import PROJECT, run
 
 SMALL_DEMO = """
-import os, runpy, subprocess, sys, traceback
+import os, subprocess, sys, traceback
 from esl_dist.command_line import run_program
+from esl_dist.__main__ import main
 from esl_dist.config import Demo
 from esl_dist.data import toytown
 from esl_dist.programs import demo
@@ -21,15 +22,17 @@ plain = toytown.write_toytown
 toytown.write_toytown = lambda root, **options: plain(root, **{**options, "width": 64, "height": 32})
 demo.SCENES.update(source_train=4, target_train=4, target_val=2)
 
-def fork(words, check):
+def fork(words, check, env):
     sys.stdout.flush()
     process = os.fork()
     if process > 0:
         return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
     code = 1
     try:
-        sys.argv = words[1:]
-        runpy.run_path(words[1], run_name="__main__")
+        os.environ.clear()
+        os.environ.update(env)
+        sys.argv = ["esl-dist", *words[words.index("esl_dist") + 1 :]]
+        main()
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)
@@ -96,7 +99,7 @@ def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tm
     second = run(str(program), *words, folder=tmp_path)
     assert second.returncode == 0, second.stderr
     assert "finished already" in second.stdout
-    assert "$ python" not in second.stdout, "a program was started again"
+    assert "$ esl-dist" not in second.stdout, "a program was started again"
     assert first.stdout.splitlines()[-3:] == second.stdout.splitlines()[-3:]
 
 
@@ -111,7 +114,7 @@ def test_a_demo_of_another_seed_or_other_recipes_is_not_passed_off_as_this_one(t
     done = run(str(program), *words, "seed=1", folder=tmp_path)
     assert done.returncode == 2
     assert f"{tmp_path}/demo: this demo was begun with another seed: 0 → 1; delete it first" in done.stderr
-    assert "$ python" not in done.stdout
+    assert "$ esl-dist" not in done.stdout
 
 
 def test_a_program_that_fails_ends_the_demo_with_its_name(tmp_path: Path) -> None:
@@ -123,7 +126,7 @@ def test_a_program_that_fails_ends_the_demo_with_its_name(tmp_path: Path) -> Non
     done = run(str(program), *words, folder=tmp_path)
     assert done.returncode == 2
     assert "the nearest known one is 'batch_size'" in done.stderr
-    assert "error: launch/train.py ended with exit code 2" in done.stderr
+    assert "error: esl-dist train ended with exit code 2" in done.stderr
     assert not (tmp_path / "demo/summary.json").exists()
 
 

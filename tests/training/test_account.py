@@ -70,6 +70,34 @@ def test_the_beginning_of_source_only_training_has_no_target(tmp_path: Path) -> 
     assert told["batch"] == "2 samples of the source a step, 1 a process in each of 2 passes"
 
 
+AVERAGE = "moving average, momentum 0.99; its labels"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "told"),
+    [
+        ({"confidence": 0.9}, f"{AVERAGE} weigh the share of their picture that it is sure of to 0.9"),
+        (
+            {"trust": "entropy"},
+            f"{AVERAGE} count where its entropy is at most the median of the class (at least 0.1)",
+        ),
+        (
+            {"trust": "entropy", "entropy_as": "weight", "entropy_floor": 0.2},
+            f"{AVERAGE} weigh the share of their picture where its entropy is at most the median of the class "
+            "(at least 0.2)",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["masked_consistency", "self_training"])
+def test_the_beginning_tells_of_the_teacher_and_of_what_its_labels_are_trusted_by(
+    tmp_path: Path, name: str, teacher: dict[str, Any], told: str
+) -> None:
+    config, data = training(tmp_path, method={"name": name, "host": "minent", "teacher": {"momentum": 0.99, **teacher}})
+    found = facts(beginning(config, data, RANKS, RUN, 0))
+    assert found["teacher"] == told
+    assert found.get("host") == ("minent" if name == "masked_consistency" else None)
+
+
 def test_the_beginning_tells_of_a_warm_up(tmp_path: Path) -> None:
     config, data = training(tmp_path, optimizer={"warm_up_steps": 500})
     told = facts(beginning(config, data, RANKS, RUN, 0))["schedule"]

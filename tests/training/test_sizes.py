@@ -1,5 +1,6 @@
 """Pictures that a layer or the memory cannot take are refused before a training begins, and no others."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,21 @@ from esl_dist.adaptation.methods import METHODS
 from esl_dist.config import Evaluate
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.workers import READ_AHEAD
+from esl_dist.environment import Launch
 from esl_dist.errors import UserError
 from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import feature_size
 from esl_dist.models.discriminator import LEAST_SIDE, build_discriminator
 from esl_dist.models.resizing import upsample
-from esl_dist.models.segmentation import refuse_single_value
 from esl_dist.training import sizes
 from esl_dist.training.data import open_training_data
-from esl_dist.training.sizes import refuse_impossible_sizes
+from esl_dist.training.sizes import refuse_impossible_sizes, refuse_impossible_validation
+from esl_dist.training.validation import open_validation
 from tests.builders import drawn_samples, write_shards
 from tests.training.small_runs import configuration, save_run, tiny_network
 
 CPU = torch.device("cpu")
+ALONE = Launch(0, 1, 1)
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def checked(
         source={"path": str(shards), "size": source},
         target={"path": str(shards), "size": target},
     )
-    refuse_impossible_sizes(config, METHODS[name], open_training_data(config, METHODS[name]), CPU)
+    refuse_impossible_sizes(config, METHODS[name], open_training_data(config, METHODS[name]), CPU, ALONE)
 
 
 @pytest.mark.parametrize("size", [[1, 1], [8, 8], [24, 24], [32, 24], [31, 64], [640, 31]])
@@ -118,6 +121,26 @@ def test_a_norm_over_pooled_maps_is_refused_where_it_sees_one_picture(shards: Pa
         checked(shards, [64, 48], [64, 48], batch_size=1, network=network)
 
 
+def test_a_validation_whose_pictures_the_network_does_not_take_is_refused_before_the_training(shards: Path) -> None:
+    network = {"architecture": "timm/swin_tiny_patch4_window7_224", "auxiliary_head": False}
+    validation = {"path": str(shards), "size": [64, 48]}
+    config = configuration(network=network, validation=validation, validate_every=1, source={"path": str(shards)})
+    method = METHODS["source_only"]
+    data = open_training_data(config, method)
+
+    def check(size: list[int] | None) -> None:
+        options = replace(config, validation=replace(config.validation, size=size))
+        refuse_impossible_validation(config.network, data.classes, open_validation(options, data))
+
+    message = r"^validations on {}: timm/swin.* does not take pictures of {} \(.*\); give another validation\.size$"
+    with pytest.raises(UserError, match=message.format(shards, "64×48")):
+        check([64, 48])
+    with pytest.raises(UserError, match=message.format(shards, "16×12")):
+        check(None)
+    check([224, 224])
+    refuse_impossible_validation(config.network, data.classes, None)
+
+
 def test_statistics_are_not_estimated_from_single_values(tmp_path: Path, shards: Path) -> None:
     save_run(tmp_path / "run", 1, configuration(batch_size=1))
     places = {"checkpoint": str(tmp_path / "run"), "statistics_from": str(shards)}
@@ -154,10 +177,11 @@ def test_batch_norm_fails_where_it_is_said_to(size: tuple[int, int], pictures: i
         with pytest.raises(UserError, match="batch norm over one value a channel"):
             run()
         with pytest.raises(UserError):
-            refuse_single_value(tiny_network(1), size, pictures, "here", "more")
+            tiny_network(1).train().refuse_size(size, pictures, "here", "there")
     else:
         run()
-        refuse_single_value(tiny_network(1), size, pictures, "here", "more")
+        tiny_network(1).train().refuse_size(size, pictures, "here", "there")
+    tiny_network(1).eval().refuse_size(size, pictures, "here", "there")
 
 
 def test_the_least_memory_is_less_than_what_a_pass_keeps() -> None:
@@ -209,6 +233,6 @@ def test_what_is_read_ahead_is_held_to_the_memory_as_the_bytes_that_it_has(
     read = [8 * one[0]["pictures"].nbytes for one in (data.source, data.target)]
     monkeypatch.setattr(sizes, "free_memory", lambda: READ_AHEAD * 50 * sum(read) - 1.0)
     with pytest.raises(UserError, match=r"loader\.workers=50 takes"):
-        refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"))
+        refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"), ALONE)
     monkeypatch.setattr(sizes, "free_memory", lambda: READ_AHEAD * 50 * sum(read) + 1.0)
-    refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"))
+    refuse_impossible_sizes(config, METHODS["minent"], data, torch.device("cuda"), ALONE)

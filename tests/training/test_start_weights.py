@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from torch import Tensor
 
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.data.labels import ClassSet, SemanticClass
@@ -100,3 +102,35 @@ def test_a_wrapped_state_dict_is_unwrapped_with_a_line(tmp_path: Path, capsys: p
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pth")
     assert torch.equal(started(tmp_path / "wrapped.pth", class_set()).conv1.weight, state["conv1.weight"])
     assert capsys.readouterr().out == f"{tmp_path}/wrapped.pth: takes what it holds under 'state_dict'\n"
+
+
+@pytest.mark.parametrize(("local_rank", "order"), [("0", ["asks the hub", "waits"]), ("1", ["waits", "asks the hub"])])
+def test_one_process_of_a_machine_fetches_weights_from_the_hub_and_the_others_find_them(
+    monkeypatch: pytest.MonkeyPatch, local_rank: str, order: list[str]
+) -> None:
+    done: list[str] = []
+
+    def fetched(*_: Any, **__: Any) -> dict[str, Tensor]:
+        done.append("asks the hub")
+        return dict(timm.create_model("test_resnet").state_dict())
+
+    # There is no hub here.
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fetched)
+    monkeypatch.setattr("esl_dist.training.setup.wait_for_all", lambda: done.append("waits"))
+    monkeypatch.setenv("LOCAL_RANK", local_rank)
+    options = {"architecture": "timm/test_resnet", "pretrained": True}
+    build_state(configuration(seed=0, network=options), METHODS["source_only"], class_set(), CPU, with_start=True)
+    assert done == order
+
+
+def test_what_a_file_has_not_is_told_by_the_parts_of_a_backbone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Beside the file's name stand those parts alone of which something is missing.
+    whole = timm.create_model("test_resnet", num_classes=0).state_dict()
+    write_weights(tmp_path / "w.pth", {name: one for name, one in whole.items() if not name.startswith("layer2.")})
+    options = {"architecture": "timm/test_resnet", "start": str(tmp_path / "w.pth"), "auxiliary_head": False}
+    build_state(configuration(seed=0, network=options), METHODS["source_only"], class_set(), CPU, with_start=True)
+    missing = sum(name.startswith("layer2.") for name in whole)
+    told = f"w.pth: {missing + 8} tensors keep their initial values: backbone.layer2 ({missing}), head (8)\n"
+    assert told in capsys.readouterr().out

@@ -22,7 +22,7 @@ from esl_dist.runs.validations import Figures
 from esl_dist.training.data import open_training_data
 from esl_dist.training.stop_request import StopRequest
 from esl_dist.training.validation import open_validation, unsupervised_figures, validate, validation_of
-from tests.builders import drawn_shards
+from tests.builders import drawn_samples, drawn_shards, write_shards
 from tests.training.small_runs import KNOWN, configuration, tiny_network
 
 CLASSES, HIGHEST = 3, 65535
@@ -131,6 +131,18 @@ def opened(tmp_path: Path, **changes: Any) -> Samples | None:
     }
     config = configuration(**{**places, **changes})
     return open_validation(config, open_training_data(config, METHODS["advent"]))
+
+
+def test_of_pictures_without_labels_it_is_said_what_they_give(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(tmp_path / "bare", drawn_samples(1), class_sets={})
+    for folder, labelled in (("source", True), ("bare", False)):
+        samples = opened(tmp_path, validate_every=2, validation={"path": str(tmp_path / folder)})
+        assert samples is not None
+        assert (samples.labels is not None) == labelled
+        told = f"validation.path={tmp_path}/{folder}: without labels, so validations give mean entropy, "
+        assert capsys.readouterr().out.startswith(told) != labelled
 
 
 def test_pictures_are_seen_as_training_and_evaluation_see_them_unless_a_size_is_given(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a training sees of its pictures, and which come: the same for any ranks, passes, workers and restarts."""
 
+import os
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from esl_dist.data.shard_index import IdPixels
 from esl_dist.data.shards import open_shards
 from esl_dist.data.views import AS_IT_IS
 from esl_dist.data.workers import Workers
+from esl_dist.environment import Launch
 from esl_dist.errors import UserError
 from esl_dist.ranks import collectives
-from esl_dist.training import class_counts, data
+from esl_dist.training import counting, data
 from esl_dist.training.account import beginning
-from esl_dist.training.class_counts import label_pixels
 from esl_dist.training.contradictions import check_training
+from esl_dist.training.counting import label_pixels
 from esl_dist.training.data import SOURCE_ORDER, TARGET_ORDER, Order, TrainingData, open_training_data
 from esl_dist.training.sizes import refuse_impossible_sizes
 from tests.builders import draw, drawn_samples, drawn_shards, write_shards
@@ -147,11 +149,11 @@ def counted(folder: str, cache: str) -> list[IdPixels]:
     def fail(*_: object) -> None:
         raise AssertionError("counted twice")
 
-    class_counts._counted, kept = fail, class_counts._counted  # type: ignore[assignment]
+    counting._counted, kept = fail, counting._counted  # type: ignore[assignment]
     try:
         assert list(label_pixels(open_shards(folder), place, False)) == found
     finally:
-        class_counts._counted = kept
+        counting._counted = kept
     return found
 
 
@@ -165,8 +167,10 @@ def test_older_shards_are_counted_once_by_all_ranks_together(tmp_path: Path, ran
     assert not (tmp_path / "cache").exists()
 
 
-def counted_on_machines_of_their_own(folders: list[str], cache: str) -> list[IdPixels]:
-    return list(label_pixels(open_shards(folders[collectives.rank()]), Cache(Path(cache), 10**9, 1), False))
+def counted_on_machines_of_their_own(folders: list[str], caches: list[str]) -> list[IdPixels]:
+    # The first process of a machine keeps what is counted.
+    os.environ["LOCAL_RANK"] = "0"
+    return counted(folders[collectives.rank()], caches[collectives.rank()])
 
 
 def test_machines_whose_shards_were_packed_by_different_versions_agree(tmp_path: Path) -> None:
@@ -174,10 +178,21 @@ def test_machines_whose_shards_were_packed_by_different_versions_agree(tmp_path:
     pixels = {key: count_ids(draw(seed)[1]) for seed, (key, _) in enumerate(samples)}
     write_shards(tmp_path / "new", samples, label_pixels=pixels)
     write_shards(tmp_path / "old", samples)
-    folders = [str(tmp_path / "new"), str(tmp_path / "old")]
-    for _ in range(2):
-        for found in run_on_ranks(counted_on_machines_of_their_own, folders, str(tmp_path / "cache"), ranks=2):
-            assert found == list(pixels.values())
+    folders, caches = [str(tmp_path / "new"), str(tmp_path / "old")], [str(tmp_path / "one"), str(tmp_path / "other")]
+    for found in run_on_ranks(counted_on_machines_of_their_own, folders, caches, ranks=2):
+        assert found == list(pixels.values())
+
+
+def test_counts_are_kept_on_each_machine_that_has_shards_of_its_own(tmp_path: Path) -> None:
+    folders, caches = ([str(tmp_path / f"{name} {of}") for of in "ab"] for name in ("shards", "cache"))
+    for folder in folders:
+        drawn_shards(Path(folder), 3)
+    expected = [count_ids(draw(seed)[1]) for seed in range(3)]
+    for found in run_on_ranks(counted_on_machines_of_their_own, folders, caches, ranks=2):
+        assert found == expected
+    # Where the main process cannot write beside another machine's shards.
+    assert (Path(folders[0]) / FILE_NAME).exists()
+    assert len(list(Path(caches[1]).iterdir())) == 1
 
 
 def test_counts_that_cannot_lie_beside_the_shards_are_kept_in_the_cache(
@@ -255,7 +270,7 @@ def test_parts_of_one_size_are_cut_of_pictures_of_any_and_have_to_be_large_enoug
     crop = {"crop": [36, 40]}
     config = configuration(source={"path": str(tmp_path), **crop}, target={"path": str(tmp_path), **crop})
     method = METHODS["advent"]
-    refuse_impossible_sizes(config, method, open_training_data(config, method), torch.device("cpu"))
+    refuse_impossible_sizes(config, method, open_training_data(config, method), torch.device("cpu"), Launch(0, 1, 1))
     small = configuration(source={"path": str(tmp_path), "crop": [8, 8]}, target={"path": str(tmp_path), **crop})
     with pytest.raises(UserError, match=r"source\.crop=\[8, 8\]: .* needs pictures .* such a source\.crop="):
-        refuse_impossible_sizes(small, method, open_training_data(small, method), torch.device("cpu"))
+        refuse_impossible_sizes(small, method, open_training_data(small, method), torch.device("cpu"), Launch(0, 1, 1))

@@ -16,7 +16,8 @@ from esl_dist.adaptation.methods.method import Method
 from esl_dist.adaptation.methods.minent import MinEnt
 from esl_dist.adaptation.methods.self_training import mixed_pass, teach_on
 from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass
-from esl_dist.adaptation.trust import Trusted, build_teaching, learn_from, trusted_labels
+from esl_dist.adaptation.teacher import TEACHER
+from esl_dist.adaptation.trust import Trusted, build_teaching, in_words, learn_from, trusted_labels
 from esl_dist.models.segmentation import SegmentationNetwork
 
 HOSTS: dict[str, Method] = {"advent": AdvEnt(), "minent": MinEnt()}
@@ -43,11 +44,15 @@ class MaskedConsistency(Method):
         hosted = HOSTS[options.host].networks(segmentation, classes, options) if options.host in HOSTS else {}
         return hosted | build_teaching(segmentation, classes, options.teacher)
 
+    def account(self, options: settings.Method) -> dict[str, str]:
+        """Tell of the host, and of the teacher and what its labels are trusted by."""
+        return {"host": options.host, TEACHER: in_words(options.teacher)}
+
     def optimizers(self, networks: Networks, options: settings.Optimizer) -> dict[str, Optimizer]:
-        """Return the host's, which is told by its networks."""
-        if DISCRIMINATORS in networks:
-            return HOSTS["advent"].optimizers(networks, options)
-        return super().optimizers(networks, options)
+        """Return the host's: of all hosts AdvEnt alone has more to train than the segmentation network."""
+        # An optimiser's settings do not name the host; its networks tell.
+        is_on_advent = DISCRIMINATORS in networks
+        return HOSTS["advent"].optimizers(networks, options) if is_on_advent else super().optimizers(networks, options)
 
     def passes(self, step: Step) -> None:
         """Make the host's passes, then that over masked pictures."""

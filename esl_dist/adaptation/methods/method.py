@@ -43,6 +43,10 @@ class Method:
         """
         return {}
 
+    def account(self, options: settings.Method) -> dict[str, str]:
+        """Return what is told of it when a training begins, by name, beside its own name."""
+        return {}
+
     def optimizers(self, networks: Networks, options: settings.Optimizer) -> dict[str, Optimizer]:
         """Return an optimiser for each network that is trained, by the network's name.
 

@@ -16,12 +16,13 @@ from esl_dist.adaptation.augmentation import augmented
 from esl_dist.adaptation.methods.method import Method
 from esl_dist.adaptation.mixing import class_mask
 from esl_dist.adaptation.passes import Counts, Networks, Step, source_pass
-from esl_dist.adaptation.teacher import follow
+from esl_dist.adaptation.teacher import TEACHER, follow
 from esl_dist.adaptation.trust import (
     ENTROPIES,
     Entropies,
     Trusted,
     build_teaching,
+    in_words,
     labels_at,
     learn_from,
     trusted_labels,
@@ -43,6 +44,10 @@ class SelfTraining(Method):
     ) -> dict[str, nn.Module]:
         """Return the teacher and what its trust is judged by."""
         return build_teaching(segmentation, classes, options.teacher)
+
+    def account(self, options: settings.Method) -> dict[str, str]:
+        """Tell of the teacher, and of what its labels are trusted by."""
+        return {TEACHER: in_words(options.teacher)}
 
     def passes(self, step: Step) -> None:
         """Learn from the source's labels, then from the teacher's on mixed pictures."""

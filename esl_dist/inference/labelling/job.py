@@ -99,9 +99,18 @@ def _is_finished(job: LabelJob) -> bool:
     return all(broadcast_flags([(job.output / INDEX_NAME).exists()]))
 
 
-def _summary_of_finished(job: LabelJob) -> dict[str, Any]:
+def refuse_other_labels(job: LabelJob) -> None:
+    """Make sure that the finished pseudo-labels in a job's folder are its own.
+
+    Raises:
+        UserError: they were made otherwise.
+    """
     before, remedy = read_index(job.output).made_with, "choose another output or delete it"
     require_same(before, job.made_with, f"{job.output}: holds pseudo-labels made with another", remedy)
+
+
+def _summary_of_finished(job: LabelJob) -> dict[str, Any]:
+    refuse_other_labels(job)
     return read_summary(job.output / SUMMARY, job.made_with["classes"])
 
 

@@ -166,8 +166,7 @@ def require_room(job: LabelJob, pictures: int) -> None:
     """
     if job.frame is None:
         return
-    disk = shutil.disk_usage(job.unfinished)
-    needed = pictures * math.prod(job.frame) * sum(kind.itemsize for kind in PREDICTION.values())
+    disk, needed = shutil.disk_usage(job.unfinished), room_of_pieces(job.frame, pictures)
     # Some file systems far away say 0 of 0 bytes.
     if not all(broadcast_flags([disk.total == 0 or disk.free >= needed])):
         raise UserError(
@@ -175,6 +174,11 @@ def require_room(job: LabelJob, pictures: int) -> None:
             f"finished: {needed / 1e9:.1f} GB are needed and {disk.free / 1e9:.1f} GB free; make room, or choose an "
             "output on a larger disk"
         )
+
+
+def room_of_pieces(frame: Size, pictures: int) -> int:
+    """Return the bytes that the predictions of so many pictures of a size take until a job is finished."""
+    return pictures * math.prod(frame) * sum(kind.itemsize for kind in PREDICTION.values())
 
 
 def write_piece(job: LabelJob, piece: range, predictions: Iterable[Members]) -> None:

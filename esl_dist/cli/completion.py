@@ -1,0 +1,99 @@
+"""What a shell completes: settings, values where a setting has choices, and recipes; click asks, and prints it.
+
+bash cuts words at `=`, so that `precision=b` comes as `precision`, `=` and `b`, and only `b` is to be completed; other
+shells give and take it whole. Settings of groups come like folders, a level at a time: `so` becomes `source.`, and this
+`source.path=`. None of these ends a word, so the scripts below put no blank behind them, which click's own would.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from click import Group
+from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete
+
+from esl_dist.adaptation.catalogue import METHODS
+from esl_dist.cli.commands import Command
+from esl_dist.config_values import FAR, FOLDER, LOCAL, Setting, settings_of
+from esl_dist.recipes_by_name import descriptions, recipes
+
+OPTIONS = CONFIG, HELP = "--config", "--help"
+
+NAMED: dict[str, Callable[[], Iterable[str]]] = {
+    CONFIG: recipes,
+    "dataset": descriptions,
+    "method.name": lambda: METHODS,
+}
+"""What has names that its bounds do not tell."""
+
+Shell = type[ShellComplete]
+
+
+def completed(command: Command, before: Sequence[str], word: str) -> list[CompletionItem]:
+    """Return what a word of a command may become.
+
+    Args:
+        command: whose word it is.
+        before: the words between the command's name and this one, as the shell cuts them.
+        word: what of it is typed; click makes nothing of a lone `=`.
+    """
+    settings = settings_of(command.settings())
+    last = next((one for one in reversed(before) if one != "="), "")
+    if last == CONFIG or last in settings:
+        return _values(settings, last, word)
+    key, equals, value = word.partition("=")
+    if equals:
+        return [CompletionItem(f"{key}={item.value}", item.type) for item in _values(settings, key, value)]
+    given = {one.partition("=")[0] for one in before}
+    items = [CompletionItem(part) for part in _next_parts((*settings, *OPTIONS), given, word)]
+    return items if items or command.listed is None else [CompletionItem(word, "file")]
+
+
+def _next_parts(names: Iterable[str], given: Collection[str], word: str) -> list[str]:
+    """Return what a word may be followed to: the name of a setting, or of the next group of them."""
+    parts = dict[str, None]()
+    for name in names:
+        if name.startswith(word) and name not in given:
+            group, dot, _ = name[len(word) :].partition(".")
+            parts[name if name in OPTIONS else f"{word}{group}." if dot else f"{name}="] = None
+    return list(parts)
+
+
+def _values(settings: Mapping[str, Setting], key: str, value: str) -> list[CompletionItem]:
+    """Return what a value may become: one of its choices, or else a place, which the shell completes itself."""
+    if key != CONFIG and key not in settings:
+        return []
+    kind, bounds = (str, (LOCAL,)) if key == CONFIG else (settings[key].kind, settings[key].bounds)
+    choices = ("true", "false") if kind is bool else [choice for bound in bounds for choice in bound.choices]
+    named: Iterable[str] = NAMED[key]() if key in NAMED else choices
+    items = [CompletionItem(choice) for choice in named if choice.startswith(value)]
+    is_place = not {FOLDER, FAR, LOCAL}.isdisjoint(bounds)
+    return items if items or not is_place else [CompletionItem(value, "dir" if FOLDER in bounds else "file")]
+
+
+def _changed(shell: Shell, changes: Mapping[str, str]) -> Shell:
+    """Return a shell's completion with changes to the script that click has for it."""
+    template = shell.source_template
+    for before, after in changes.items():
+        template = template.replace(before, after)
+    return type(shell.__name__, (shell,), {"source_template": template})
+
+
+SHELLS: dict[str, Shell] = {
+    "bash": _changed(
+        BashComplete,
+        {"COMPREPLY+=($value)": 'COMPREPLY+=("$value"); [[ $value == *[=.] ]] && compopt -o nospace'},
+    ),
+    "zsh": _changed(
+        ZshComplete,
+        {
+            "compadd -U -V unsorted -a": "compadd -U -V unsorted -S '' -a",
+            "_path_files": "compset -P '*='; _path_files",
+        },
+    ),
+    # It puts no blank behind what ends with = or a point.
+    "fish": FishComplete,
+}
+
+
+def script_for(shell: str, commands: Group, variable: str) -> str:
+    """Return the script that a shell reads to complete the words of `commands`, which `variable` asks for."""
+    return SHELLS[shell](commands, {}, commands.name or "", variable).source()

@@ -1,0 +1,133 @@
+"""From the words of `esl-dist` to the program that they ask for; click reads the first, the program the others."""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import click
+from click.shell_completion import CompletionItem
+
+from esl_dist.called import COMMAND
+from esl_dist.cli.commands import COMMANDS
+
+COMPLETION_VARIABLE = "_ESL_DIST_COMPLETE"
+"""As click makes it of the command's name: set by the script of a shell that asks what a word may become."""
+SHELLS = ("bash", "zsh", "fish")
+
+
+class Asked(NamedTuple):
+    """A program that is asked for: the name of its command, and the words behind it."""
+
+    command: str
+    words: list[str]
+
+
+class ProgramCommand(click.Command):
+    """A command whose words are left to its program."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take every word as it is, options too."""
+        ctx.args = list(args)
+        return []
+
+    def invoke(self, ctx: click.Context) -> Asked:
+        """Return what is asked for: the program is no matter of click."""
+        return Asked(ctx.info_name or "", ctx.args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return what the word may become, settings and their values."""
+        from esl_dist.cli.completion import completed
+
+        return completed(COMMANDS[ctx.info_name or ""], ctx.args, incomplete)
+
+
+class Commands(click.Group):
+    """The commands, in the order in which they are of use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return them as the table has them; click would sort them."""
+        return list(self.commands)
+
+
+@click.group(
+    COMMAND, cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.pass_context
+def commands(ctx: click.Context) -> None:
+    """Unsupervised domain adaptation for semantic segmentation, on one process or many, with one result.
+
+    Every program takes settings as key=value words and recipes by --config NAME; `esl-dist COMMAND --help` lists them.
+    On several processes: torchrun --nproc_per_node N -m esl_dist COMMAND ...
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+for _name, _command in COMMANDS.items():
+    commands.add_command(ProgramCommand(_name, short_help=_command.summary))
+
+
+@commands.command()
+def recipes() -> None:
+    """List the recipes that --config takes by name."""
+    from esl_dist.recipes_by_name import recipes
+
+    for name in recipes():
+        click.echo(name)
+
+
+@commands.command(short_help="Print what makes a shell complete words of esl-dist.")
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete commands, settings and recipes.
+
+    In ~/.bashrc: eval "$(esl-dist completion bash)"; in ~/.zshrc the same with zsh; for fish:
+    esl-dist completion fish > ~/.config/fish/completions/esl-dist.fish
+    """
+    from esl_dist.cli.completion import script_for
+
+    click.echo(script_for(shell, commands, COMPLETION_VARIABLE))
+
+
+def start() -> None:
+    """Do what the words of this process ask for, and leave with an exit code."""
+    words = sys.argv[1:]
+    try:
+        asked = commands.main(words, COMMAND, complete_var=COMPLETION_VARIABLE, standalone_mode=False)
+    except click.UsageError as error:
+        from esl_dist.command_line import refuse
+        from esl_dist.errors import UserError
+
+        refuse(UserError(f"command line: {_problem(error, words)}"))
+    if isinstance(asked, Asked):
+        run(*asked)
+
+
+def run(name: str, words: Sequence[str]) -> None:
+    """Run the program of a command, or print its help."""
+    from esl_dist.command_line import run_program
+
+    command = COMMANDS[name]
+    if not {"-h", "--help"}.isdisjoint(words):
+        from esl_dist.cli.help import help_of
+
+        print(help_of(name, command, [word for word in words if word not in ("-h", "--help")]))
+        return
+    run_program(command.settings(), command.main(), _with_list(command.read(words), command.listed))
+
+
+def _with_list(words: Sequence[str], setting: str | None) -> list[str]:
+    """Put the words without `=` that begin a command line into the setting that is their list."""
+    count = next((place for place, word in enumerate(words) if "=" in word or word.startswith("-")), len(words))
+    if setting is None or count == 0:
+        return list(words)
+    return [f"{setting}={json.dumps(words[:count], ensure_ascii=False)}", *words[count:]]
+
+
+def _problem(error: click.UsageError, words: Sequence[str]) -> str:
+    if words and words[0] not in commands.commands and not words[0].startswith("-"):
+        near = difflib.get_close_matches(words[0], commands.commands, 1, 0.5) or list(COMMANDS)
+        return f"unknown command {words[0]!r}; the nearest known one is {near[0]!r}"
+    return f"{error.format_message()} {COMMAND} --help lists the commands"

@@ -1,0 +1,62 @@
+"""Recipes and data sets' descriptions by their names, from any folder: those of `configs/`, which the package brings.
+
+A file of the user's goes before: `gta5_cityscapes/advent` is the recipe of that name only where there is no such file.
+In a checkout `esl_dist/recipes` is a link to `configs/`; in an installed package, a folder.
+"""
+
+import difflib
+import os
+from pathlib import Path
+
+from esl_dist.errors import UserError
+from esl_dist.files import as_given
+
+RECIPES = Path(__file__).with_name("recipes")
+DESCRIPTIONS = "datasets"
+"""The folder of those that are no recipe of a training, but the description of a data set."""
+
+
+def recipes() -> dict[str, Path]:
+    """Return the recipes by name, such as `gta5_cityscapes/advent`, sorted."""
+    files = sorted(RECIPES.glob("*/*.yaml"))
+    return {f"{file.parent.name}/{file.stem}": file for file in files if file.parent.name != DESCRIPTIONS}
+
+
+def descriptions() -> dict[str, Path]:
+    """Return the descriptions of data sets by name, such as `cityscapes`, sorted."""
+    return {file.stem: file for file in sorted(RECIPES.glob(f"{DESCRIPTIONS}/*.yaml"))}
+
+
+def recipe_file(given: str) -> Path:
+    """Return the file that is meant by `--config`: one of that path, or else the recipe of that name.
+
+    Raises:
+        UserError: there is neither, and a recipe has a name that is near; that there is no file, who reads it says.
+    """
+    return _found(given, recipes(), "recipe")
+
+
+def description_file(given: str) -> Path:
+    """Return the file that is meant by `dataset=`, as `recipe_file` does: `cityscapes`, or a path.
+
+    Raises:
+        UserError: as `recipe_file`.
+    """
+    return _found(given, descriptions(), "data set")
+
+
+def recipe_folder(given: str) -> Path:
+    """Return a folder of recipes: the one of that path, or else of that name below `configs/`."""
+    own = RECIPES / given.removeprefix("configs/")
+    return own if not os.path.isdir(given) and own.is_dir() else Path(given)
+
+
+def _found(given: str, known: dict[str, Path], kind: str) -> Path:
+    name = given.removeprefix("configs/").removeprefix(f"{DESCRIPTIONS}/").removesuffix(".yaml")
+    if os.path.isfile(given):
+        return Path(given)
+    if name in known:
+        return known[name]
+    if not os.path.lexists(given) and (near := difflib.get_close_matches(name, known, 1)):
+        raise UserError(f"{as_given(given)}: no such configuration file; the nearest {kind} is {near[0]}")
+    return Path(given)

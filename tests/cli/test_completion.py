@@ -1,0 +1,109 @@
+"""A shell completes commands, settings, values that are choices, and recipes, with the script printed for it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from esl_dist.cli.commands import COMMANDS
+from esl_dist.cli.completion import completed
+from tests.cli.commands import environment, esl_dist
+
+ASKED_BY_BASH = """
+compopt() { echo "$@"; }
+source "$1"
+shift
+COMP_WORDS=("$@")
+COMP_CWORD=$(($# - 1))
+_esl_dist_completion esl-dist
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the command, and with the script that bash reads."""
+    folder = tmp_path_factory.mktemp("bin")
+    command = folder / "esl-dist"
+    command.write_text(f"#!{sys.executable}\nfrom esl_dist.__main__ import main\nmain()\n")
+    command.chmod(0o755)
+    (folder / "script").write_text(esl_dist("completion", "bash", folder=folder).stdout)
+    return folder
+
+
+def in_bash(installed: Path, words: Sequence[str]) -> list[str]:
+    """Return what bash is told for a command line, with the options of completion that are set for it."""
+    path = f"{installed}{os.pathsep}{os.environ['PATH']}"
+    called = ["bash", "--norc", "-c", ASKED_BY_BASH, "bash", str(installed / "script"), *words]
+    done = subprocess.run(called, env=environment(PATH=path), capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout.split("\n")[:-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["pse"], ["pseudo-label"]),
+        (["train", "batch_si"], ["-o nospace", "batch_size="]),
+        # Where bash cuts words.
+        (["train", "seed", "=", "1", "precision", "=", "b"], ["bf16"]),
+        (["train", "--config", "gta5_cityscapes/advent_"], ["gta5_cityscapes/advent_esl"]),
+    ],
+)
+def test_bash_completes(installed: Path, words: list[str], told: list[str]) -> None:
+    assert in_bash(installed, ["esl-dist", *words]) == told
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_there_is_a_script_for_each_shell_that_puts_no_blank_behind_a_setting(shell: str, tmp_path: Path) -> None:
+    done = esl_dist("completion", shell, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {"bash": "compopt -o nospace", "zsh": "-S ''", "fish": "--arguments"}[shell] in done.stdout
+    assert f"_ESL_DIST_COMPLETE={shell}_complete" in done.stdout
+
+
+def complete(command: str, *words: str) -> list[str]:
+    *before, word = words
+    return [item.value if item.type == "plain" else item.type for item in completed(COMMANDS[command], before, word)]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "told"),
+    [
+        ("train", ["source.si"], ["source.size="]),
+        ("train", ["sour"], ["source."]),
+        ("train", ["source.r"], ["source.rare_classes."]),
+        ("train", ["source.rare_classes.t"], ["source.rare_classes.temperature="]),
+        ("train", ["precision=b"], ["precision=bf16"]),
+        ("train", ["precision", ""], ["no", "tf32", "bf16", "fp16"]),
+        ("train", ["precision", "=", "t"], ["tf32"]),
+        ("train", ["compile="], ["compile=true", "compile=false"]),
+        ("train", ["method.name=ad"], ["method.name=advent"]),
+        ("train", ["network.architecture=t"], ["network.architecture=tiny"]),
+        ("train", ["--co"], ["--config"]),
+        ("train", ["--config=demo/self"], ["--config=demo/self_training"]),
+        ("train", ["--config", "=", "demo/self"], ["demo/self_training"]),
+        ("train", ["--config", "./"], ["file"]),
+        ("train", ["source.path=shards/"], ["dir"]),
+        ("train", ["steps="], []),
+        ("train", ["steps=20", "name", "=", "a", "log_"], ["log_every="]),
+        ("train", ["log_every=20", "log_"], []),
+        ("train", ["log_every", "=", "20", "log_"], []),
+        ("train", ["no_such=x"], []),
+        ("pack", ["dataset=city"], ["dataset=cityscapes"]),
+        ("pack", ["image_format=p"], ["image_format=png"]),
+        ("train", ["dataset=city"], []),
+        ("report", ["experiments/"], ["file"]),
+    ],
+)
+def test_a_word_becomes(command: str, words: list[str], told: list[str]) -> None:
+    assert complete(command, *words) == told
+
+
+def test_nothing_typed_may_become_any_setting_or_group_of_them_once() -> None:
+    told = complete("train", "")
+    assert {"seed=", "source.", "optimizer.", "--config"} <= set(told)
+    assert len(told) == len(set(told)) < 40

@@ -17,6 +17,7 @@ NAVIGATION = {
         "docs/command_line",
         "docs/watching",
         "docs/predicting",
+        "docs/onnx",
         "docs/report",
         "docs/doctor",
         "docs/running",

@@ -14,6 +14,7 @@ from esl_dist.config_types import (
     LargestMegapixels,
     LocalPath,
     Precision,
+    Samples,
     ShardFolder,
     Share,
     Size,
@@ -176,6 +177,26 @@ class Predict(Prediction):
 @dataclass
 class Export:
     """esl-dist export: write a trained network as one file that runs without this project."""
+
+    checkpoint: LocalPath = MISSING
+    """Run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors, .pth) with the
+    published names."""
+    output: LocalPath = MISSING
+    """File to write; its suffix says which kind: `.onnx` (for onnxruntime, TensorRT, OpenVINO, …; takes the extra
+    `onnx`), or `.pt2` (torch.export, for PyTorch without this project)."""
+    size: Size | None = None
+    """Width and height in pixels of the only pictures that the file takes; null: any size. The file says at which size
+    the network was trained."""
+    batch: Samples | None = None
+    """Pictures at once, no more and no fewer; null: any number."""
+    domain: DomainChoice = "target"
+    """Whose batch-norm statistics the file has, where the network keeps some per domain: `source` or `target`."""
+    class_set: str | None = None
+    """Class set of a file of weights that does not say its own; null: the first of `classes_from` with as many
+    classes."""
+    classes_from: LocalPath | None = None
+    """Data set's description (YAML) or folder of labelled shards that names the classes of such a file, and gives any
+    network's classes their colours and raw ids; null: those of the training."""
 
 
 @dataclass

@@ -4,13 +4,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from esl_dist.config import Evaluate, Predict, PseudoLabel
+from esl_dist.config import Evaluate, Export, Predict, PseudoLabel
 from esl_dist.config_files import read_yaml
 from esl_dist.data.own_pictures import refuse_missing_pictures, searched
 from esl_dist.data.shard_index import refuse_missing_shards
 from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_unwritable
+from esl_dist.inference.exporting.files import refuse_replacing_others, refuse_unwritable_kind
 from esl_dist.inference.output_places import (
     refuse_among_inputs,
     refuse_in_each_other,
@@ -168,6 +169,26 @@ def check_predicting(config: Predict) -> None:
     _refuse_missing_classes(config.classes_from)
     refuse_missing_network(Path(config.checkpoint))
     refuse_unwritable("output", config.output, output)
+
+
+def check_export(config: Export) -> None:
+    """Refuse what cannot be written, and to write over what is read or is no export.
+
+    Raises:
+        UserError: naming the settings.
+    """
+    if not is_alone():
+        raise UserError("an export is the work of one process; start it without a launcher of several")
+    output = Path(config.output)
+    refuse_unwritable_kind("output", config.output)
+    inputs = [("checkpoint", config.checkpoint), ("classes_from", config.classes_from)]
+    refuse_among_inputs("output", config.output, inputs)
+    if output.is_dir():
+        raise UserError(f"output={config.output}: a folder; expected the name of a file")
+    refuse_replacing_others("output", config.output)
+    refuse_missing_network(Path(config.checkpoint))
+    _refuse_missing_classes(config.classes_from)
+    refuse_unwritable("output", str(output.parent.absolute()), output.parent)
 
 
 def _refuse_missing_classes(place: str | None) -> None:

@@ -65,12 +65,7 @@ class Conditions:
         Raises:
             UserError: it cannot be loaded, `classes_from` names other classes, or it cannot predict as is asked.
         """
-        trained = load_trained(path, self.class_sets, self.asked.class_set, self.device)
-        if self.asked.classes_from is not None and self.named_classes(trained) is None:
-            raise UserError(
-                f"classes_from={self.asked.classes_from}: has no class set {trained.class_set!r} of the network's "
-                f"classes {', '.join(class_names(trained.classes))}"
-            )
+        trained, _ = named_network(path, self.class_sets, self.asked, self.device)
         return self.predictor(trained)
 
     def named_classes(self, trained: TrainedNetwork) -> ClassSet | None:
@@ -86,11 +81,8 @@ class Conditions:
         """
         asked = self.asked
         domain = cast(Domain, asked.domain or self.own_domain(trained))
-        if asked.domain == "source" and trained.keeps == "target":
-            raise UserError(
-                f"{trained.name}: domain=source is impossible: a file of weights holds the batch-norm statistics of "
-                "the target alone; give the run or a checkpoint of it"
-            )
+        if asked.domain is not None:
+            refuse_missing_statistics(trained, asked.domain)
         if asked.as_packed and self.size is not None:
             raise UserError(f"as_packed=true contradicts the size {self.size}; leave out one of the two")
         size = None if asked.as_packed else as_size(self.size or trained.sizes.get(domain))
@@ -153,6 +145,42 @@ class OwnConditions(Conditions):
         if size is not None:
             seen = size if self.window is None else (min(size[0], self.window[0]), min(size[1], self.window[1]))
             trained.network.refuse_size(seen, 1, trained.name, "size" if self.window is None else "window")
+
+
+def named_network(
+    path: str | Path,
+    class_sets: dict[str, ClassSet],
+    asked: settings.Prediction | settings.Export,
+    device: torch.device,
+) -> tuple[TrainedNetwork, ClassSet]:
+    """Load a run, a checkpoint or a file of weights; returns it and its classes as the class sets have them.
+
+    Those are the network's own, with the colours and raw ids that `class_sets` give them, if they are there.
+
+    Raises:
+        UserError: it cannot be loaded, or `classes_from` names other classes.
+    """
+    trained = load_trained(path, class_sets, asked.class_set, device)
+    named = same_classes(trained.class_set, trained.classes, class_sets)
+    if asked.classes_from is not None and named is None:
+        raise UserError(
+            f"classes_from={asked.classes_from}: has no class set {trained.class_set!r} of the network's "
+            f"classes {', '.join(class_names(trained.classes))}"
+        )
+    return trained, named or trained.classes
+
+
+def refuse_missing_statistics(trained: TrainedNetwork, domain: str) -> None:
+    """Make sure that a network has batch-norm statistics of the domain whose are asked for.
+
+    Raises:
+        UserError: they are the target's alone.
+    """
+    if domain == "source" and trained.keeps == "target":
+        raise UserError(
+            f"{trained.name}: domain=source is impossible: a file of weights holds the batch-norm statistics of "
+            "the target alone; give the run or a checkpoint of it"
+        )
 
 
 def open_inputs(

@@ -33,9 +33,12 @@ def check_program(config: Program) -> None:
     give_interrupt_back()
     if isinstance(config, Train):
         from esl_dist.adaptation.methods import METHODS
+        from esl_dist.training.contradictions import refuse_missing_trackers
         from esl_dist.training.data import open_training_data
+        from esl_dist.training.validation import open_validation
 
-        open_training_data(config, METHODS[config.method.name])
+        refuse_missing_trackers(config.trackers)
+        open_validation(config, open_training_data(config, METHODS[config.method.name]))
     else:
         cache = cache_of(config.cache.folder, config.cache.gigabytes, config.timeout_minutes, lambda: None)
         for place in shards_of(config).values():

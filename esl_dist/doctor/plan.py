@@ -9,13 +9,14 @@ from functools import partial
 import torch
 
 from esl_dist.config import Train
-from esl_dist.config_types import TIMM_PREFIX
-from esl_dist.doctor.findings import Finding, looked_at
+from esl_dist.config_types import TENSORBOARD, TIMM_PREFIX
+from esl_dist.doctor.findings import Finding, looked_at, refused
 from esl_dist.doctor.inputs import Program, shards_of
 from esl_dist.environment import Launch, flag, launch
 from esl_dist.errors import UserError
 from esl_dist.ranks.launchers import DEVICE, asked_of_launcher
 from esl_dist.ranks.precision import missing
+from esl_dist.training.contradictions import refuse_missing_trackers
 from esl_dist.urls import is_url, without_secrets
 
 
@@ -98,7 +99,10 @@ def _refuse_with_deepspeed(config: Train, precision: str) -> None:
 
 def extras_found(config: Program) -> list[Finding]:
     """Return whether what the settings ask for is there, where it comes with an extra."""
-    return [looked_at("extras", partial(_refuse_without, *one)) for one in extras_of(config)]
+    found = [looked_at("extras", partial(_refuse_without, *one)) for one in extras_of(config)]
+    if isinstance(config, Train) and (others := [name for name in config.trackers if name != TENSORBOARD]):
+        found += refused("extras", [partial(refuse_missing_trackers, others)], f"trackers: {', '.join(others)} there")
+    return found
 
 
 def extras_of(config: Program) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -109,10 +109,17 @@ def findings_of_machine(experiments: str) -> list[Finding]:
         Finding("ok", "memory", f"{gigabytes(free_memory())} free for this job, {gigabytes(memory.total)} in all"),
         shared_memory(None if shared is None else shared.total, len(seen)),
         open_files(*limits),
-        temporary_folder(os.environ.get("TMPDIR"), place_at(tempfile.gettempdir())),
+        looked_at("TMPDIR", _temporary_folder),
         place("experiments", place_at(experiments)),
         looked_at("launcher", launcher),
     ]
+
+
+def _temporary_folder() -> Finding:
+    try:
+        return temporary_folder(os.environ.get("TMPDIR"), place_at(tempfile.gettempdir()))
+    except FileNotFoundError as error:
+        return Finding("problem", "TMPDIR", f"{error.strerror}; make room, or set TMPDIR to a folder that is there")
 
 
 def requires_of_project() -> list[Requirement]:

@@ -10,6 +10,7 @@ import torch
 
 from esl_dist.adaptation.entropy import HIGHEST_LEVEL
 from esl_dist.config import PseudoLabel
+from esl_dist.errors import UserError
 from esl_dist.inference.inputs import open_inputs, print_plan
 from esl_dist.inference.labelling.histograms import HISTOGRAMS, read_histograms
 from esl_dist.inference.labelling.job import label_job, write_pseudo_labels
@@ -59,16 +60,17 @@ def write_label_curves(job: LabelJob, summary: dict[str, Any]) -> Path | None:
     scalars |= {
         f"pseudo_label_kept/{name}": row["pixels_kept"] / row["pixels_predicted"] for name, row in predicted.items()
     }
-    # Jobs of earlier versions have none.
-    histograms = read_histograms(file) if file.exists() else {}
     try:
+        # Jobs of earlier versions have none.
+        histograms = read_histograms(file) if file.exists() else {}
         # In a folder of its own, as scores are: a training that goes on would hide what it does not know.
-        with closing(open_writer(logs / "pseudo_labels", None)) as writer:
+        with closing(open_writer(logs / "pseudo_labels" / job.output.resolve().name, None)) as writer:
             write_scalars(writer, scalars, step)
             for score, found in histograms.items():
                 write_histograms(writer, _of_classes(score, found["classes"]), step)
-    except OSError as error:
-        warn(f"{logs}: curves cannot be written ({error.strerror}); {job.output} has what they show")
+    except (OSError, UserError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        warn(f"{logs}: curves cannot be written ({reason}); {job.output} has what they show")
         return None
     return logs
 

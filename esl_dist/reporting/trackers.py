@@ -73,7 +73,7 @@ class BackgroundTracker:
                 values, step = given
                 tracker.log(values, step=step)
             tracker.finish()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # Whatever it is, it is the tracker's, and no matter of the training.
             self.failure = beginning(f"{type(error).__name__}: {error}".splitlines()[0], SHOWN_CHARACTERS)
         finally:

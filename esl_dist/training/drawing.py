@@ -15,7 +15,7 @@ from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Pre
 from esl_dist.config import Domain
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch, HostBatch, Samples, on_device
-from esl_dist.errors import UserError
+from esl_dist.errors import UserError, memory_words
 from esl_dist.models.segmentation import SegmentationNetwork, in_evaluation
 from esl_dist.prediction.predictor import domain_of
 from esl_dist.ranks.collectives import note_progress, warn
@@ -75,7 +75,24 @@ class Drawing:
         self._read()
         with in_evaluation(self._training.state.networks):
             for shown in self._shown:
-                yield shown.group, {key: self._row(shown, batch) for key, batch in shown.batches.items()}
+                yield shown.group, dict(self._rows(shown))
+
+    def _rows(self, shown: Shown) -> Iterator[tuple[str, Picture]]:
+        """Yield the rows of a group by their keys; whole pictures may take more than the parts that a step sees."""
+        network = self._training.state.networks[SEGMENTATION]
+        assert isinstance(network, SegmentationNetwork)
+        for key, batch in list(shown.batches.items()):
+            height, width = batch["pictures"].shape[1:3]
+            try:
+                network.refuse_size((width, height), 1, f"{shown.samples.images.folder}: {key}, seen whole", "size")
+                yield key, self._row(shown, batch)
+            except (UserError, RuntimeError, MemoryError) as error:
+                words = str(error) if isinstance(error, UserError) else memory_words(error)
+                if words is None:
+                    raise
+                # What is for show alone ends no training.
+                warn(f"{words}; {shown.group} {key} is not shown")
+                del shown.batches[key]
 
     def _read(self) -> None:
         if self._is_read:

@@ -76,6 +76,8 @@ def train(config: settings.Train, ranks: Ranks, request: StopRequest, record: Ru
         if (validator := _validator(training, request)).is_due(step):
             log = _log(training)
             _validate_overdue(validator, training, log)
+            # Its last losses are in the log of the start that made them.
+            log.finish(step, config, (), None if validator.best is None else validator.best[1])
             log.close()
         _export(training, step, before)
         return run

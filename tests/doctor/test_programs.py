@@ -307,6 +307,8 @@ def test_an_evaluation_is_held_to_its_networks_and_labels(shards: Path) -> None:
         {"class_set": "other"},
         {"batch_size": 3, "accumulate": 2},
         {"validation": {"path": "somewhere"}},
+        {"validation": {"path": "nowhere"}, "validate_every": 1},
+        {"trackers": ["tensorboard", "comet_ml"]},
     ],
 )
 def test_before_jobs_are_submitted_the_same_is_refused_in_the_same_words(shards: Path, changes: dict[str, Any]) -> None:

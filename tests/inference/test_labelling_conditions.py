@@ -262,7 +262,7 @@ def test_labels_of_numbers_that_are_not_finite_are_not_written(run: Path, label:
 
 def shown(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, Any]]:
     """Return what TensorBoard shows of a round: scalars and histograms."""
-    events = EventAccumulator(str(folder / "pseudo_labels"))
+    events = EventAccumulator(str(folder / "pseudo_labels/labels"))
     events.Reload()
     scalars = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     histograms = {tag: events.Histograms(tag) for tag in events.Tags()["histograms"]}

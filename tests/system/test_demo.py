@@ -44,9 +44,11 @@ def fork(words, check, env):
         sys.stderr.flush()
         os._exit(code)
 
-if sys.argv.pop(1) == "forked":
-    demo.subprocess = type("Forking", (), {"run": staticmethod(fork)})
-run_program(Demo, demo.main)
+# Packing processes import this file again.
+if __name__ == "__main__":
+    if sys.argv.pop(1) == "forked":
+        demo.subprocess = type("Forking", (), {"run": staticmethod(fork)})
+    run_program(Demo, demo.main)
 """
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esl_dist.adaptation.teacher import TEACHER
+from esl_dist.errors import UserError
 from esl_dist.ranks.session import Ranks
 from esl_dist.reporting.pictures import LINE, MARGIN, PANEL_WIDTH, Picture
 from esl_dist.training.drawing import Drawing, positions
@@ -133,3 +134,35 @@ def test_a_sample_that_cannot_be_read_is_left_out_with_one_warning(
         assert list(rows["source"]) == [training.data.source.images.key(second)]
     [warning] = capsys.readouterr().err.splitlines()
     assert "it is not shown" in warning
+
+
+class _FullMemoryError(RuntimeError):
+    """As torch says it of a GPU."""
+
+    def __str__(self) -> str:
+        return "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [("refuse_size", UserError("its memory is full of windows")), ("score", _FullMemoryError())],
+)
+def test_whole_pictures_that_are_too_much_for_the_network_are_not_shown_and_end_no_training(
+    town: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: Exception,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    training = training_of(town, tmp_path)
+    monkeypatch.setattr(training.state.networks["segmentation"], where, refuse)
+    drawing = Drawing(training)
+    assert dict(drawing.rows()) == {"source": {}, "target": {}}
+    assert dict(drawing.rows()) == {"source": {}, "target": {}}
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 4
+    assert all("memory is full" in one and "is not shown" in one for one in warnings)

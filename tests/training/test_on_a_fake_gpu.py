@@ -270,7 +270,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Computed:
 @pytest.mark.parametrize("score", sorted(TRUST))
 def test_predictions_for_pseudo_labels_are_counted_on_the_device_of_the_network(score: str, computed: Computed) -> None:
     samples: Any = _Pictures()
-    job = LabelJob(predictor(), samples, (WIDTH, HEIGHT), TRUST[score], {}, Path("labels"), Workers(0, 1))
+    job = LabelJob(predictor(), samples, (WIDTH, HEIGHT), {score: 0.5}, {}, Path("labels"), Workers(0, 1))
     levels._prediction(job, fake_batch(False, images=1), counting(empty_histograms(CLASSES, GPU)))
     ((device, (labels, own_levels, is_finite)),) = computed
     assert {device, labels.device, own_levels.device, is_finite.device} == {GPU}

@@ -13,7 +13,7 @@ from esl_dist.endings import now
 from esl_dist.errors import UserError
 from esl_dist.report.curves import read_curves, thinned
 from esl_dist.report.rounds import told_of_round
-from esl_dist.report.runs import RunFolder, controls_of, open_run, starts_of, told_of_run
+from esl_dist.report.runs import RunFolder, controls_of, is_plain, open_run, starts_of, told_of_run
 from esl_dist.report.scores import Row, points_to, read_row, rows_of_run, with_controls
 from esl_dist.runs.run_record import versions
 from esl_dist.urls import is_url, without_secrets
@@ -38,7 +38,7 @@ def gathered(config: Report, runs: Sequence[RunFolder]) -> dict[str, Any]:
     rounds, class_sets = _rounds(config, runs, notes)
     class_sets += [run.classes for run in runs if run.classes is not None]
     controls = controls_of(runs)
-    adapted = {place for place, run in enumerate(runs) if run.config.method.name != "source_only"}
+    adapted = {place for place, run in enumerate(runs) if not is_plain(run)}
     rows = with_controls(rows, {place: other for place, (other, _) in controls.items()}, adapted)
     _say_of_rounds(rounds, runs)
     return {
@@ -50,7 +50,8 @@ def gathered(config: Report, runs: Sequence[RunFolder]) -> dict[str, Any]:
         "notes": notes,
         "classes": _classes(class_sets, rows),
         "runs": _runs(runs, controls, rounds),
-        "rows": [asdict(row) for row in rows],
+        # JavaScript puts keys that look like whole numbers before all others.
+        "rows": [{**asdict(row), "names": list(row.iou)} for row in rows],
         "curves": _curves(runs, notes),
         "rounds": rounds,
     }

@@ -100,10 +100,11 @@ def controls_of(runs: Sequence[RunFolder]) -> dict[int, tuple[int, str]]:
 
 
 def _is_plain_beside(one: RunFolder, run: RunFolder) -> bool:
-    return _is_plain(one) and not _is_plain(run) and one.config.network.start == run.config.network.start
+    return is_plain(one) and not is_plain(run) and one.config.network.start == run.config.network.start
 
 
-def _is_plain(run: RunFolder) -> bool:
+def is_plain(run: RunFolder) -> bool:
+    """Say whether a run learns from the source alone: pseudo-labels are of the target, whatever the method."""
     return run.config.method.name == "source_only" and run.config.pseudo_labels is None
 
 

@@ -32,6 +32,8 @@ def test_every_figure_is_that_of_the_files(content: Any, experiments: Path) -> N
         saved = json.loads((experiments / f"scores/{name}.json").read_text())
         for key in ("miou", "iou", "accuracy", "confusion", "data", "step"):
             assert row[key] == saved[key], key
+        assert row["fingerprint"] == saved["data_fingerprint"]
+        assert row["names"] == list(saved["iou"])
         assert np.trace(saved["confusion"]) / np.sum(saved["confusion"]) == saved["accuracy"]
     [labels] = content["rounds"]
     assert labels["summary"] == json.loads((experiments / "labels/summary.json").read_text())
@@ -101,7 +103,7 @@ def test_files_of_earlier_versions_are_read_and_what_they_lack_is_said(
     experiments: Path, settings: Report, tmp_path: Path
 ) -> None:
     old = json.loads((experiments / "scores/advent.json").read_text())
-    for key in ("confusion", "data", "statistics_from"):
+    for key in ("confusion", "data", "data_fingerprint", "statistics_from"):
         del old[key]
     (tmp_path / "old.json").write_text(json.dumps(old))
     labels = tmp_path / "old labels"
@@ -168,8 +170,13 @@ def test_what_lies_elsewhere_now_is_noted_and_the_rest_is_shown(
     config = (experiments / "snapshots/advent_esl/config.yaml").read_text()
     (moved / "config.yaml").write_text(config.replace(f"{experiments}/labels", "gone"))
     settings.runs = [settings.runs[0], str(moved)]
+    (moved / "validation.json").write_bytes((experiments / "snapshots/advent/validation.json").read_bytes())
     main(settings)
     content = content_of(Path(settings.output))
+    [validated] = [row for row in content["rows"] if row["run"] == 1]
+    assert validated["title"] == "advent_esl, validation, best step, chosen on these pictures"
+    assert validated["fingerprint"] == content["rows"][0]["fingerprint"]
+    assert validated["unlike"] == ["only one is the best step, chosen on these pictures"]
     assert any("gone" in note for note in content["notes"])
     assert "no checkpoint" in content["gallery"]["note"]
     assert content["runs"][1]["problems"]

@@ -159,7 +159,8 @@ def _curves(runs: Sequence[RunFolder], notes: list[str]) -> list[dict[str, Any]]
     told = []
     for run in runs:
         try:
-            curves, origin = read_curves(run.logs)
+            curves, origin, problems = read_curves(run.logs)
+            notes += problems
         except UserError as error:
             notes.append(str(error))
             curves, origin = {}, ""

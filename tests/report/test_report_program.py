@@ -73,6 +73,20 @@ def test_curves_are_those_of_the_training(content: Any) -> None:
     assert [value for _, value in first["validation/miou"]] == pytest.approx(means, abs=1e-6)
 
 
+def test_damaged_event_files_are_noted_on_the_page(settings: Report, tmp_path: Path, experiments: Path) -> None:
+    run, logs = tmp_path / "e/snapshots/advent", tmp_path / "e/logs/advent"
+    run.mkdir(parents=True)
+    logs.mkdir(parents=True)
+    (run / "config.yaml").write_bytes((experiments / "snapshots/advent/config.yaml").read_bytes())
+    [events] = sorted((experiments / "logs/advent").glob("events.out.tfevents*"))
+    (logs / events.name).write_bytes(events.read_bytes()[:-3])
+    settings.runs, settings.pictures = [str(run)], 0
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert any(str(logs / events.name) in note for note in content["notes"])
+    assert content["curves"][0]["points"]
+
+
 def layer(picture: dict[str, Any], name: str) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(picture["layers"][name].partition(",")[2])))
 

@@ -1,7 +1,7 @@
 """The scores that a report shows: JSON files of evaluations, and which run each is of."""
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,32 @@ class Row:
     unlike: list[str] = field(default_factory=list)
 
 
+def experiments_of(run: Path) -> Path:
+    """Return the folder of experiments that a run lies in."""
+    return run.resolve().parent.parent
+
+
+def places_of(path: str, runs: Sequence[Path], experiments: Path) -> list[int]:
+    """Return the place of the run that a path names or lies in; none, or several where it cannot be told which.
+
+    Args:
+        path: as a file names it; its experiments may have been moved since.
+        runs: folders of runs, among them one of each seed, say, of the same name.
+        experiments: folder of experiments of whatever names the path; of several moved runs the one in it is meant.
+    """
+    inside = [place for place, run in enumerate(runs) if _lies_in(path, run)]
+    moved = [place for place, run in enumerate(runs) if points_to(path, run)]
+    beside = [place for place in moved if experiments_of(runs[place]) == experiments.resolve()]
+    return inside[:1] or (beside[:1] if len(moved) > 1 and beside else moved)
+
+
+def _lies_in(path: str, run: Path) -> bool:
+    return Path(path).resolve().is_relative_to(run.resolve())
+
+
 def points_to(path: str, run: Path) -> bool:
     """Say whether a path that a file names is a run, or lies in it; also where the experiments were moved since."""
-    if Path(path).resolve().is_relative_to(run.resolve()):
+    if _lies_in(path, run):
         return True
     parts, own = Path(path).parts, ("snapshots", run.resolve().name)
     moved = own in itertools.pairwise(parts)
@@ -70,7 +93,7 @@ def points_to(path: str, run: Path) -> bool:
 def rows_of_run(run: Path, number: int) -> tuple[list[Row], list[str]]:
     """Return the rows of a run that lie in its folder, or in scores/ beside its snapshots/, and what cannot be read."""
     rows, problems = [], []
-    for file in sorted({*run.glob("scores/*.json"), *run.resolve().parent.parent.glob("scores/*.json")}):
+    for file in sorted({*run.glob("scores/*.json"), *experiments_of(run).glob("scores/*.json")}):
         try:
             row = read_row(file)
         except UserError as error:

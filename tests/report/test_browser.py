@@ -147,6 +147,29 @@ def test_classes_that_are_called_by_numbers_keep_their_place(opened: Any) -> Non
     assert "Found: 100.0 % of its pixels" in section.inner_text()
 
 
+def test_only_differences_that_are_seen_have_a_colour(opened: Any) -> None:
+    page = opened()
+    shown = page.evaluate("[null, 0, -0, 0.0004, -0.0004, 0.001, -0.001].map(direction)")
+    assert shown == [None, None, None, None, None, "up", "down"]
+    gain = "(gain) => { DATA.rows[1].miou = gain; DATA.rows[0].miou = 0.5; return scoreTable(['road']); }"
+    kind = f"(gain) => ({gain})(gain).querySelector('[title^=against]').className"
+    assert [page.evaluate(kind, one) for one in (None, 0.5, 0.6, 0.4)] == ["", "", "up", "down"]
+
+
+def test_what_else_sets_a_row_apart_from_its_control_is_said_beside_the_difference(opened: Any) -> None:
+    page = opened()
+    told = page.evaluate("DATA.rows[1].unlike = ['other statistics'], scoreTable(['road']).textContent")
+    assert "†" in told
+    assert "† advent_esl and advent differ in more than the run: other statistics." in told
+
+
+def test_a_validation_is_not_said_to_be_of_an_earlier_version(opened: Any) -> None:
+    script = (
+        "const place = element('div'); DATA.rows[0].confusion = null; showConfusion(place); return place.textContent"
+    )
+    assert "validations keep none" in opened().evaluate(f"() => {{ {script} }}")
+
+
 def content_of_confusion(experiments: Path) -> Any:
     return json.loads((experiments / "scores/advent.json").read_text())["confusion"]
 

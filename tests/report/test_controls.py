@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from esl_dist.report.runs import RunFolder, controls_of, is_plain
+from esl_dist.report.runs import RunFolder, controls_of, is_plain, starts_of, unclear_starts
 from esl_dist.report.scores import Row, points_to, read_row, with_controls
 from tests.training.small_runs import configuration
 
@@ -62,6 +62,34 @@ def test_a_path_leads_to_a_run_also_where_the_experiments_were_moved(tmp_path: P
     other = tmp_path / "other/snapshots/advent"
     other.mkdir(parents=True)
     assert not points_to(str(other), moved), "there is another one of this name"
+
+
+def moved_seeds(tmp_path: Path) -> list[RunFolder]:
+    """Return two seeds of a run, and one of the second seed that starts from it, moved since."""
+    runs = []
+    for seed, name in ((1, "advent"), (2, "advent"), (2, "advent_esl")):
+        folder = tmp_path / f"seed{seed}/snapshots" / name
+        folder.mkdir(parents=True)
+        config = run(name, "advent", None if name == "advent" else "../../gone/snapshots/advent", seed=seed).config
+        runs.append(RunFolder(folder, config, None, {}, None, []))
+    return runs
+
+
+def test_of_moved_runs_of_one_name_the_one_in_the_same_experiments_is_the_start(tmp_path: Path) -> None:
+    runs = moved_seeds(tmp_path)
+    assert starts_of(runs) == {2: 1}
+    assert unclear_starts(runs) == []
+
+
+def test_where_several_moved_runs_may_be_the_start_none_is_and_it_is_said(tmp_path: Path) -> None:
+    runs = moved_seeds(tmp_path)
+    elsewhere = tmp_path / "seed3/snapshots/advent_esl"
+    elsewhere.mkdir(parents=True)
+    runs[2] = replace(runs[2], folder=elsewhere)
+    assert starts_of(runs) == controls_of(runs) == {}
+    [note] = unclear_starts(runs)
+    assert note.startswith(f"{elsewhere}: starts from")
+    assert all(str(one.folder) in note for one in runs[:2])
 
 
 def row(title: str, number: int, **more: Any) -> Row:

@@ -87,6 +87,24 @@ def test_damaged_event_files_are_noted_on_the_page(settings: Report, tmp_path: P
     assert content["curves"][0]["points"]
 
 
+def test_scores_of_a_moved_run_of_which_there_are_two_are_of_none(
+    settings: Report, tmp_path: Path, experiments: Path
+) -> None:
+    scores = json.loads((experiments / "scores/advent.json").read_text())
+    runs = [tmp_path / f"seed{seed}/snapshots/advent" for seed in (1, 2)]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_bytes((experiments / "snapshots/advent/config.yaml").read_bytes())
+    file = tmp_path / "apart/scores/advent.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({**scores, "checkpoint": "gone/snapshots/advent"}))
+    settings.runs, settings.scores, settings.pictures = [*map(str, runs)], [str(file)], 0
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert content["rows"][0]["run"] is None
+    assert any(note.startswith(f"{file}: its gone/snapshots/advent is no longer there") for note in content["notes"])
+
+
 def layer(picture: dict[str, Any], name: str) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(picture["layers"][name].partition(",")[2])))
 

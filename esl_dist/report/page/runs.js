@@ -102,8 +102,8 @@ function showConfusion(section) {
   const place = element("div", { id: "confusion" }, element("h3", {}, "What is taken for what"));
   section.append(place);
   if (missing) {
-    place.append(note(`${missing} of ${DATA.rows.length} rows are without a confusion matrix: their files are of an earlier version. ` +
-      "Score again with esl-dist evaluate."));
+    place.append(note(`${missing} of ${DATA.rows.length} rows are without a confusion matrix: validations keep none, nor do files of an earlier version. ` +
+      "Score with esl-dist evaluate."));
   }
   if (!known.length) return;
   const drawn = element("div");

@@ -15,7 +15,7 @@ from esl_dist.files import shortened
 
 UNSAID = {"domain": "target", "precision": "no"}
 """What scores and pseudo-labels of older versions do not say, for there was no other."""
-UNKNOWN = ("device",)
+UNKNOWN = ("device", "data_name")
 """What they do not say though there were others: it is compared only where it is known."""
 SHOWN_CHANGES = 4
 SHOWN_CHARACTERS = 60

@@ -86,8 +86,8 @@ def _evaluate_once(config: Evaluate, inputs: Inputs) -> dict[str, str]:
         origin: dict[str, Any] = {"checkpoint": paths[0], "step": ensemble[0].trained.step}
         if config.mode == "ensemble":
             origin = {"checkpoints": paths, "weights": weights}
-        index, statistics = inputs.shards.index, scoring.statistics
-        origin["data"] = f"{index.dataset} {index.split}"
+        statistics = scoring.statistics
+        origin["data"], origin["data_fingerprint"] = _name_of(inputs.shards), inputs.shards.fingerprint()
         origin["statistics_from"] = None if statistics is None else statistics.fingerprint()
         if config.output is not None:
             write_json(Path(config.output), {**scores, **origin})
@@ -143,11 +143,16 @@ def _refuse_unwritable(setting: str, folder: str | Path | None) -> None:
         raise UserError(f"{setting}: cannot write into {where}; choose another place as {setting}=…")
 
 
+def _name_of(shards: ShardReader) -> str:
+    return f"{shards.index.dataset} {shards.index.split}"
+
+
 def _made_with(predictor: Predictor, scoring: Scoring) -> dict[str, Any]:
     """Return what scores depend on besides the weights."""
     statistics = scoring.statistics
     return {
         "data": scoring.shards.fingerprint(),
+        "data_name": _name_of(scoring.shards),
         "size": None if predictor.size is None else list(predictor.size),
         "statistics_from": None if statistics is None else statistics.fingerprint(),
         "domain": predictor.statistics if statistics is None else "target",

@@ -1,50 +1,48 @@
 """The curves of a run: of scalars.csv or, where there is none, of TensorBoard's event files."""
 
-import csv
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader, RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.util.tensor_util import make_ndarray
 
-from esl_dist.errors import UserError
+from esl_dist.reporting.scalar_file import SCALARS, read_scalars
 from esl_dist.reporting.tensorboard import EVENT_FILE
 
-SCALARS = "scalars.csv"
-HEADER = ["step", "tag", "value"]
+RECORD_FRAME = 16
+"""Bytes of a TFRecord beside its content: length, 8, and the checksums of both, 4 each."""
 MOST_POINTS = 400
 """Of a curve, on the page."""
 
 Points = list[tuple[int, float]]
 
 
-def read_curves(logs: Path) -> tuple[dict[str, Points], str]:
-    """Return the curves of a folder by tag, and which file they are of; none where there is nothing.
+def read_curves(logs: Path) -> tuple[dict[str, Points], str, list[str]]:
+    """Return the curves of a folder by tag, which file they are of, and what of it cannot be read; none without files.
 
     Raises:
         UserError: scalars.csv is damaged.
     """
     if (file := logs / SCALARS).is_file():
-        return _of_table(file), str(file)
+        curves: dict[str, Points] = {}
+        for step, tag, value in read_scalars(file):
+            curves.setdefault(tag, []).append((step, value))
+        return curves, str(file), []
     files = sorted(logs.glob(f"{EVENT_FILE}*"))
-    return _of_events(event for one in files for event in EventFileLoader(str(one)).Load()), str(logs)
+    problems = [problem for one in files if (problem := _lost(one)) is not None]
+    events = (event for one in files for event in EventFileLoader(str(one)).Load())
+    return _of_events(events), str(logs), problems
 
 
-def _of_table(file: Path) -> dict[str, Points]:
-    curves: dict[str, Points] = {}
-    with open(file, encoding="utf-8", newline="") as opened:
-        lines = csv.reader(opened)
-        if next(lines, None) != HEADER:
-            raise UserError(f"{file}: expected the header {','.join(HEADER)}; delete it to see the event files instead")
-        for number, line in enumerate(lines, 2):
-            try:
-                step, tag, value = line
-                curves.setdefault(tag, []).append((int(step), float(value)))
-            except ValueError as error:
-                raise UserError(f"{file}: line {number}: expected step, tag and value; mend or delete it") from error
-    return curves
+def _lost(file: Path) -> str | None:
+    """Say what of an event file TensorBoard passes over in silence: all from the first damaged record on."""
+    size = file.stat().st_size
+    read = sum(len(record) + RECORD_FRAME for record in RawEventFileLoader(str(file)).Load())
+    if read >= size:
+        return None
+    return f"{file}: the last {size - read} of {size} bytes are damaged or cut, so curves may lack what they hold"
 
 
 def _of_events(events: Iterable[Event]) -> dict[str, Points]:

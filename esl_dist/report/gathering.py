@@ -13,8 +13,8 @@ from esl_dist.endings import now
 from esl_dist.errors import UserError
 from esl_dist.report.curves import read_curves, thinned
 from esl_dist.report.rounds import told_of_round
-from esl_dist.report.runs import RunFolder, controls_of, open_run, starts_of, told_of_run
-from esl_dist.report.scores import Row, points_to, read_row, rows_of_run, with_controls
+from esl_dist.report.runs import RunFolder, controls_of, is_plain, open_run, starts_of, told_of_run, unclear_starts
+from esl_dist.report.scores import Row, places_of, read_row, rows_of_run, with_controls
 from esl_dist.runs.run_record import versions
 from esl_dist.urls import is_url, without_secrets
 
@@ -38,7 +38,8 @@ def gathered(config: Report, runs: Sequence[RunFolder]) -> dict[str, Any]:
     rounds, class_sets = _rounds(config, runs, notes)
     class_sets += [run.classes for run in runs if run.classes is not None]
     controls = controls_of(runs)
-    adapted = {place for place, run in enumerate(runs) if run.config.method.name != "source_only"}
+    notes += unclear_starts(runs)
+    adapted = {place for place, run in enumerate(runs) if not is_plain(run)}
     rows = with_controls(rows, {place: other for place, (other, _) in controls.items()}, adapted)
     _say_of_rounds(rounds, runs)
     return {
@@ -50,7 +51,8 @@ def gathered(config: Report, runs: Sequence[RunFolder]) -> dict[str, Any]:
         "notes": notes,
         "classes": _classes(class_sets, rows),
         "runs": _runs(runs, controls, rounds),
-        "rows": [asdict(row) for row in rows],
+        # JavaScript puts keys that look like whole numbers before all others.
+        "rows": [{**asdict(row), "names": list(row.iou)} for row in rows],
         "curves": _curves(runs, notes),
         "rounds": rounds,
     }
@@ -74,9 +76,13 @@ def _rows(config: Report, runs: Sequence[RunFolder]) -> tuple[list[Row], list[st
             )
     for file in [*filter(is_scores, config.runs), *config.scores]:
         row = read_row(Path(file))
-        of = [number for number, run in enumerate(runs) if row.checkpoint and points_to(row.checkpoint, run.folder)]
-        if Path(file).resolve() not in {Path(one.file).resolve() for one in rows}:
-            rows.append(replace(row, run=of[0] if of else None))
+        if Path(file).resolve() in {Path(one.file).resolve() for one in rows}:
+            continue
+        experiments = Path(file).resolve().parent.parent
+        of = places_of(row.checkpoint, [run.folder for run in runs], experiments) if row.checkpoint else []
+        if len(of) > 1:
+            notes.append(f"{file}: its {row.checkpoint} is no longer there, and may be that of {len(of)} of the runs")
+        rows.append(replace(row, run=of[0] if len(of) == 1 else None))
     return _with_own_titles(rows), notes
 
 
@@ -158,7 +164,8 @@ def _curves(runs: Sequence[RunFolder], notes: list[str]) -> list[dict[str, Any]]
     told = []
     for run in runs:
         try:
-            curves, origin = read_curves(run.logs)
+            curves, origin, problems = read_curves(run.logs)
+            notes += problems
         except UserError as error:
             notes.append(str(error))
             curves, origin = {}, ""

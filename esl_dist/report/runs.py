@@ -9,7 +9,7 @@ from typing import Any
 from esl_dist import config as settings
 from esl_dist.data.labels import ClassSet
 from esl_dist.errors import UserError
-from esl_dist.report.scores import points_to
+from esl_dist.report.scores import experiments_of, places_of
 from esl_dist.runs.checkpoints import checkpoint_folders, read_manifest, run_config
 from esl_dist.runs.run_record import RUN_RECORD, read_record
 from esl_dist.runs.validations import VALIDATIONS, read_validations
@@ -38,7 +38,7 @@ class RunFolder:
     @property
     def logs(self) -> Path:
         """The folder of its curves."""
-        return self.folder.resolve().parent.parent / "logs" / self.folder.resolve().name
+        return experiments_of(self.folder) / "logs" / self.folder.resolve().name
 
 
 def open_run(folder: Path) -> RunFolder:
@@ -60,17 +60,25 @@ def open_run(folder: Path) -> RunFolder:
 
 def starts_of(runs: Sequence[RunFolder]) -> dict[int, int]:
     """Return which run starts from the network of which: place → place."""
-    return {
-        place: other
-        for place, run in enumerate(runs)
-        if (start := run.config.network.start) is not None
-        for other in _pointed_to(start, runs)
-        if other != place
-    }
+    found = {place: _possible_starts(run, runs) for place, run in enumerate(runs)}
+    return {place: others[0] for place, others in found.items() if len(others) == 1 and others[0] != place}
 
 
-def _pointed_to(path: str, runs: Sequence[RunFolder]) -> list[int]:
-    return [place for place, run in enumerate(runs) if points_to(path, run.folder)][:1]
+def unclear_starts(runs: Sequence[RunFolder]) -> list[str]:
+    """Return a note for each run that starts from one that was moved, where several may be that."""
+    return [
+        f"{run.folder}: starts from {run.config.network.start}, which is no longer there; "
+        f"{' and '.join(str(runs[other].folder) for other in others)} may each be that, so none is its control"
+        for run in runs
+        if len(others := _possible_starts(run, runs)) > 1
+    ]
+
+
+def _possible_starts(run: RunFolder, runs: Sequence[RunFolder]) -> list[int]:
+    start = run.config.network.start
+    if start is None:
+        return []
+    return places_of(start, [one.folder for one in runs], experiments_of(run.folder))
 
 
 def controls_of(runs: Sequence[RunFolder]) -> dict[int, tuple[int, str]]:
@@ -100,10 +108,11 @@ def controls_of(runs: Sequence[RunFolder]) -> dict[int, tuple[int, str]]:
 
 
 def _is_plain_beside(one: RunFolder, run: RunFolder) -> bool:
-    return _is_plain(one) and not _is_plain(run) and one.config.network.start == run.config.network.start
+    return is_plain(one) and not is_plain(run) and one.config.network.start == run.config.network.start
 
 
-def _is_plain(run: RunFolder) -> bool:
+def is_plain(run: RunFolder) -> bool:
+    """Say whether a run learns from the source alone: pseudo-labels are of the target, whatever the method."""
     return run.config.method.name == "source_only" and run.config.pseudo_labels is None
 
 
@@ -113,9 +122,14 @@ def _goes_on(run: RunFolder, start: RunFolder) -> bool:
 
 
 def _likest(run: RunFolder, places: Sequence[int], runs: Sequence[RunFolder]) -> int:
-    """Return the place of the run with the same steps and seed, as far as there is one."""
-    own = run.config
-    return min(places, key=lambda place: (runs[place].config.steps != own.steps, runs[place].config.seed != own.seed))
+    """Return the place of the run with the same steps, seed and folder of experiments, as far as there is one."""
+
+    def differences(other: RunFolder) -> tuple[bool, ...]:
+        own, its = run.config, other.config
+        is_elsewhere = experiments_of(other.folder) != experiments_of(run.folder)
+        return its.steps != own.steps, its.seed != own.seed, is_elsewhere
+
+    return min(places, key=lambda place: differences(runs[place]))
 
 
 def told_of_run(run: RunFolder, titles: Mapping[str, Any]) -> dict[str, Any]:

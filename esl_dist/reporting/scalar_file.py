@@ -34,13 +34,13 @@ def read_scalars(file: Path) -> Iterator[Line]:
             if not text.endswith("\n"):
                 # A kill, or a full disk, cut it.
                 return
-            cells = next(csv.reader([text]), [])
-            if number == 1 and cells == HEADER:
-                continue
             try:
+                cells = next(csv.reader([text]), [])
+                if number == 1 and cells == HEADER:
+                    continue
                 step, tag, value = cells
                 yield int(step), tag, float(value)
-            except ValueError:
+            except (ValueError, csv.Error):
                 raise UserError(
                     f"{file}: line {number} is not {','.join(HEADER)} in numbers; move the file away, and the next "
                     "start begins another"

@@ -16,7 +16,7 @@ from esl_dist.data.images import encode_png
 from esl_dist.data.labels import SemanticClass, class_names
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
-from esl_dist.files import read_json
+from esl_dist.files import read_json, write_json
 from esl_dist.inference import evaluation
 from esl_dist.inference.contradictions import check_evaluation
 from esl_dist.inference.evaluation import evaluate
@@ -108,7 +108,7 @@ def test_pictures_of_the_source_are_scored_with_its_statistics(
     assert source != target, "these statistics make a difference"
     assert score(run, data) == source
     other = drawn_shards(data.folder.parent / "other", 2, in_a_shard=1, width=SIZE[0], height=SIZE[1])
-    assert score(run, other) == target
+    assert score(run, other) == target | {"data_fingerprint": other.fingerprint()}
 
 
 def test_statistics_estimated_anew_are_of_no_domain_in_the_scores_of_a_run(
@@ -119,6 +119,23 @@ def test_statistics_estimated_anew_are_of_no_domain_in_the_scores_of_a_run(
     anew = score(run, data, mode="best", statistics_from=str(data.folder), **at(data, SIZE))["made_with"]
     assert (own["domain"], own["statistics_from"], own["device"]) == ("source", None, "cpu")
     assert (anew["domain"], anew["statistics_from"]) == ("target", data.fingerprint())
+
+
+def test_both_kinds_of_scores_name_their_pictures(run: Path, data: ShardReader, score: Score) -> None:
+    save_run(run, 3)
+    one, best = score(run, data), score(run, data, mode="best", output="best.json")["made_with"]
+    name = f"{data.index.dataset} {data.index.split}"
+    assert (one["data"], one["data_fingerprint"]) == (best["data_name"], best["data"]) == (name, data.fingerprint())
+
+
+def test_scores_of_snapshots_that_do_not_name_their_pictures_are_gone_on_with(
+    run: Path, data: ShardReader, score: Score
+) -> None:
+    save_run(run, 3)
+    best = score(run, data, mode="best", output="best.json")
+    del best["made_with"]["data_name"]
+    write_json(Path("best.json"), best)
+    assert score(run, data, mode="best", output="best.json")["snapshots"] == best["snapshots"]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -44,9 +44,12 @@ def file(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     evil = "<img src=x onerror=document.title='run'></script><script>document.title='run'</script>"
     scores["iou"] = {evil if name == "sky" else name: value for name, value in scores["iou"].items()}
     (folder / "named by others.json").write_text(json.dumps(scores))
+    numbers = {"iou": {"road": 0.5, "7": 0.25}, "miou": 0.375, "confusion": [[60, 40], [0, 10]]}
+    (folder / "numbers.json").write_text(json.dumps(numbers))
     runs = [str(experiments / "snapshots" / name) for name in ("advent", "advent_esl")]
     output = folder / "report.html"
-    main(Report(runs=runs, scores=[str(folder / "named by others.json")], pictures=6, output=str(output)))
+    scores_of_others = [str(folder / f"{name}.json") for name in ("named by others", "numbers")]
+    main(Report(runs=runs, scores=scores_of_others, pictures=6, output=str(output)))
     return output
 
 
@@ -125,11 +128,46 @@ def test_scores_are_those_of_the_json_files(opened: Any, experiments: Path) -> N
         texts = [text.lstrip("▲▼ ") for text in line.locator("td").all_inner_texts()]
         assert texts[0] == percent(saved["miou"])
         assert set(map(percent, saved["iou"].values())) <= set(texts)
+    page.locator("#confusion").get_by_label("Scores").select_option("0")
     shown = page.locator("#confusion tbody tr").first.locator("td").all_inner_texts()
-    # The last row of scores is the one that is shown first.
     counts = np.array(content_of_confusion(experiments)[0])
     expected = [f"{one}" for one in np.floor(100 * counts / counts.sum() + 0.5).astype(int)]
     assert [one if one != "·" else "0" for one in shown] == expected
+
+
+def test_classes_that_are_called_by_numbers_keep_their_place(opened: Any) -> None:
+    page = opened()
+    place = page.evaluate("DATA.rows.findIndex((row) => row.title === 'numbers')")
+    confusion, section = page.locator("#confusion"), page.locator("#one-class")
+    confusion.get_by_label("Scores").select_option(str(place))
+    assert confusion.locator("th").all_inner_texts() == ["Label ↓ Prediction →", "road", "7", "road", "7"]
+    assert confusion.locator("li").all_inner_texts() == ["40.0 % of road is taken for 7"]
+    section.get_by_label("Scores").select_option(str(place))
+    section.get_by_label("Class").select_option("7")
+    assert "Found: 100.0 % of its pixels" in section.inner_text()
+
+
+def test_only_differences_that_are_seen_have_a_colour(opened: Any) -> None:
+    page = opened()
+    shown = page.evaluate("[null, 0, -0, 0.0004, -0.0004, 0.001, -0.001].map(direction)")
+    assert shown == [None, None, None, None, None, "up", "down"]
+    gain = "(gain) => { DATA.rows[1].miou = gain; DATA.rows[0].miou = 0.5; return scoreTable(['road']); }"
+    kind = f"(gain) => ({gain})(gain).querySelector('[title^=against]').className"
+    assert [page.evaluate(kind, one) for one in (None, 0.5, 0.6, 0.4)] == ["", "", "up", "down"]
+
+
+def test_what_else_sets_a_row_apart_from_its_control_is_said_beside_the_difference(opened: Any) -> None:
+    page = opened()
+    told = page.evaluate("DATA.rows[1].unlike = ['other statistics'], scoreTable(['road']).textContent")
+    assert "†" in told
+    assert "† advent_esl and advent differ in more than the run: other statistics." in told
+
+
+def test_a_validation_is_not_said_to_be_of_an_earlier_version(opened: Any) -> None:
+    script = (
+        "const place = element('div'); DATA.rows[0].confusion = null; showConfusion(place); return place.textContent"
+    )
+    assert "validations keep none" in opened().evaluate(f"() => {{ {script} }}")
 
 
 def content_of_confusion(experiments: Path) -> Any:

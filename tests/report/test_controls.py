@@ -1,11 +1,12 @@
 """Which run a run is held against: the demo's, where what a method adds is told from a longer training."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from esl_dist.report.runs import RunFolder, controls_of
-from esl_dist.report.scores import Row, points_to, with_controls
+from esl_dist.report.runs import RunFolder, controls_of, is_plain, starts_of, unclear_starts
+from esl_dist.report.scores import Row, points_to, read_row, with_controls
 from tests.training.small_runs import configuration
 
 
@@ -63,6 +64,34 @@ def test_a_path_leads_to_a_run_also_where_the_experiments_were_moved(tmp_path: P
     assert not points_to(str(other), moved), "there is another one of this name"
 
 
+def moved_seeds(tmp_path: Path) -> list[RunFolder]:
+    """Return two seeds of a run, and one of the second seed that starts from it, moved since."""
+    runs = []
+    for seed, name in ((1, "advent"), (2, "advent"), (2, "advent_esl")):
+        folder = tmp_path / f"seed{seed}/snapshots" / name
+        folder.mkdir(parents=True)
+        config = run(name, "advent", None if name == "advent" else "../../gone/snapshots/advent", seed=seed).config
+        runs.append(RunFolder(folder, config, None, {}, None, []))
+    return runs
+
+
+def test_of_moved_runs_of_one_name_the_one_in_the_same_experiments_is_the_start(tmp_path: Path) -> None:
+    runs = moved_seeds(tmp_path)
+    assert starts_of(runs) == {2: 1}
+    assert unclear_starts(runs) == []
+
+
+def test_where_several_moved_runs_may_be_the_start_none_is_and_it_is_said(tmp_path: Path) -> None:
+    runs = moved_seeds(tmp_path)
+    elsewhere = tmp_path / "seed3/snapshots/advent_esl"
+    elsewhere.mkdir(parents=True)
+    runs[2] = replace(runs[2], folder=elsewhere)
+    assert starts_of(runs) == controls_of(runs) == {}
+    [note] = unclear_starts(runs)
+    assert note.startswith(f"{elsewhere}: starts from")
+    assert all(str(one.folder) in note for one in runs[:2])
+
+
 def row(title: str, number: int, **more: Any) -> Row:
     return replace(Row(title, f"{title}.json", 0.5, {}, {}, None, run=number), **more)
 
@@ -74,5 +103,53 @@ def test_a_network_that_saw_the_target_is_held_against_one_with_statistics_of_th
         row("advent", 2, data="toytown", anew=False),
         row("advent", 2, data="village", anew=False),
     ]
-    controls = [one.control for one in with_controls(rows, {2: 0}, {2})]
-    assert controls == [None, None, 1, None], "and not on other data"
+    held = with_controls(rows, {2: 0}, {2})
+    assert [one.control for one in held] == [None, None, 1, None], "and not on other data"
+    assert held[2].unlike == []
+
+
+def test_where_only_statistics_of_the_source_are_there_it_is_said() -> None:
+    rows = [row("source_only", 0, data="toytown", anew=False), row("advent", 1, data="toytown", anew=False)]
+    held = with_controls(rows, {1: 0}, {1})
+    assert (held[1].control, held[1].unlike) == (0, ["batch-norm statistics of another domain"])
+
+
+def test_a_run_with_pseudo_labels_saw_the_target_whatever_its_method() -> None:
+    assert is_plain(DEMO[0])
+    assert not is_plain(run("labels", "source_only", pseudo_labels="labels"))
+
+
+def score_file(file: Path, made_with: dict[str, Any] | None, **more: Any) -> Row:
+    """Write scores of one evaluation, or with `made_with` of the snapshots of a run, and read them."""
+    scores = {"miou": 0.5, "iou": {"road": 0.5}}
+    content = scores if made_with is None else {"made_with": made_with, "best": {"step": 4, **scores}}
+    file.write_text(json.dumps(content | more))
+    return read_row(file)
+
+
+def test_pictures_are_told_apart_by_fingerprint_in_both_kinds_of_file(tmp_path: Path) -> None:
+    single = score_file(tmp_path / "one.json", None, data="toytown val", data_fingerprint="a")
+    same, other = (
+        score_file(tmp_path / f"{name}.json", {"data": name, "data_name": "toytown val", "statistics_from": None})
+        for name in "ab"
+    )
+    assert (single.data, single.fingerprint) == (same.data, same.fingerprint) == ("toytown val", "a")
+    rows = [replace(one, run=number) for number, one in enumerate((single, same, other))]
+    assert [one.control for one in with_controls(rows, {1: 0, 2: 0}, set())] == [None, 0, None]
+
+
+def test_unknown_pictures_are_held_against_unknown_ones_of_the_same_name_alone() -> None:
+    unknown, known = row("a", 0), row("val", 0, data="toytown", fingerprint="a")
+    rows = [unknown, known, row("val", 1), row("a", 1)]
+    assert [one.control for one in with_controls(rows, {1: 0}, set())] == [None, None, None, 0]
+
+
+def test_a_last_step_is_held_against_a_last_step_and_a_chosen_one_against_a_chosen_one(tmp_path: Path) -> None:
+    best = replace(score_file(tmp_path / "best.json", {"data": "a", "statistics_from": None}), run=0)
+    assert best.title == "best, best step, chosen on these pictures"
+    last = row("last", 0, fingerprint="a", anew=False)
+    own = [replace(one, run=1) for one in (last, best)]
+    held = with_controls([best, last, *own], {1: 0}, set())
+    assert [(one.control, one.unlike) for one in held[2:]] == [(1, []), (0, [])]
+    [_, alone] = with_controls([best, own[0]], {1: 0}, set())
+    assert (alone.control, alone.unlike) == (0, ["only one is the best step, chosen on these pictures"])

@@ -21,7 +21,8 @@ def write_events(folder: Path, first: int, last: int, value: float) -> None:
 def test_event_files_are_read_without_what_a_run_that_went_on_wrote_again(tmp_path: Path) -> None:
     write_events(tmp_path, 1, 4, 0.0)
     write_events(tmp_path, 3, 5, 10.0)
-    curves, origin = read_curves(tmp_path)
+    curves, origin, problems = read_curves(tmp_path)
+    assert problems == []
     assert curves == {"loss/main": [(1, 1.0), (2, 2.0), (3, 13.0), (4, 14.0), (5, 15.0)]}
     assert origin == str(tmp_path)
 
@@ -29,19 +30,44 @@ def test_event_files_are_read_without_what_a_run_that_went_on_wrote_again(tmp_pa
 def test_the_table_goes_before_event_files(tmp_path: Path) -> None:
     write_events(tmp_path, 1, 2, 0.0)
     (tmp_path / "scalars.csv").write_text('step,tag,value\n20,loss/main,0.5\n20,"a, b",nan\n40,loss/main,0.25\n')
-    curves, origin = read_curves(tmp_path)
+    curves, origin, _ = read_curves(tmp_path)
     assert curves["loss/main"] == [(20, 0.5), (40, 0.25)]
     assert thinned(curves["a, b"]) == []
     assert origin == str(tmp_path / "scalars.csv")
+
+
+def test_a_value_that_a_kill_cut_is_no_value(tmp_path: Path) -> None:
+    (tmp_path / "scalars.csv").write_text("step,tag,value\n1,loss,0.5\n2,loss,0.1")
+    assert read_curves(tmp_path)[0] == {"loss": [(1, 0.5)]}
+
+
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_what_a_damaged_event_file_lost_is_said(tmp_path: Path, is_cut: bool) -> None:
+    write_events(tmp_path, 1, 4, 0.0)
+    [file] = tmp_path.iterdir()
+    content = file.read_bytes()
+    file.write_bytes(content[:-3] if is_cut else content[:-3] + bytes(byte ^ 1 for byte in content[-3:]))
+    curves, _, [problem] = read_curves(tmp_path)
+    assert curves == {"loss/main": [(1, 1.0), (2, 2.0), (3, 3.0)]}
+    assert problem.startswith(f"{file}: the last ")
 
 
 def test_a_run_without_curves_has_none(tmp_path: Path) -> None:
     assert read_curves(tmp_path / "nowhere")[0] == {}
 
 
-@pytest.mark.parametrize("table", ["", "step,value\n", "step,tag,value\n1,loss\n", "step,tag,value\nx,loss,1\n"])
-def test_a_damaged_table_is_named(tmp_path: Path, table: str) -> None:
-    (tmp_path / "scalars.csv").write_text(table)
+DAMAGED = {
+    "other columns": b"step,value\n",
+    "a column less": b"step,tag,value\n1,loss\n",
+    "no step": b"step,tag,value\nx,loss,1\n",
+    "no text": b"step,tag,value\n\xff,loss,1\n",
+    "too long": b"step,tag,value\n1," + b"x" * 200_000 + b",1\n",
+}
+
+
+@pytest.mark.parametrize("table", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_table_is_named(tmp_path: Path, table: bytes) -> None:
+    (tmp_path / "scalars.csv").write_bytes(table)
     with pytest.raises(UserError, match=r"scalars\.csv: "):
         read_curves(tmp_path)
 

@@ -32,6 +32,8 @@ def test_every_figure_is_that_of_the_files(content: Any, experiments: Path) -> N
         saved = json.loads((experiments / f"scores/{name}.json").read_text())
         for key in ("miou", "iou", "accuracy", "confusion", "data", "step"):
             assert row[key] == saved[key], key
+        assert row["fingerprint"] == saved["data_fingerprint"]
+        assert row["names"] == list(saved["iou"])
         assert np.trace(saved["confusion"]) / np.sum(saved["confusion"]) == saved["accuracy"]
     [labels] = content["rounds"]
     assert labels["summary"] == json.loads((experiments / "labels/summary.json").read_text())
@@ -71,6 +73,38 @@ def test_curves_are_those_of_the_training(content: Any) -> None:
     assert [value for _, value in first["validation/miou"]] == pytest.approx(means, abs=1e-6)
 
 
+def test_damaged_event_files_are_noted_on_the_page(settings: Report, tmp_path: Path, experiments: Path) -> None:
+    run, logs = tmp_path / "e/snapshots/advent", tmp_path / "e/logs/advent"
+    run.mkdir(parents=True)
+    logs.mkdir(parents=True)
+    (run / "config.yaml").write_bytes((experiments / "snapshots/advent/config.yaml").read_bytes())
+    [events] = sorted((experiments / "logs/advent").glob("events.out.tfevents*"))
+    (logs / events.name).write_bytes(events.read_bytes()[:-3])
+    settings.runs, settings.pictures = [str(run)], 0
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert any(str(logs / events.name) in note for note in content["notes"])
+    assert content["curves"][0]["points"]
+
+
+def test_scores_of_a_moved_run_of_which_there_are_two_are_of_none(
+    settings: Report, tmp_path: Path, experiments: Path
+) -> None:
+    scores = json.loads((experiments / "scores/advent.json").read_text())
+    runs = [tmp_path / f"seed{seed}/snapshots/advent" for seed in (1, 2)]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_bytes((experiments / "snapshots/advent/config.yaml").read_bytes())
+    file = tmp_path / "apart/scores/advent.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({**scores, "checkpoint": "gone/snapshots/advent"}))
+    settings.runs, settings.scores, settings.pictures = [*map(str, runs)], [str(file)], 0
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert content["rows"][0]["run"] is None
+    assert any(note.startswith(f"{file}: its gone/snapshots/advent is no longer there") for note in content["notes"])
+
+
 def layer(picture: dict[str, Any], name: str) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(picture["layers"][name].partition(",")[2])))
 
@@ -101,7 +135,7 @@ def test_files_of_earlier_versions_are_read_and_what_they_lack_is_said(
     experiments: Path, settings: Report, tmp_path: Path
 ) -> None:
     old = json.loads((experiments / "scores/advent.json").read_text())
-    for key in ("confusion", "data", "statistics_from"):
+    for key in ("confusion", "data", "data_fingerprint", "statistics_from"):
         del old[key]
     (tmp_path / "old.json").write_text(json.dumps(old))
     labels = tmp_path / "old labels"
@@ -168,8 +202,13 @@ def test_what_lies_elsewhere_now_is_noted_and_the_rest_is_shown(
     config = (experiments / "snapshots/advent_esl/config.yaml").read_text()
     (moved / "config.yaml").write_text(config.replace(f"{experiments}/labels", "gone"))
     settings.runs = [settings.runs[0], str(moved)]
+    (moved / "validation.json").write_bytes((experiments / "snapshots/advent/validation.json").read_bytes())
     main(settings)
     content = content_of(Path(settings.output))
+    [validated] = [row for row in content["rows"] if row["run"] == 1]
+    assert validated["title"] == "advent_esl, validation, best step, chosen on these pictures"
+    assert validated["fingerprint"] == content["rows"][0]["fingerprint"]
+    assert validated["unlike"] == ["only one is the best step, chosen on these pictures"]
     assert any("gone" in note for note in content["notes"])
     assert "no checkpoint" in content["gallery"]["note"]
     assert content["runs"][1]["problems"]

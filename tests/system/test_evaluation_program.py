@@ -24,8 +24,12 @@ from tests.programs import TINY_TRAINING, command, environment, run, succeed
 
 DATA = "toytown_target_val"
 SNAPSHOTS = [4, 8, 12]
-SCORED_ON = {"data": "toytown target_val", "statistics_from": None}
-"""What scores say of their pictures and statistics."""
+
+
+def scored_on(town: Path) -> dict[str, str | None]:
+    """Return what scores say of their pictures and statistics."""
+    fingerprint = open_shards(town / "target_val").fingerprint()
+    return {"data": "toytown target_val", "data_fingerprint": fingerprint, "statistics_from": None}
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +186,7 @@ def test_a_run_and_its_file_of_weights_have_the_scores_of_the_last_snapshot(
     kept: dict[str, Any], town: Path, experiments: Path, trained: Path
 ) -> None:
     single = evaluate(town, experiments, "single", f"checkpoint={trained}")
-    assert single == scores_at(kept, 12) | {"checkpoint": str(trained), "step": 12, **SCORED_ON}
+    assert single == scores_at(kept, 12) | {"checkpoint": str(trained), "step": 12, **scored_on(town)}
     file = trained / "weights.pth"
     assert evaluate(town, experiments, "file", f"checkpoint={file}") == single | {"checkpoint": str(file), "step": None}
     assert f"score/{DATA}/miou" in events(experiments / "logs/r_weights/scores").Tags()["scalars"]
@@ -204,7 +208,8 @@ def test_an_ensemble_is_scored_alike_on_one_and_on_two_processes(
     two = evaluate(town, experiments, "two", *words, f"predictions={experiments}/two", processes=2)
     assert one == two
     assert (one.pop("checkpoints"), one.pop("weights")) == (networks, [0.5, 2.0])
-    assert {key: one.pop(key) for key in SCORED_ON} == SCORED_ON
+    told = scored_on(town)
+    assert {key: one.pop(key) for key in told} == told
     assert painted_scores(town, experiments / "one") == one
     assert painted_scores(town, experiments / "two") == one
     assert one not in [scores_at(kept, step) for step in SNAPSHOTS]
@@ -217,7 +222,7 @@ def test_the_weights_of_an_ensemble_are_those_of_its_networks_in_turn(
     networks = [str(trained / f"checkpoints/step-{step:08d}") for step in (8, 4, 12)]
     words = ["mode=ensemble", f"checkpoints=[{','.join(networks)}]", "ensemble_weights=[0,3,0]"]
     scores = evaluate(town, experiments, "weighted", *words)
-    assert scores == scores_at(kept, 4) | {"checkpoints": networks, "weights": [0.0, 3.0, 0.0], **SCORED_ON}
+    assert scores == scores_at(kept, 4) | {"checkpoints": networks, "weights": [0.0, 3.0, 0.0], **scored_on(town)}
     assert len({kept["snapshots"][str(step)]["miou"] for step in SNAPSHOTS}) == len(SNAPSHOTS)
 
 

@@ -89,7 +89,7 @@ function differenceChart(description, classes, values) {
       if (value === null) return void parts.push(text(zero + 4, y + 16, "–", { class: "tick" }));
       const length = Math.abs(value) * scale, x = value < 0 ? zero - length : zero;
       parts.push(drawing("rect", { x, y: y + 4, width: Math.max(length, 0.5), height: row - 8,
-        fill: value < 0 ? "var(--worse)" : "var(--better)" }));
+        fill: { up: "var(--better)", down: "var(--worse)" }[direction(value)] || "var(--unknown)" }));
       parts.push(text(value < 0 ? x - 4 : x + length + 4, y + 16, signed(value), { "text-anchor": value < 0 ? "end" : "start" }));
     });
     parts.push(line(zero, top, zero, top + row * classes.length, { stroke: "var(--ink)" }));

@@ -21,8 +21,8 @@ function showClass(section) {
 function worstClass(names) {
   const row = DATA.rows[DATA.rows.length - 1];
   if (!row) return names[0];
-  const known = Object.entries(row.iou).filter(([, value]) => value !== null);
-  return known.length ? known.reduce((worst, one) => one[1] < worst[1] ? one : worst)[0] : names[0];
+  const known = row.names.filter((name) => row.iou[name] !== null);
+  return known.length ? known.reduce((worst, one) => row.iou[one] < row.iou[worst] ? one : worst) : names[0];
 }
 
 function wordsOfScores(row, name) {
@@ -32,7 +32,7 @@ function wordsOfScores(row, name) {
   const gain = control === null ? null : difference(row.iou[name], control.iou[name]);
   const words = [`IoU ${percent(row.iou[name])} in ${row.title}` + (gain === null ? "." : `, ${signed(gain)} against ${control.title}.`)];
   if (!row.confusion) return [...words, "What it is taken for is not known: the file of scores has no confusion matrix."];
-  const names = Object.keys(row.iou), place = names.indexOf(name);
+  const names = row.names, place = names.indexOf(name);
   const labelled = row.confusion[place], predicted = row.confusion.map((counts) => counts[place]);
   const [all, claimed, right] = [sum(labelled), sum(predicted), labelled[place]];
   words.push(`It is ${percent(share(all, sum(row.confusion.map(sum))))} % of the labelled pixels, and is predicted ` +

@@ -40,6 +40,12 @@ function signed(difference) {
   return difference > 0 ? `+${text}` : text.replace("-", "−");
 }
 
+// The class of a difference's colour; what is shown as 0 has none.
+function direction(difference) {
+  if (difference === null || Number(oneDecimal(100 * difference)) === 0) return null;
+  return difference < 0 ? "down" : "up";
+}
+
 function difference(one, other) {
   return one === null || one === undefined || other === null || other === undefined ? null : one - other;
 }

@@ -54,7 +54,8 @@ function scoreTable(names) {
     const own = Object.values(row.iou).filter((value) => value !== null);
     const control = row.control === null ? null : DATA.rows[row.control];
     const gain = control === null ? null : difference(row.miou, control.miou);
-    const delta = control === null ? "–" : element("span", { class: gain < 0 ? "down" : "up", title: `against ${control.title}` }, signed(gain));
+    const delta = control === null ? "–" : element("span", { class: direction(gain), title: `against ${control.title}` },
+      signed(gain) + (row.unlike.length ? " †" : ""));
     const cells = names.map((name, place) => {
       const value = row.iou[name] ?? null;
       const mark = value === null || own.length < 2 ? "" : value === Math.max(...own) ? "▲ " : value === Math.min(...own) ? "▼ " : "";
@@ -64,8 +65,13 @@ function scoreTable(names) {
     return [row.title, element("td", { class: row.miou === bestMean ? "best" : null, "data-miou": row.title }, percent(row.miou)),
       delta, ...fewer, percent(row.accuracy), ...cells];
   });
-  return table(["Scores", "mIoU", "Δ", ...means.map((count) => `mIoU ${count}`), "Accuracy", ...names], rows,
-    `On ${[...new Set(DATA.rows.map((row) => row.data || "data that the file does not name"))].join("; ")}.`);
+  const data = `On ${[...new Set(DATA.rows.map((row) => row.data || "data that the file does not name"))].join("; ")}.`;
+  const unlike = DATA.rows.filter((row) => row.unlike.length).map((row) => ` † ${unlikeIn(row)}.`);
+  return table(["Scores", "mIoU", "Δ", ...means.map((count) => `mIoU ${count}`), "Accuracy", ...names], rows, data + unlike.join(""));
+}
+
+function unlikeIn(row) {
+  return `${row.title} and ${DATA.rows[row.control].title} differ in more than the run: ${row.unlike.join("; ")}`;
 }
 
 function showDifference(section, names) {
@@ -83,6 +89,7 @@ function showDifference(section, names) {
     const values = names.map((name) => difference(row.iou[name], other.iou[name]));
     drawn.replaceChildren(
       element("p", {}, `${row.title} less ${other.title}: mIoU ${signed(difference(row.miou, other.miou))} points; by class:`),
+      ...(row.unlike.length ? [note(`${unlikeIn(row)}.`)] : []),
       differenceChart(`IoU of ${row.title} less that of ${other.title}, in points`, names, values));
   }
   place.append(element("div", { class: "controls" }, control), drawn);
@@ -95,8 +102,8 @@ function showConfusion(section) {
   const place = element("div", { id: "confusion" }, element("h3", {}, "What is taken for what"));
   section.append(place);
   if (missing) {
-    place.append(note(`${missing} of ${DATA.rows.length} rows are without a confusion matrix: their files are of an earlier version. ` +
-      "Score again with esl-dist evaluate."));
+    place.append(note(`${missing} of ${DATA.rows.length} rows are without a confusion matrix: validations keep none, nor do files of an earlier version. ` +
+      "Score with esl-dist evaluate."));
   }
   if (!known.length) return;
   const drawn = element("div");
@@ -111,7 +118,7 @@ function showConfusion(section) {
 }
 
 function matrix(row) {
-  const names = Object.keys(row.iou);
+  const names = row.names;
   const rows = row.confusion.map((counts, label) => {
     const all = sum(counts);
     return [named(names[label]), ...counts.map((count, predicted) => {
@@ -129,7 +136,7 @@ function matrix(row) {
 }
 
 function mixUps(row) {
-  const names = Object.keys(row.iou);
+  const names = row.names;
   const found = row.confusion.flatMap((counts, label) => counts.map((count, predicted) =>
     ({ label, predicted, count, part: share(count, sum(counts)) }))).filter((one) => one.label !== one.predicted && one.count > 0);
   found.sort((one, other) => other.part - one.part);

@@ -89,7 +89,7 @@ __all__ = [
 
 @dataclass
 class Train:
-    """launch/train.py: adapt a segmentation network, or go on where an earlier start of the same run stopped."""
+    """esl-dist train: adapt a segmentation network, or go on where an earlier start of the same run stopped."""
 
     name: str | None = None
     """Name of the run: <experiments>/snapshots/<name> and <experiments>/logs/<name>; null: made of data sets, number of
@@ -148,7 +148,7 @@ class Train:
 
 @dataclass
 class Prepare:
-    """shards/prepare.py: pack one split of a data set into WebDataset shards."""
+    """esl-dist pack: pack one split of a data set into WebDataset shards."""
 
     dataset: LocalPath = MISSING
     """YAML file that describes the data set (configs/datasets/)."""
@@ -181,7 +181,7 @@ class Prepare:
 
 @dataclass
 class Demo:
-    """launch/demo.py: the whole loop on Toytown, from drawing to one table."""
+    """esl-dist demo: the whole loop on Toytown, from drawing to one table."""
 
     seed: Seed = 0
     """Seed of the drawn scenes and of all trainings."""

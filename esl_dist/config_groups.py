@@ -38,7 +38,7 @@ class Shards:
     """One packed data set split and the size at which a network sees it."""
 
     path: ShardFolder = MISSING
-    """Folder of shards with an index.json, as written by shards/prepare.py; a URL (http, https, s3) of one, too."""
+    """Folder of shards with an index.json, as written by esl-dist pack; a URL (http, https, s3) of one, too."""
     size: Size | None = None
     """Width and height in pixels to which pictures and labels are resized when read; null: as packed."""
 

@@ -68,7 +68,7 @@ class Prediction:
 
 @dataclass
 class PseudoLabel(Prediction):
-    """launch/pseudo_label.py: label the target where the network may be trusted."""
+    """esl-dist pseudo-label: label the target where the network may be trusted."""
 
     checkpoint: LocalPath = MISSING
     target: Pictures = field(default_factory=Pictures)
@@ -92,7 +92,7 @@ class PseudoLabel(Prediction):
 
 @dataclass
 class Evaluate(Prediction):
-    """launch/evaluate.py: score a network, an ensemble, or all snapshots of a run on labelled shards."""
+    """esl-dist evaluate: score a network, an ensemble, or all snapshots of a run on labelled shards."""
 
     checkpoint: LocalPath | None = None
     """For `single`: run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors,
@@ -130,7 +130,7 @@ class Evaluate(Prediction):
 
 @dataclass
 class Predict(Prediction):
-    """launch/predict.py: label pictures of one's own by a trained network."""
+    """esl-dist predict: label pictures of one's own by a trained network."""
 
     checkpoint: LocalPath = MISSING
     class_set: str | None = None
@@ -208,7 +208,7 @@ class Report:
     without a key. Scores in <run>/scores/ and <experiments>/scores/ are found; the last run's network predicts the
     gallery."""
     scores: Annotated[list[str], LOCAL] = field(default_factory=list)
-    """More JSON files of scores, as launch/evaluate.py writes them."""
+    """More JSON files of scores, as esl-dist evaluate writes them."""
     pseudo_labels: Annotated[list[str], LOCAL] = field(default_factory=list)
     """Folders of pseudo-labels that are laid open beside those that the runs were trained with."""
     target: ShardFolder | None = None

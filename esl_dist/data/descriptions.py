@@ -39,7 +39,7 @@ class Description:
     name: str = MISSING
     """Name of the data set."""
     root: str = MISSING
-    """Its folder, relative to the working directory; shards/prepare.py takes another."""
+    """Its folder, relative to the working directory; esl-dist pack takes another."""
     image: str = MISSING
     """Pattern of pictures, relative to the root."""
     label: str | None = None

@@ -185,7 +185,7 @@ def open_far_shards(url: str, cache: Cache) -> tuple[FarShards, ShardIndex]:
     except FileNotFoundError:
         raise UserError(
             f"{url}: no {INDEX_NAME} there, so no complete folder of shards; check the URL, or copy one there that "
-            "shards/prepare.py made"
+            "esl-dist pack made"
         ) from None
     index = _read(text, place)
     largest = max(index.shards, key=lambda shard: shard.size, default=None)

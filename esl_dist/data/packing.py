@@ -89,7 +89,7 @@ def pack(
 
     Raises:
         UserError: pairs that cannot be packed (named, before anything is written), a dead process, another packing in
-            the folder, a folder whose shards shards/prepare.py did not make or, unless `anew`, one that holds something
+            the folder, a folder whose shards esl-dist pack did not make or, unless `anew`, one that holds something
             else: it says what.
     """
     with sole_packing(folder):
@@ -121,7 +121,7 @@ def _index_of_packing(folder: Path) -> ShardIndex:
     except UserError as error:
         raise UserError(f"{error}. If these are shards of a packing, {remedy}") from error
     if "image_format" not in index.made_with:
-        raise UserError(f"{folder}: holds shards that shards/prepare.py did not make (pseudo-labels?); choose another")
+        raise UserError(f"{folder}: holds shards that esl-dist pack did not make (pseudo-labels?); choose another")
     skipped = index.made_with.get(SKIPPED) or []
     if not isinstance(skipped, list) or not all(isinstance(name, str) for name in skipped):
         raise UserError(f"{folder / INDEX_NAME}: made_with: {SKIPPED}: expected a list of names; {remedy}")

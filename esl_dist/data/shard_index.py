@@ -193,13 +193,13 @@ def refuse_missing_shards(place: str | Path) -> None:
     if is_url(str(place)):
         return
     if not (folder := Path(place)).is_dir():
-        raise UserError(f"{folder}: no such folder of shards; make it with shards/prepare.py")
+        raise UserError(f"{folder}: no such folder of shards; make it with esl-dist pack")
     _refuse_missing_index(folder)
 
 
 def _refuse_missing_index(folder: Path) -> None:
     if not (folder / INDEX_NAME).is_file():
-        raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with shards/prepare.py")
+        raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with esl-dist pack")
 
 
 def read_index(folder: Path) -> ShardIndex:

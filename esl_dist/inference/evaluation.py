@@ -133,7 +133,7 @@ def _evaluate_snapshots(config: Evaluate, inputs: Inputs) -> dict[str, str]:
     print_on_main(f"best: step {best}, mIoU {percent(scores[best]['miou'])}; all scores are in {kept}")
     following = f"checkpoint={checkpoint_folder(run, best)} target.path=… output=…"
     made = {"scores": str(kept), "predictions": config.predictions or ""}
-    return {**made, "next": f"python launch/pseudo_label.py {following}"}
+    return {**made, "next": f"esl-dist pseudo-label {following}"}
 
 
 def _refuse_unwritable(setting: str, folder: str | Path | None) -> None:

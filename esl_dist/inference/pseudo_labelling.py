@@ -92,6 +92,6 @@ def _tell_result(config: PseudoLabel, summary: dict[str, Any], curves: Path | No
         warn(f"never predicted, so without a pseudo-label: {', '.join(never)}")
     accuracy = "" if summary["accuracy"] is None else f", {100 * summary['accuracy']:.1f} % of them right"
     print_on_main(f"{config.output}: {100 * summary['kept']:.1f} % of the pixels kept{accuracy}")
-    following = f"python launch/train.py … target.path={config.target.path} pseudo_labels={config.output}"
+    following = f"esl-dist train … target.path={config.target.path} pseudo_labels={config.output}"
     made = {"curves": "" if curves is None else f"tensorboard --logdir {curves}"}
     print_on_main(account(f"done in {took}", {**made, "next": f"{following} network.start={config.checkpoint}"}))

@@ -101,9 +101,9 @@ def _end(packed: Packed, output: str, seconds: float) -> str:
     made = f"{samples} samples in {len(index.shards)} shards, {size:.1f} MB"
     state = "" if packed.anew else "already packed: " if index.sources is None else "already packed and current: "
     place = shlex.quote(output)
-    labelled = f"launch/train.py source.path={place} …, or launch/evaluate.py data.path={place} …"
+    labelled = f"esl-dist train source.path={place} …, or esl-dist evaluate data.path={place} …"
     facts = {
         "took": f"{duration(seconds)}{'' if packed.anew else '; checksums verified, nothing was written'}",
-        "next": labelled if index.class_sets else f"launch/train.py target.path={place} …",
+        "next": labelled if index.class_sets else f"esl-dist train target.path={place} …",
     }
     return account(f"{output}: {state}{made}", facts)

@@ -112,11 +112,15 @@ def _watched_neighbour() -> Iterator[None]:
         yield
         return
     with PROGRESS.waiting(THE_START):
-        neighbour = Neighbour()
-    PROGRESS.is_on_gpu, PROGRESS.alarms = nccl.is_begun(), [neighbour.failure, nccl.failure]
+        # A rank that a launcher started alone has none after it, and torch refuses to send to itself.
+        neighbour = Neighbour() if dist.get_world_size() > 1 else None
+    PROGRESS.is_on_gpu, PROGRESS.alarms = nccl.is_begun(), [nccl.failure]
+    if neighbour is not None:
+        PROGRESS.alarms.insert(0, neighbour.failure)
     try:
         yield
-        neighbour.part()
+        if neighbour is not None:
+            neighbour.part()
     finally:
         PROGRESS.alarms = []
 

@@ -50,4 +50,4 @@ def no_checkpoint(place: Path) -> UserError:
 
 def no_run(run: Path) -> UserError:
     """Return the message of a place that is no run's folder."""
-    return UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as launch/train.py writes it")
+    return UserError(f"{run}: no run; expected a folder with {RUN_CONFIG}, as esl-dist train writes it")

@@ -175,7 +175,7 @@ def end(config: settings.Train, data: TrainingData, run: Path, weights: tuple[st
         "checkpoints": f"{run / 'checkpoints'}: {', '.join(folder.name for folder in folders)}",
         "best step": "" if outcome.best is None else _best(run, *outcome.best),
         "curves": f"tensorboard --logdir {shlex.quote(str(logs_of(config, run).parent))}",
-        "to score it": f"python launch/evaluate.py {_word('checkpoint', run)} data.path=…",
+        "to score it": f"esl-dist evaluate {_word('checkpoint', run)} data.path=…",
         "to label": "" if data.target is None else _labelling(config, run),
     }
     return account(f"{config.name}: finished at step {outcome.step}", facts)
@@ -187,7 +187,7 @@ def _best(run: Path, step: int, figures: Figures) -> str:
 
 def _labelling(config: settings.Train, run: Path) -> str:
     path = _word("target.path", config.target.path)
-    return f"python launch/pseudo_label.py {_word('checkpoint', run)} {path} output=…"
+    return f"esl-dist pseudo-label {_word('checkpoint', run)} {path} output=…"
 
 
 def _word(key: str, value: str | Path) -> str:

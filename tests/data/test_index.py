@@ -23,7 +23,7 @@ def changed_index(folder: Path, change: Callable[[dict[str, Any]], object]) -> P
 
 
 def test_a_missing_folder_or_index_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent: no such folder of shards; make it with shards/prepare\.py"):
+    with pytest.raises(UserError, match=r"absent: no such folder of shards; make it with esl-dist pack"):
         open_shards(tmp_path / "absent")
     drawn_shards(tmp_path, 2)
     (tmp_path / INDEX_NAME).unlink()

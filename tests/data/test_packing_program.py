@@ -47,7 +47,7 @@ def test_the_beginning_and_the_end_are_told(
     ):
         assert re.search(f"^ *{fact}$", told.err, re.MULTILINE), fact
     place = f"'{tmp_path}/my shards'"
-    next_line = f"  next  launch/train.py source.path={place} …, or launch/evaluate.py data.path={place} …\n"
+    next_line = f"  next  esl-dist train source.path={place} …, or esl-dist evaluate data.path={place} …\n"
     assert re.fullmatch(rf"{tmp_path}/my shards: 2 samples in 1 shards, 0\.0 MB\n  took  \d+ s\n{next_line}", told.out)
 
 
@@ -69,7 +69,7 @@ def test_pictures_without_labels_are_a_target(
     pack()
     told = capsys.readouterr()
     assert "2 pictures without labels" in told.err
-    assert "next  launch/train.py target.path='" in told.out
+    assert "next  esl-dist train target.path='" in told.out
 
 
 def test_shards_of_an_earlier_version_get_a_warning(

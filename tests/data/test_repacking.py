@@ -227,7 +227,7 @@ def test_shards_of_another_program_are_never_replaced(layout: Layout, tmp_path: 
     drawn_shards(tmp_path / "out", 3)
     before = contents(tmp_path / "out")
     for action in (packed, repacked):
-        with pytest.raises(UserError, match=r"out: holds shards that shards/prepare\.py did not make"):
+        with pytest.raises(UserError, match=r"out: holds shards that esl-dist pack did not make"):
             action(layout, tmp_path / "out")
     assert contents(tmp_path / "out") == before
 

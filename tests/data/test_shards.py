@@ -136,6 +136,29 @@ def test_a_copy_in_another_process_opens_its_own_files(tmp_path: Path) -> None:
     assert copy._opened.cache_info().currsize == 1, "the shard that it has read, and none of the other's"
 
 
+class LeavesFile:
+    """Makes an empty file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("ending", ["png", "pickle"])
+def test_code_in_a_shard_is_not_executed(ending: str, tmp_path: Path) -> None:
+    left, code = tmp_path / "left", pickle.dumps(LeavesFile(tmp_path / "left"))
+    reader = write_shards(tmp_path / "shards", [("a", {f"image.{ending}": code, f"label.{ending}": code})])
+    for kind, read in {"image": decode_image, "label": decode_label}.items():
+        assert reader.read(0, kind) == code
+        with pytest.raises(ValueError, match="not a readable picture"):
+            read(reader.read(0, kind))
+    assert not left.exists()
+    pickle.loads(code)
+    assert left.exists(), "it is as bad as it is meant to be"
+
+
 def test_the_fingerprint_knows_samples_and_order_but_not_the_place(tmp_path: Path) -> None:
     first = drawn_shards(tmp_path / "a", 4).fingerprint()
     assert drawn_shards(tmp_path / "b", 4).fingerprint() == first

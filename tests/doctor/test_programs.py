@@ -95,7 +95,7 @@ def test_every_problem_is_told_not_only_the_first(shards: Path) -> None:
             "network.batch_norm=per_domain needs passes over the target",
             "precision=fp16 needs a GPU; on CPU choose no or bf16",
             "batch_size=2 cannot be shared by 3 processes in 1 passes; expected a multiple of 3",
-            f"{shards}/nowhere: no such folder of shards; make it with shards/prepare.py",
+            f"{shards}/nowhere: no such folder of shards; make it with esl-dist pack",
             f"{shards}/start.pth: no such file of weights",
         ),
         strict=True,

@@ -30,6 +30,18 @@ STEPS = 12
 RESTARTING = ("torch.distributed.run", "--standalone", "--max_restarts", "1", "--nproc_per_node")
 
 
+def test_a_single_rank_of_a_launcher_trains_to_its_end_without_a_trace(
+    server: RankServer, town: Path, tmp_path: Path
+) -> None:
+    """As `torchrun --nproc_per_node 1` starts it: it has ranks to join, and none beside it."""
+    numbers = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "ACCELERATE_USE_CPU": "true"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    job = server.start(TRAIN, training_words(town, run_in(tmp_path), "steps=1"), 1, {**numbers, **meeting})
+    assert job.exit_codes() == [0], job.output()
+    assert "finished at step 1" in job.output()
+    assert "Traceback" not in job.output()
+
+
 @pytest.mark.parametrize("lost", grid([0, 1], stay=[0]))
 def test_a_rank_that_was_killed_is_named_before_torchrun_ends_the_others(
     launch: Launch, town: Path, tmp_path: Path, lost: int

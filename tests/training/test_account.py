@@ -150,8 +150,8 @@ def test_the_end_names_what_was_made_how_long_it_took_and_what_comes_next(tmp_pa
         "weights": f"{run}/a.pth, {run}/b.pth",
         "checkpoints": f"{run}/checkpoints: step-00000007",
         "curves": "tensorboard --logdir experiments/logs",
-        "to score it": f"python launch/evaluate.py 'checkpoint={run}' data.path=…",
-        "to label": f"python launch/pseudo_label.py 'checkpoint={run}' target.path={tmp_path}/t output=…",
+        "to score it": f"esl-dist evaluate 'checkpoint={run}' data.path=…",
+        "to label": f"esl-dist pseudo-label 'checkpoint={run}' target.path={tmp_path}/t output=…",
     }
 
 

@@ -301,7 +301,7 @@ def test_scores_that_are_no_numbers_are_never_in_agreement(value: float) -> None
         job.agreement(deployed, other, pictures)
     with torch.no_grad():
         next(deployed.parameters()).fill_(value)
-    with pytest.raises(UserError, match="^random pictures: the network's scores are not finite"):
+    with pytest.raises(UserError, match=r"^random pictures: the network's scores are not finite"):
         job.agreement(deployed, deployed, pictures)
 
 

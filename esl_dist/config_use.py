@@ -48,8 +48,8 @@ class Prediction:
     """Class set of a file of weights that does not say its own; null: the first of the shards, or of `classes_from`,
     with as many classes."""
     classes_from: Annotated[str, FAR] | None = None
-    """Data set's description (YAML) or folder of labelled shards, or its URL, that names the classes of such a file;
-    null: the shards do."""
+    """Data set's description (YAML, or its name, such as `cityscapes`) or folder of labelled shards, or its URL, that
+    names the classes of such a file; null: the shards do."""
     as_packed: bool = False
     """Whether pictures are seen at the size at which they are packed, whatever that of the training."""
     domain: DomainChoice | None = None
@@ -98,8 +98,8 @@ class Evaluate(Prediction):
     """For `single`: run folder (its newest whole checkpoint), checkpoint folder, or a file of weights (.safetensors,
     .pth) with the published names; for `best`: run folder."""
     classes_from: Annotated[str, FAR] | None = None
-    """Data set's description (YAML) or folder of labelled shards, or its URL, that names the classes of such a file,
-    and the colours and raw ids of `predictions`; null: the shards do."""
+    """Data set's description (YAML, or its name, such as `cityscapes`) or folder of labelled shards, or its URL, that
+    names the classes of such a file, and the colours and raw ids of `predictions`; null: the shards do."""
     mode: Annotated[str, one_of("single", "ensemble", "best")] = "single"
     """`single`: one network; `ensemble`: the weighted sum of several networks' logits; `best`: every checkpoint of a
     run, those that are scored already excepted."""
@@ -137,8 +137,8 @@ class Predict(Prediction):
     """Class set of a file of weights that does not say its own; null: the first of `classes_from` with as many
     classes."""
     classes_from: Annotated[str, FAR] | None = None
-    """Data set's description (YAML) or folder of labelled shards, or its URL, that names the classes of a file of
-    weights, and their colours and raw ids; null: what the network's training knew."""
+    """Data set's description (YAML, or its name, such as `cityscapes`) or folder of labelled shards, or its URL, that
+    names the classes of a file of weights, and their colours and raw ids; null: what the network's training knew."""
     pictures: LocalPath = MISSING
     """Folder (with what lies below it), pattern in quotes ("frames/*.png"), list (.txt, a path a line, relative to the
     list's folder), picture, or video."""
@@ -195,8 +195,8 @@ class Export:
     """Class set of a file of weights that does not say its own; null: the first of `classes_from` with as many
     classes."""
     classes_from: LocalPath | None = None
-    """Data set's description (YAML) or folder of labelled shards that names the classes of such a file, and gives any
-    network's classes their colours and raw ids; null: those of the training."""
+    """Data set's description (YAML, or its name, such as `cityscapes`) or folder of labelled shards that names the
+    classes of such a file, and gives any network's classes their colours and raw ids; null: those of the training."""
 
 
 @dataclass

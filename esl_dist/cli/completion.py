@@ -20,6 +20,7 @@ OPTIONS = CONFIG, HELP = "--config", "--help"
 NAMED: dict[str, Callable[[], Iterable[str]]] = {
     CONFIG: recipes,
     "dataset": descriptions,
+    "classes_from": descriptions,
     "method.name": lambda: METHODS,
 }
 """What has names that its bounds do not tell."""

@@ -61,15 +61,20 @@ class Cache:
 
     def note(self) -> None:
         """Note that this process waits or fetches, where it is heard."""
-        (_HEARD[-1] if _HEARD else self.progress)()
+        note(self.progress)
 
 
 _HEARD = list[Callable[[], None]]()
 
 
 def note_by(progress: Callable[[], None]) -> None:
-    """Have all caches note by `progress` in this process, one that was forked: its program does not hear their own."""
+    """Have this process, one that was forked, note by `progress`: its program does not hear what was given before."""
     _HEARD.append(progress)
+
+
+def note(progress: Callable[[], None]) -> None:
+    """Note that this process gets on: by `progress`, or in one that was forked by what is heard."""
+    (_HEARD[-1] if _HEARD else progress)()
 
 
 def cache_of(folder: str | None, gigabytes: float, timeout_minutes: float, note: Callable[[], None]) -> Cache:

@@ -24,6 +24,7 @@ from esl_dist.data.labels import (
 )
 from esl_dist.data.shard_index import read_index
 from esl_dist.errors import UserError
+from esl_dist.recipes_by_name import description_file
 from esl_dist.urls import is_url
 
 Labels = tuple[dict[str, ClassSet], frozenset[int], dict[Color, int] | None]
@@ -107,6 +108,8 @@ def _class_sets(content: Content, ids: Callable[[Content], list[int]] | None) ->
 def read_class_sets(place: str | Path, cache: Cache | None = None) -> dict[str, ClassSet]:
     """Return the class sets, by name, of a folder of shards here or far away, or of a YAML description.
 
+    A description is a file, or the name of one that the package brings, such as `cityscapes`.
+
     A description that gives raw ids as names of its data set (`id_names`) gives classes without raw ids here, for the
     data set need not be at hand.
 
@@ -117,9 +120,10 @@ def read_class_sets(place: str | Path, cache: Cache | None = None) -> dict[str, 
         if cache is None:
             raise ValueError(f"{place}: is far away, and no cache is given")
         class_sets = open_far_shards(str(place), cache)[1].class_sets
-    elif (file := Path(place)).is_dir():
-        class_sets = read_index(file).class_sets
+    elif Path(place).is_dir():
+        class_sets = read_index(Path(place)).class_sets
     else:
+        file = description_file(str(place))
         described = {"class_sets": {}, "id_names": None} | read_yaml(file)
         no_ids: Callable[[Content], list[int]] | None = None if described["id_names"] is None else lambda _: []
         class_sets = _class_sets(Content(described, file, REMEDY), no_ids)

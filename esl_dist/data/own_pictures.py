@@ -1,12 +1,13 @@
 """Pictures of one's own, outside any data set: which a folder, a pattern or a list means, and what they are called.
 
-What is made of a picture lies under its name, its path without the extension, so that each name stands once. A picture
-is read as viewers show it: turned as its EXIF tag asks.
+What is made of a picture lies under its name, its path without a picture's extension, so that each name stands once. A
+picture is read as viewers show it: turned as its EXIF tag asks.
 """
 
 import glob
 import itertools
 import os
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -16,7 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from esl_dist.data.patterns import composed, is_picture
+from esl_dist.data.patterns import ANY_DEPTH, composed, is_picture
 from esl_dist.data.source_files import FOLDER, UNREADABLE, first_few, scan
 from esl_dist.data.sources import Reading, read_picture
 from esl_dist.data.split_lists import lines_of_list
@@ -114,7 +115,8 @@ def find_pictures(place: str, largest_pixels: int) -> PictureFiles:
     """Return the pictures that a folder, a pattern, a list or a picture's file means, in the order of their names.
 
     Raises:
-        UserError: there is none, a listed one is missing, a folder cannot be listed, or two have one name.
+        UserError: there is none, a listed one is missing, a folder cannot be listed, or what would become of two is in
+            each other's way.
     """
     refuse_missing_pictures(place)
     root, others = Path(place), list[str]()
@@ -125,26 +127,57 @@ def find_pictures(place: str, largest_pixels: int) -> PictureFiles:
         root = root.parent
     else:
         root = _fixed_part(place)
-        matches = map(Path, glob.glob(place, recursive=True))
-        found, others = _apart((one.relative_to(root).as_posix(), one) for one in matches if not one.is_dir())
+        _refuse_unlisted(place)
+        # `**/**` gives a path twice.
+        matches = dict.fromkeys(map(Path, glob.glob(place, recursive=True)))
+        found, others = _apart((one.relative_to(root).as_posix(), one) for one in matches if not os.path.isdir(one))
     if not found:
         beside = f", but {first_few(others)}" if others else ""
         raise UserError(f"pictures={place}: holds no picture{beside}; expected png, jpg or such")
-    named = sorted((PurePosixPath(composed(path)).with_suffix("").as_posix(), file) for path, file in found)
-    for (name, file), (following, other) in itertools.pairwise(named):
-        if name == following and file == other:
-            raise UserError(f"{place}: names {file} twice; take one line out")
-        if name == following:
-            raise UserError(f"{file} and {other} would both become {name}.png; rename one of them")
+    named = sorted((_name(path), file) for path, file in found)
+    _refuse_collisions(place, named)
     for name, file in named:
         refuse_as_key(name, f"{file}: the name")
     return PictureFiles(root, [name for name, _ in named], [file for _, file in named], others, largest_pixels)
 
 
+def _name(path: str) -> str:
+    path = PurePosixPath(composed(path)).as_posix()
+    # Of what a list names otherwise, `cam.1` and `cam.2`, nothing can be left out.
+    return posixpath.splitext(path)[0] if is_picture(path) else path
+
+
+def _refuse_collisions(place: str, named: Sequence[Named]) -> None:
+    for (name, file), (following, other) in itertools.pairwise(named):
+        if name == following and file == other:
+            raise UserError(f"{place}: names {file} twice; take one line out")
+        if name == following:
+            raise UserError(f"{file} and {other} would both become {name}.png; rename one of them")
+    folders = {str(folder): file for name, file in named for folder in PurePosixPath(name).parents}
+    for name, file in named:
+        if (other := folders.get(f"{name}.png")) is not None:
+            raise UserError(f"{file} would become {name}.png, a folder for {other}; rename the picture or the folder")
+
+
+def _refuse_unlisted(pattern: str) -> None:
+    """Refuse folders that `glob` would pass over without a word: those in which a part of the pattern is looked for."""
+    parts = Path(pattern).parts
+    for depth in range(len(_fixed_part(pattern).parts), len(parts) + (parts[-1] == ANY_DEPTH)):
+        for folder in glob.glob(os.path.join(os.curdir, *parts[:depth], ""), recursive=True):
+            try:
+                os.scandir(folder).close()
+            except OSError as error:
+                raise _unlisted(f"{os.path.normpath(folder)} ({error.strerror})") from error
+
+
+def _unlisted(folder: str) -> UserError:
+    return UserError(f"{folder}: {UNREADABLE}; make it readable or take it away, and start again")
+
+
 def _below(root: Path) -> Iterator[Named]:
     for entry in scan(root, "", inf):
         if entry.kind == UNREADABLE:
-            raise UserError(f"{entry.path}: {UNREADABLE}; make it readable or take it away, and start again")
+            raise _unlisted(entry.path)
         if entry.kind != FOLDER:
             yield entry.inner, Path(entry.path)
 

@@ -4,13 +4,14 @@ What a container says of its number of frames may be wrong, and to go to a frame
 frames are counted by decoding them, and those between two that are wanted are decoded, too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from esl_dist.data.cache import note
 from esl_dist.errors import UserError
 
 DIGITS = 6
@@ -23,6 +24,7 @@ class Video:
     Args:
         path: the file.
         frames: how many there are, as `frames_decoded` finds them.
+        progress: called for each frame that is passed over: before the one that is wanted there may be hours of them.
 
     Attributes:
         folder: the file, for messages.
@@ -30,12 +32,12 @@ class Video:
         most_readers: 1: each process that reads decodes all frames.
     """
 
-    def __init__(self, path: Path, frames: int) -> None:
+    def __init__(self, path: Path, frames: int, progress: Callable[[], None] = lambda: None) -> None:
         """Name the frames; nothing is opened yet."""
         self.folder: Path | str = path
         self.names = [f"{number:0{DIGITS}d}" for number in range(frames)]
         self.most_readers: int | None = 1
-        self._path = path
+        self._path, self._progress = path, progress
         self._capture: cv2.VideoCapture | None = None
         self._next = 0
 
@@ -53,6 +55,7 @@ class Video:
             self._capture, self._next = opened(self._path), 0
         while self._next < position and self._capture.grab():
             self._next += 1
+            note(self._progress)
         is_read, frame = self._capture.read()
         self._next += 1
         if not is_read:
@@ -66,6 +69,8 @@ def opened(path: Path) -> cv2.VideoCapture:
     Raises:
         UserError: OpenCV cannot.
     """
+    # What it warns of is said below, in one line.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     # Its reader of files alone: others take a path for a camera, or for a pattern of names.
     capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
     if not capture.isOpened():

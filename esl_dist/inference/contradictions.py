@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from esl_dist.config import Evaluate, Export, Predict, PseudoLabel
-from esl_dist.config_files import read_yaml
+from esl_dist.data.class_sets import read_class_sets
 from esl_dist.data.own_pictures import refuse_missing_pictures, searched
 from esl_dist.data.shard_index import refuse_missing_shards
 from esl_dist.environment import is_alone
@@ -193,4 +193,4 @@ def check_export(config: Export) -> None:
 
 def _refuse_missing_classes(place: str | None) -> None:
     if place is not None and not is_url(place) and not Path(place).is_dir():
-        read_yaml(Path(place))
+        read_class_sets(place)

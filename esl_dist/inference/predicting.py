@@ -112,12 +112,15 @@ def open_pictures(place: str, largest_megapixels: int) -> OwnPictures:
         path = Path(place)
         said = frames_said(path)
         frames = frames_decoded(path)
-        found = sum(1 for _ in (progress(frames, said, "counting", "frame") if is_main() else frames))
+        found = 0
+        for _ in progress(frames, said, "counting", "frame") if is_main() else frames:
+            found += 1
+            note_progress()
         if found == 0:
             raise UserError(f"pictures={place}: no frame of it can be decoded; expected a video")
         if found < said:
             warn(f"{place}: says that it has {said} frames; {found} can be decoded, and are predicted")
-        return Video(path, found)
+        return Video(path, found, note_progress)
     files = find_pictures(place, largest_megapixels * 10**6)
     if files.passed_over:
         print_on_main(

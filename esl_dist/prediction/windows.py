@@ -74,7 +74,8 @@ def windows(size: Size, window: Size, overlap: float) -> Iterator[tuple[slice, s
 
 def _places(side: int, window: int, overlap: float) -> Iterator[slice]:
     window = min(window, side)
-    stride = max(1, int(window * (1 - overlap)))
+    # 1000 * (1 - 0.8) is 199.99999999999997.
+    stride = max(1, int(round(window * (1 - overlap), 6)))
     for start in range(0, side - window + stride, stride):
         end = min(start + window, side)
         yield slice(end - window, end)

@@ -94,6 +94,8 @@ def complete(command: str, *words: str) -> list[str]:
         ("train", ["log_every", "=", "20", "log_"], []),
         ("train", ["no_such=x"], []),
         ("pack", ["dataset=city"], ["dataset=cityscapes"]),
+        ("predict", ["classes_from=citysc"], ["classes_from=cityscapes"]),
+        ("export", ["classes_from=shards/"], ["file"]),
         ("pack", ["image_format=p"], ["image_format=png"]),
         ("train", ["dataset=city"], []),
         ("report", ["experiments/"], ["file"]),

@@ -25,6 +25,18 @@ def test_every_description_of_the_project_names_its_class_sets_without_its_data(
     assert all(len(classes) == int(name.lstrip("abcdefghijklmnopqrstuvwxyz")) for name, classes in class_sets.items())
 
 
+@pytest.mark.parametrize("given", ["cityscapes", "configs/datasets/cityscapes.yaml"])
+def test_a_description_that_the_package_brings_is_found_by_its_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_class_sets(given) == read_class_sets(PROJECT / "configs/datasets/cityscapes.yaml")
+    with pytest.raises(UserError, match=r"^cityscape: no such .*; the nearest data set is cityscapes$"):
+        read_class_sets("cityscape")
+    write_description(tmp_path).rename("cityscapes")
+    assert read_class_sets("cityscapes") == {"village3": class_set()}
+
+
 def test_what_names_no_class_set_is_refused(tmp_path: Path) -> None:
     unlabelled = write_shards(tmp_path / "shards", [("a", {"image.png": b""})], class_sets={})
     description = write_description(tmp_path / "village", class_sets=None, label=None)

@@ -1,5 +1,7 @@
 """One's own pictures are found by a folder, a pattern or a list, each under a name of its own, and read upright."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,7 @@ def test_a_folder_gives_the_pictures_below_it_in_the_order_of_their_names(tmp_pa
         ("frames/**/*.jpg", ["3", "more/4"], []),
         ("*/more/?.jpg", ["frames/more/4"], []),
         ("frames/[12].png", ["1", "2"], []),
+        ("frames/**/**/*.jpg", ["3", "more/4"], []),
     ],
 )
 def test_a_pattern_names_pictures_by_what_follows_its_fixed_part(
@@ -71,7 +74,7 @@ def test_a_list_gives_its_pictures_relative_to_its_folder(tmp_path: Path) -> Non
     lines = ["# chosen", "a/1.png", "", f"{tmp_path}/elsewhere/3.png", "./2.jpg\r", "raw.data"]
     (tmp_path / "lists/mine.txt").write_text("\n".join(lines))
     pictures = found(tmp_path / "lists/mine.txt")
-    assert pictures.names == ["2", "3", "a/1", "raw"]
+    assert pictures.names == ["2", "3", "a/1", "raw.data"]
     np.testing.assert_array_equal(pictures.pixels(3), draw(9)[0][:, :, ::-1])
 
 
@@ -86,6 +89,46 @@ def test_a_list_that_names_a_picture_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("a.png\na.png\n")
     with pytest.raises(UserError, match=r"mine\.txt: names .*/a\.png twice; take one line out"):
         found(tmp_path / "mine.txt")
+
+
+def test_what_has_no_pictures_extension_keeps_its_whole_name(tmp_path: Path) -> None:
+    write(tmp_path, "cam.1", "cam.2", "cam.3.png")
+    (tmp_path / "mine.txt").write_text("cam.1\ncam.2\ncam.3.png\n")
+    assert found(tmp_path / "mine.txt").names == ["cam.1", "cam.2", "cam.3"]
+
+
+@pytest.mark.parametrize(
+    ("closed", "pattern"),
+    [
+        ("frames", "frames/*.png"),
+        ("frames/b", "frames/*/*.png"),
+        ("frames/b", "frames/*/left.png"),
+        ("frames/b/c", "frames/**/*.png"),
+        ("frames/b/c", "frames/**"),
+        ("frames/b/c", "*/b/**/*.png"),
+    ],
+)
+def test_a_folder_in_which_a_pattern_cannot_look_is_refused_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str, pattern: str
+) -> None:
+    write(tmp_path, "frames/left.png", "frames/a/left.png", "frames/b/left.png", "frames/b/c/left.png", "other/d/1.png")
+    monkeypatch.chdir(tmp_path)
+    scandir, hidden = os.scandir, {tmp_path / closed, tmp_path / "other/d"}
+
+    def guarded(path: str) -> object:
+        if Path(path).absolute() in hidden:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", guarded)
+        for place, told in ((pattern, closed), (str(tmp_path / pattern), str(tmp_path / closed))):
+            with pytest.raises(
+                UserError, match=rf"^{told} \(Permission denied\): a folder that cannot be listed; make"
+            ):
+                found(place)
+        hidden.remove(tmp_path / closed)
+        assert found(pattern).names == found(str(tmp_path / pattern)).names != []
 
 
 def test_one_picture_is_one(tmp_path: Path) -> None:
@@ -116,6 +159,12 @@ def test_where_there_is_no_picture_one_message_says_so(tmp_path: Path, place: st
 def test_two_pictures_of_one_name_are_refused(tmp_path: Path, other: str) -> None:
     write(tmp_path, "s/a.png", f"s/{other}", "t/a.png")
     with pytest.raises(UserError, match=r"/s/a\.\w+ and .*/s/a\.\w+ would both become s/a\.png; rename one"):
+        found(tmp_path)
+
+
+def test_a_picture_that_would_become_a_folder_of_others_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "s/a.jpg", "s/a.png/b/c.png")
+    with pytest.raises(UserError, match=r"/s/a\.jpg would become s/a\.png, a folder for .*/s/a\.png/b/c\.png; rename"):
         found(tmp_path)
 
 

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from esl_dist.data import cache
 from esl_dist.data.videos import Video, frames_decoded, frames_said
 from esl_dist.errors import UserError
 from tests.data.films import write_film
@@ -43,6 +44,17 @@ def test_a_frame_is_the_same_whichever_were_read_before(film: Path, order: tuple
         np.testing.assert_array_equal(video.pixels(number), expected[number])
 
 
+def test_each_frame_that_is_passed_over_is_a_sign_of_getting_on(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, heard = list[int](), list[int]()
+    video = Video(film, FRAMES, lambda: own.append(1))
+    video.pixels(5)
+    assert (len(own), len(heard)) == (5, 0)
+    # As in a process that was forked to read.
+    monkeypatch.setattr(cache, "_HEARD", [lambda: heard.append(1)])
+    video.pixels(3)
+    assert (len(own), len(heard)) == (5, 3)
+
+
 def test_only_frames_that_can_be_decoded_are_counted(film: Path, tmp_path: Path) -> None:
     content = film.read_bytes()
     cut = tmp_path / "cut.avi"
@@ -53,7 +65,9 @@ def test_only_frames_that_can_be_decoded_are_counted(film: Path, tmp_path: Path)
         Video(cut, FRAMES).pixels(FRAMES - 1)
 
 
-def test_what_is_no_video_is_one_message(tmp_path: Path) -> None:
+def test_what_is_no_video_is_one_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "film.mp4").write_bytes(b"text")
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)
     with pytest.raises(UserError, match=r"film\.mp4: neither a picture by its name nor a video that OpenCV can read"):
         frames_said(tmp_path / "film.mp4")
+    assert "VIDEOIO" not in capfd.readouterr().err

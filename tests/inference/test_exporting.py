@@ -290,6 +290,21 @@ def test_what_a_file_computes_otherwise_than_its_network_is_an_error_and_no_file
     assert [one.name for one in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_never_in_agreement(value: float) -> None:
+    deployed, pictures = Deployed(tiny_network(1), "target"), (1, 32, 32)
+
+    def other(seen: torch.Tensor) -> torch.Tensor:
+        return deployed(seen).index_fill(1, torch.tensor([0]), value)
+
+    with pytest.raises(ValueError, match="its scores are not finite"):
+        job.agreement(deployed, other, pictures)
+    with torch.no_grad():
+        next(deployed.parameters()).fill_(value)
+    with pytest.raises(UserError, match=r"^random pictures: the network's scores are not finite"):
+        job.agreement(deployed, deployed, pictures)
+
+
 def test_without_onnxruntime_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
     assert formats.by_onnxruntime(b"") is None

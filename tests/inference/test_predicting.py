@@ -18,6 +18,7 @@ from esl_dist.data.loading import Samples
 from esl_dist.data.own_pictures import find_pictures
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
+from esl_dist.inference import predicting
 from esl_dist.inference.contradictions import check_predicting
 from esl_dist.inference.inputs import open_conditions
 from esl_dist.inference.predicting import PredictionJob, missing_files, open_pictures, write_predictions
@@ -221,6 +222,17 @@ def test_another_network_or_size_is_another_prediction(network: DeepLab, tmp_pat
     for what, other in others.items():
         with pytest.raises(UserError, match=f"made with another {what}"):
             open_output(tmp_path, made_with(asked(), other, class_set()), ["train_ids"])
+
+
+def test_counting_and_passing_over_frames_of_a_video_are_signs_of_getting_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = list[int]()
+    monkeypatch.setattr(predicting, "note_progress", lambda: noted.append(1))
+    video = open_pictures(str(write_film(tmp_path / "film.avi", 6)), 1)
+    assert len(noted) == 6
+    video.pixels(4)
+    assert len(noted) == 6 + 4
 
 
 def test_the_frames_of_a_video_that_ends_too_early_are_predicted_and_told(

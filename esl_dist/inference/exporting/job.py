@@ -132,7 +132,8 @@ def agreement(deployed: Deployed, compute: Compute, sides: Sides) -> Agreement:
     """Compare what a file computes with what its network does, of pictures drawn from a generator of their own.
 
     Raises:
-        ValueError: it is something else.
+        UserError: the network's scores are not finite.
+        ValueError: what the file computes is something else.
     """
     drawn = torch.Generator().manual_seed(0)
     pixels, others, difference, score = 0, 0, 0.0, 0.0
@@ -143,6 +144,10 @@ def agreement(deployed: Deployed, compute: Compute, sides: Sides) -> Agreement:
             expected, found = deployed(pictures), compute(pictures)
         if found.shape != expected.shape:
             raise ValueError(f"it gives {tuple(found.shape)} for {tuple(expected.shape)}")
+        if not expected.isfinite().all():
+            raise UserError("random pictures: the network's scores are not finite; its weights may be damaged")
+        if not found.isfinite().all():
+            raise ValueError("its scores are not finite")
         difference = max(difference, float((found - expected).abs().max()))
         score = max(score, float(expected.abs().max()))
         pixels += pictures[..., 0].numel()

@@ -155,8 +155,8 @@ def _refuse_collisions(place: str, named: Sequence[Named]) -> None:
             raise UserError(f"{file} and {other} would both become {name}.png; rename one of them")
     folders = {str(folder): file for name, file in named for folder in PurePosixPath(name).parents}
     for name, file in named:
-        if (other := folders.get(f"{name}.png")) is not None:
-            raise UserError(f"{file} would become {name}.png, a folder for {other}; rename the picture or the folder")
+        if (within := folders.get(f"{name}.png")) is not None:
+            raise UserError(f"{file} would become {name}.png, a folder for {within}; rename the picture or the folder")
 
 
 def _refuse_unlisted(pattern: str) -> None:

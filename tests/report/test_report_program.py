@@ -105,6 +105,24 @@ def test_scores_of_a_moved_run_of_which_there_are_two_are_of_none(
     assert any(note.startswith(f"{file}: its gone/snapshots/advent is no longer there") for note in content["notes"])
 
 
+def test_a_source_only_run_with_pseudo_labels_has_statistics_of_the_target(
+    settings: Report, tmp_path: Path, experiments: Path
+) -> None:
+    scores = json.loads((experiments / "scores/advent.json").read_text())
+    del scores["checkpoint"]
+    config = (experiments / "snapshots/advent/config.yaml").read_text().replace("name: advent", "name: source_only")
+    assert "pseudo_labels: null" in config
+    settings.runs, settings.pictures = [str(tmp_path / "snapshots" / name) for name in ("plain", "labels")], 0
+    for run, labels in zip(map(Path, settings.runs), ("null", "gone"), strict=True):
+        (run / "scores").mkdir(parents=True)
+        (run / "config.yaml").write_text(config.replace("pseudo_labels: null", f"pseudo_labels: {labels}"))
+        (run / "scores/val.json").write_text(json.dumps(scores))
+    main(settings)
+    plain, labels = content_of(Path(settings.output))["rows"]
+    assert (plain["control"], labels["control"]) == (None, 0)
+    assert labels["unlike"] == ["batch-norm statistics of another domain"]
+
+
 def layer(picture: dict[str, Any], name: str) -> Image.Image:
     return Image.open(BytesIO(base64.b64decode(picture["layers"][name].partition(",")[2])))
 

@@ -17,10 +17,10 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from esl_dist import early
 from esl_dist.config_files import describe, load_config
@@ -67,26 +67,34 @@ def run_program(schema: type[Config], main: Callable[[Config], int | None], word
         main: does its work, and may return an exit code; None: 0.
         words: its command line; None: what stands behind the name of this process's script.
     """
-    early.make_streams_robust()
-    try:
+    with as_programs_end(schema):
         file, overrides = _arguments(schema, sys.argv[1:] if words is None else words)
         adopt_step()
-        code = main(load_config(schema, file, overrides)) or 0
-        keep_end()
-        sys.stdout.flush()
-        note_end(ending(None)._replace(code=code))
-        if code or PROGRAM.leaves_at_once:
-            leave(code)
+        finish(main(load_config(schema, file, overrides)) or 0)
+
+
+@contextmanager
+def as_programs_end(schema: type | None = None) -> Iterator[None]:
+    """Print as every program does, and leave with its message and exit code where something is raised.
+
+    Args:
+        schema: settings that a message may give advice on; None: which program it is to be is open.
+    """
+    early.make_streams_robust()
+    try:
+        yield
     except (Exception, KeyboardInterrupt) as error:
         _end(error, schema)
         raise
 
 
-def refuse(error: UserError) -> NoReturn:
-    """End this process as `run_program` does, for a mistake that leaves open which program it is to run."""
-    early.make_streams_robust()
-    _end(error, None)
-    raise error
+def finish(code: int = 0) -> None:
+    """Note that all is done, and leave with an exit code; returns where this is 0, and Python may end by itself."""
+    keep_end()
+    sys.stdout.flush()
+    note_end(ending(None)._replace(code=code))
+    if code or PROGRAM.leaves_at_once:
+        leave(code)
 
 
 def _end(error: BaseException, schema: type | None) -> None:
@@ -130,7 +138,7 @@ def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[st
     """Return the file of `--config`, and the words `key=value`; `--help` ends the program."""
     if not {"-h", "--help"}.isdisjoint(words):
         print(_help(schema))
-        note_end(ending(None))
+        finish()
         sys.exit(0)
     files, overrides, rest = list[str](), list[str](), iter(words)
     for word in rest:

@@ -3,9 +3,11 @@
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
@@ -178,6 +180,15 @@ def test_recipes_are_listed(tmp_path: Path) -> None:
     listed = esl_dist("recipes", folder=tmp_path).stdout.split()
     files = [*PROJECT.glob("configs/*/*.yaml")]
     assert listed == sorted(f"{file.parent.name}/{file.stem}" for file in files if file.parent.name != "datasets")
+
+
+def test_the_documentation_says_which_command_has_which_script() -> None:
+    rows = [line.split("|")[1:3] for line in (PROJECT / "docs/command_line.md").read_text().splitlines() if "|" in line]
+    names, scripts = ([re.findall(r"`(?:esl-dist |[a-z]+/)?([^`]+)`", row[side]) for row in rows] for side in (0, 1))
+    there = {file.name for folder in ("launch", "shards") for file in (PROJECT / folder).glob("*.py")}
+    told = {name: script for row in zip(names, scripts, strict=True) for name, script in zip_longest(*row)}
+    script_of = {name: f"{COMMANDS[name].program}.py" for name in COMMANDS}
+    assert told == {name: script if script in there else None for name, script in script_of.items()}
 
 
 def test_the_command_trains_on_several_ranks(town: Path, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ from click.shell_completion import CompletionItem
 
 from esl_dist.called import COMMAND
 from esl_dist.cli.commands import COMMANDS
+from esl_dist.early import COMPLETION_VARIABLE
 
-COMPLETION_VARIABLE = "_ESL_DIST_COMPLETE"
-"""As click makes it of the command's name: set by the script of a shell that asks what a word may become."""
 SHELLS = ("bash", "zsh", "fish")
 HELP = frozenset({"-h", "--help"})
 

@@ -11,6 +11,7 @@ import pytest
 from esl_dist.cli.commands import COMMANDS
 from esl_dist.cli.completion import SHELLS, changed, completed
 from esl_dist.config_values import converted, settings_of
+from esl_dist.early import STATE_FILE
 from esl_dist.errors import UserError
 from esl_dist.yaml_text import values_of
 from tests.cli.commands import environment, esl_dist
@@ -60,6 +61,14 @@ def in_bash(installed: Path, words: Sequence[str]) -> list[str]:
 )
 def test_bash_completes(installed: Path, words: list[str], told: list[str]) -> None:
     assert in_bash(installed, ["esl-dist", *words]) == told
+
+
+def test_to_complete_a_word_leaves_the_state_file_as_it_is(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    asked = {"_ESL_DIST_COMPLETE": "bash_complete", "COMP_WORDS": "esl-dist tr", "COMP_CWORD": "1"}
+    done = esl_dist(folder=tmp_path, **asked, **{STATE_FILE: str(state)})
+    assert (done.stdout, done.stderr) == ("plain,train\n", "")
+    assert not state.exists()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

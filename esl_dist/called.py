@@ -9,6 +9,9 @@ from pathlib import Path
 
 COMMAND, PACKAGE = "esl-dist", "esl_dist"
 
+NAMED_OTHERWISE = {"pack": "prepare"}
+"""Commands whose programs, and scripts, do not have their names."""
+
 
 def is_command() -> bool:
     """Say whether this process was called as a command of `esl-dist`, by that name or as a module."""
@@ -17,10 +20,14 @@ def is_command() -> bool:
 
 
 def program() -> str:
-    """Return the name of the program: `train` of `launch/train.py` and of `esl-dist train`."""
+    """Return the name of the program: `prepare` of `shards/prepare.py` and of `esl-dist pack`.
+
+    That of the command itself, where no program is asked for.
+    """
     if not is_command():
         return Path(sys.argv[0]).stem
-    return sys.argv[1].replace("-", "_") if len(sys.argv) > 1 else COMMAND
+    command = next(iter(sys.argv[1:]), "-")
+    return COMMAND if command.startswith("-") else NAMED_OTHERWISE.get(command, command.replace("-", "_"))
 
 
 def for_a_launcher() -> list[str]:

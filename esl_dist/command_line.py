@@ -5,6 +5,8 @@ standard error), 3 another rank was lost, 75 stopped by SIGTERM or SIGUSR1 after
 interrupted with Ctrl-C (a training saves first). An end that nobody reads (`| head`) is none. Any other exception is a
 defect of the program and keeps its traceback, with code 1.
 
+What reads settings is imported where it is needed, so that the list of commands ends as a program does without it.
+
 torchrun, and with it `accelerate launch`, gives every rank the name of a file for its error, in a folder for each
 attempt to start the ranks. The first line of a summary that it prints is read from there; without, it says only that
 there was an error.
@@ -17,14 +19,12 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from esl_dist import early
-from esl_dist.config_files import describe, load_config
-from esl_dist.config_values import COMMAND_LINE, settings_of
 
 # The codes are named here, too, as those of every program.
 from esl_dist.endings import EXIT_DEFECT as EXIT_DEFECT
@@ -67,26 +67,36 @@ def run_program(schema: type[Config], main: Callable[[Config], int | None], word
         main: does its work, and may return an exit code; None: 0.
         words: its command line; None: what stands behind the name of this process's script.
     """
-    early.make_streams_robust()
-    try:
+    with as_programs_end(schema):
+        from esl_dist.config_files import load_config
+
         file, overrides = _arguments(schema, sys.argv[1:] if words is None else words)
         adopt_step()
-        code = main(load_config(schema, file, overrides)) or 0
-        keep_end()
-        sys.stdout.flush()
-        note_end(ending(None)._replace(code=code))
-        if code or PROGRAM.leaves_at_once:
-            leave(code)
+        finish(main(load_config(schema, file, overrides)) or 0)
+
+
+@contextmanager
+def as_programs_end(schema: type | None = None) -> Iterator[None]:
+    """Print as every program does, and leave with its message and exit code where something is raised.
+
+    Args:
+        schema: settings that a message may give advice on; None: which program it is to be is open.
+    """
+    early.make_streams_robust()
+    try:
+        yield
     except (Exception, KeyboardInterrupt) as error:
         _end(error, schema)
         raise
 
 
-def refuse(error: UserError) -> NoReturn:
-    """End this process as `run_program` does, for a mistake that leaves open which program it is to run."""
-    early.make_streams_robust()
-    _end(error, None)
-    raise error
+def finish(code: int = 0) -> None:
+    """Note that all is done, and leave with an exit code; returns where this is 0, and Python may end by itself."""
+    keep_end()
+    sys.stdout.flush()
+    note_end(ending(None)._replace(code=code))
+    if code or PROGRAM.leaves_at_once:
+        leave(code)
 
 
 def _end(error: BaseException, schema: type | None) -> None:
@@ -117,6 +127,8 @@ def _end(error: BaseException, schema: type | None) -> None:
 
 
 def _memory_advice(schema: type, words: str) -> str:
+    from esl_dist.config_values import settings_of
+
     keys, is_of_gpu = settings_of(schema), words.startswith(GPU_MEMORY)
     is_of_host = not is_of_gpu or words.startswith(EITHER_MEMORY)
     taking = [key for key in TAKING_MEMORY if key in keys and (is_of_host or key not in TAKING_NO_GPU)]
@@ -130,8 +142,10 @@ def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[st
     """Return the file of `--config`, and the words `key=value`; `--help` ends the program."""
     if not {"-h", "--help"}.isdisjoint(words):
         print(_help(schema))
-        note_end(ending(None))
+        finish()
         sys.exit(0)
+    from esl_dist.config_values import COMMAND_LINE
+
     files, overrides, rest = list[str](), list[str](), iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
@@ -152,6 +166,8 @@ def _arguments(schema: type, words: Sequence[str]) -> tuple[Path | None, list[st
 
 
 def _help(schema: type) -> str:
+    from esl_dist.config_files import describe
+
     settings = "\n".join(described(*setting) for setting in describe(schema))
     return (
         f"usage: {Path(sys.argv[0]).name} [--help] [--config FILE] [key=value ...]\n\n{schema.__doc__}\n\n"
@@ -168,6 +184,8 @@ def described(key: str, kind: str, default: str, text: str) -> str:
 
 def _as_setting(word: str, words: Sequence[str], schema: type) -> str:
     """Say how a word that is no `key=value` would be written: `--steps 20`, `--steps=20`, `steps 20` as `steps=20`."""
+    from esl_dist.config_values import settings_of
+
     known = settings_of(schema)
     name, _, value = word.lstrip("-").partition("=")
     name = name if name in known else name.replace("-", "_")

@@ -20,6 +20,9 @@ _LEFT_OPEN: list[object] = []
 STATE_FILE = "ESL_DIST_STATE"
 """Variable of the environment that names a file in which a program says how it gets on (`esl_dist.endings`)."""
 
+COMPLETION_VARIABLE = "_ESL_DIST_COMPLETE"
+"""As click makes it of the command's name: set by the script of a shell that asks what a word may become."""
+
 
 def end_at_interrupt() -> None:
     """End this process at Ctrl-C, at once, until `give_interrupt_back`; one that is deaf to it stays so.

@@ -1,13 +1,16 @@
 """Recipes and data sets' descriptions by their names, from any folder: those of `configs/`, which the package brings.
 
 A file of the user's goes before: `gta5_cityscapes/advent` is the recipe of that name only where there is no such file.
+Where a path was meant, `configs/gta5_cityscapes/advent.yaml`, and there is no such file, it is said that this is taken.
 In a checkout `esl_dist/recipes` is a link to `configs/`; in an installed package, a folder.
 """
 
 import difflib
 import os
+import sys
 from pathlib import Path
 
+from esl_dist.endings import own_rank
 from esl_dist.errors import UserError
 from esl_dist.files import as_given
 
@@ -56,6 +59,8 @@ def _found(given: str, known: dict[str, Path], kind: str) -> Path:
     if os.path.isfile(given):
         return Path(given)
     if name in known:
+        if given != name and own_rank() == 0:
+            print(f"note: {given}: no such file; the {kind} {name} of this package is taken", file=sys.stderr)
         return known[name]
     if not os.path.lexists(given) and (near := difflib.get_close_matches(name, known, 1)):
         raise UserError(f"{as_given(given)}: no such configuration file; the nearest {kind} is {near[0]}")

@@ -11,7 +11,9 @@ from esl_dist import called
         (["launch/train.py", "name=r"], "train", ["launch/train.py", "name=r"]),
         (["/a/bin/esl-dist", "train", "name=r"], "train", ["-m", "esl_dist", "train", "name=r"]),
         (["/a/esl_dist/__main__.py", "pseudo-label"], "pseudo_label", ["-m", "esl_dist", "pseudo-label"]),
+        (["/a/bin/esl-dist", "pack"], "prepare", ["-m", "esl_dist", "pack"]),
         (["/a/bin/esl-dist"], "esl-dist", ["-m", "esl_dist"]),
+        (["/a/bin/esl-dist", "--help"], "esl-dist", ["-m", "esl_dist", "--help"]),
         (["/other/__main__.py", "train"], "__main__", ["/other/__main__.py", "train"]),
     ],
 )

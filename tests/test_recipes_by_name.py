@@ -33,6 +33,23 @@ def test_a_description_is_found_with_the_lists_that_it_names(given: str) -> None
     assert (description_file(given).parent / "camvid_dusk_train.txt").is_file()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_path_that_is_none_is_said_once_to_be_taken_for_a_name(
+    rank: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", str(rank))
+    recipe_file("demo/advent")
+    description_file("camvid")
+    assert capsys.readouterr().err == ""
+    recipe_file("configs/demo/advent.yaml")
+    description_file("camvid.yaml")
+    said = [
+        "note: configs/demo/advent.yaml: no such file; the recipe demo/advent of this package is taken",
+        "note: camvid.yaml: no such file; the data set camvid of this package is taken",
+    ]
+    assert capsys.readouterr().err.splitlines() == (said if rank == 0 else [])
+
+
 def test_a_file_of_the_users_goes_before_and_a_folder_does_not(tmp_path: Path) -> None:
     (tmp_path / "demo/advent").mkdir(parents=True)
     assert recipe_file("demo/advent") == RECIPES / "demo/advent.yaml"

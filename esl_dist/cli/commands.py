@@ -4,7 +4,7 @@ Nothing is imported for it, so that `esl-dist --help` answers at once; the setti
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -18,6 +18,8 @@ class Command(NamedTuple):
         examples: how it is typed, without `esl-dist`.
         listed: the setting that words without `=` are put into, as a list; None: there is none.
         reading: the function of its module that makes settings of its words; None: they are settings.
+        asked_about: the table of its module, name → class of settings, with programs whose settings it takes, too: of
+            that which the first word names, or else of the first one; None: there are none.
     """
 
     program: str
@@ -26,6 +28,7 @@ class Command(NamedTuple):
     examples: tuple[str, ...]
     listed: str | None = None
     reading: str | None = None
+    asked_about: str | None = None
 
     def settings(self) -> type:
         """Return the class of its settings."""
@@ -38,6 +41,11 @@ class Command(NamedTuple):
             return list(words)
         settings: list[str] = getattr(self._module(), self.reading)(words)
         return settings
+
+    def programs(self) -> Mapping[str, type]:
+        """Return the programs that its first word may name, each with the class of its settings."""
+        table: Mapping[str, type] = {} if self.asked_about is None else getattr(self._module(), self.asked_about)
+        return table
 
     def main(self) -> Any:
         """Return the function that does its work; imports no torch yet."""
@@ -120,5 +128,6 @@ COMMANDS = {
             "doctor pseudo-label checkpoint=experiments/snapshots/RUN target.path=shards/mine output=labels",
         ),
         reading="words_of_doctor",
+        asked_about="PROGRAMS",
     ),
 }

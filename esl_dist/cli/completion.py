@@ -2,10 +2,13 @@
 
 bash cuts words at `=`, so that `precision=b` comes as `precision`, `=` and `b`, and only `b` is to be completed; other
 shells give and take it whole. Settings of groups come like folders, a level at a time: `so` becomes `source.`, and this
-`source.path=`. None of these ends a word, so the scripts below put no blank behind them, which click's own would.
+`source.path=`. Of a list, the last element is completed. None of these ends a word, so the scripts below put no blank
+behind them, which click's own would.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from typing import get_args, get_origin
 
 from click import Group
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete
@@ -13,6 +16,7 @@ from click.shell_completion import BashComplete, CompletionItem, FishComplete, S
 from esl_dist.adaptation.catalogue import METHODS
 from esl_dist.cli.commands import Command
 from esl_dist.config_values import FAR, FOLDER, LOCAL, Setting, settings_of
+from esl_dist.errors import UserError
 from esl_dist.recipes_by_name import descriptions, recipes
 
 OPTIONS = CONFIG, HELP = "--config", "--help"
@@ -36,7 +40,9 @@ def completed(command: Command, before: Sequence[str], word: str) -> list[Comple
         before: the words between the command's name and this one, as the shell cuts them.
         word: what of it is typed; click makes nothing of a lone `=`.
     """
-    settings = settings_of(command.settings())
+    programs = command.programs()
+    asked = [programs.get(one, next(iter(programs.values()))) for one in before[:1] if programs]
+    settings = {key: one for schema in (*asked, command.settings()) for key, one in settings_of(schema).items()}
     last = next((one for one in reversed(before) if one != "="), "")
     if last == CONFIG or last in settings:
         return _values(settings, last, word)
@@ -44,7 +50,8 @@ def completed(command: Command, before: Sequence[str], word: str) -> list[Comple
     if equals:
         return [CompletionItem(f"{key}={item.value}", item.type) for item in _values(settings, key, value)]
     given = {one.partition("=")[0] for one in before}
-    items = [CompletionItem(part) for part in _next_parts((*settings, *OPTIONS), given, word)]
+    named = () if before else (name for name in programs if name.startswith(word))
+    items = [CompletionItem(part) for part in (*named, *_next_parts((*settings, *OPTIONS), given, word))]
     return items if items or command.listed is None else [CompletionItem(word, "file")]
 
 
@@ -64,37 +71,70 @@ def _values(settings: Mapping[str, Setting], key: str, value: str) -> list[Compl
         return []
     kind, bounds = (str, (LOCAL,)) if key == CONFIG else (settings[key].kind, settings[key].bounds)
     choices = ("true", "false") if kind is bool else [choice for bound in bounds for choice in bound.choices]
+    if any(get_origin(one) is list for one in (kind, *get_args(kind))):
+        return [CompletionItem(text) for text in _lists(choices, value)]
     named: Iterable[str] = NAMED[key]() if key in NAMED else choices
     items = [CompletionItem(choice) for choice in named if choice.startswith(value)]
     is_place = not {FOLDER, FAR, LOCAL}.isdisjoint(bounds)
     return items if items or not is_place else [CompletionItem(value, "dir" if FOLDER in bounds else "file")]
 
 
-def _changed(shell: Shell, changes: Mapping[str, str]) -> Shell:
-    """Return a shell's completion with changes to the script that click has for it."""
+def _lists(choices: Iterable[str], value: str) -> list[str]:
+    """Return what a list may become, `[`, a choice or several, and `]`, by a further one at its end."""
+    *given, last = value.removeprefix("[").split(",")
+    before = "".join(f"{one}," for one in given)
+    blanks = last[: len(last) - len(last.lstrip())]
+    others = [choice for choice in choices if choice not in map(str.strip, given)]
+    return [f"[{before}{blanks}{choice}" for choice in others if choice.startswith(last.lstrip())]
+
+
+def changed(shell: Shell, changes: Mapping[str, str]) -> Shell:
+    """Return a shell's completion with changes to the script that click has for it.
+
+    Args:
+        shell: click's.
+        changes: text that is in the script → what is to be in its place.
+
+    Raises:
+        UserError: there is no such text, for click is another version than those that are known.
+    """
     template = shell.source_template
     for before, after in changes.items():
+        if before not in template:
+            raise UserError(
+                f"completion {shell.name}: click {version('click')} has a script without {before!r}, and what comes of "
+                "it is not known; install click 8.1 to 8.5"
+            )
         template = template.replace(before, after)
     return type(shell.__name__, (shell,), {"source_template": template})
 
 
-SHELLS: dict[str, Shell] = {
-    "bash": _changed(
+SHELLS: dict[str, tuple[Shell, dict[str, str]]] = {
+    "bash": (
         BashComplete,
-        {"COMPREPLY+=($value)": 'COMPREPLY+=("$value"); [[ $value == *[=.] ]] && compopt -o nospace'},
+        {
+            "COMPREPLY+=($value)": (
+                'COMPREPLY+=("$value"); [[ $value == *[=.] || $value == *"["* ]] && compopt -o nospace'
+            )
+        },
     ),
-    "zsh": _changed(
+    "zsh": (
         ZshComplete,
         {
             "compadd -U -V unsorted -a": "compadd -U -V unsorted -S '' -a",
             "_path_files": "compset -P '*='; _path_files",
         },
     ),
-    # It puts no blank behind what ends with = or a point.
-    "fish": FishComplete,
+    # It puts no blank behind what ends with = or a point. A list has commas of its own.
+    "fish": (FishComplete, {'string split "," $completion': 'string split -m 1 "," $completion'}),
 }
+"""Click's completion by shell, and what is changed in its script."""
 
 
 def script_for(shell: str, commands: Group, variable: str) -> str:
-    """Return the script that a shell reads to complete the words of `commands`, which `variable` asks for."""
-    return SHELLS[shell](commands, {}, commands.name or "", variable).source()
+    """Return the script that a shell reads to complete the words of `commands`, which `variable` asks for.
+
+    Raises:
+        UserError: click's own, which it is made of, is not as it is known.
+    """
+    return changed(*SHELLS[shell])(commands, {}, commands.name or "", variable).source()

@@ -3,18 +3,18 @@
 import difflib
 import json
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import click
 from click.shell_completion import CompletionItem
 
 from esl_dist.called import COMMAND
 from esl_dist.cli.commands import COMMANDS
+from esl_dist.early import COMPLETION_VARIABLE
 
-COMPLETION_VARIABLE = "_ESL_DIST_COMPLETE"
-"""As click makes it of the command's name: set by the script of a shell that asks what a word may become."""
 SHELLS = ("bash", "zsh", "fish")
+HELP = frozenset({"-h", "--help"})
 
 
 class Asked(NamedTuple):
@@ -51,9 +51,7 @@ class Commands(click.Group):
         return list(self.commands)
 
 
-@click.group(
-    COMMAND, cls=Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.group(COMMAND, cls=Commands, invoke_without_command=True, context_settings={"help_option_names": sorted(HELP)})
 @click.pass_context
 def commands(ctx: click.Context) -> None:
     """Unsupervised domain adaptation for semantic segmentation, on one process or many, with one result.
@@ -93,29 +91,37 @@ def completion(shell: str) -> None:
 
 def start() -> None:
     """Do what the words of this process ask for, and leave with an exit code."""
-    words = sys.argv[1:]
+    from esl_dist.command_line import as_programs_end, finish, run_program
+
+    with as_programs_end():
+        program = _asked(sys.argv[1:])
+        if program is None:
+            finish()
+    if program is not None:
+        run_program(*program)
+
+
+def _asked(words: Sequence[str]) -> tuple[type, Callable[[Any], int | None], list[str]] | None:
+    """Return the program that is asked for, as `run_program` takes it; None where an answer was to be printed, and is.
+
+    Raises:
+        UserError: there is no such command, or no such option.
+    """
     try:
-        asked = commands.main(words, COMMAND, complete_var=COMPLETION_VARIABLE, standalone_mode=False)
+        asked = commands.main(list(words), COMMAND, complete_var=COMPLETION_VARIABLE, standalone_mode=False)
     except click.UsageError as error:
-        from esl_dist.command_line import refuse
         from esl_dist.errors import UserError
 
-        refuse(UserError(f"command line: {_problem(error, words)}"))
-    if isinstance(asked, Asked):
-        run(*asked)
-
-
-def run(name: str, words: Sequence[str]) -> None:
-    """Run the program of a command, or print its help."""
-    from esl_dist.command_line import run_program
-
-    command = COMMANDS[name]
-    if not {"-h", "--help"}.isdisjoint(words):
+        raise UserError(f"command line: {_problem(error, words)}") from error
+    if not isinstance(asked, Asked):
+        return None
+    command = COMMANDS[asked.command]
+    if not HELP.isdisjoint(asked.words):
         from esl_dist.cli.help import help_of
 
-        print(help_of(name, command, [word for word in words if word not in ("-h", "--help")]))
-        return
-    run_program(command.settings(), command.main(), _with_list(command.read(words), command.listed))
+        print(help_of(asked.command, command, [word for word in asked.words if word not in HELP]))
+        return None
+    return command.settings(), command.main(), _with_list(command.read(asked.words), command.listed)
 
 
 def _with_list(words: Sequence[str], setting: str | None) -> list[str]:
@@ -127,7 +133,12 @@ def _with_list(words: Sequence[str], setting: str | None) -> list[str]:
 
 
 def _problem(error: click.UsageError, words: Sequence[str]) -> str:
-    if words and words[0] not in commands.commands and not words[0].startswith("-"):
-        near = difflib.get_close_matches(words[0], commands.commands, 1, 0.5) or list(COMMANDS)
-        return f"unknown command {words[0]!r}; the nearest known one is {near[0]!r}"
-    return f"{error.format_message()} {COMMAND} --help lists the commands"
+    if not words or words[0] in commands.commands or words[0].startswith("-"):
+        return f"{error.format_message()} {COMMAND} --help lists the commands"
+    from esl_dist.files import shortened
+
+    # Scripts have the names of the programs.
+    names = {command.program: name for name, command in COMMANDS.items()} | {name: name for name in commands.commands}
+    near = difflib.get_close_matches(words[0].lower(), names, 1)
+    known = f"the nearest known one is {names[near[0]]!r}" if near else f"known are {', '.join(commands.commands)}"
+    return f"unknown command {shortened(words[0])}; {known}"

@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 from esl_dist.cli.commands import COMMANDS
-from esl_dist.cli.completion import completed
+from esl_dist.cli.completion import SHELLS, changed, completed
+from esl_dist.config_values import converted, settings_of
+from esl_dist.early import STATE_FILE
+from esl_dist.errors import UserError
+from esl_dist.yaml_text import values_of
 from tests.cli.commands import environment, esl_dist
 
 ASKED_BY_BASH = """
@@ -51,18 +55,38 @@ def in_bash(installed: Path, words: Sequence[str]) -> list[str]:
         # Where bash cuts words.
         (["train", "seed", "=", "1", "precision", "=", "b"], ["bf16"]),
         (["train", "--config", "gta5_cityscapes/advent_"], ["gta5_cityscapes/advent_esl"]),
+        # More may follow in a list.
+        (["predict", "save", "=", "[raw_ids,tr"], ["-o nospace", "[raw_ids,train_ids"]),
     ],
 )
 def test_bash_completes(installed: Path, words: list[str], told: list[str]) -> None:
     assert in_bash(installed, ["esl-dist", *words]) == told
 
 
+def test_to_complete_a_word_leaves_the_state_file_as_it_is(tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    asked = {"_ESL_DIST_COMPLETE": "bash_complete", "COMP_WORDS": "esl-dist tr", "COMP_CWORD": "1"}
+    done = esl_dist(folder=tmp_path, **asked, **{STATE_FILE: str(state)})
+    assert (done.stdout, done.stderr) == ("plain,train\n", "")
+    assert not state.exists()
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_there_is_a_script_for_each_shell_that_puts_no_blank_behind_a_setting(shell: str, tmp_path: Path) -> None:
     done = esl_dist("completion", shell, folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {"bash": "compopt -o nospace", "zsh": "-S ''", "fish": "--arguments"}[shell] in done.stdout
+    assert {"bash": "compopt -o nospace", "zsh": "-S ''", "fish": "split -m 1"}[shell] in done.stdout
     assert f"_ESL_DIST_COMPLETE={shell}_complete" in done.stdout
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_of_click_that_is_not_as_it_is_known_is_refused(shell: str) -> None:
+    """Changed by nothing, it would put a blank behind a setting, and nobody would know why."""
+    known, changes = SHELLS[shell]
+    for text in changes:
+        other = type("Other", (known,), {"source_template": known.source_template.replace(text, "")})
+        with pytest.raises(UserError, match=rf"^completion {shell}: click [0-9.]+ has a script without "):
+            changed(other, changes)
 
 
 def complete(command: str, *words: str) -> list[str]:
@@ -99,10 +123,40 @@ def complete(command: str, *words: str) -> list[str]:
         ("pack", ["image_format=p"], ["image_format=png"]),
         ("train", ["dataset=city"], []),
         ("report", ["experiments/"], ["file"]),
+        ("predict", ["save=[raw_ids, e"], ["save=[raw_ids, entropy"]),
+        ("predict", ["save=r"], ["save=[raw_ids"]),
+        ("predict", ["save", "=", "[c"], ["[colors", "[confidence"]),
+        ("predict", ["save=[colors,co"], ["save=[colors,confidence"]),
+        ("predict", ["save=[colors]"], []),
+        ("predict", ["size="], []),
+        ("report", ["runs="], []),
+        ("doctor", ["ev"], ["evaluate"]),
+        ("doctor", ["evaluate", "data.pa"], ["data.path="]),
+        ("doctor", ["--config", "demo/advent", "batch_"], ["batch_size="]),
+        ("doctor", ["evaluate", "train"], []),
+        ("doctor", ["pseudo-label", "score", "=", "conf"], ["confidence"]),
+        ("doctor", ["train", "recip"], ["recipe="]),
+        ("train", ["evalu"], []),
     ],
 )
 def test_a_word_becomes(command: str, words: list[str], told: list[str]) -> None:
     assert complete(command, *words) == told
+
+
+def offered_lists() -> list[tuple[str, str]]:
+    found = ((name, key, one) for name in COMMANDS for key, one in settings_of(COMMANDS[name].settings()).items())
+    return [(name, key) for name, key, one in found if "list[" in str(one.kind) and any(b.choices for b in one.bounds)]
+
+
+@pytest.mark.parametrize(("command", "key"), offered_lists())
+def test_what_is_offered_of_a_list_is_taken_once_it_is_closed(command: str, key: str) -> None:
+    setting = settings_of(COMMANDS[command].settings())[key]
+    one = complete(command, f"{key}=")
+    two = [word for first in one for word in complete(command, f"{first},")]
+    assert len(two) == len(one) * (len(one) - 1)
+    for word in (*one, *two):
+        value = converted(values_of(f"{word.partition('=')[2]}]", "test"), setting.kind, "test", key)
+        assert all(bound.holds(value if bound.is_of_list else part) for bound in setting.bounds for part in value)
 
 
 def test_nothing_typed_may_become_any_setting_or_group_of_them_once() -> None:

@@ -2,14 +2,18 @@
 
 import inspect
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from esl_dist import command_line, config
+from esl_dist import called, command_line, config
 from esl_dist.cli import start
 from esl_dist.cli.commands import COMMANDS
 from esl_dist.cli.help import help_of
@@ -18,7 +22,7 @@ from esl_dist.config_values import settings_of
 from esl_dist.early import STATE_FILE
 from esl_dist.endings import read_state
 from esl_dist.runs.run_record import RUN_RECORD, read_record
-from tests.cli.commands import environment, esl_dist
+from tests.cli.commands import COMMAND, environment, esl_dist
 from tests.on_ranks import PROJECT, shared_server
 from tests.programs import TINY_TRAINING
 
@@ -93,6 +97,12 @@ def test_the_whole_text_of_a_setting_is_asked_for_by_its_name(tmp_path: Path) ->
     [
         (["trian"], "command line: unknown command 'trian'; the nearest known one is 'train'"),
         (["pseudo_label"], "command line: unknown command 'pseudo_label'; the nearest known one is 'pseudo-label'"),
+        (["Train"], "command line: unknown command 'Train'; the nearest known one is 'train'"),
+        (["prepare"], "command line: unknown command 'prepare'; the nearest known one is 'pack'"),
+        (
+            ["nosuch"],
+            "command line: unknown command 'nosuch'; known are pack, train, pseudo-label, evaluate, predict, ",
+        ),
         (["--hlep"], "command line: No such option"),
         (["train", "bach_size=4"], "bach_size=4: unknown setting 'bach_size'; the nearest known one is 'batch_size'"),
         (["train", "--batch_size", "4"], "'--batch_size' is not of the form key=value; write batch_size=4"),
@@ -108,7 +118,54 @@ def test_a_mistake_is_one_line_with_the_near_name(words: list[str], message: str
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     noted = read_state(state)
-    assert (noted.program, noted.exit_code) == (words[0].replace("-", "_"), 2)
+    program = {"--hlep": "esl-dist", "pack": "prepare"}.get(words[0], words[0].replace("-", "_"))
+    assert (noted.program, noted.exit_code) == (program, 2)
+
+
+ANSWERS = [["--help"], ["predict", "--help"], ["recipes"], ["completion", "bash"]]
+
+
+@pytest.mark.parametrize("words", ANSWERS, ids=" ".join)
+def test_an_answer_is_printed_in_every_encoding_and_noted_as_finished(words: list[str], tmp_path: Path) -> None:
+    state = tmp_path / "state.json"
+    done = esl_dist(*words, folder=tmp_path, PYTHONIOENCODING="ascii", **{STATE_FILE: str(state)})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+    noted = read_state(state)
+    program = "esl-dist" if words == ["--help"] else words[0]
+    assert (noted.program, noted.state, noted.exit_code) == (program, "finished", 0)
+
+
+def answered_to(output: BinaryIO | int, words: Sequence[str], folder: Path) -> tuple[int, str]:
+    """Return the exit code of a command that answers to a stream, and what it says on standard error."""
+    line = [*COMMAND, *words]
+    done = subprocess.run(
+        line, cwd=folder, env=environment(), stdout=output, stderr=subprocess.PIPE, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("words", ANSWERS, ids=" ".join)
+def test_an_answer_that_nobody_reads_is_no_failure(words: list[str], tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert answered_to(writing, words, tmp_path) == (0, "")
+    finally:
+        os.close(writing)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ANSWERS, ids=" ".join)
+def test_an_answer_that_no_disk_takes_is_refused_in_one_line(words: list[str], tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        assert answered_to(full, words, tmp_path) == (2, "error: standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_program_has_one_name_as_a_command_and_as_a_script(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["esl-dist", name])
+    assert called.program() == COMMANDS[name].program
 
 
 def test_words_that_are_no_settings_are_the_list_of_a_command_that_takes_one() -> None:
@@ -123,6 +180,15 @@ def test_recipes_are_listed(tmp_path: Path) -> None:
     listed = esl_dist("recipes", folder=tmp_path).stdout.split()
     files = [*PROJECT.glob("configs/*/*.yaml")]
     assert listed == sorted(f"{file.parent.name}/{file.stem}" for file in files if file.parent.name != "datasets")
+
+
+def test_the_documentation_says_which_command_has_which_script() -> None:
+    rows = [line.split("|")[1:3] for line in (PROJECT / "docs/command_line.md").read_text().splitlines() if "|" in line]
+    names, scripts = ([re.findall(r"`(?:esl-dist |[a-z]+/)?([^`]+)`", row[side]) for row in rows] for side in (0, 1))
+    there = {file.name for folder in ("launch", "shards") for file in (PROJECT / folder).glob("*.py")}
+    told = {name: script for row in zip(names, scripts, strict=True) for name, script in zip_longest(*row)}
+    script_of = {name: f"{COMMANDS[name].program}.py" for name in COMMANDS}
+    assert told == {name: script if script in there else None for name, script in script_of.items()}
 
 
 def test_the_command_trains_on_several_ranks(town: Path, tmp_path: Path) -> None:
@@ -145,7 +211,7 @@ def test_the_command_trains_on_several_ranks(town: Path, tmp_path: Path) -> None
 )
 def test_launchers_start_the_command(launcher: tuple[str, ...], town: Path, tmp_path: Path) -> None:
     words = [f"source.path={town}/source_train", f"target.path={town}/target_train", "steps=2", "name=r"]
-    called = [sys.executable, "-m", *launcher, "train", *TINY_TRAINING, *words]
-    done = subprocess.run(called, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    line = [sys.executable, "-m", *launcher, "train", *TINY_TRAINING, *words]
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "experiments/snapshots/r/weights.safetensors").exists()

@@ -4,6 +4,7 @@ With ESL_TEST_DEVICE=cuda, those of tests/reference compute on the GPU.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,19 @@ import pytest
 from tests.on_ranks import close_shared_server
 from tests.programs import small_town
 
+ACCELERATE = "ACCELERATE_"
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 if os.environ.get("ESL_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@pytest.fixture(autouse=True)
+def as_started_by_no_launcher() -> Iterator[None]:
+    """Take from the environment what Accelerate leaves there in a process that has used it."""
+    before = {name for name in os.environ if name.startswith(ACCELERATE)}
+    yield
+    for name in [name for name in os.environ if name.startswith(ACCELERATE) and name not in before]:
+        del os.environ[name]
 
 
 @pytest.fixture

@@ -121,3 +121,9 @@ def rank_batches(
     while True:
         whole_pass = [next(order) for _ in range(pass_size)]
         yield whole_pass[rank * share : (rank + 1) * share]
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """Choose `wanted` of `count` positions, the first of as many equal parts; all where there are no more."""
+    wanted = min(wanted, count)
+    return [number * count // wanted for number in range(wanted)]

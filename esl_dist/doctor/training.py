@@ -90,10 +90,13 @@ def findings_of_training(config: settings.Train, plan: Plan) -> list[Finding]:
         found.append(looked_at("compile", partial(_compiled, plan.device)))
     if not is_all_there:
         return [*found, *_missing_start(config), THE_REST]
+    subject = "shards"
     try:
-        asked = _asked(config, plan)
+        data = open_training_data(config, METHODS[config.method.name])
+        subject = "network"
+        asked = _asked(config, plan, data)
     except UserError as error:
-        return [*found, Finding("problem", "shards", str(error)), *_missing_start(config), THE_REST]
+        return [*found, Finding("problem", subject, str(error)), *_missing_start(config), THE_REST]
     return [*found, *_findings_with_data(asked)]
 
 
@@ -103,8 +106,7 @@ def _batch(config: settings.Train, world_size: int) -> str:
     return f"batch_size={config.batch_size}: {pictures} of each domain a process and pass"
 
 
-def _asked(config: settings.Train, plan: Plan) -> Asked:
-    data = open_training_data(config, METHODS[config.method.name])
+def _asked(config: settings.Train, plan: Plan, data: TrainingData) -> Asked:
     named = replace(config, name=config.name or automatic_name(config, data))
     with torch.device("meta"):
         network = build_network(config.network, data.classes)

@@ -11,8 +11,9 @@ from esl_dist.data.shard_index import refuse_missing_shards
 from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_unwritable
-from esl_dist.inference.exporting.files import refuse_replacing_others, refuse_unwritable_kind
+from esl_dist.inference.exporting.files import is_export, refuse_unwritable_kind
 from esl_dist.inference.output_places import (
+    holds_scores,
     refuse_among_inputs,
     refuse_in_each_other,
     refuse_other_predictions,
@@ -76,7 +77,7 @@ def checks_of_evaluation(config: Evaluate) -> list[Check]:
         *(partial(_refuse, message, contradicts) for message, contradicts in contradictions.items()),
         partial(refuse_among_inputs, "output", config.output, inputs),
         partial(refuse_among_inputs, "predictions", config.predictions, inputs),
-        partial(refuse_replacing, "output", config.output),
+        partial(refuse_replacing, "output", config.output, holds_scores, "holds no scores"),
         partial(refuse_in_each_other, "output", config.output, "predictions", config.predictions),
     ]
 
@@ -185,7 +186,7 @@ def check_export(config: Export) -> None:
     refuse_among_inputs("output", config.output, inputs)
     if output.is_dir():
         raise UserError(f"output={config.output}: a folder; expected the name of a file")
-    refuse_replacing_others("output", config.output)
+    refuse_replacing("output", config.output, is_export, "is no export of this program")
     refuse_missing_network(Path(config.checkpoint))
     _refuse_missing_classes(config.classes_from)
     refuse_unwritable("output", str(output.parent.absolute()), output.parent)

@@ -4,7 +4,7 @@ All of this is checked before anything is computed. Each function takes a settin
 and raises a UserError that names the setting.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from esl_dist.data.shard_index import INDEX_NAME
@@ -51,22 +51,30 @@ def refuse_in_each_other(setting: str, place: str | None, other: str, other_plac
             raise UserError(f"{both} cannot lie inside each other; choose another place for one of them")
 
 
-def refuse_replacing(setting: str, file: str | None) -> None:
-    """Refuse to replace anything but scores."""
-    if file is not None and Path(file).exists() and not _holds_scores(Path(file)):
-        raise UserError(
-            f"{setting}={file}: exists and holds no scores, so it is not replaced; choose another name or delete it"
-        )
+def refuse_replacing(setting: str, file: str | Path | None, is_own: Callable[[Path], bool], otherwise: str) -> None:
+    """Refuse to replace a file of another kind; an empty one is nothing.
+
+    Args:
+        setting: that names the file.
+        file: where a result goes; None: nowhere.
+        is_own: whether a file that is there is a result of the kind.
+        otherwise: what is said of one that is none, such as `holds no scores`.
+    """
+    path = Path(file or "")
+    if file is None or not path.exists() or (path.is_file() and (path.stat().st_size == 0 or is_own(path))):
+        return
+    raise UserError(
+        f"{setting}={file}: exists and {otherwise}, so it is not replaced; choose another name or delete it"
+    )
 
 
-def _holds_scores(file: Path) -> bool:
-    if not file.is_file():
-        return False
+def holds_scores(file: Path) -> bool:
+    """Say whether a file is one of scores."""
     with open(file, "rb") as opened:
         # What else it may be is perhaps large.
         start = opened.read(1)
     try:
-        return start == b"" or (start == b"{" and not SCORES.isdisjoint(read_json(file)))
+        return start == b"{" and not SCORES.isdisjoint(read_json(file))
     except UserError:
         return False
 

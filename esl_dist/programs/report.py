@@ -7,7 +7,8 @@ from esl_dist.early import give_interrupt_back
 from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
 from esl_dist.files import refuse_unwritable
-from esl_dist.report.writing import refuse_other_file, write_page
+from esl_dist.inference.output_places import refuse_replacing
+from esl_dist.report.writing import is_report, write_page
 from esl_dist.reporting.accounts import account
 from esl_dist.runs.layout import refuse_missing_run
 
@@ -51,5 +52,7 @@ def check_report(config: Report) -> None:
         if not Path(one).is_file():
             refuse_missing_run(Path(one))
     output = Path(config.output)
-    refuse_other_file("output", output)
+    if output.is_dir():
+        raise UserError(f"output={output}: a folder; expected the name of an HTML file")
+    refuse_replacing("output", output, is_report, "is no report")
     refuse_unwritable("output", config.output, output.absolute().parent)

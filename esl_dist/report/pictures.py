@@ -23,6 +23,7 @@ from esl_dist.adaptation.pseudo_labels import TRUST, label_and_score
 from esl_dist.config import Evaluate, Pictures, Report
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names
 from esl_dist.data.loading import Batch, Samples, label_source
+from esl_dist.data.sampling import evenly
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
@@ -92,11 +93,6 @@ def gallery(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
         "pictures": pictures,
         "note": None,
     }
-
-
-def evenly(count: int, wanted: int) -> list[int]:
-    """Choose `wanted` of `count` places, as far from each other as can be; all where there are no more."""
-    return sorted({number * count // min(wanted, count) for number in range(min(wanted, count))})
 
 
 def side_on_page(pictures: int) -> int:

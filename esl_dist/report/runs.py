@@ -1,7 +1,6 @@
 """The runs that a report shows: settings, starts, the shards they read, and which run is the control of which."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,11 @@ from esl_dist import config as settings
 from esl_dist.data.labels import ClassSet
 from esl_dist.errors import UserError
 from esl_dist.report.scores import experiments_of, places_of
+from esl_dist.reporting.curves import flat_settings, written
 from esl_dist.runs.checkpoints import checkpoint_folders, read_manifest, run_config
 from esl_dist.runs.run_record import RUN_RECORD, read_record
 from esl_dist.runs.validations import VALIDATIONS, read_validations
+from esl_dist.urls import without_secrets
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def told_of_run(run: RunFolder, titles: Mapping[str, Any]) -> dict[str, Any]:
         "done": run.step,
         "seed": run.config.seed,
         "from": run.config.network.start,
-        "pseudo_labels": run.config.pseudo_labels,
-        "settings": dict(_flat(asdict(run.config))),
+        "pseudo_labels": run.config.pseudo_labels and without_secrets(run.config.pseudo_labels),
+        "settings": {name: written(value) for name, value in flat_settings(run.config).items()},
         "shards": dict(run.shards),
         "starts": starts,
         "validation": _validations(run, problems),
@@ -172,11 +173,3 @@ def _validations(run: RunFolder, problems: list[str]) -> list[dict[str, Any]]:
         {"step": step, "miou": one.miou, "entropy": one.entropy, "kept": one.kept}
         for step, one in sorted(found.items())
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -12,7 +12,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from esl_dist.errors import UserError
 from esl_dist.files import whole_file
 
 MARK = b"<!doctype html>\n<!-- esl-dist report -->\n"
@@ -52,22 +51,7 @@ def write_page(file: Path, content: Any) -> None:
         opened.write(page(content).encode("utf-8", errors="replace"))
 
 
-def refuse_other_file(setting: str, file: Path) -> None:
-    """Refuse to replace anything but a report.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if file.is_dir():
-        raise UserError(f"{setting}={file}: a folder; expected the name of an HTML file")
-    if file.exists() and not _is_report(file):
-        raise UserError(
-            f"{setting}={file}: exists and is no report, so it is not replaced; choose another name or delete it"
-        )
-
-
-def _is_report(file: Path) -> bool:
-    if not file.is_file():
-        return False
+def is_report(file: Path) -> bool:
+    """Say whether a file is a report."""
     with open(file, "rb") as opened:
-        return opened.read(len(MARK)) in (MARK, b"")
+        return opened.read(len(MARK)) == MARK

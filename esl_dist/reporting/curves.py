@@ -93,12 +93,13 @@ def flat_settings(settings: Any) -> dict[str, str | int | float | bool]:
         if isinstance(value, dict):
             return {key: leaf for inner, one in value.items() for key, leaf in leaves(one, f"{name}{inner}.").items()}
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return {name[:-1]: value if is_number else without_secrets(_written(value))}
+        return {name[:-1]: value if is_number else without_secrets(written(value))}
 
     return leaves(asdict(settings), "")
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """Write a setting's value as YAML has it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

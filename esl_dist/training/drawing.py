@@ -15,6 +15,7 @@ from esl_dist.adaptation.passes import SEGMENTATION, MicroBatch, Normaliser, Pre
 from esl_dist.config import Domain
 from esl_dist.data.labels import IGNORE_INDEX
 from esl_dist.data.loading import Batch, HostBatch, Samples, on_device
+from esl_dist.data.sampling import evenly
 from esl_dist.errors import UserError, memory_words
 from esl_dist.models.segmentation import SegmentationNetwork, in_evaluation
 from esl_dist.prediction.predictor import domain_of
@@ -49,12 +50,6 @@ class Shown:
     batches: dict[str, HostBatch] = field(default_factory=dict)
 
 
-def positions(samples: int, shown: int) -> list[int]:
-    """Return the positions of those that are shown: all, or in the middle of each of as many equal parts."""
-    shown = min(shown, samples)
-    return [(2 * number + 1) * samples // (2 * shown) for number in range(shown)]
-
-
 class Drawing:
     """Draws what a training shows: samples of both domains and, where they have labels, of its validations."""
 
@@ -72,23 +67,18 @@ class Drawing:
 
     def rows(self) -> Iterator[tuple[str, dict[str, Picture]]]:
         """Yield each group and its rows, by the samples' keys."""
-        self._read()
         with in_evaluation(self._training.state.networks):
+            self._read()
             for shown in self._shown:
                 yield shown.group, dict(self._rows(shown))
 
     def _rows(self, shown: Shown) -> Iterator[tuple[str, Picture]]:
-        """Yield the rows of a group by their keys; whole pictures may take more than the parts that a step sees."""
-        network = self._training.state.networks[SEGMENTATION]
-        assert isinstance(network, SegmentationNetwork)
+        """Yield the rows of a group by their keys; a whole picture may take more memory than its parts."""
         for key, batch in list(shown.batches.items()):
-            height, width = batch["pictures"].shape[1:3]
             try:
-                network.refuse_size((width, height), 1, f"{shown.samples.images.folder}: {key}, seen whole", "size")
                 yield key, self._row(shown, batch)
-            except (UserError, RuntimeError, MemoryError) as error:
-                words = str(error) if isinstance(error, UserError) else memory_words(error)
-                if words is None:
+            except (RuntimeError, MemoryError) as error:
+                if (words := memory_words(error)) is None:
                     raise
                 # What is for show alone ends no training.
                 warn(f"{words}; {shown.group} {key} is not shown")
@@ -98,10 +88,15 @@ class Drawing:
         if self._is_read:
             return
         self._is_read = True
+        network = self._training.state.networks[SEGMENTATION]
+        assert isinstance(network, SegmentationNetwork)
         for shown in self._shown:
-            for position in positions(len(shown.samples), self._training.config.pictures_of):
+            for position in evenly(len(shown.samples), self._training.config.pictures_of):
                 try:
                     sample = {name: value[None] for name, value in shown.samples[position].items()}
+                    height, width = sample["pictures"].shape[1:3]
+                    # Whole, as a training on parts of pictures never sees it.
+                    network.refuse_size((width, height), 1, shown.samples.images.where(position), "size")
                 except UserError as error:
                     # It ends the training where it is to be learned, not where it is to be shown.
                     warn(f"{error}; it is not shown")

@@ -18,7 +18,7 @@ from esl_dist.ranks.collectives import gather_texts, is_main, sum_over_ranks, wa
 from esl_dist.reporting.curves import Curves, flat_settings
 from esl_dist.reporting.pictures import Picture
 from esl_dist.reporting.progress import Entry, show_entry, show_line, steps_bar
-from esl_dist.reporting.trackers import BackgroundTracker, begin_trackers
+from esl_dist.reporting.trackers import BackgroundTracker, begin_trackers, end_trackers
 from esl_dist.runs.validations import Figures
 from esl_dist.training.contradictions import refuse_missing_trackers
 from esl_dist.training.work import Work
@@ -70,6 +70,7 @@ def open_curves(config: settings.Train, logs: Path, first_step: int) -> Curves |
             _refuse_failed(begun if not first_step else [])
         except UserError as error:
             problem = str(error)
+            end_trackers(begun)
     if others and (told := gather_texts(problem)[0]):
         raise UserError(problem or told)
     return Curves(logs, first_step, TENSORBOARD in config.trackers, begun, warn) if is_main() else None

@@ -126,6 +126,7 @@ def test_an_unknown_method_is_told_alone(shards: Path) -> None:
 def test_shards_that_do_not_fit_each_other_and_the_rest_are_told(shards: Path) -> None:
     write_shards(shards / "labels", drawn_samples(4), class_sets={"other2": OTHER_CLASSES}, split="target", **SIZE)
     assert "other2" in problems(training(shards, pseudo_labels=str(shards / "labels")))["shards"]
+    assert "no model of this name" in problems(training(shards, network={"architecture": "timm/nonsense"}))["network"]
     (shards / "target" / "shard-000000.tar").unlink()
     config = training(shards, network={"architecture": "tiny", "start": "nowhere.pth"})
     found = by_subject(findings_of_program(config, None))

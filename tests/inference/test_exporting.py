@@ -25,70 +25,19 @@ from esl_dist.data.images import encode_png
 from esl_dist.errors import UserError
 from esl_dist.inference.contradictions import check_evaluation
 from esl_dist.inference.evaluation import evaluate
-from esl_dist.inference.exporting import files, formats, job
+from esl_dist.inference.exporting import job
 from esl_dist.inference.exporting.deployed import Deployed, metadata
 from esl_dist.inference.exporting.files import metadata_of
-from esl_dist.models.batch_norm import batch_norms
-from esl_dist.models.resizing import upsample
 from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.models.weight_files import write_weights
-from esl_dist.models.weights import initialise
 from esl_dist.programs.export import main
-from esl_dist.runs.checkpoints import build_network, checkpoint_folder
-from esl_dist.runs.trained import load_trained
-from tests.builders import class_set, draw, drawn_shards, input_of, write_description
+from esl_dist.runs.checkpoints import checkpoint_folder
+from tests.builders import class_set, draw, drawn_shards, write_description
 from tests.grids import grid
+from tests.inference.exports import CPU, SHAPES, SIZE, TIMM, asked, network_of, pictures_of, save_network, scores_of
 from tests.inference.trained import trained_network
 from tests.on_ranks import PROJECT
-from tests.training.small_runs import configuration, save_state, tiny_network
-
-CPU = torch.device("cpu")
-SIZE = (64, 48)
-SHAPES = ((1, 48, 64), (3, 33, 50), (2, 97, 40))
-TIMM = ("test_byobnet", "test_convnext", "test_efficientnet", "test_nfnet", "test_resnet", "test_vit", "test_vit3")
-
-
-def asked(checkpoint: Path | str, output: Path, **changes: Any) -> settings.Export:
-    values = {"checkpoint": str(checkpoint), "output": str(output), **changes}
-    return from_dictionary(settings.Export, values, "tests")
-
-
-def network_of(options: settings.Network) -> SegmentationNetwork:
-    """Return a network that predicts several classes, whose statistics of source and target are others."""
-    torch.manual_seed(0)
-    network = build_network(options, class_set())
-    initialise(network)
-    for norm in batch_norms(network):
-        for name, buffer in norm.named_buffers():
-            if name != "num_batches_tracked":
-                buffer.copy_(torch.rand_like(buffer) / 5 + ("var" in name))
-    network.eval()
-    biases = [one for name, one in network.named_parameters() if re.match(r"(layer6|head)\.conv2d_list\.0\.bias", name)]
-    for bias in biases:
-        with torch.no_grad():
-            bias -= scores_of(network, pictures_of(SHAPES[1])).mean((0, 2, 3))
-    return network
-
-
-def save_network(run: Path, **options: Any) -> SegmentationNetwork:
-    """Write a run of a network of per-domain statistics, trained at `SIZE`; returns the network."""
-    values = {"architecture": "tiny", "batch_norm": "per_domain", **options}
-    config = configuration(network=values, target={"path": "t", "size": list(SIZE)})
-    network = network_of(config.network)
-    run.mkdir(parents=True)
-    save_state(run, 3, network.state_dict(), config, class_set())
-    return network
-
-
-def pictures_of(shape: tuple[int, int, int]) -> np.ndarray:
-    return np.stack([draw(seed, shape[2], shape[1])[0][..., ::-1] for seed in range(shape[0])])
-
-
-def scores_of(network: SegmentationNetwork, pictures: np.ndarray, domain: str = "target") -> torch.Tensor:
-    """Return what a network says of red, green, blue, as training and evaluation give pictures to it."""
-    images = torch.cat([input_of(np.ascontiguousarray(one[..., ::-1])) for one in pictures])
-    with torch.inference_mode():
-        return upsample(network(images, domain)["main"], images.shape[2:])
+from tests.training.small_runs import tiny_network
 
 
 def assert_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -277,133 +226,3 @@ def test_the_normalisation_that_is_told_is_the_one_that_is_done(name: str) -> No
     # The published network sees blue first.
     expected = expected.flip(1) if name == "tiny" else expected
     torch.testing.assert_close(seen[0][..., :32, :32].double(), expected, rtol=0, atol=1e-3)
-
-
-def test_what_a_file_computes_otherwise_than_its_network_is_an_error_and_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_network(tmp_path / "run")
-    by_torch = job.by_torch
-    monkeypatch.setattr(job, "by_torch", lambda content: lambda pictures: by_torch(content)(pictures.flip(-1)))
-    with pytest.raises(UserError, match=r"cannot be exported for that size \(its scores differ by"):
-        main(asked(tmp_path / "run", tmp_path / "network.pt2", size=[32, 32]))
-    assert [one.name for one in tmp_path.iterdir()] == ["run"]
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_scores_that_are_no_numbers_are_never_in_agreement(value: float) -> None:
-    deployed, pictures = Deployed(tiny_network(1), "target"), (1, 32, 32)
-
-    def other(seen: torch.Tensor) -> torch.Tensor:
-        return deployed(seen).index_fill(1, torch.tensor([0]), value)
-
-    with pytest.raises(ValueError, match="its scores are not finite"):
-        job.agreement(deployed, other, pictures)
-    with torch.no_grad():
-        next(deployed.parameters()).fill_(value)
-    with pytest.raises(UserError, match=r"^random pictures: the network's scores are not finite"):
-        job.agreement(deployed, deployed, pictures)
-
-
-def test_without_onnxruntime_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    assert formats.by_onnxruntime(b"") is None
-
-
-def made_of_one_size(sides: Any) -> job.Made:
-    """Stand for a network that looks at the size of its pictures."""
-    if sides[1:] != (48, 64):
-        raise AssertionError("Input height doesn't match model\nmore")
-    return job.Made(b"", sides, None)
-
-
-def test_what_cannot_be_of_any_size_is_fixed_to_that_of_the_training(capsys: pytest.CaptureFixture[str]) -> None:
-    made = job.made_as_can_be(made_of_one_size, ("batch", "height", "width"), SIZE)
-    assert made.sides == ("batch", 48, 64)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("note: fixed to its training's size, 64×48")
-    assert line.endswith("(Input height doesn't match model)")
-    with pytest.raises(UserError, match=r"for any size \(.*\); give size="):
-        job.made_as_can_be(made_of_one_size, ("batch", "height", "width"), None)
-    with pytest.raises(UserError, match=r"for that size \(.*\); give batch=1"):
-        job.made_as_can_be(made_of_one_size, ("batch", 32, 32), SIZE)
-
-
-def test_what_is_larger_than_a_file_of_onnx_may_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "LARGEST_ONNX", 1000)
-    program = formats.followed(Deployed(tiny_network(1), "target"), (1, 16, 16))
-    with pytest.raises(UserError, match=r"ends in \.pt2"):
-        formats.as_onnx(program, {})
-
-
-def others_zip(file: Path) -> None:
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("archive/extra/metadata.json", '{"format": "another"}')
-
-
-def damaged_zip(file: Path) -> None:
-    text = json.dumps({"format": files.FORMAT, "filling": list(range(100))})
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/extra/metadata.json", text)
-    content = bytearray(file.read_bytes())
-    content[70:90] = bytes(20)
-    file.write_bytes(content)
-
-
-OTHERS: dict[str, Callable[[Path], object]] = {
-    "a.onnx": lambda file: file.write_bytes(b"\xffnothing"),
-    "b.onnx": lambda file: onnx.save(onnx.ModelProto(ir_version=10), file),
-    "c.pt2": lambda file: file.write_text("notes"),
-    "d.pt2": others_zip,
-    "e.pt2": damaged_zip,
-    "f.pt2": lambda file: file.mkdir(),
-}
-
-
-@pytest.mark.parametrize("name", sorted(OTHERS))
-def test_what_is_no_export_is_not_replaced(tmp_path: Path, name: str) -> None:
-    save_network(tmp_path / "run")
-    OTHERS[name](tmp_path / name)
-    with pytest.raises(UserError, match=rf"^output=.*{name}: (exists and is no export|a folder)"):
-        main(asked(tmp_path / "run", tmp_path / name))
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"output": "network.bin"}, r"output=network\.bin: expected a name that ends in \.onnx or \.pt2"),
-        ({"output": "run/checkpoints/network.pt2"}, "output=.* lies in checkpoint=run, which is read"),
-        ({"checkpoint": "nowhere"}, "nowhere: no checkpoint"),
-        ({"classes_from": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"output": "/proc/network.pt2"}, "output: cannot write into /proc"),
-    ],
-)
-def test_what_cannot_be_is_refused_with_its_setting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    save_network(tmp_path / "run")
-    with pytest.raises(UserError, match=words):
-        main(asked(**{"checkpoint": "run", "output": Path("network.pt2"), **changes}))
-
-
-def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs onnx and onnxscript: pip install 'esl-dist\[onnx\]'$"):
-        main(asked(tmp_path, tmp_path / "network.onnx"))
-
-
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="one process"):
-        main(asked(tmp_path, tmp_path / "network.onnx"))
-
-
-def test_statistics_that_a_file_of_weights_has_not_are_refused(tmp_path: Path) -> None:
-    save_network(tmp_path / "run")
-    trained = load_trained(tmp_path / "run", {}, None, CPU)
-    assert trained.keeps == "per_domain"
-    job.refuse_missing_statistics(trained, "source")
-    with pytest.raises(UserError, match="domain=source is impossible"):
-        job.refuse_missing_statistics(trained_network(tiny_network(1), keeps="target"), "source")

@@ -9,9 +9,11 @@ from accelerate import tracking
 
 from esl_dist import config as settings
 from esl_dist.config_types import TENSORBOARD, TRACKERS
+from esl_dist.errors import UserError
 from esl_dist.reporting import trackers
 from esl_dist.reporting.curves import Curves, flat_settings
 from esl_dist.reporting.trackers import begin_trackers
+from esl_dist.training import log
 from tests.training.small_runs import configuration
 
 
@@ -108,6 +110,19 @@ def test_a_tracker_that_cannot_begin_says_why(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Heard, "start", lambda self: self._hear(self.fails_at))
     [begun] = begin_trackers(["wandb"], "r", tmp_path, {})
     assert begun.failure == "ConnectionError: no way to there"
+
+
+def test_one_that_cannot_begin_leaves_none_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Heard) -> None:
+        self._hear("start" if len(made) == 1 else self.fails_at)
+
+    monkeypatch.setattr(Heard, "start", start)
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mlflow", Heard)
+    config = configuration(trackers=["wandb", "mlflow"], name="r")
+    monkeypatch.setattr(log, "refuse_missing_trackers", lambda names: None)
+    with pytest.raises(UserError, match="trackers: mlflow cannot begin"):
+        log.open_curves(config, tmp_path, 0)
+    assert made[0].said[-1] == ("finish",)
 
 
 def test_settings_go_out_by_their_names_and_without_secrets() -> None:

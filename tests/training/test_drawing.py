@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esl_dist.adaptation.teacher import TEACHER
+from esl_dist.data.sampling import evenly
 from esl_dist.errors import UserError
 from esl_dist.ranks.session import Ranks
 from esl_dist.reporting.pictures import LINE, MARGIN, PANEL_WIDTH, Picture
-from esl_dist.training.drawing import Drawing, positions
+from esl_dist.training.drawing import Drawing
 from esl_dist.training.setup import Training, set_up
 from tests.training.small_runs import configuration
 
@@ -43,7 +44,7 @@ def panels(shown: Picture) -> list[Picture]:
 @given(samples=st.integers(1, 300), shown=st.integers(1, 64))
 @settings(deadline=None)
 def test_what_is_shown_lies_evenly_over_the_shards(samples: int, shown: int) -> None:
-    found = positions(samples, shown)
+    found = evenly(samples, shown)
     assert len(found) == min(samples, shown)
     assert found == sorted(set(found))
     part = samples / len(found)
@@ -74,7 +75,7 @@ def test_a_row_shows_what_is_known_of_a_sample_and_leaves_no_trace(
     assert {group: len(shown) for group, shown in rows.items()} == {"source": 2, "target": 2}
     for domain, samples in (("source", training.data.source), ("target", training.data.target)):
         assert samples is not None
-        for position in positions(len(samples), 2):
+        for position in evenly(len(samples), 2):
             found = panels(rows[domain][samples.images.key(position)])
             assert len(found) == (4 if domain == "source" or teaches else 3)
             np.testing.assert_array_equal(found[0], samples[position]["pictures"].numpy()[:, :, ::-1])
@@ -110,7 +111,7 @@ def test_offline_pseudo_labels_and_a_labelled_validation_are_shown(town: Path, t
     assert samples is not None
     palette = np.zeros((256, 3), np.uint8)
     palette[: len(training.data.classes)] = [item.color for item in training.data.classes]
-    for position in positions(len(samples), 2):
+    for position in evenly(len(samples), 2):
         label = samples[position]["labels"].numpy()
         np.testing.assert_array_equal(panels(rows["target"][samples.images.key(position)])[3], palette[label])
     assert {len(panels(row)) for row in rows["validation"].values()} == {4}
@@ -124,7 +125,7 @@ def test_a_sample_that_cannot_be_read_is_left_out_with_one_warning(
     town: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training = training_of(town, tmp_path)
-    first, second = positions(len(training.data.source), 2)
+    first, second = evenly(len(training.data.source), 2)
     read = training.data.source.images.read
     damaged = lambda position, kind: b"no picture" if position == first else read(position, kind)  # noqa: E731
     training.data.source.images.read = damaged  # type: ignore[method-assign]
@@ -164,5 +165,5 @@ def test_whole_pictures_that_are_too_much_for_the_network_are_not_shown_and_end_
     assert dict(drawing.rows()) == {"source": {}, "target": {}}
     assert dict(drawing.rows()) == {"source": {}, "target": {}}
     warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 4
-    assert all("memory is full" in one and "is not shown" in one for one in warnings)
+    assert len(warnings) == 4, "one for each"
+    assert all("memory is full" in one and "not shown" in one for one in warnings)

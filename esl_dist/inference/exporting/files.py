@@ -37,19 +37,9 @@ def refuse_unwritable_kind(setting: str, file: str) -> None:
         raise UserError(f"{setting}={file} needs {' and '.join(missing)}: pip install 'esl-dist[onnx]'")
 
 
-def refuse_replacing_others(setting: str, file: str) -> None:
-    """Refuse to replace anything but an export; an empty file is nothing.
-
-    Raises:
-        UserError: it is something else.
-    """
-    path = Path(file)
-    if not path.exists() or (path.is_file() and (path.stat().st_size == 0 or metadata_of(path) is not None)):
-        return
-    raise UserError(
-        f"{setting}={file}: exists and is no export of this program, so it is not replaced; choose another name or "
-        "delete it"
-    )
+def is_export(file: Path) -> bool:
+    """Say whether a file is one that an export has written."""
+    return metadata_of(file) is not None
 
 
 def metadata_of(file: Path) -> dict[str, Any] | None:

@@ -15,6 +15,13 @@ SECONDS = 60
 """After which a script that waits for ever fails its test."""
 
 
+@pytest.fixture(autouse=True)
+def not_inside_of_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make test` runs these tests, and tells each make inside of it so."""
+    for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def script(folder: Path, makefile: str) -> list[str]:
     """Return the command of a copy of the script in a folder where make has these targets; others do nothing."""
     (folder / ".ci").mkdir()

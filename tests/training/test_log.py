@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from esl_dist.adaptation.optimisers import Rates
 from esl_dist.errors import UserError
+from esl_dist.reporting import trackers
 from esl_dist.reporting.curves import Curves
 from esl_dist.reporting.scores import ScoreEntries
 from esl_dist.runs.validations import Figures
@@ -201,19 +202,21 @@ def test_a_finished_run_has_its_settings_beside_its_last_losses_and_scores(tmp_p
 class Away:
     """Stands for a tracker that cannot begin."""
 
-    name, failure = "wandb", "no way to there"
+    def start(self) -> None:
+        raise ConnectionError("no way to there")
 
 
 def test_a_tracker_that_cannot_begin_ends_a_run_at_its_beginning_and_later_costs_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(log, "begin_trackers", lambda *arguments: [Away()])
+    monkeypatch.setattr(trackers, "_tracker", lambda *arguments: Away())
     config = configuration(trackers=["tensorboard", "mlflow"])
-    with pytest.raises(UserError, match="trackers: wandb cannot begin: no way to there; set it up, or leave it out"):
+    expected = "trackers: mlflow cannot begin: ConnectionError: no way to there; set it up, or leave it out"
+    with pytest.raises(UserError, match=expected):
         log.open_curves(config, tmp_path, 0)
     curves = log.open_curves(config, tmp_path, 4)
     assert curves is not None
     curves.write({"loss": {"main": 0.5}}, 5)
     curves.close()
     [warning] = capsys.readouterr().err.splitlines()
-    assert warning.startswith("warning: tracker wandb: no way to there;")
+    assert warning.startswith("warning: tracker mlflow: ConnectionError: no way to there;")

@@ -17,7 +17,12 @@ from PIL import Image, ImageDraw, ImageFont
 from esl_dist.data.layouts import read_layout
 
 PROJECT = Path(__file__).resolve().parent.parent
-NETWORKS = {"source_only": "source only", "advent": "AdvEnt", "advent_esl": "AdvEnt + ESL"}
+NETWORKS = {
+    "source_only": "source only",
+    "advent": "AdvEnt",
+    "advent_esl": "AdvEnt + ESL",
+    "self_training": "self-training",
+}
 """Name of a run of the demo → its title."""
 SCENES = range(0, 100, 25)
 TITLE_HEIGHT, GAP = 22, 3

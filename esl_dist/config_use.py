@@ -153,7 +153,7 @@ class Predict(Prediction):
     0: sure, 255: all classes alike), `confidence` (grey, 255: a highest softmax score of 1)."""
     size: Size | None = None
     """Width and height in pixels at which the network sees pictures; null: those of its training (its target.size, or
-    source.size for domain=source), their own where it had none or is not known."""
+    source.size for domain=source, or that at which they were packed), their own where that is not known."""
     as_packed: bool = False
     """Whether pictures are seen at their own size, whatever that of the training."""
     domain: DomainChoice | None = None

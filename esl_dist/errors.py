@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class CorruptSampleError(UserError):
-    """A sample whose bytes are not those that were packed, or are no picture: the message names shard and key."""
+    """A sample whose bytes are not those that were packed, or are no picture: the message names it."""
 
 
 class LostRankError(Exception):

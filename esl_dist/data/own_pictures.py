@@ -21,7 +21,7 @@ from esl_dist.data.patterns import ANY_DEPTH, composed, is_picture
 from esl_dist.data.source_files import FOLDER, UNREADABLE, first_few, scan
 from esl_dist.data.sources import Reading, read_picture
 from esl_dist.data.split_lists import lines_of_list
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import refuse_as_key
 
 LIST = ".txt"
@@ -53,7 +53,8 @@ class OwnPictures(Protocol):
         """Return a picture's pixels, BGR (height, width, 3).
 
         Raises:
-            UserError: it cannot be read; the message names it.
+            CorruptSampleError: this one cannot be read; the message names it.
+            UserError: none of them can be, any more.
         """
 
 
@@ -74,16 +75,16 @@ class PictureFiles:
 
     def pixels(self, position: int) -> NDArray[np.uint8]:
         """Return a picture's pixels, BGR (height, width, 3), turned as its EXIF tag asks."""
-        file, remedy = self.files[position], "mend it or take it away, and start again"
+        file = self.files[position]
         try:
             if not file.is_file():
                 # A pipe, say, would be waited for.
-                raise UserError(f"{file}: no such file; {remedy}")
+                raise CorruptSampleError(f"{file}: no such file")
             return read_picture(file.read_bytes(), Reading(None, None, "apply", self.largest_pixels)).pixels
         except ValueError as error:
-            raise UserError(f"{file}: {error}; {remedy}") from error
+            raise CorruptSampleError(f"{file}: {error}") from error
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); {remedy}") from error
+            raise CorruptSampleError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def is_video(place: str) -> bool:

@@ -85,7 +85,7 @@ class Conditions:
             refuse_missing_statistics(trained, asked.domain)
         if asked.as_packed and self.size is not None:
             raise UserError(f"as_packed=true contradicts the size {self.size}; leave out one of the two")
-        size = None if asked.as_packed else as_size(self.size or trained.sizes.get(domain))
+        size = None if asked.as_packed else as_size(self.size) or self.usual_size(trained, domain)
         precision = asked.precision or trained.precision or "no"
         if (problem := missing(precision, self.device)) is not None:
             if asked.precision is not None:
@@ -96,6 +96,10 @@ class Conditions:
 
     def own_domain(self, trained: TrainedNetwork) -> Domain:
         """Return the domain that the pictures are of, for this network."""
+        raise NotImplementedError
+
+    def usual_size(self, trained: TrainedNetwork, domain: Domain) -> Size | None:
+        """Return the size at which this network sees the pictures where none is asked for; None: at their own."""
         raise NotImplementedError
 
     def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
@@ -123,6 +127,10 @@ class Inputs(Conditions):
         """Return the source if the shards, or their data set, are the training's source."""
         return domain_of(trained.shards, trained.data_sets, self.shards)
 
+    def usual_size(self, trained: TrainedNetwork, domain: Domain) -> Size | None:
+        """Return that of the training; where it took pictures as they were packed, these are, too."""
+        return as_size(trained.sizes.get(domain))
+
     def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
         """Make sure that a network takes pictures of that size, or of the one that all are packed at."""
         if (seen := size or self.shards.index.image_size) is not None:
@@ -139,6 +147,10 @@ class OwnConditions(Conditions):
     def own_domain(self, trained: TrainedNetwork) -> Domain:
         """Return the target: for what is not known to be of the source, a network was adapted."""
         return "target"
+
+    def usual_size(self, trained: TrainedNetwork, domain: Domain) -> Size | None:
+        """Return that of the training's pictures, be it the one at which they were packed."""
+        return trained.seen_at(domain)
 
     def refuse_size(self, trained: TrainedNetwork, size: Size | None) -> None:
         """Make sure that a network takes pictures of that size, or windows of them."""
@@ -247,13 +259,17 @@ def differences(predictor: Predictor, shards: ShardReader) -> Iterator[str]:
         )
 
 
+def is_as_trained(predictor: Predictor) -> bool:
+    """Say whether a network of whose training that is known sees pictures at the size of the training, or as packed."""
+    trained, domain = predictor.trained, predictor.domain
+    return predictor.size in (as_size(trained.sizes[domain]), trained.seen_at(domain))
+
+
 def differences_of_sight(predictor: Predictor) -> Iterator[str]:
     """Yield one line if the size, and one if the precision, is another than that of the training."""
     trained, size = predictor.trained, _text(predictor.size)
-    if predictor.domain in trained.sizes:
-        trained_at = _text(as_size(trained.sizes[predictor.domain]))
-        if trained_at != size:
-            yield f"{trained.name}: size {size}, trained at {trained_at}"
+    if predictor.domain in trained.sizes and not is_as_trained(predictor):
+        yield f"{trained.name}: size {size}, trained at {_text(trained.seen_at(predictor.domain))}"
     if trained.precision not in (None, predictor.precision):
         yield f"{trained.name}: precision {predictor.precision}, trained in {trained.precision}"
 
@@ -283,7 +299,7 @@ def facts_of_networks(ensemble: Sequence[Predictor], packed: Size | None) -> dic
 def _size(predictor: Predictor, packed: Size | None) -> str:
     sizes = predictor.trained.sizes
     own = "" if predictor.size is not None or packed is None else f", {_text(packed)}"
-    as_trained = predictor.domain in sizes and as_size(sizes[predictor.domain]) == predictor.size
+    as_trained = predictor.domain in sizes and is_as_trained(predictor)
     return _text(predictor.size) + own + (f", as the {predictor.domain} in training" if as_trained else "")
 
 

@@ -2,9 +2,11 @@
 
 The ranks share the pictures that are still to do; each is predicted alone, on one of them, so that neither their number
 nor a stop shows in a file. A file is whole or absent, and what is there is not made again: a job that was killed goes
-on with the rest.
+on with the rest. One that cannot be predicted is told of and left out, and the job ends as a user's mistake when all
+others are done.
 """
 
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -23,7 +25,8 @@ from esl_dist.data.sampling import Wanted, as_they_are
 from esl_dist.data.source_files import first_few
 from esl_dist.data.videos import Video, frames_decoded, frames_said
 from esl_dist.data.workers import Fields, Sample, Workers, read_ahead
-from esl_dist.errors import UserError
+from esl_dist.early import line_end
+from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import whole_file
 from esl_dist.inference.inputs import differences_of_sight, facts_of_networks, open_conditions
 from esl_dist.inference.prediction_files import SCORES, Encode, Predicted, encoder_of
@@ -45,6 +48,9 @@ from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.progress import progress
 from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.stop_signals import keep_end
+
+PROBLEM = "problem"
+"""Field of a sample that cannot be read: what is wrong with it, as bytes; it has no other."""
 
 ToDo = Mapping[int, Sequence[str]]
 """Position of a picture → the kinds of files that are still to be made of it."""
@@ -92,6 +98,7 @@ def predict(config: Predict, device: torch.device) -> None:
     todo = missing_files(job)
     workers = min(config.workers, pictures.most_readers or config.workers)
     write_predictions(job, todo, Workers(workers, config.timeout_minutes, progress=note_progress))
+    _refuse_missing(job)
     keep_end()
     before = len(pictures.names) - len(todo)
     facts = {
@@ -145,8 +152,8 @@ def _print_plan(config: Predict, job: PredictionJob) -> None:
         print_on_main(f"note: {line}")
     if job.predictor.size is None and not config.as_packed:
         print_on_main(
-            f"note: {job.predictor.trained.name}: at which size its training saw pictures is not known, for they were "
-            "seen as packed or it does not say; these are seen at their own; give size=[width,height] for another"
+            f"note: {job.predictor.trained.name}: at which size its training saw pictures is not known; these are seen "
+            "at their own; give size=[width,height] for another"
         )
 
 
@@ -161,11 +168,24 @@ def missing_files(job: PredictionJob) -> dict[int, list[str]]:
     return todo
 
 
+def _refuse_missing(job: PredictionJob) -> None:
+    """Refuse, on every rank, that pictures were left out.
+
+    Raises:
+        UserError: some were; a warning has said why of each.
+    """
+    if left_out := [job.pictures.where(position) for position in missing_files(job)]:
+        raise UserError(
+            f"{len(left_out)} of {len(job.pictures.names)} pictures left out ({first_few(left_out)}; the warnings "
+            "above say why), all others predicted; mend them or take them away, and the same command goes on"
+        )
+
+
 def write_predictions(job: PredictionJob, todo: ToDo, workers: Workers) -> None:
     """Predict this rank's part of the pictures, and write their files; returns when every rank has written its own.
 
     Raises:
-        UserError: a picture cannot be read, or is too small for the network, or its scores are not finite.
+        UserError: the network's scores of a picture are not finite, or a video has changed.
     """
     with closing(_writing(job, todo, workers)) as tasks, closing(in_background(tasks)) as written:
         for _ in written:
@@ -179,12 +199,21 @@ def _writing(job: PredictionJob, todo: ToDo, workers: Workers) -> Generator[Call
     own, device = own_part(sorted(todo)), job.predictor.device
 
     def read(wanted: Wanted) -> Sample:
-        return seen(job, wanted.position, "overlay" in todo[wanted.position])
+        try:
+            return seen(job, wanted.position, "overlay" in todo[wanted.position])
+        except CorruptSampleError as error:
+            return {PROBLEM: torch.tensor(list(str(error).encode("utf-8", "replace")), dtype=torch.uint8)}
 
     positions = as_they_are([position] for position in own)
     with closing(read_ahead(read, positions, workers, job.pictures, device.type == "cuda")) as batches:
         for batch in shown(batches, len(own), "predicting"):
-            yield _written(job, batch, todo[int(batch["positions"][0])])
+            try:
+                written = _written(job, batch, todo)
+            except CorruptSampleError as error:
+                # By the rank that saw it: what ranks tell each other is short.
+                print(f"{line_end()}warning: left out: {error}", file=sys.stderr, flush=True)
+            else:
+                yield written
 
 
 def seen(job: PredictionJob, position: int, is_kept: bool) -> Sample:
@@ -201,8 +230,11 @@ def seen(job: PredictionJob, position: int, is_kept: bool) -> Sample:
     return {**sample, "own": torch.from_numpy(own)} if is_kept else sample
 
 
-def _written(job: PredictionJob, batch: Fields, kinds: Sequence[str]) -> Callable[[], None]:
+def _written(job: PredictionJob, batch: Fields, todo: ToDo) -> Callable[[], None]:
+    if PROBLEM in batch:
+        raise CorruptSampleError(bytes(batch[PROBLEM][0].tolist()).decode())
     device, position = job.predictor.device, int(batch["positions"][0])
+    kinds = todo[position]
     width, height = batch["own_sizes"][0].tolist()
     pictures = batch["pictures"]
     frame = predicted_at((width, height), (pictures.shape[2], pictures.shape[1]), job.keep_aspect_ratio)
@@ -239,4 +271,4 @@ def _logits(job: PredictionJob, images: Tensor, position: int) -> Tensor:
         return averaged_logits(score, images, job.sight)
     except UserError as error:
         # Pictures seen at their own size may be too small for a layer.
-        raise UserError(f"{job.pictures.where(position)}: {error}, by size=[width,height]") from error
+        raise CorruptSampleError(f"{job.pictures.where(position)}: {error}, by size=[width,height]") from error

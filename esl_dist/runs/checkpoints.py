@@ -47,8 +47,10 @@ from esl_dist.checked import (
 )
 from esl_dist.config_files import from_dictionary, load_config
 from esl_dist.config_types import TIMM_PREFIX
+from esl_dist.data.images import Size
 from esl_dist.data.labels import ClassSet, class_set_from, class_set_to
 from esl_dist.data.loading import MEAN_COLOR
+from esl_dist.data.shard_index import size_of_pictures
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX, fsync_folder, make_folder, refuse_as_name, sha256_of_file, write_json
 from esl_dist.models.deeplab import DeepLab
@@ -97,6 +99,7 @@ class Manifest:
         classes: the class set.
         shards: fingerprints of the shards it reads: `source`, `target`, `pseudo_labels`.
         data_sets: names of the data sets of `source` and `target`; empty in checkpoints of older versions.
+        packed_sizes: width and height of their pictures in the shards, where all are alike; likewise.
         files: SHA-256 of the other files, by name.
     """
 
@@ -106,6 +109,7 @@ class Manifest:
     classes: Annotated[ClassSet, class_set_from]
     shards: dict[Annotated[str, one_of("source", "target", "pseudo_labels")], Sha256]
     data_sets: dict[str, Name] = field(default_factory=dict, kw_only=True)
+    packed_sizes: dict[str, Annotated[Size, size_of_pictures]] = field(default_factory=dict, kw_only=True)
     files: dict[Name, Annotated[str, _checksum_from]] = field(default_factory=dict, kw_only=True)
 
 
@@ -181,6 +185,7 @@ def _write(partial: Path, checkpoint: Checkpoint) -> None:
         "classes": class_set_to(checkpoint.classes),
         "shards": checkpoint.shards,
         "data_sets": checkpoint.data_sets,
+        "packed_sizes": {domain: list(size) for domain, size in checkpoint.packed_sizes.items()},
         "files": files,
     }
     read(Content(manifest, partial / MANIFEST, "nothing was written"), Manifest)

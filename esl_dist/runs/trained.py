@@ -8,7 +8,7 @@ tensors are the same. A file from elsewhere says nothing.
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from esl_dist import config as settings
 from esl_dist.checked import Content, Label, Name, Sha256, one_of, read, whole_number
 from esl_dist.config import DOMAINS, LONGEST_SIDE, PRECISIONS
 from esl_dist.config_types import A_NETWORK, TIMM_PREFIX
+from esl_dist.data.images import Size, as_size
 from esl_dist.data.labels import ClassSet, class_set_from
 from esl_dist.errors import UserError
 from esl_dist.files import parsed_json, sha256_of_file
@@ -200,6 +201,7 @@ class TrainedNetwork(Provenance):
         step: steps it was trained; None for a file, which does not say.
         logs: its run's folder in TensorBoard; None where it does not lie in a run's folder.
         keeps: what its batch-norm statistics are of: `shared` by both domains, `per_domain`, or the `target` alone.
+        packed_sizes: see `Checkpoint`; a file of weights does not say, for it is to have the bytes of earlier versions.
     """
 
     network: SegmentationNetwork
@@ -207,6 +209,15 @@ class TrainedNetwork(Provenance):
     step: int | None = None
     logs: Path | None = None
     keeps: str = "shared"
+    packed_sizes: Mapping[str, Size] = field(default_factory=dict)
+
+    def seen_at(self, domain: str) -> Size | None:
+        """Return width and height at which a training saw a domain's pictures; None: not known, or not the same of all.
+
+        As in `seen_sizes`, where there was no target other pictures are seen as the source's.
+        """
+        packed = self.packed_sizes.get(domain if domain in self.shards else "source")
+        return as_size(self.sizes.get(domain)) or packed
 
 
 def load_trained(
@@ -237,6 +248,7 @@ def load_trained(
         step=checkpoint.step,
         logs=_log_folder(folder.resolve()),
         keeps="per_domain" if known.per_domain else "shared",
+        packed_sizes=checkpoint.packed_sizes,
     )
 
 

@@ -63,6 +63,12 @@ class TrainingData:
         read = {"source": self.source, "target": self.target}
         return {domain: one.images.index.dataset for domain, one in read.items() if one is not None}
 
+    def packed_sizes(self) -> dict[str, Size]:
+        """Return width and height of each domain's pictures in its shards, where all are alike."""
+        read = {"source": self.source, "target": self.target}
+        sizes = {domain: one.images.index.image_size for domain, one in read.items() if one is not None}
+        return {domain: size for domain, size in sizes.items() if size is not None}
+
 
 def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     """Open the shards that a method reads.

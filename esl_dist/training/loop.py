@@ -289,6 +289,7 @@ def _checkpoint(training: Training, step: int, kept: dict[str, Any]) -> Checkpoi
         networks={name: network.state_dict() for name, network in networks.items()},
         training=kept,
         data_sets=data.data_sets(),
+        packed_sizes=data.packed_sizes(),
     )
 
 

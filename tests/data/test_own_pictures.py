@@ -203,7 +203,7 @@ BROKEN = {
 def test_a_broken_picture_is_one_message_with_its_file(tmp_path: Path, kind: str) -> None:
     content, message = BROKEN[kind]
     (tmp_path / f"{kind}.png").write_bytes(content)
-    with pytest.raises(UserError, match=rf"/{kind}\.png: {message}.*; mend it or take it away, and start again"):
+    with pytest.raises(UserError, match=rf"/{kind}\.png: {message}"):
         find_pictures(str(tmp_path), 1000).pixels(0)
 
 
@@ -211,7 +211,7 @@ def test_a_picture_that_is_gone_is_one_message_too(tmp_path: Path) -> None:
     write(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone")
     pictures = found(tmp_path)
-    with pytest.raises(UserError, match=r"/b\.png: no such file; mend it or take it away"):
+    with pytest.raises(UserError, match=r"/b\.png: no such file"):
         pictures.pixels(1)
 
 

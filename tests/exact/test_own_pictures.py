@@ -135,18 +135,28 @@ def test_frames_of_a_video_are_shared_by_ranks_that_each_decode_it(
     assert {f"{kind}/00000{number}.png" for kind in ("train_ids", "overlay") for number in range(7)} < one.keys()
 
 
-def test_a_broken_picture_ends_all_ranks_with_its_name_and_without_it_the_job_goes_on(
-    server: RankServer, teacher: Path, tmp_path: Path
+@pytest.mark.parametrize(("ranks", "workers"), grid(product([1, 2], [0, 1]), stay=[(1, 0), (2, 1)]))
+def test_broken_pictures_are_left_out_and_named_and_all_others_are_predicted(
+    server: RankServer, teacher: Path, tmp_path: Path, ranks: int, workers: int
 ) -> None:
     folder, output = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
-    for seed in range(4):
+    for seed in range(5):
         (folder / f"{seed}.png").write_bytes(encoded(draw(seed)[0]))
-    (folder / "2.png").write_bytes(b"no picture")
-    given = [f"checkpoint={teacher}", f"pictures={folder}", f"output={output}", "workers=1"]
-    job = server.start(PROGRAM, given, 2)
-    assert EXIT_USER_ERROR in job.exit_codes(), job.output()
-    assert f"{folder}/2.png: not a picture in a format that can be read" in job.output()
-    (folder / "2.png").unlink()
-    assert server.run(PROGRAM, given, 2) == [0, 0], server.log.read_text()
-    assert {"train_ids/0.png", "train_ids/1.png", "train_ids/3.png"} < bits(output).keys()
+    (folder / "0.png").write_bytes(b"no picture")
+    (folder / "3.png").write_bytes(b"")
+    given = [f"checkpoint={teacher}", f"pictures={folder}", f"output={output}", f"workers={workers}"]
+    job = server.start(PROGRAM, given, ranks)
+    assert job.exit_codes() == [EXIT_USER_ERROR] * ranks, job.output()
+    for told in ("0.png: not a picture in a format that can be read", "3.png: an empty file"):
+        assert job.output().count(f"warning: left out: {folder}/{told}") == 1
+    told = (
+        f"2 of 5 pictures left out ({folder}/0.png, {folder}/3.png; the warnings above say why), all others predicted"
+    )
+    assert told in job.output()
+    assert "size        64×32, as the target in training\n" in job.output(), "as they were packed"
+    assert {file.stem for file in (output / "train_ids").iterdir()} == {"1", "2", "4"}
+    (folder / "0.png").write_bytes(encoded(draw(0)[0]))
+    (folder / "3.png").unlink()
+    assert server.run(PROGRAM, given, ranks) == [0] * ranks, server.log.read_text()
+    assert {file.stem for file in (output / "train_ids").iterdir()} == {"0", "1", "2", "4"}

@@ -146,16 +146,53 @@ def test_scores_that_are_no_numbers_are_told_with_their_picture(folder: Path, tm
     assert not list(tmp_path.glob("train_ids/*"))
 
 
-def test_a_size_that_a_network_does_not_take_is_told_with_the_picture(
-    folder: Path, network: DeepLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_picture_of_a_size_that_a_network_does_not_take_is_left_out_and_told(
+    folder: Path,
+    network: DeepLab,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise UserError("r: does not take pictures of 48×40; give another size of pictures")
+    compute = Predictor.logits
+
+    def refuse(predictor: Predictor, images: torch.Tensor) -> torch.Tensor:
+        if images.shape[2:] == (40, 48):
+            raise UserError("r: does not take pictures of 48×40; give another size of pictures")
+        return compute(predictor, images)
 
     monkeypatch.setattr(Predictor, "logits", refuse)
-    told = rf"^{folder}/0\.png: r: does not take .*; give another size of pictures, by size=\[width,height\]$"
-    with pytest.raises(UserError, match=told):
-        written(job_of(folder, network, tmp_path, ["train_ids"]))
+    job = job_of(folder, network, tmp_path, ["train_ids"])
+    written(job)
+    told = (
+        f"{folder}/0.png: r: does not take pictures of 48×40; give another size of pictures, by size=[width,height]\n"
+    )
+    assert f"warning: left out: {told}" in capsys.readouterr().err
+    assert missing_files(job) == {0: ["train_ids"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "size"),
+    [
+        ({}, (24, 20)),
+        ({"domain": "source"}, (32, 24)),
+        ({"size": [40, 32]}, (40, 32)),
+        ({"as_packed": True}, None),
+    ],
+)
+def test_pictures_are_seen_at_the_size_at_which_those_of_the_training_were_packed(
+    network: DeepLab, changes: dict[str, Any], size: Size | None
+) -> None:
+    trained = replace(
+        trained_network(network),
+        sizes={"source": None, "target": None},
+        shards={"source": "1" * 64, "target": "2" * 64},
+        packed_sizes={"source": (32, 24), "target": (24, 20)},
+    )
+    assert open_conditions(asked(**changes), torch.device("cpu")).predictor(trained).size == size
+    resized = replace(trained, sizes={"source": [64, 48], "target": [48, 40]})
+    assert open_conditions(asked(), torch.device("cpu")).predictor(resized).size == (48, 40)
+    without_target = replace(trained, shards={"source": "1" * 64}, packed_sizes={"source": (32, 24)})
+    assert open_conditions(asked(), torch.device("cpu")).predictor(without_target).size == (32, 24)
 
 
 @pytest.mark.parametrize(

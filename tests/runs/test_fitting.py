@@ -85,6 +85,7 @@ MANIFESTS: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     ),
     (lambda manifest: {**manifest, "files": {}}, "manifest.json: files: expected the files discriminators"),
     (lambda manifest: {**manifest, "data_sets": {"source": "../x"}}, "manifest.json: data_sets.source '../x' is impo"),
+    (lambda manifest: {**manifest, "packed_sizes": {"source": [0, 3]}}, r"manifest.json: packed_sizes.source\[0\]: e"),
     (with_config(name="../../evil"), "manifest.json: config.name '../../evil' is impossible"),
     (with_config(name=None), "manifest.json: config.name: expected text, got None"),
     (with_config(method={"name": "other"}), "manifest.json: config.method.name: expected one of source_only, minent"),

@@ -75,7 +75,7 @@ def metadata(trained: TrainedNetwork, classes: ClassSet, deployed: Deployed, sid
         },
         "class_set": trained.class_set,
         "classes": class_set_to(classes),
-        "size": [width, height] if is_fixed else trained.sizes.get(deployed.domain),
+        "size": [width, height] if is_fixed else trained.seen_at(deployed.domain),
         "input": {"name": PICTURES, "type": "uint8", "shape": [batch, height, width, 3], "channels": "RGB"},
         "output": {"name": LOGITS, "type": "float32", "shape": [batch, len(classes), height, width]},
         "normalisation": {"is_inside": True, **_normalisation(deployed)},

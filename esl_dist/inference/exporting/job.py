@@ -97,7 +97,7 @@ def export(config: Export) -> None:
 
     width, height = config.size or (WIDTH, HEIGHT)
     with in_silence():
-        made = made_as_can_be(make, (config.batch or BATCH, height, width), as_size(trained.sizes.get(domain)))
+        made = made_as_can_be(make, (config.batch or BATCH, height, width), trained.seen_at(domain))
     with whole_file(output) as file:
         file.write(made.content)
     print_on_main(account(f"done in {duration(time.monotonic() - began)}", _told(made, output, len(classes))))
@@ -166,9 +166,9 @@ def _print_plan(trained: TrainedNetwork, domain: Domain, config: Export) -> None
         "output": config.output,
     }
     print_on_main(account("exporting", facts))
-    trained_at = trained.sizes.get(domain)
-    if config.size is not None and trained_at not in (None, config.size):
-        print_on_main(f"note: {trained.name}: size {config.size}, trained at {trained_at}")
+    trained_at = trained.seen_at(domain)
+    if config.size is not None and trained_at not in (None, as_size(config.size)):
+        print_on_main(f"note: {trained.name}: size {config.size}, trained at {list(trained_at)}")
 
 
 def _told(made: Made, output: Path, classes: int) -> dict[str, str]:

@@ -12,7 +12,7 @@ GET_VENV := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "inst
   apt-get update -qq && apt-get install -y -qq python3-venv; } || \
   { echo "error: $(PYTHON) cannot make a virtual environment; as root: apt-get install python3-venv"; exit 1; }
 
-CLUSTER_PACKAGES := slurm-wlm munge iproute2 debootstrap
+CLUSTER_PACKAGES := slurm-wlm munge iproute2 debootstrap zsh fish
 
 .PHONY: demo test test-all test-cluster test-browser bench check docs clean
 
@@ -28,7 +28,7 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(PYTEST) -m grid
 
-# What needs root and Debian: a SLURM of two nodes, hosts in network namespaces, a root to install in. One at a time.
+# What needs root and Debian: a SLURM of two nodes, hosts in network namespaces, a root to install in, shells. One at a time.
 test-cluster: $(INSTALLED)
 	@dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1 || { echo "installing $(CLUSTER_PACKAGES)" && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); }

@@ -125,8 +125,21 @@ SHELLS: dict[str, tuple[Shell, dict[str, str]]] = {
             "_path_files": "compset -P '*='; _path_files",
         },
     ),
-    # It puts no blank behind what ends with = or a point. A list has commas of its own.
-    "fish": (FishComplete, {'string split "," $completion': 'string split -m 1 "," $completion'}),
+    # It puts no blank behind what ends with = or a point. A list has commas of its own; a place follows a setting.
+    "fish": (
+        FishComplete,
+        {
+            'set -l metadata (string split "," $completion);': (
+                'set -l metadata (string split -m 1 "," $completion); '
+                "set -l place (string replace -r '^.*=' '' -- $metadata[2]); "
+                "set -l key (string replace -r '[^=]*$' '' -- $metadata[2]);"
+            ),
+            "__fish_complete_directories $metadata[2]": (
+                "__fish_complete_directories $place | string replace -r '^' \"$key\""
+            ),
+            "__fish_complete_path $metadata[2]": "__fish_complete_path $place | string replace -r '^' \"$key\"",
+        },
+    ),
 }
 """Click's completion by shell, and what is changed in its script."""
 

@@ -204,8 +204,9 @@ def finish_pass(network: nn.Module) -> None:
     """Come after a pass of `network` in training: count it, and feed to running statistics what its layers have seen.
 
     What is each picture's own is averaged over the ranks, which have as many pictures each, in one sum for all layers.
+    Layers that are `unfed` stay as they were.
     """
-    norms = list(batch_norms(network))
+    norms = [norm for norm in batch_norms(network) if norm.feeds]
     if seen := [(norm, *norm.seen) for norm in norms if norm.seen is not None]:
         fed, means, variances = zip(*seen, strict=True)
         values, running = [*means, *variances], [norm.running() for norm in fed]
@@ -224,16 +225,17 @@ def finish_pass(network: nn.Module) -> None:
 
 
 @contextmanager
-def seen_before(network: nn.Module) -> Iterator[None]:
-    """Let passes through `network` feed no running statistics: they repeat one that did."""
+def unfed(network: nn.Module) -> Iterator[None]:
+    """Let passes in training feed no running statistics: they repeat one, or see what no prediction will."""
     norms = list(batch_norms(network))
+    before = [norm.feeds for norm in norms]
     for norm in norms:
         norm.feeds = False
     try:
         yield
     finally:
-        for norm in norms:
-            norm.feeds, norm.seen = True, None
+        for norm, feeds in zip(norms, before, strict=True):
+            norm.feeds, norm.seen = feeds, None
 
 
 def estimate_anew(network: nn.Module) -> None:

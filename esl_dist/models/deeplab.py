@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from esl_dist.errors import UserError
-from esl_dist.models.batch_norm import DomainBatchNorm2d, seen_before
+from esl_dist.models.batch_norm import DomainBatchNorm2d, unfed
 from esl_dist.models.segmentation import Logits, SegmentationNetwork
 
 CLASSIFIER_DILATIONS = (6, 12, 18, 24)
@@ -94,7 +94,7 @@ class ResidualBlock(nn.Module):
 
 def _first_and_repeated(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Return what surrounds a block's pass, and its repetition in the backward pass."""
-    return nullcontext(), seen_before(block)
+    return nullcontext(), unfed(block)
 
 
 class Classifier(nn.Module):

@@ -177,6 +177,17 @@ def test_what_is_masked_is_learned_with_the_labels_of_the_teacher_that_sees_it(h
     assert ("discriminator/main" in step.losses) == (host == "advent")
 
 
+def test_what_is_masked_feeds_no_running_statistics() -> None:
+    found = []
+    for name in ("self_training", "masked_consistency"):
+        step = step_of(options(name))
+        METHODS[name].passes(step)
+        found.append(dict(step.networks["segmentation"].named_buffers()))
+    of_host, with_masks = found
+    assert of_host.keys() == with_masks.keys()
+    assert [name for name in of_host if not torch.equal(of_host[name], with_masks[name])] == []
+
+
 def test_a_masked_loss_has_its_weight_beside_that_of_its_level() -> None:
     learned: list[float] = []
     step = step_of(options("masked_consistency"))

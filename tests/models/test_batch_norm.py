@@ -11,8 +11,8 @@ from esl_dist.models.batch_norm import (
     estimate_anew,
     finish_pass,
     running_statistics,
-    seen_before,
     set_domain,
+    unfed,
 )
 from tests.models.batch_norm_passes import HALF_PRECISIONS, Case, half_batch, results_of_rank, run_passes
 from tests.on_ranks import run_on_ranks
@@ -213,12 +213,15 @@ def test_a_batch_of_one_picture_is_that_picture() -> None:
 
 
 @pytest.mark.parametrize("per_picture", [False, True])
-def test_a_pass_that_repeats_one_feeds_nothing(per_picture: bool) -> None:
+def test_an_unfed_pass_computes_the_same_and_feeds_nothing(per_picture: bool) -> None:
     norm = layer(False, per_picture)
     expected = passed(norm, batch(1))
     before = copies(norm.state_dict())
-    with seen_before(norm):
-        assert torch.equal(norm(batch(1)), expected)
+    with unfed(norm):
+        assert torch.equal(passed(norm, batch(1)), expected)
+        with unfed(norm):
+            norm(batch(2))
+        passed(norm, batch(3))
     assert norm.seen is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
     passed(norm, batch(2))
@@ -242,7 +245,7 @@ def test_a_repeated_pass_that_overflows_leaves_statistics_as_they_were() -> None
     norm = layer(False)
     passed(norm, batch(1))
     before = copies(norm.state_dict())
-    with seen_before(norm):
+    with unfed(norm):
         norm(batch(2).fill_(float("inf")))
     assert all(torch.equal(tensor, before[name]) for name, tensor in norm.state_dict().items())
 

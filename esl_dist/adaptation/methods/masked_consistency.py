@@ -18,6 +18,7 @@ from esl_dist.adaptation.methods.self_training import mixed_pass, teach_on
 from esl_dist.adaptation.passes import SEGMENTATION, Counts, Networks, Step, source_pass
 from esl_dist.adaptation.teacher import TEACHER
 from esl_dist.adaptation.trust import Trusted, build_teaching, in_words, learn_from, trusted_labels
+from esl_dist.models.batch_norm import unfed
 from esl_dist.models.segmentation import SegmentationNetwork
 
 HOSTS: dict[str, Method] = {"advent": AdvEnt(), "minent": MinEnt()}
@@ -74,10 +75,15 @@ class MaskedConsistency(Method):
 
 
 def masked_pass(step: Step, trusted: Trusted) -> None:
-    """Learn from the teacher's labels on target pictures of which blocks are hidden (equation 4)."""
+    """Learn from the teacher's labels on target pictures of which blocks are hidden (equation 4).
+
+    They feed no running statistics of batch norm, as they do in the published program: predictions see whole pictures.
+    The weights that are learned are the same.
+    """
     network = step.network(SEGMENTATION)
     assert isinstance(network, SegmentationNetwork)
     images = step.samples("target")["images"]
     images = augmented(images, step.batch.generators("augmentation of the masked"), step.options.augmentation)
     images = masked(images, network.masked_color, step.batch.generators("masks"), step.options.masks)
-    learn_from(step, "masked_cross_entropy", images, trusted, step.options.masks.weight)
+    with unfed(network):
+        learn_from(step, "masked_cross_entropy", images, trusted, step.options.masks.weight)

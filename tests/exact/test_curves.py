@@ -52,7 +52,7 @@ def computed(run: Path) -> dict[str, dict[int, float]]:
 
 @pytest.mark.parametrize(
     ("ranks", "relative"),
-    grid([((1, 1), 0), ((2, 2), 0), ((1, 2), LAST_PLACE)], stay=[((2, 2), 0), ((1, 2), LAST_PLACE)]),
+    grid([((1, 1), 0), ((2, 2), 0), ((1, 2), LAST_PLACE)], stay=[((1, 2), LAST_PLACE)]),
     ids=["1 rank", "2 ranks", "1 rank or 2"],
 )
 def test_the_curves_of_a_run_that_was_stopped_between_entries_are_those_of_an_uninterrupted_one(

@@ -125,6 +125,7 @@ def nodes(launch: Launch, words: Sequence[str]) -> list[Launched]:
     return [launch(launcher, words) for _ in range(2)]
 
 
+@pytest.mark.grid
 def test_two_machines_come_to_the_same_bits_as_two_ranks_on_one(
     server: RankServer, launch: Launch, town: Path, tmp_path: Path
 ) -> None:

@@ -34,7 +34,7 @@ test-cluster: $(INSTALLED)
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); }
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m cluster
 
-# The report in headless Chromium, which only Debian's package gives: no page asks for anything, figures and filters work.
+# The report and the site in headless Chromium, which only Debian's package gives: no page asks for anything, all fit.
 test-browser: $(INSTALLED)
 	@command -v chromium >/dev/null || { echo "installing chromium" && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core; }

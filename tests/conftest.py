@@ -6,6 +6,7 @@ With ESL_TEST_DEVICE=cuda, those of tests/reference compute on the GPU.
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,11 @@ from tests.on_ranks import close_shared_server
 from tests.programs import small_town
 
 ACCELERATE = "ACCELERATE_"
+CHROMIUM = "/usr/bin/chromium"
+CHROMIUM_WORDS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run"),
+)
 VISIBLE = os.environ.get("CUDA_VISIBLE_DEVICES")
 if os.environ.get("ESL_TEST_DEVICE", "cpu") == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -42,6 +48,16 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the shards of 6 source and 6 target scenes; no test changes it."""
     return small_town(tmp_path_factory.mktemp("town"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Return Chromium without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the extra `test` has playwright")
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_WORDS)
+        yield chromium
+        chromium.close()
 
 
 def pytest_sessionfinish() -> None:

@@ -16,24 +16,9 @@ from esl_dist.programs.report import main
 from esl_dist.reporting.scores import percent
 from tests.report.pages import content_of
 
-playwright = pytest.importorskip("playwright.sync_api", reason="the extra `test` has playwright")
-
 pytestmark = pytest.mark.browser
 
-CHROMIUM = "/usr/bin/chromium"
-WORDS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run"),
-)
 SECTIONS = ("runs", "one-class", "rounds", "gallery", "curves", "settings")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=WORDS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")

@@ -122,7 +122,7 @@ SHELLS: dict[str, tuple[Shell, dict[str, str]]] = {
         ZshComplete,
         {
             "compadd -U -V unsorted -a": "compadd -U -V unsorted -S '' -a",
-            "_path_files": "compset -P '*='; _path_files",
+            "_path_files": "compset -P 1 '*='; _path_files",
         },
     ),
     # It puts no blank behind what ends with = or a point. A list has commas of its own; a place follows a setting.
@@ -131,8 +131,8 @@ SHELLS: dict[str, tuple[Shell, dict[str, str]]] = {
         {
             'set -l metadata (string split "," $completion);': (
                 'set -l metadata (string split -m 1 "," $completion); '
-                "set -l place (string replace -r '^.*=' '' -- $metadata[2]); "
-                "set -l key (string replace -r '[^=]*$' '' -- $metadata[2]);"
+                "set -l key (string match -r '^[^=]*=' -- $metadata[2]; or echo); "
+                "set -l place (string replace -r '^[^=]*=' '' -- $metadata[2]);"
             ),
             "__fish_complete_directories $metadata[2]": (
                 "__fish_complete_directories $place | string replace -r '^' \"$key\""

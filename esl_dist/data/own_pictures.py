@@ -27,6 +27,8 @@ from esl_dist.files import refuse_as_key
 LIST = ".txt"
 """Extension of a list."""
 
+REMEDY = "see to it that it can be read or take it away, and start again"
+
 Named = tuple[str, Path]
 """A path below the place that was asked for, with `/` between folders, and the file."""
 
@@ -53,8 +55,8 @@ class OwnPictures(Protocol):
         """Return a picture's pixels, BGR (height, width, 3).
 
         Raises:
-            CorruptSampleError: this one cannot be read; the message names it.
-            UserError: none of them can be, any more.
+            CorruptSampleError: its bytes are no picture that is clear; the message names it.
+            UserError: its bytes cannot be had, which may be so of others.
         """
 
 
@@ -79,12 +81,12 @@ class PictureFiles:
         try:
             if not file.is_file():
                 # A pipe, say, would be waited for.
-                raise CorruptSampleError(f"{file}: no such file")
+                raise UserError(f"{file}: no such file; {REMEDY}")
             return read_picture(file.read_bytes(), Reading(None, None, "apply", self.largest_pixels)).pixels
         except ValueError as error:
             raise CorruptSampleError(f"{file}: {error}") from error
         except OSError as error:
-            raise CorruptSampleError(f"{file}: cannot be read ({error.strerror})") from error
+            raise UserError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from error
 
 
 def is_video(place: str) -> bool:

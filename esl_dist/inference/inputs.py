@@ -238,10 +238,15 @@ def _text(size: Size | None) -> str:
     return "as packed" if size is None else f"{size[0]}×{size[1]}"
 
 
+def _seen(predictor: Predictor, packed: Size | None) -> str:
+    own = "" if predictor.size is not None or packed is None else f", {_text(packed)}"
+    return _text(predictor.size) + own
+
+
 def differences(predictor: Predictor, shards: ShardReader) -> Iterator[str]:
     """Yield one line for each condition that is another than that of the training."""
     trained, domain = predictor.trained, predictor.domain
-    yield from differences_of_sight(predictor)
+    yield from differences_of_sight(predictor, shards.index.image_size)
     actual = domain_of(trained.shards, trained.data_sets, shards)
     by_name = actual == domain == "source" and shards.fingerprint() != trained.shards.get("source")
     trained_at = {name: _text(as_size(size)) for name, size in trained.sizes.items()}
@@ -259,16 +264,24 @@ def differences(predictor: Predictor, shards: ShardReader) -> Iterator[str]:
         )
 
 
-def is_as_trained(predictor: Predictor) -> bool:
-    """Say whether a network of whose training that is known sees pictures at the size of the training, or as packed."""
+def is_as_trained(predictor: Predictor, packed: Size | None) -> bool:
+    """Say whether pictures, which are packed at one size or not, are seen at that of the training, as far as known."""
     trained, domain = predictor.trained, predictor.domain
-    return predictor.size in (as_size(trained.sizes[domain]), trained.seen_at(domain))
+    trained_at = trained.seen_at(domain)
+    if trained_at is None:
+        return domain in trained.sizes and predictor.size is None
+    return (predictor.size or packed) == trained_at
 
 
-def differences_of_sight(predictor: Predictor) -> Iterator[str]:
-    """Yield one line if the size, and one if the precision, is another than that of the training."""
-    trained, size = predictor.trained, _text(predictor.size)
-    if predictor.domain in trained.sizes and not is_as_trained(predictor):
+def differences_of_sight(predictor: Predictor, packed: Size | None) -> Iterator[str]:
+    """Yield one line if the size, and one if the precision, is another than that of the training.
+
+    Args:
+        predictor: see `Predictor`.
+        packed: width and height of all pictures as they lie in shards; None: they have several, or lie in none.
+    """
+    trained, size = predictor.trained, _seen(predictor, packed)
+    if predictor.domain in trained.sizes and not is_as_trained(predictor, packed):
         yield f"{trained.name}: size {size}, trained at {_text(trained.seen_at(predictor.domain))}"
     if trained.precision not in (None, predictor.precision):
         yield f"{trained.name}: precision {predictor.precision}, trained in {trained.precision}"
@@ -297,10 +310,8 @@ def facts_of_networks(ensemble: Sequence[Predictor], packed: Size | None) -> dic
 
 
 def _size(predictor: Predictor, packed: Size | None) -> str:
-    sizes = predictor.trained.sizes
-    own = "" if predictor.size is not None or packed is None else f", {_text(packed)}"
-    as_trained = predictor.domain in sizes and is_as_trained(predictor)
-    return _text(predictor.size) + own + (f", as the {predictor.domain} in training" if as_trained else "")
+    as_trained = f", as the {predictor.domain} in training" if is_as_trained(predictor, packed) else ""
+    return _seen(predictor, packed) + as_trained
 
 
 def _statistics(predictor: Predictor) -> str:

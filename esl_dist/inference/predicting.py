@@ -2,8 +2,8 @@
 
 The ranks share the pictures that are still to do; each is predicted alone, on one of them, so that neither their number
 nor a stop shows in a file. A file is whole or absent, and what is there is not made again: a job that was killed goes
-on with the rest. One that cannot be predicted is told of and left out, and the job ends as a user's mistake when all
-others are done.
+on with the rest. What is no clear picture is told of and left out, and the job ends as a user's mistake when all others
+are done.
 """
 
 import sys
@@ -41,7 +41,7 @@ from esl_dist.ranks.collectives import (
     note_progress,
     print_on_main,
     require_same_on_ranks,
-    wait_for_all,
+    sum_over_ranks,
     warn,
 )
 from esl_dist.reporting.accounts import account, duration
@@ -50,7 +50,7 @@ from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.stop_signals import keep_end
 
 PROBLEM = "problem"
-"""Field of a sample that cannot be read: what is wrong with it, as bytes; it has no other."""
+"""Field of a sample that is no clear picture: what is wrong with it, as bytes."""
 
 ToDo = Mapping[int, Sequence[str]]
 """Position of a picture → the kinds of files that are still to be made of it."""
@@ -97,16 +97,21 @@ def predict(config: Predict, device: torch.device) -> None:
     open_output(job.output, made_with(config, predictor, classes), list(encode))
     todo = missing_files(job)
     workers = min(config.workers, pictures.most_readers or config.workers)
-    write_predictions(job, todo, Workers(workers, config.timeout_minutes, progress=note_progress))
-    _refuse_missing(job)
+    left_out = write_predictions(job, todo, Workers(workers, config.timeout_minutes, progress=note_progress))
     keep_end()
     before = len(pictures.names) - len(todo)
     facts = {
-        "pictures": f"{len(todo)} predicted" + (f", {before} were there already" if before else ""),
+        "pictures": f"{len(todo) - len(left_out)} predicted" + (f", {before} were there already" if before else ""),
         "predictions": f"{job.output}: {', '.join(encode)}",
         "next": "" if "overlay" in encode else "save=[overlay] shows classes and pictures together",
     }
     print_on_main(account(f"done in {duration(time.monotonic() - began)}", facts))
+    if left_out:
+        names = first_few([pictures.where(position) for position in left_out])
+        raise UserError(
+            f"{len(left_out)} of {len(pictures.names)} pictures left out: {names}; the warnings above say why; mend "
+            "them or take them away, and start again"
+        )
 
 
 def open_pictures(place: str, largest_megapixels: int) -> OwnPictures:
@@ -148,12 +153,18 @@ def _print_plan(config: Predict, job: PredictionJob) -> None:
         "output": f"{config.output}: {', '.join(job.encode)}",
     }
     print_on_main(account("predicting", facts))
-    for line in differences_of_sight(job.predictor):
+    for line in differences_of_sight(job.predictor, None):
         print_on_main(f"note: {line}")
     if job.predictor.size is None and not config.as_packed:
         print_on_main(
-            f"note: {job.predictor.trained.name}: at which size its training saw pictures is not known; these are seen "
-            "at their own; give size=[width,height] for another"
+            f"note: {job.predictor.trained.name}: at which size its training saw pictures is not known, or not one; "
+            "these are seen at their own; give the run in place of its weights, or size=[width,height]"
+        )
+    seen_at = job.predictor.size
+    if window is not None and seen_at is not None and window[0] >= seen_at[0] and window[1] >= seen_at[1]:
+        print_on_main(
+            f"note: a window of {window[0]}×{window[1]} covers all of {seen_at[0]}×{seen_at[1]}, at which pictures are "
+            "seen; give a smaller one, or size=[width,height] or as_packed=true for larger pictures"
         )
 
 
@@ -168,52 +179,49 @@ def missing_files(job: PredictionJob) -> dict[int, list[str]]:
     return todo
 
 
-def _refuse_missing(job: PredictionJob) -> None:
-    """Refuse, on every rank, that pictures were left out.
-
-    Raises:
-        UserError: some were; a warning has said why of each.
-    """
-    if left_out := [job.pictures.where(position) for position in missing_files(job)]:
-        raise UserError(
-            f"{len(left_out)} of {len(job.pictures.names)} pictures left out ({first_few(left_out)}; the warnings "
-            "above say why), all others predicted; mend them or take them away, and the same command goes on"
-        )
-
-
-def write_predictions(job: PredictionJob, todo: ToDo, workers: Workers) -> None:
+def write_predictions(job: PredictionJob, todo: ToDo, workers: Workers) -> list[int]:
     """Predict this rank's part of the pictures, and write their files; returns when every rank has written its own.
 
+    Returns:
+        the pictures that some rank has left out, with a warning, because they are no clear pictures.
+
     Raises:
-        UserError: the network's scores of a picture are not finite, or a video has changed.
+        UserError: a picture cannot be read at all or is too small for the network, or its scores are not finite.
     """
-    with closing(_writing(job, todo, workers)) as tasks, closing(in_background(tasks)) as written:
+    left_out = torch.zeros(len(job.pictures.names), dtype=torch.int64)
+    with closing(_writing(job, todo, workers, left_out)) as tasks, closing(in_background(tasks)) as written:
         for _ in written:
             pass
-    wait_for_all()
+    together: list[int] = sum_over_ranks(left_out, "the end of the predictions").nonzero()[:, 0].tolist()
+    return together
 
 
 @torch.inference_mode()
-def _writing(job: PredictionJob, todo: ToDo, workers: Workers) -> Generator[Callable[[], None]]:
-    """Yield, for each picture, a function that writes its files; the network's part is done, or queued on a GPU."""
+def _writing(job: PredictionJob, todo: ToDo, workers: Workers, left_out: Tensor) -> Generator[Callable[[], None]]:
+    """Yield, for each picture, a function that writes its files; the network's part is done, or queued on a GPU.
+
+    Those that are no clear pictures are told of, and counted in `left_out`.
+    """
     own, device = own_part(sorted(todo)), job.predictor.device
 
     def read(wanted: Wanted) -> Sample:
         try:
             return seen(job, wanted.position, "overlay" in todo[wanted.position])
         except CorruptSampleError as error:
-            return {PROBLEM: torch.tensor(list(str(error).encode("utf-8", "replace")), dtype=torch.uint8)}
+            words = torch.tensor(list(str(error).encode("utf-8", "replace")), dtype=torch.uint8)
+            return {"positions": torch.tensor(wanted.position), PROBLEM: words}
 
     positions = as_they_are([position] for position in own)
     with closing(read_ahead(read, positions, workers, job.pictures, device.type == "cuda")) as batches:
         for batch in shown(batches, len(own), "predicting"):
-            try:
-                written = _written(job, batch, todo)
-            except CorruptSampleError as error:
+            position = int(batch["positions"][0])
+            if PROBLEM in batch:
+                left_out[position] = 1
                 # By the rank that saw it: what ranks tell each other is short.
-                print(f"{line_end()}warning: left out: {error}", file=sys.stderr, flush=True)
+                words = bytes(batch[PROBLEM][0].tolist()).decode()
+                print(f"{line_end()}warning: left out: {words}", file=sys.stderr, flush=True)
             else:
-                yield written
+                yield _written(job, batch, todo[position])
 
 
 def seen(job: PredictionJob, position: int, is_kept: bool) -> Sample:
@@ -230,11 +238,8 @@ def seen(job: PredictionJob, position: int, is_kept: bool) -> Sample:
     return {**sample, "own": torch.from_numpy(own)} if is_kept else sample
 
 
-def _written(job: PredictionJob, batch: Fields, todo: ToDo) -> Callable[[], None]:
-    if PROBLEM in batch:
-        raise CorruptSampleError(bytes(batch[PROBLEM][0].tolist()).decode())
+def _written(job: PredictionJob, batch: Fields, kinds: Sequence[str]) -> Callable[[], None]:
     device, position = job.predictor.device, int(batch["positions"][0])
-    kinds = todo[position]
     width, height = batch["own_sizes"][0].tolist()
     pictures = batch["pictures"]
     frame = predicted_at((width, height), (pictures.shape[2], pictures.shape[1]), job.keep_aspect_ratio)
@@ -271,4 +276,4 @@ def _logits(job: PredictionJob, images: Tensor, position: int) -> Tensor:
         return averaged_logits(score, images, job.sight)
     except UserError as error:
         # Pictures seen at their own size may be too small for a layer.
-        raise CorruptSampleError(f"{job.pictures.where(position)}: {error}, by size=[width,height]") from error
+        raise UserError(f"{job.pictures.where(position)}: {error}, by size=[width,height]") from error

@@ -28,7 +28,7 @@ LONGEST = 60.0
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a folder with one folder and one file in it; the command is on the path."""
+    """Return a folder with two folders and a file in it; the command is on the path."""
     commands = tmp_path / "bin"
     commands.mkdir()
     command = commands / "esl-dist"
@@ -38,7 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     # Of the person who runs the tests, neither settings nor histories.
     monkeypatch.setenv("HOME", str(tmp_path))
     place = tmp_path / "place"
-    (place / "pictures").mkdir(parents=True)
+    for name in ("pictures", "a=b"):
+        (place / name).mkdir(parents=True)
     (place / "described.yaml").touch()
     return place
 
@@ -54,6 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         # Places: of folders, of any file, without a setting before them.
         ("pack root=pi", "root=pictures/"),
         ("pack dataset=./de", "dataset=./described.yaml"),
+        ("pack dataset=a=", "dataset=a=b/"),
         ("report ./pi", "./pictures/"),
     ],
 )
@@ -105,6 +107,7 @@ def answer(terminal: int, expected: str) -> str:
         ("train precision=b", "precision=bf16"),
         ("train --config gta5_cityscapes/advent_", "advent_esl"),
         ("pack root=pi", "root=pictures/"),
+        ("pack root=a=", "root=a=b/"),
         ("pack dataset=./de", "dataset=./described.yaml"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from esl_dist.data.own_pictures import PictureFiles, find_pictures, is_video
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 from tests.builders import draw, encoded
 
 LARGEST = 10**6
@@ -203,7 +203,7 @@ BROKEN = {
 def test_a_broken_picture_is_one_message_with_its_file(tmp_path: Path, kind: str) -> None:
     content, message = BROKEN[kind]
     (tmp_path / f"{kind}.png").write_bytes(content)
-    with pytest.raises(UserError, match=rf"/{kind}\.png: {message}"):
+    with pytest.raises(CorruptSampleError, match=rf"/{kind}\.png: {message}"):
         find_pictures(str(tmp_path), 1000).pixels(0)
 
 

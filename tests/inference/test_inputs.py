@@ -73,6 +73,19 @@ def test_what_is_asked_for_goes_first_and_what_differs_is_said(trained: TrainedN
         predictor_for(trained, shards, [64, 48], asked(as_packed=True))
 
 
+def test_pictures_that_are_packed_at_another_size_than_those_of_the_training_are_told_of(
+    trained: TrainedNetwork, tmp_path: Path
+) -> None:
+    """Both are seen as packed, but not alike."""
+    shards = write_shards(tmp_path / "packed", drawn_samples(1), image_size=(16, 12), label_size=(16, 12))
+    older = replace(trained, sizes={"source": None, "target": None}, shards={"target": "2" * 64})
+    alike, other = (replace(older, packed_sizes={"target": size}) for size in ((16, 12), (64, 48)))
+    assert told(alike, shards, None) == told(alike, shards, [16, 12]) == told(other, shards, [64, 48]) == []
+    assert told(alike, shards, [64, 48]) == ["r: size 64×48, trained at 16×12"]
+    assert told(other, shards, None) == ["r: size as packed, 16×12, trained at 64×48"]
+    assert told(older, shards, None) == [], "as checkpoints of older versions do not say"
+
+
 def test_a_network_of_which_nothing_is_known_sees_pictures_as_packed_in_float32(
     trained: TrainedNetwork, shards: ShardReader
 ) -> None:

@@ -59,7 +59,7 @@ def test_the_target_is_seen_at_the_size_of_the_training_unless_another_is_given(
     assert (index.label_size, index.made_with["size"]) == ((40, 36), [40, 36])
     assert "note: " not in capsys.readouterr().out
     assert label(run, output=f"{tmp_path}/packed", as_packed=True).index.label_size == (64, 48)
-    assert "note: r: size as packed, trained at 40×36\n" in capsys.readouterr().out
+    assert "note: r: size as packed, 64×48, trained at 40×36\n" in capsys.readouterr().out
     given = {"path": str(target.folder), "size": [32, 24]}
     assert label(run, output=f"{tmp_path}/given", target=given).index.label_size == (32, 24)
     assert "note: r: size 32×24, trained at 40×36\n" in capsys.readouterr().out

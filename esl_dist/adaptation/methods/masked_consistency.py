@@ -77,8 +77,8 @@ class MaskedConsistency(Method):
 def masked_pass(step: Step, trusted: Trusted) -> None:
     """Learn from the teacher's labels on target pictures of which blocks are hidden (equation 4).
 
-    They feed no running statistics of batch norm, as they do in the published program: predictions see whole pictures.
-    The weights that are learned are the same.
+    Unlike in the published program, they feed no running statistics of batch norm: predictions see whole pictures. What
+    is learned is the same.
     """
     network = step.network(SEGMENTATION)
     assert isinstance(network, SegmentationNetwork)

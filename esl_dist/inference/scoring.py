@@ -23,7 +23,7 @@ from esl_dist.prediction.predictions import Prediction, own_part, predictions, r
 from esl_dist.prediction.predictor import Predictor, autocast
 from esl_dist.ranks.collectives import sum_over_ranks, warn
 from esl_dist.reporting.scores import scores_of
-from esl_dist.reporting.tensorboard import open_writer, write_pictures, write_scalars
+from esl_dist.reporting.tensorboard import LAST_SCORE, SCORES, open_writer, write_pictures, write_scalars
 
 SHOWN_PREDICTIONS = 8
 """How many of the coloured predictions TensorBoard gets."""
@@ -141,7 +141,8 @@ def write_score_curves(ensemble: Sequence[Predictor], scores: dict[str, Any], sc
     means = {"miou": scores["miou"], **{f"miou_{count}": value for count, value in scores["miou_over"].items()}}
     try:
         # In a folder of its own: what an interrupted training wrote is hidden when it goes on, scores are not.
-        with closing(open_writer(logs / "scores", None)) as writer:
+        with closing(open_writer(logs / SCORES, None)) as writer:
+            write_scalars(writer, {LAST_SCORE: scores["miou"]}, step)
             for group, values in (("score", means), ("iou", scores["iou"])):
                 known = {f"{group}/{data}/{name}": value for name, value in values.items() if value is not None}
                 write_scalars(writer, known, step)

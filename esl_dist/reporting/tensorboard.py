@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.plugins.hparams.api_pb2 import MetricName
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import histogram_raw, hparams, image, scalar
 
@@ -21,6 +23,11 @@ from esl_dist.files import make_folder, open_to_write
 
 EVENT_FILE = "events.out.tfevents"
 FILE_VERSION = "brain.Event:2"
+
+SCORES = "scores"
+"""Folder of a run's scores, in that of its curves."""
+LAST_SCORE = "score/miou"
+"""Curve of the mIoU of whichever evaluation was last, on whichever data."""
 
 
 def open_writer(folder: Path, steps_done: int | None) -> RecordWriter:
@@ -88,9 +95,16 @@ def write_histograms(writer: RecordWriter, histograms: Mapping[str, Histogram], 
 def write_hyperparameters(
     writer: RecordWriter, settings: Mapping[str, str | int | float | bool], metrics: Sequence[str]
 ) -> None:
-    """Write settings for the table of runs, in which the last values of the curves `metrics` stand beside them."""
-    summaries = hparams(dict(settings), dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
-    for summary in summaries:
+    """Write settings for the table of runs, in which the last values of the curves `metrics` stand beside them.
+
+    So does the run's last score, which is found whenever an evaluation writes it.
+    """
+    experiment, *of_run = hparams(dict(settings), dict.fromkeys(metrics, 0.0))  # type: ignore[no-untyped-call]
+    about = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(about.content)
+    content.experiment.metric_infos.add().name.MergeFrom(MetricName(group=SCORES, tag=LAST_SCORE))
+    about.content = content.SerializeToString()
+    for summary in (experiment, *of_run):
         _write(writer, Event(summary=summary))
     writer.flush()
 

@@ -14,6 +14,7 @@ from esl_dist.errors import UserError
 from esl_dist.reporting import trackers
 from esl_dist.reporting.curves import Curves
 from esl_dist.reporting.scores import ScoreEntries
+from esl_dist.reporting.tensorboard import LAST_SCORE, SCORES
 from esl_dist.runs.validations import Figures
 from esl_dist.training import log
 from esl_dist.training.log import Interval, TrainingLog
@@ -194,7 +195,9 @@ def test_a_finished_run_has_its_settings_beside_its_last_losses_and_scores(tmp_p
     assert told["compile"].string_value == "false"
     assert "hidden" not in str(begun)
     experiment = HParamsPluginData.FromString(content["_hparams_/experiment"].plugin_data.content).experiment
-    metrics = [info.name.tag for info in experiment.metric_infos]
+    *own, score = experiment.metric_infos
+    assert (score.name.group, score.name.tag) == (SCORES, LAST_SCORE), "of evaluations that are to come"
+    metrics = [info.name.tag for info in own]
     assert metrics == ["loss/source", "validation/miou", "validation/best_miou"]
     assert [events.Scalars(tag)[-1].value for tag in metrics] == [1.0, 0.25, 0.5]
 

@@ -82,7 +82,11 @@ class PredictionJob:
 
 
 def predict(config: Predict, device: torch.device) -> None:
-    """Label pictures on the ranks that have joined."""
+    """Label pictures on the ranks that have joined.
+
+    Raises:
+        UserError: a setting cannot be; or some pictures were left out, and all others are done.
+    """
     began = time.monotonic()
     pictures = open_pictures(config.pictures, config.largest_megapixels)
     require_same_on_ranks("\n".join(pictures.names), "pictures")
@@ -99,12 +103,7 @@ def predict(config: Predict, device: torch.device) -> None:
     workers = min(config.workers, pictures.most_readers or config.workers)
     left_out = write_predictions(job, todo, Workers(workers, config.timeout_minutes, progress=note_progress))
     keep_end()
-    before = len(pictures.names) - len(todo)
-    facts = {
-        "pictures": f"{len(todo) - len(left_out)} predicted" + (f", {before} were there already" if before else ""),
-        "predictions": f"{job.output}: {', '.join(encode)}",
-        "next": "" if "overlay" in encode else "save=[overlay] shows classes and pictures together",
-    }
+    facts = _done(job, len(todo) - len(left_out), len(pictures.names) - len(todo))
     print_on_main(account(f"done in {duration(time.monotonic() - began)}", facts))
     if left_out:
         names = first_few([pictures.where(position) for position in left_out])
@@ -112,6 +111,14 @@ def predict(config: Predict, device: torch.device) -> None:
             f"{len(left_out)} of {len(pictures.names)} pictures left out: {names}; the warnings above say why; mend "
             "them or take them away, and start again"
         )
+
+
+def _done(job: PredictionJob, predicted: int, before: int) -> dict[str, str]:
+    return {
+        "pictures": f"{predicted} predicted" + (f", {before} were there already" if before else ""),
+        "predictions": f"{job.output}: {', '.join(job.encode)}",
+        "next": "" if "overlay" in job.encode else "save=[overlay] shows classes and pictures together",
+    }
 
 
 def open_pictures(place: str, largest_megapixels: int) -> OwnPictures:

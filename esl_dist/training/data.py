@@ -60,14 +60,15 @@ class TrainingData:
 
     def data_sets(self) -> dict[str, str]:
         """Return the name of each domain's data set."""
-        read = {"source": self.source, "target": self.target}
-        return {domain: one.images.index.dataset for domain, one in read.items() if one is not None}
+        return {domain: one.images.index.dataset for domain, one in self._read().items()}
 
     def packed_sizes(self) -> dict[str, Size]:
         """Return width and height of each domain's pictures in its shards, where all are alike."""
-        read = {"source": self.source, "target": self.target}
-        sizes = {domain: one.images.index.image_size for domain, one in read.items() if one is not None}
+        sizes = {domain: one.images.index.image_size for domain, one in self._read().items()}
         return {domain: size for domain, size in sizes.items() if size is not None}
+
+    def _read(self) -> dict[str, Samples]:
+        return {"source": self.source} | ({} if self.target is None else {"target": self.target})
 
 
 def open_training_data(config: settings.Train, method: Method) -> TrainingData:

@@ -112,6 +112,9 @@ def make_cell(cell: Cell, place: Place) -> None:
     """
     folder, scored = place.folder / cell.task, Cell(cell.task, METHODS[cell.method].scored or cell.method, cell.seed)
     pack(TASKS[cell.task], place.scale, place.data, folder / "shards")
+    if (start := METHODS[scored.method].start) is not None:
+        # Its cell may be all that is left of it: runs are large.
+        _train(Cell(cell.task, start, cell.seed), place)
     labels = _label(scored, folder)
     _train(scored, place)
     scores = _score(cell, folder)

@@ -78,7 +78,7 @@ def test_a_start_makes_what_is_missing_and_leaves_each_method_s_scores(
     assert started == [*["shards/prepare.py"] * 3, *[train, evaluate] * 2]
     started.clear()
     assert program.main([*words, "--methods", *FEW]) == 0
-    assert started == [train, evaluate, "launch/pseudo_label.py", train, evaluate]
+    assert started == [train, evaluate, train, "launch/pseudo_label.py", train, evaluate]
     started.clear()
     printed = capsys.readouterr()
     assert "accuracy: 2/4 cells; now CamVid day → dusk, seed 5, AdvEnt" in printed.err
@@ -102,6 +102,20 @@ def test_a_start_makes_what_is_missing_and_leaves_each_method_s_scores(
     packed = {part: open_shards(folder / "camvid_dusk/shards" / part).index for part in ("target", "validation")}
     assert [packed[part].image_size for part in packed] == [(64, 48)] * 2
     assert [packed[part].label_size for part in packed] == [(64, 48), (48, 36)], "scored at another size than their own"
+
+
+def test_a_network_that_is_gone_is_trained_again_for_the_rows_that_start_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forked([], monkeypatch)
+    words = [str(tmp_path / "table"), "--data", str(draw_data(tmp_path / "data")), "--scale", "tiny"]
+    words += ["--tasks", "camvid_dusk", "--seeds", "5", "--methods"]
+    assert program.main([*words, "advent", "advent_long"]) == 0
+    found = json.loads((tmp_path / "table/results.json").read_text())
+    for name in ("snapshots", "cells/advent_long_seed_5.json"):
+        (tmp_path / "table/camvid_dusk" / name).rename(tmp_path / Path(name).name)
+    assert program.main([*words, "advent_long"]) == 0
+    assert json.loads((tmp_path / "table/results.json").read_text()) == found
 
 
 @pytest.mark.grid

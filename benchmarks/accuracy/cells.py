@@ -1,9 +1,11 @@
 """One cell of the table: a method on a task with a seed, from what is missing of its training to its scores.
 
 A finished cell is a file that says what it was made with. A start that finds it reads it; one that finds a cell of
-other settings refuses, so that no table mixes two. What is unfinished goes on where it stopped, as the programs do.
+other settings refuses, so that no table mixes two. Precision alone may differ, between seeds: a processor that computes
+no bfloat16 would take five times as long. What is unfinished goes on where it stopped, as the programs do.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from benchmarks.accuracy.methods import EVERY, METHODS
 from benchmarks.accuracy.tasks import TASKS, Scale, data_words, pack
 from benchmarks.programs import run
 from esl_dist.checked import Share, read, read_content
+from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.inference.labelling.job import SUMMARY
 from esl_dist.inference.labelling.labels import read_summary
@@ -20,6 +23,8 @@ from esl_dist.reporting.scores import scores_from
 from esl_dist.runs.run_record import RUN_RECORD, read_record
 
 REMEDY = "delete it and start again"
+
+PRECISION = "precision"
 
 RUNNING = ("loader.workers=0", "pictures_every=0", "checkpoints.every=100", "checkpoints.keep_newest=1")
 """Settings of every training that change nothing of what it learns."""
@@ -75,6 +80,11 @@ class Entries:
     labels_kept: Share | None = None
     labels_right: Share | None = None
 
+    @property
+    def precision(self) -> str:
+        """Of the forward passes of its training."""
+        return str(self.made_with["training"].get(PRECISION))
+
 
 def made_with(cell: Cell, scale: Scale) -> dict[str, Any]:
     """Return the settings that a cell's scores depend on, those of the trainings before it too."""
@@ -100,8 +110,28 @@ def read_cell(cell: Cell, place: Place) -> Entries | None:
     if not file.is_file():
         return None
     entries = read(read_content(file, REMEDY), Entries)
-    require_same(entries.made_with, made_with(cell, place.scale), f"{file}: was made with another", REMEDY)
+    may_change = (f"training.{PRECISION}", f"start.training.{PRECISION}")
+    require_same(entries.made_with, made_with(cell, place.scale), f"{file}: was made with another", REMEDY, may_change)
     return entries
+
+
+def require_one_precision(missing: Sequence[Cell], place: Place) -> None:
+    """Refuse to compute rows of a seed in another precision than those that are finished, which they are compared with.
+
+    Raises:
+        UserError: a finished cell has another.
+    """
+    now = place.scale.precision
+    for task, seed in dict.fromkeys((cell.task, cell.seed) for cell in missing):
+        for method in METHODS:
+            cell = Cell(task, method, seed)
+            entries = read_cell(cell, place)
+            if entries is not None and entries.precision != now:
+                raise UserError(
+                    f"{cell.file(place.folder)}: was computed with precision={entries.precision}, and none with {now} "
+                    "can be added, since the rows of a seed are compared; start with "
+                    f"--precision {entries.precision}, or delete the cells and runs of that seed"
+                )
 
 
 def make_cell(cell: Cell, place: Place) -> None:

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 # The package of this checkout, whichever one the environment has.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.accuracy.cells import Cell, Place, make_cell, read_cell
+from benchmarks.accuracy.cells import Cell, Place, make_cell, read_cell, require_one_precision
 from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.results import finished, table, write_results
 from benchmarks.accuracy.tasks import SCALES, TASKS
@@ -39,13 +40,17 @@ def main(words: Sequence[str] | None = None) -> int:
     """Make the cells that are asked for and missing, then print the table; returns the exit code."""
     options = _options(words)
     scale = SCALES[options.scale]
+    if options.precision is not None:
+        scale = replace(scale, precision=options.precision)
     weights = None if options.scale == "tiny" else options.weights
     place = Place(options.folder, options.data, weights, scale)
     is_reported = options.scale == "cpu" and tuple(options.seeds) == SEEDS
     output = Path(__file__).parent if is_reported else place.folder
     cells = [Cell(task, method, seed) for seed in options.seeds for task in options.tasks for method in options.methods]
     try:
-        for cell in _missing(cells, place):
+        missing = [cell for cell in cells if read_cell(cell, place) is None]
+        require_one_precision(missing, place)
+        for cell in _told(missing, len(cells)):
             make_cell(cell, place)
             write_results(finished(place, options.seeds), scale, output)
     except UserError as error:
@@ -63,14 +68,13 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _missing(cells: Sequence[Cell], place: Place) -> Iterator[Cell]:
-    """Give the cells that are not finished, and tell before each how many are and how long the others will take."""
-    missing = [cell for cell in cells if read_cell(cell, place) is None]
-    before, began = len(cells) - len(missing), time.monotonic()
+def _told(missing: Sequence[Cell], all_cells: int) -> Iterator[Cell]:
+    """Give the cells, and tell before each how many are finished and how long the others will take."""
+    before, began = all_cells - len(missing), time.monotonic()
     for made, cell in enumerate(missing):
         left = f", {duration((time.monotonic() - began) / made * (len(missing) - made))} left" if made else ""
         of = f"{TASKS[cell.task].title}, seed {cell.seed}, {METHODS[cell.method].title}"
-        print(f"accuracy: {before + made}/{len(cells)} cells{left}; now {of}", file=sys.stderr, flush=True)
+        print(f"accuracy: {before + made}/{all_cells} cells{left}; now {of}", file=sys.stderr, flush=True)
         yield cell
 
 
@@ -86,6 +90,11 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--scale", choices=SCALES, default="cpu", help="size and length of trainings (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["no", "bf16"],
+        help="of forward passes (default: the scale's); `no`, float32, for a processor that computes no bfloat16",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="(default: 0 1 2)")
     parser.add_argument("--tasks", choices=TASKS, nargs="+", default=list(TASKS), metavar="TASK", help="(default: all)")

@@ -177,6 +177,25 @@ def test_a_cell_of_other_settings_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert f'error: {cell.file(tmp_path)}: was made with another start.training.steps: "9" → "2"; delete it' in told
 
 
+def test_precision_may_differ_between_seeds_and_not_between_the_rows_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Cell] = []
+    monkeypatch.setattr(program, "make_cell", lambda cell, at: made.append(cell))
+    cell = Cell("camvid_dusk", "advent", 0)
+    content = entries(cell, 0.25)
+    content["made_with"]["training"]["precision"] = "bf16"
+    write_json(cell.file(tmp_path), content)
+    words = [str(tmp_path), "--scale", "tiny", "--methods", "advent_long", "--tasks", "camvid_dusk", "--seeds"]
+    assert program.main([*words, "0"]) == 2
+    assert made == []
+    told = capsys.readouterr().err
+    assert f"error: {cell.file(tmp_path)}: was computed with precision=bf16" in told
+    assert program.main([*words, "0", "--precision", "bf16"]) == 0
+    assert program.main([*words, "1"]) == 0
+    assert made == [Cell("camvid_dusk", "advent_long", seed) for seed in (0, 1)]
+
+
 def test_only_finished_seeds_are_in_the_results_and_the_table_compares_seed_by_seed(tmp_path: Path) -> None:
     scores = {"advent_esl": {0: 0.30, 1: 0.36}, "self_training_share": {0: 0.32, 1: 0.36, 2: 0.9}}
     for method, by_seed in scores.items():

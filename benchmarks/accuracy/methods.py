@@ -24,12 +24,6 @@ SELF_TRAINING = ("method.name=self_training", *TWO_DOMAINS)
 BY_SHARE = ("method.teacher.trust=share",)
 BY_ENTROPY = ("method.teacher.trust=entropy", "method.teacher.entropy_as=weight")
 MASKS = ("method.name=masked_consistency", "method.masks.block=16", *TWO_DOMAINS)
-RARE_CLASSES = (
-    "source.rare_classes.temperature=0.01",
-    "source.rare_classes.least_pixels=75",
-    "source.rare_classes.least_in_crop=38",
-)
-"""Published: 3,000 pixels of GTA5's 2 million, half as many in a crop; here as large a share of a picture."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +38,7 @@ class Method:
             softmax rule it is compared with), which it is trained on; None: on none.
         scored: the row whose training is scored; None: its own.
         target_statistics: whether the target's batch-norm statistics are estimated anew before scoring.
+        rare_classes: whether source pictures with rare classes are drawn more often.
     """
 
     title: str
@@ -52,6 +47,7 @@ class Method:
     labels: str | None = None
     scored: str | None = None
     target_statistics: bool = False
+    rare_classes: bool = False
 
 
 METHODS: Mapping[str, Method] = MappingProxyType(
@@ -79,7 +75,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         ),
         "masked_consistency": Method("+ masks", (*MASKS, *BY_SHARE), start="advent"),
         "masked_consistency_rare_classes": Method(
-            "+ masks + rare classes", (*MASKS, *BY_SHARE, *RARE_CLASSES), start="advent"
+            "+ masks + rare classes", (*MASKS, *BY_SHARE), start="advent", rare_classes=True
         ),
     }
 )

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.cells import Cell, Entries, Place, read_cell
+from benchmarks.accuracy.cells import PRECISION, Cell, Entries, Place, read_cell
 from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.tasks import TASKS, Scale
 from esl_dist.files import write_json
@@ -50,7 +50,9 @@ def write_results(found: Found, scale: Scale, output: Path) -> None:
         for task, by_method in found.items()
     }
     write_json(output / "results.json", scores)
-    write_json(output / "details.json", {"scale": asdict(scale), "tasks": details})
+    # Each cell has its own precision.
+    shared = {key: value for key, value in asdict(scale).items() if key != PRECISION}
+    write_json(output / "details.json", {"scale": shared, "tasks": details})
 
 
 def table(found: Found) -> str:

@@ -5,7 +5,7 @@ commands are those that a user would give. A seed is finished for both tasks bef
 leaves can be compared; the same command goes on where it was stopped. Two starts in one folder may share the work if
 each is given tasks of its own.
 
-The table of all seeds at the reported scale goes beside this file, any other into FOLDER.
+results.json and details.json go into FOLDER; those beside this file are the reported ones (`--output`).
 """
 
 import argparse
@@ -44,8 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
         scale = replace(scale, precision=options.precision)
     weights = None if options.scale == "tiny" else options.weights
     place = Place(options.folder, options.data, weights, scale)
-    is_reported = options.scale == "cpu" and tuple(options.seeds) == SEEDS
-    output = Path(__file__).parent if is_reported else place.folder
+    output = options.output or place.folder
     cells = [Cell(task, method, seed) for seed in options.seeds for task in options.tasks for method in options.methods]
     try:
         missing = [cell for cell in cells if read_cell(cell, place) is None]
@@ -81,6 +80,7 @@ def _told(missing: Sequence[Cell], all_cells: int) -> Iterator[Cell]:
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How accurate the methods are on real pictures, over seeds.")
     parser.add_argument("folder", type=Path, help="for shards, runs and cells; what it holds is not made again")
+    parser.add_argument("--output", type=Path, help="for results.json and details.json (default: the folder)")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with camvid/ and kitti/ (default: %(default)s)")
     parser.add_argument(
         "--weights",

@@ -22,6 +22,7 @@ from esl_dist import config as settings
 from esl_dist.config_files import load_config
 from esl_dist.data.layouts import read_layout
 from esl_dist.data.shards import open_shards
+from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.training.contradictions import check_training
 from tests.programs import PROJECT, run
@@ -78,7 +79,7 @@ def test_a_start_makes_what_is_missing_and_leaves_each_method_s_scores(
     assert started == [*["shards/prepare.py"] * 3, *[train, evaluate] * 2]
     started.clear()
     assert program.main([*words, "--methods", *FEW]) == 0
-    assert started == [train, evaluate, train, "launch/pseudo_label.py", train, evaluate]
+    assert started == [train, evaluate, "launch/pseudo_label.py", train, evaluate]
     started.clear()
     printed = capsys.readouterr()
     assert "accuracy: 2/4 cells; now CamVid day → dusk, seed 5, AdvEnt" in printed.err
@@ -104,20 +105,6 @@ def test_a_start_makes_what_is_missing_and_leaves_each_method_s_scores(
     assert [packed[part].label_size for part in packed] == [(64, 48), (48, 36)], "scored at another size than their own"
 
 
-def test_a_network_that_is_gone_is_trained_again_for_the_rows_that_start_from_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forked([], monkeypatch)
-    words = [str(tmp_path / "table"), "--data", str(draw_data(tmp_path / "data")), "--scale", "tiny"]
-    words += ["--tasks", "camvid_dusk", "--seeds", "5", "--methods"]
-    assert program.main([*words, "advent", "advent_long"]) == 0
-    found = json.loads((tmp_path / "table/results.json").read_text())
-    for name in ("snapshots", "cells/advent_long_seed_5.json"):
-        (tmp_path / "table/camvid_dusk" / name).rename(tmp_path / Path(name).name)
-    assert program.main([*words, "advent_long"]) == 0
-    assert json.loads((tmp_path / "table/results.json").read_text()) == found
-
-
 @pytest.mark.grid
 def test_every_cell_of_both_tasks_comes_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forked([], monkeypatch)
@@ -131,7 +118,7 @@ def test_every_cell_of_both_tasks_comes_to_its_end(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("task", sorted(TASKS))
 @pytest.mark.parametrize("method", sorted(name for name, one in METHODS.items() if one.scored is None))
 def test_every_training_of_the_table_is_one_that_can_be(method: str, task: str, scale: str) -> None:
-    training = cells.made_with(Cell(task, method, 0), SCALES[scale])["training"]
+    training = cells.made_with(Cell(task, method, 0), Place(Path(), Path(), None, SCALES[scale]))["training"]
     words = [f"{key}={value}" for key, value in training.items()]
     check_training(load_config(settings.Train, None, ["source.path=s", "target.path=t", *words]))
 
@@ -149,14 +136,14 @@ def test_second_stages_are_as_long_and_start_from_one_network_each() -> None:
         "advent"
     }
     for name in second:
-        made = cells.made_with(Cell("camvid_dusk", name, 1), TINY)
+        made = cells.made_with(Cell("camvid_dusk", name, 1), place(Path()))
         for key in ("steps", "optimizer.schedule_steps", "optimizer.learning_rate", "batch_size", "seed"):
             assert made["start"]["training"][key] == made["training"][key]
         assert made["start"]["start"] is None
 
 
 def entries(cell: Cell, miou: float) -> dict[str, Any]:
-    return {"miou": miou, "iou": {"road": miou}, "made_with": cells.made_with(cell, TINY)}
+    return {"miou": miou, "iou": {"road": miou}, "made_with": cells.made_with(cell, place(Path()))}
 
 
 def place(folder: Path) -> Place:
@@ -252,16 +239,35 @@ def test_a_program_that_ends_before_its_time_ends_the_table_with_its_reason(
     assert words in capsys.readouterr().err
 
 
-def test_the_reported_table_lies_beside_its_program_and_no_other_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_lies_in_its_folder_or_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[Path] = []
     monkeypatch.setattr(program, "make_cell", lambda cell, at: None)
     monkeypatch.setattr(program, "write_results", lambda found, scale, output: places.append(output))
-    for words in ([], ["--seeds", "7"], ["--scale", "full"]):
-        assert program.main([str(tmp_path), *words, "--methods", "minent", "--tasks", "camvid_dusk"]) == 0
-    assert set(places[:3]) == {PROJECT / "benchmarks/accuracy"}
-    assert set(places[3:]) == {tmp_path}
+    words = [str(tmp_path / "table"), "--scale", "tiny", "--methods", "minent", "--tasks", "camvid_dusk"]
+    assert program.main(words) == 0
+    assert program.main([*words, "--output", str(tmp_path)]) == 0
+    assert places == [tmp_path / "table"] * 3 + [tmp_path] * 3
+
+
+def test_a_cell_that_began_with_other_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cell = Cell("camvid_dusk", "advent_long", 0)
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+    begun = Place(tmp_path, tmp_path, tmp_path / "one", TINY)
+    write_json(cell.file(tmp_path), {**entries(cell, 0.25), "made_with": cells.made_with(cell, begun)})
+    assert cells.read_cell(cell, begun) is not None
+    with pytest.raises(UserError, match=r"was made with another start\.start"):
+        cells.read_cell(cell, replace(begun, weights=tmp_path / "two"))
+
+
+def test_rare_classes_are_of_as_large_a_share_of_a_label_as_published(tmp_path: Path) -> None:
+    for task in TASKS.values():
+        for scale in (SCALES["cpu"], SCALES["full"]):
+            words = dict(word.split(".", 2)[2].split("=") for word in task.rare_class_words(scale))
+            width, height = tasks.source_size(task, scale)
+            assert int(words["least_pixels"]) / (width * height) == pytest.approx(3000 / (1914 * 1052), rel=0.03)
+            if task.source_aspect is not None:
+                assert int(words["least_in_crop"]) / (width * height) == pytest.approx(1500 / (1280 * 720), rel=0.03)
 
 
 def test_at_an_interrupt_a_program_comes_to_its_own_end_first(monkeypatch: pytest.MonkeyPatch) -> None:

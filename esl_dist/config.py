@@ -151,7 +151,7 @@ class Prepare:
     """esl-dist pack: pack one split of a data set into WebDataset shards."""
 
     dataset: LocalPath = MISSING
-    """YAML file that describes the data set (configs/datasets/)."""
+    """Description of the data set: a YAML file, or the name of one in configs/datasets/, such as `cityscapes`."""
     root: Folder | None = None
     """Folder of the data set; null: the one its description names."""
     split: str = MISSING

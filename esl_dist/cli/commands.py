@@ -115,7 +115,7 @@ COMMANDS = {
     "demo": Command(
         "demo",
         "Demo",
-        "The whole loop on drawn pictures, from drawing to one table, in under ten minutes.",
+        "The whole loop on drawn pictures, from drawing to one table, in about ten minutes.",
         ("demo", "demo seed=1 output=experiments/second"),
     ),
     "doctor": Command(

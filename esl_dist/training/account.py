@@ -20,6 +20,7 @@ from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders
 from esl_dist.runs.validations import Figures
 from esl_dist.training.data import TrainingData
 from esl_dist.training.optimisation import schedule_note
+from esl_dist.training.unread import unread_settings
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def beginning(config: settings.Train, data: TrainingData, ranks: Ranks, run: Pat
         "schedule": f"{_rate(config)}; checkpoints every {_counted(config.checkpoints.every, 'step')}",
         "validations": _validations(config),
         "note": schedule_note(config.optimizer, config.steps),
+        "without effect": ", ".join(unread_settings(config)),
         "device": _device(ranks.device),
         "seed": str(config.seed),
         "run": str(run),

@@ -81,6 +81,20 @@ def _refuse_sizes_that_differ(config: settings.Train) -> None:
             )
 
 
+def _refuse_parts_larger_than_pictures(config: settings.Train) -> None:
+    for domain, shards in (("source", config.source), ("target", config.target)):
+        if shards.size is None or shards.crop is None:
+            continue
+        largest = [shards.scale[1] * side for side in shards.size]
+        if any(part > side for part, side in zip(shards.crop, largest, strict=True)):
+            width, height = shards.size
+            scaled = "" if shards.scale[1] == 1 else f" at the greatest {domain}.scale, {shards.scale[1]:g}"
+            raise UserError(
+                f"{domain}.crop=[{shards.crop[0]},{shards.crop[1]}] is larger than every picture of {domain}.size="
+                f"[{width},{height}]{scaled}; both are width, then height"
+            )
+
+
 def _refuse_shares_of_no_parts(config: settings.Train) -> None:
     if config.source.largest_class_share < 1 and config.source.crop is None:
         raise UserError(
@@ -161,6 +175,7 @@ CHECKS: tuple[Callable[[settings.Train], None], ...] = (
     _refuse_warm_up_without_steps,
     _refuse_missing_target,
     _refuse_sizes_that_differ,
+    _refuse_parts_larger_than_pictures,
     _refuse_shares_of_no_parts,
     _refuse_unreachable_pixels,
     _refuse_statistics_of_no_passes,

@@ -88,7 +88,10 @@ class DividedUpdating:
 
 def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:
     import deepspeed  # it is slow to import, and optional
+    import deepspeed.ops
 
+    # On CPU it would compile an operator of its inference, which takes minutes and a compiler. No other is asked for.
+    deepspeed.ops.__compatible_ops__ = {}
     # It sends weights as bytes, by a view that channels last do not have.
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     groups = [list(group["params"]) for group in optimizer.param_groups]

@@ -1,6 +1,7 @@
 """What each method adds to supervised training, and to which parameters it gives gradients."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,6 +55,35 @@ def test_source_only_and_minent_add_no_network() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_catalogue_says_of_a_method_what_its_class_says(name: str) -> None:
     assert METHODS.needs_target(name) is METHODS[name].needs_target
+
+
+class Noted:
+    """Settings that note which of them are read."""
+
+    def __init__(self, options: settings.Method) -> None:
+        self.options = options
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self.options, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [
+        *((name, "self_training") for name in ("source_only", "minent", "advent", "self_training")),
+        *(("masked_consistency", host) for host in ("self_training", "advent", "minent")),
+    ],
+)
+def test_a_method_reads_the_settings_that_it_says_and_no_others(name: str, host: str) -> None:
+    options: Any = Noted(settings.Method(name=name, host=host))
+    target = steps.domain_batch(2, labels=False) if METHODS[name].needs_target else None
+    step = steps.make_step(name, target, options.options)
+    METHODS[name].networks(step.networks["segmentation"], steps.CLASSES, options)
+    METHODS[name].passes(replace(step, options=options))
+    METHODS[name].after_update(step.networks, 1, step.counts, options)
+    assert options.read == METHODS[name].reads(options.options)
 
 
 WEIGHTS = {"cross_entropy": {"main": 2.0, "auxiliary": 3.0}, "target": {"main": 5.0, "auxiliary": 7.0}}

@@ -33,11 +33,6 @@ from tests.programs import environment
 pytestmark = [
     pytest.mark.exact,
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
-    pytest.mark.skipif(
-        shutil.which(os.environ.get("CXX", "c++")) is None, reason="DeepSpeed compiles an operator: no C++ compiler"
-    ),
-    # The first use compiles.
-    pytest.mark.timeout(900),
 ]
 
 SHIPPED = PROJECT / "launch/accelerate/deepspeed_zero2.yaml"
@@ -56,7 +51,8 @@ def launch(config: Path, town: Path, run: Path, *words: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        env=environment(),
+        # Nothing is compiled.
+        env={**environment(), "CXX": "false", "TORCH_EXTENSIONS_DIR": str(run.parent)},
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr

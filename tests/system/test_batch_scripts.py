@@ -85,7 +85,7 @@ def run_script(
         (143, state(0, 4), 0, False),
     ],
 )
-@pytest.mark.parametrize("script", ["train", "pseudo_label", "evaluate"])
+@pytest.mark.parametrize("script", ["train", "pseudo_label", "evaluate", "predict"])
 def test_a_job_ends_with_the_code_of_the_cause_and_is_put_back_only_where_that_helps(
     tmp_path: Path, script: str, code: int, says: str, expected: int, requeued: bool
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from csv import DictReader
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,19 @@ def test_every_method_trains_and_reports_its_losses_rates_and_speed(
     assert expected <= curves.keys()
     assert {"learning_rate/stem", "learning_rate/heads", "speed/samples_per_second"} <= curves.keys()
     assert curves["loss/source_cross_entropy/main"] == [2, 4, 5], "every second step, and the last"
+
+
+def test_each_step_learns_at_the_rate_that_the_schedule_has_for_it(town: Path, tmp_path: Path) -> None:
+    words = ["optimizer.schedule_steps=10", "optimizer.warm_up_steps=3", "steps=3", "log_every=1", "trackers=[]"]
+    train(town, tmp_path, "one", *words)
+    train(town, tmp_path, "one", *words, "steps=6")
+    with open(tmp_path / "logs/one/scalars.csv", newline="") as file:
+        rates = {
+            int(row["step"]): float(row["value"]) for row in DictReader(file) if row["tag"] == "learning_rate/heads"
+        }
+    # The k-th step has k - 1 before it: (1 - (k - 1) / 10) ** 0.9, and k thirds of it while it warms up.
+    expected = {k: 10 * 0.01 * (1 - (k - 1) / 10) ** 0.9 * min(1, k / 3) for k in range(1, 7)}
+    assert rates == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_training_tells_what_it_does_and_made_and_its_losses_line_by_line(town: Path, tmp_path: Path) -> None:

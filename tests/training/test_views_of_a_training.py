@@ -258,6 +258,21 @@ def test_one_factor_for_all_and_pixels_that_no_part_has_are_refused(folder: Path
     check_training(options(folder, rare, {}))
 
 
+@pytest.mark.parametrize("domain", ["source", "target"])
+def test_a_part_that_is_larger_than_every_picture_is_refused(folder: Path, domain: str) -> None:
+    def check(**options_of_it: Any) -> None:
+        of = {"source": {}, "target": {}} | {domain: options_of_it}
+        check_training(options(folder, of["source"], of["target"]))
+
+    with pytest.raises(UserError, match=rf"^{domain}\.crop=\[8,16\] is larger than every .* {domain}\.size=\[16,8\];"):
+        check(size=[16, 8], crop=[8, 16])
+    with pytest.raises(UserError, match=rf"{domain}\.size=\[16,8\] at the greatest {domain}\.scale, 1\.5;"):
+        check(size=[16, 8], crop=[8, 13], scale=[0.5, 1.5])
+    check(size=[16, 8], crop=[24, 12], scale=[0.5, 1.5])
+    # As they are packed, they may be of several sizes.
+    check(crop=[8, 16])
+
+
 @pytest.mark.parametrize("scale", [[2.0, 1.0], [0.0, 1.0], [1.0, 11.0], [1.0]])
 def test_an_impossible_scale_is_refused(folder: Path, scale: list[float]) -> None:
     with pytest.raises(UserError, match=r"source\.scale"):

@@ -31,6 +31,10 @@ class AdvEnt(Method):
 
     needs_target = True
 
+    def reads(self, options: settings.Method) -> frozenset[str]:
+        """Return the weights of its losses, and what its discriminators are."""
+        return frozenset({"cross_entropy", "target", "discriminator_channels"})
+
     def least_side(self, options: settings.Method) -> int:
         """Return what a discriminator needs."""
         return LEAST_SIDE

@@ -30,6 +30,11 @@ class MaskedConsistency(Method):
 
     needs_target = True
 
+    def reads(self, options: settings.Method) -> frozenset[str]:
+        """Return what the host reads, and what the teacher and the masks are."""
+        hosted = HOSTS[options.host].reads(options) if options.host in HOSTS else {"mix"}
+        return frozenset({"cross_entropy", "host", "teacher", "augmentation", "masks", *(hosted or ())})
+
     def least_side(self, options: settings.Method) -> int:
         """Return what the host needs."""
         return HOSTS[options.host].least_side(options) if options.host in HOSTS else super().least_side(options)

@@ -33,6 +33,10 @@ class Method:
         """Say whether pictures of the two domains have to have the same size."""
         return False
 
+    def reads(self, options: settings.Method) -> frozenset[str] | None:
+        """Return the names of those of its settings, or groups of them, that have an effect; None: it does not say."""
+        return None
+
     def networks(
         self, segmentation: SegmentationNetwork, classes: int, options: settings.Method
     ) -> dict[str, nn.Module]:

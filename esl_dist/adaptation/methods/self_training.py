@@ -35,6 +35,10 @@ class SelfTraining(Method):
 
     needs_target = True
 
+    def reads(self, options: settings.Method) -> frozenset[str]:
+        """Return the weights of its losses, and what its teacher and its pictures are."""
+        return frozenset({"cross_entropy", "teacher", "augmentation", "mix"})
+
     def needs_one_size(self, options: settings.Method) -> bool:
         """Say whether pictures are mixed."""
         return options.mix

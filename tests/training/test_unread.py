@@ -1,0 +1,51 @@
+"""Settings without an effect are told when a training begins."""
+
+from pathlib import Path
+
+import pytest
+
+from esl_dist import config as settings
+from esl_dist.config_files import load_config
+from esl_dist.training.unread import unread_settings
+from tests.on_ranks import PROJECT
+
+RECIPES = sorted(path for path in (PROJECT / "configs").glob("*/*.yaml") if path.parent.name != "datasets")
+DATA = ("source.path=s", "target.path=t")
+
+
+def unread(*words: str) -> list[str]:
+    return [word.split("=")[0] for word in unread_settings(load_config(settings.Train, None, [*DATA, *words]))]
+
+
+@pytest.mark.parametrize(
+    ("words", "of_no_effect"),
+    [
+        ([], []),
+        (["method.name=self_training", "method.host=advent"], ["method.host"]),
+        (["method.name=masked_consistency", "method.host=advent", "method.mix=false"], ["method.mix"]),
+        (["method.name=masked_consistency", "method.mix=false"], []),
+        (["method.teacher.trust=entropy", "method.masks.ratio=0.3"], ["method.teacher.trust", "method.masks.ratio"]),
+        (["method.name=self_training", "method.teacher.entropy_as=weight"], ["method.teacher.entropy_as"]),
+        (
+            ["method.name=self_training", "method.teacher.trust=entropy", "method.teacher.confidence=0.5"],
+            ["method.teacher.confidence"],
+        ),
+        (["method.name=self_training", "method.discriminator_channels=4"], ["method.discriminator_channels"]),
+        (["method.name=minent", "optimizer.discriminator_learning_rate=1"], ["optimizer.discriminator_learning_rate"]),
+        (["source.rare_classes.least_pixels=75"], ["source.rare_classes.least_pixels"]),
+        (["source.rare_classes.least_pixels=75", "source.rare_classes.temperature=0.1"], []),
+        (["optimizer.kind=adamw", "optimizer.momentum=0.5"], ["optimizer.momentum"]),
+        (["optimizer.betas=[0.5,0.9]"], ["optimizer.betas"]),
+        (["optimizer.multipliers.stem=2"], []),
+        (["network.architecture=timm/x", "optimizer.multipliers.stem=2"], ["optimizer.multipliers.stem"]),
+        (["validation.size=[8,8]"], ["validation.size"]),
+        (["pictures_every=0", "pictures_of=5"], ["pictures_of"]),
+    ],
+)
+def test_what_nothing_reads_beside_the_other_settings_is_named(words: list[str], of_no_effect: list[str]) -> None:
+    assert unread(*words) == of_no_effect
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_recipe_has_a_setting_without_an_effect(recipe: Path) -> None:
+    assert unread_settings(load_config(settings.Train, recipe, DATA)) == []

@@ -17,23 +17,8 @@ from esl_dist.data import processes
 from esl_dist.data.processes import affordable, in_order, worker_processes
 from esl_dist.errors import UserError
 from tests.builders import draw, encoded
+from tests.data.work import end_by, negative, sleep_long
 from tests.programs import PROJECT
-
-
-def negative(number: int) -> int:
-    return -number
-
-
-def end_by(number: int) -> None:
-    """Do as a process that the kernel kills (by a signal), or one that leaves without a word (by a code)."""
-    if number < 0:
-        os.kill(os.getpid(), -number)
-        time.sleep(600)  # it may be another thread that gets the signal
-    os._exit(number)
-
-
-def sleep_long(number: int) -> None:
-    time.sleep(600)
 
 
 def test_results_come_in_order_and_few_are_ahead() -> None:

@@ -7,7 +7,6 @@ no bfloat16 would take five times as long. What is unfinished goes on where it s
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from benchmarks.accuracy.tasks import TASKS, Scale, data_words, pack
 from benchmarks.programs import run
 from esl_dist.checked import Share, read, read_content
 from esl_dist.errors import UserError
-from esl_dist.files import sha256_of_file, write_json
+from esl_dist.files import write_json
 from esl_dist.inference.labelling.job import SUMMARY
 from esl_dist.inference.labelling.labels import read_summary
 from esl_dist.made_with import require_same
@@ -70,8 +69,8 @@ class Cell:
 class Entries:
     """What the file of a cell holds: scores as shares, and of the pseudo-labels it was trained on how many were right.
 
-    `made_with` has the settings of its trainings, the first stage's too, and the SHA-256 of the weights that the first
-    stage started from; `commit` is the program's, None where it is not known.
+    `made_with` has the settings of its trainings, the first stage's too; `commit` is the program's, None where it is
+    not known.
     """
 
     miou: Share
@@ -87,29 +86,21 @@ class Entries:
         return str(self.made_with["training"].get(PRECISION))
 
 
-def made_with(cell: Cell, place: Place) -> dict[str, Any]:
-    """Return what a cell's scores depend on: settings, those of the training before it, and ImageNet's weights."""
+def made_with(cell: Cell, scale: Scale) -> dict[str, Any]:
+    """Return the settings that a cell's scores depend on, those of the training before it too."""
     method = METHODS[cell.method]
     trained = METHODS[method.scored or cell.method]
-    task, scale = TASKS[cell.task], place.scale
+    task = TASKS[cell.task]
     words = [*data_words(task, scale), *scale.words, *EVERY, *trained.words, f"seed={cell.seed}"]
     if trained.rare_classes:
         words += task.rare_class_words(scale)
-    if trained.start is not None:
-        start: Any = made_with(Cell(cell.task, trained.start, cell.seed), place)
-    else:
-        start = place.weights and _digest(place.weights)
+    start = trained.start and made_with(Cell(cell.task, trained.start, cell.seed), scale)
     return {
         "training": dict(word.split("=", 1) for word in words),
         "start": start,
         "labels": trained.labels,
         "target_statistics": method.target_statistics,
     }
-
-
-@cache
-def _digest(weights: Path) -> str:
-    return sha256_of_file(weights)
 
 
 def read_cell(cell: Cell, place: Place) -> Entries | None:
@@ -123,7 +114,7 @@ def read_cell(cell: Cell, place: Place) -> Entries | None:
         return None
     entries = read(read_content(file, REMEDY), Entries)
     may_change = (f"training.{PRECISION}", f"start.training.{PRECISION}")
-    require_same(entries.made_with, made_with(cell, place), f"{file}: was made with another", REMEDY, may_change)
+    require_same(entries.made_with, made_with(cell, place.scale), f"{file}: was made with another", REMEDY, may_change)
     return entries
 
 
@@ -147,21 +138,24 @@ def require_one_precision(missing: Sequence[Cell], place: Place) -> None:
 
 
 def make_cell(cell: Cell, place: Place) -> None:
-    """Do what is missing of a cell, and write its file.
+    """Do what is missing of a cell, and write its file; the run that it starts from has to be there.
 
     Raises:
+        UserError: a run was trained in another precision.
         subprocess.CalledProcessError: a program failed; its own message stands above.
     """
     folder, scored = place.folder / cell.task, Cell(cell.task, METHODS[cell.method].scored or cell.method, cell.seed)
     pack(TASKS[cell.task], place.scale, place.data, folder / "shards")
     labels = _label(scored, folder)
     _train(scored, place)
+    for trained in filter(None, (METHODS[scored.method].start, scored.method)):
+        _require_precision(folder / "snapshots" / Cell(cell.task, trained, cell.seed).run, place.scale.precision)
     scores = _score(cell, folder)
     known = read_summary(labels / SUMMARY) if labels is not None else {"kept": None, "accuracy": None}
     entries = Entries(
         miou=scores["miou"],
         iou=scores["iou"],
-        made_with=made_with(cell, place),
+        made_with=made_with(cell, place.scale),
         commit=read_record(folder / "snapshots" / scored.run / RUN_RECORD)[-1].commit,
         labels_kept=known["kept"],
         labels_right=known["accuracy"],
@@ -192,11 +186,21 @@ def _train(cell: Cell, place: Place) -> None:
         words.append(f"network.start={place.weights}")
     if method.labels is not None:
         words.append(f"pseudo_labels={folder}/labels/{cell.run}")
-    settings = made_with(cell, place)["training"]
+    settings = made_with(cell, place.scale)["training"]
     run(
         "launch/train.py",
         [f"name={cell.run}", *words, *RUNNING, *(f"{key}={value}" for key, value in settings.items())],
     )
+
+
+def _require_precision(run_folder: Path, precision: str) -> None:
+    """Refuse a run that an earlier start of the table has begun, or finished, in another precision."""
+    for start in read_record(run_folder / RUN_RECORD):
+        if start.precision != precision:
+            raise UserError(
+                f"{run_folder}: was trained with precision={start.precision}, and this table is asked for with "
+                f"{precision}; delete the cells and runs of that seed, or start with --precision {start.precision}"
+            )
 
 
 def _score(cell: Cell, folder: Path) -> dict[str, Any]:

@@ -62,7 +62,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(table(finished(place, options.seeds)))
+    found = finished(place, options.seeds)
+    write_results(found, scale, output)
+    print(table(found))
     print(f"\nmIoU in percent; {output}/results.json and details.json hold more")
     return 0
 

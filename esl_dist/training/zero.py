@@ -7,6 +7,7 @@ for a step of AdvEnt has several backward passes through one network, and one up
 Checkpoints are those of a run without DeepSpeed: a run may go on with it, without it, or on another number of ranks.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
 from itertools import count
 from math import ceil
@@ -91,7 +92,7 @@ def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:
     import deepspeed.ops
 
     # On CPU it would compile an operator of its inference, which takes minutes and a compiler. No other is asked for.
-    deepspeed.ops.__compatible_ops__ = {}
+    deepspeed.ops.__compatible_ops__ = defaultdict(bool)
     # It sends weights as bytes, by a view that channels last do not have.
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     groups = [list(group["params"]) for group in optimizer.param_groups]

@@ -17,6 +17,7 @@ from esl_dist.adaptation.passes import Normaliser, Step
 from esl_dist.config import Domain
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.discriminator import build_discriminator
+from esl_dist.training.unread import OF_METHODS
 from tests.adaptation import formulas, steps
 
 CLASSES = 4
@@ -60,7 +61,7 @@ def test_the_catalogue_says_of_a_method_what_its_class_says(name: str) -> None:
 class Noted:
     """Settings that note which of them are read."""
 
-    def __init__(self, options: settings.Method) -> None:
+    def __init__(self, options: settings.Method | settings.Optimizer) -> None:
         self.options = options
         self.read: set[str] = set()
 
@@ -78,12 +79,15 @@ class Noted:
 )
 def test_a_method_reads_the_settings_that_it_says_and_no_others(name: str, host: str) -> None:
     options: Any = Noted(settings.Method(name=name, host=host))
-    target = steps.domain_batch(2, labels=False) if METHODS[name].needs_target else None
+    rates: Any = Noted(settings.Optimizer())
+    method, target = METHODS[name], steps.domain_batch(2, labels=False) if METHODS[name].needs_target else None
     step = steps.make_step(name, target, options.options)
-    METHODS[name].networks(step.networks["segmentation"], steps.CLASSES, options)
-    METHODS[name].passes(replace(step, options=options))
-    METHODS[name].after_update(step.networks, 1, step.counts, options)
-    assert options.read == METHODS[name].reads(options.options)
+    method.networks(step.networks["segmentation"], steps.CLASSES, options)
+    method.optimizers(step.networks, rates)
+    method.passes(replace(step, options=options))
+    method.after_update(step.networks, 1, step.counts, options)
+    read = {f"method.{key}" for key in options.read} | {f"optimizer.{key}" for key in rates.read}
+    assert {key for key in read if key.startswith(OF_METHODS)} == method.reads(options.options)
 
 
 WEIGHTS = {"cross_entropy": {"main": 2.0, "auxiliary": 3.0}, "target": {"main": 5.0, "auxiliary": 7.0}}

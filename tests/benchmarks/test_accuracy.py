@@ -22,7 +22,6 @@ from esl_dist import config as settings
 from esl_dist.config_files import load_config
 from esl_dist.data.layouts import read_layout
 from esl_dist.data.shards import open_shards
-from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.training.contradictions import check_training
 from tests.programs import PROJECT, run
@@ -118,7 +117,7 @@ def test_every_cell_of_both_tasks_comes_to_its_end(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("task", sorted(TASKS))
 @pytest.mark.parametrize("method", sorted(name for name, one in METHODS.items() if one.scored is None))
 def test_every_training_of_the_table_is_one_that_can_be(method: str, task: str, scale: str) -> None:
-    training = cells.made_with(Cell(task, method, 0), Place(Path(), Path(), None, SCALES[scale]))["training"]
+    training = cells.made_with(Cell(task, method, 0), SCALES[scale])["training"]
     words = [f"{key}={value}" for key, value in training.items()]
     check_training(load_config(settings.Train, None, ["source.path=s", "target.path=t", *words]))
 
@@ -136,14 +135,14 @@ def test_second_stages_are_as_long_and_start_from_one_network_each() -> None:
         "advent"
     }
     for name in second:
-        made = cells.made_with(Cell("camvid_dusk", name, 1), place(Path()))
+        made = cells.made_with(Cell("camvid_dusk", name, 1), TINY)
         for key in ("steps", "optimizer.schedule_steps", "optimizer.learning_rate", "batch_size", "seed"):
             assert made["start"]["training"][key] == made["training"][key]
         assert made["start"]["start"] is None
 
 
 def entries(cell: Cell, miou: float) -> dict[str, Any]:
-    return {"miou": miou, "iou": {"road": miou}, "made_with": cells.made_with(cell, place(Path()))}
+    return {"miou": miou, "iou": {"road": miou}, "made_with": cells.made_with(cell, TINY)}
 
 
 def place(folder: Path) -> Place:
@@ -239,28 +238,31 @@ def test_a_program_that_ends_before_its_time_ends_the_table_with_its_reason(
     assert words in capsys.readouterr().err
 
 
-def test_the_table_lies_in_its_folder_or_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places: list[Path] = []
-    monkeypatch.setattr(program, "make_cell", lambda cell, at: None)
-    monkeypatch.setattr(program, "write_results", lambda found, scale, output: places.append(output))
-    words = [str(tmp_path / "table"), "--scale", "tiny", "--methods", "minent", "--tasks", "camvid_dusk"]
-    assert program.main(words) == 0
-    assert program.main([*words, "--output", str(tmp_path)]) == 0
-    assert places == [tmp_path / "table"] * 3 + [tmp_path] * 3
+def test_the_table_lies_in_its_folder_or_where_it_is_asked_for(tmp_path: Path) -> None:
+    cell = Cell("kitti_camvid", "minent", 0)
+    write_json(cell.file(tmp_path / "table"), entries(cell, 0.5))
+    words = [str(tmp_path / "table"), "--scale", "tiny", "--methods", "minent", "--tasks", "kitti_camvid", "--seeds"]
+    for output in ([], ["--output", str(tmp_path / "elsewhere")]):
+        assert program.main([*words, "0", *output]) == 0
+    for folder in ("table", "elsewhere"):
+        assert json.loads((tmp_path / folder / "results.json").read_text()) == {"kitti_camvid": {"minent": [0.5]}}
 
 
-def test_a_cell_that_began_with_other_weights_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cell = Cell("camvid_dusk", "advent_long", 0)
-    for name in ("one", "two"):
-        (tmp_path / name).write_text(name)
-    begun = Place(tmp_path, tmp_path, tmp_path / "one", TINY)
-    write_json(cell.file(tmp_path), {**entries(cell, 0.25), "made_with": cells.made_with(cell, begun)})
-    assert cells.read_cell(cell, begun) is not None
-    with pytest.raises(UserError, match=r"was made with another start\.start"):
-        cells.read_cell(cell, replace(begun, weights=tmp_path / "two"))
+def test_a_run_of_another_precision_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    forked([], monkeypatch)
+    words = [str(tmp_path / "table"), "--data", str(draw_data(tmp_path / "data")), "--scale", "tiny", "--seeds", "5"]
+    words += ["--tasks", "camvid_dusk", "--methods"]
+    assert program.main([*words, "minent", "--precision", "bf16"]) == 0
+    cell = Cell("camvid_dusk", "minent", 5).file(tmp_path / "table")
+    cell.unlink()
+    assert program.main([*words, "minent"]) == 2
+    assert "minent_seed_5: was trained with precision=bf16, and this table" in capsys.readouterr().err
+    assert not cell.exists()
 
 
-def test_rare_classes_are_of_as_large_a_share_of_a_label_as_published(tmp_path: Path) -> None:
+def test_rare_classes_are_of_as_large_a_share_of_a_label_as_published() -> None:
     for task in TASKS.values():
         for scale in (SCALES["cpu"], SCALES["full"]):
             words = dict(word.split(".", 2)[2].split("=") for word in task.rare_class_words(scale))

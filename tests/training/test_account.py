@@ -58,7 +58,7 @@ def test_the_beginning_names_data_batch_network_schedule_and_folders(tmp_path: P
 def test_the_beginning_names_settings_without_an_effect(tmp_path: Path) -> None:
     config, data = training(tmp_path, method={"name": "advent", "host": "minent", "teacher": {"momentum": 0.5}})
     told = facts(beginning(config, data, RANKS, RUN, 0))["without effect"]
-    assert told == "method.host=minent, method.teacher.momentum=0.5"
+    assert told == "method.host, method.teacher.momentum"
 
 
 def test_the_beginning_says_where_the_weights_come_from(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from esl_dist import config as settings
+from esl_dist.adaptation.methods import METHODS
+from esl_dist.adaptation.methods.method import Method
 from esl_dist.config_files import load_config
 from esl_dist.training.unread import unread_settings
 from tests.on_ranks import PROJECT
@@ -14,7 +16,7 @@ DATA = ("source.path=s", "target.path=t")
 
 
 def unread(*words: str) -> list[str]:
-    return [word.split("=")[0] for word in unread_settings(load_config(settings.Train, None, [*DATA, *words]))]
+    return unread_settings(load_config(settings.Train, None, [*DATA, *words]))
 
 
 @pytest.mark.parametrize(
@@ -40,12 +42,24 @@ def unread(*words: str) -> list[str]:
         (["network.architecture=timm/x", "optimizer.multipliers.stem=2"], ["optimizer.multipliers.stem"]),
         (["validation.size=[8,8]"], ["validation.size"]),
         (["pictures_every=0", "pictures_of=5"], ["pictures_of"]),
+        (["trackers=[]", "pictures_every=7", "pictures_of=5"], ["pictures_every", "pictures_of"]),
+        (["network.auxiliary_head=false", "method.cross_entropy.auxiliary=1"], ["method.cross_entropy.auxiliary"]),
+        (
+            ["source.rare_classes.temperature=0.1", "source.rare_classes.least_in_crop=8"],
+            ["source.rare_classes.least_in_crop"],
+        ),
     ],
 )
 def test_what_nothing_reads_beside_the_other_settings_is_named(words: list[str], of_no_effect: list[str]) -> None:
     assert unread(*words) == of_no_effect
 
 
+def test_a_method_that_does_not_say_what_it_reads_may_read_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "own", Method())
+    words = ["method.name=own", "method.mix=false", "optimizer.discriminator_learning_rate=1", "optimizer.betas=[0,0]"]
+    assert unread(*words) == []
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_no_recipe_has_a_setting_without_an_effect(recipe: Path) -> None:
+def test_no_recipe_has_a_setting_that_another_choice_leaves_unread(recipe: Path) -> None:
     assert unread_settings(load_config(settings.Train, recipe, DATA)) == []

@@ -259,17 +259,19 @@ def test_one_factor_for_all_and_pixels_that_no_part_has_are_refused(folder: Path
 
 
 @pytest.mark.parametrize("domain", ["source", "target"])
-def test_a_part_that_is_larger_than_every_picture_is_refused(folder: Path, domain: str) -> None:
+def test_a_part_whose_sides_are_exchanged_is_refused(folder: Path, domain: str) -> None:
     def check(**options_of_it: Any) -> None:
-        of = {"source": {}, "target": {}} | {domain: options_of_it}
+        of: dict[str, Any] = {"source": {}, "target": {}} | {domain: options_of_it}
         check_training(options(folder, of["source"], of["target"]))
 
-    with pytest.raises(UserError, match=rf"^{domain}\.crop=\[8,16\] is larger than every .* {domain}\.size=\[16,8\];"):
+    message = rf"^{domain}\.crop=\[8,16\] does not fit into .* {domain}\.size=\[16,8\], and \[16,8\] does;"
+    with pytest.raises(UserError, match=message):
         check(size=[16, 8], crop=[8, 16])
-    with pytest.raises(UserError, match=rf"{domain}\.size=\[16,8\] at the greatest {domain}\.scale, 1\.5;"):
+    with pytest.raises(UserError, match=rf"{domain}\.crop=\[8,13\] does not fit"):
         check(size=[16, 8], crop=[8, 13], scale=[0.5, 1.5])
     check(size=[16, 8], crop=[24, 12], scale=[0.5, 1.5])
-    # As they are packed, they may be of several sizes.
+    # Wider than some pictures on purpose, or of pictures of several sizes.
+    check(size=[16, 8], crop=[16, 12])
     check(crop=[8, 16])
 
 

@@ -33,7 +33,8 @@ class AdvEnt(Method):
 
     def reads(self, options: settings.Method) -> frozenset[str]:
         """Return the weights of its losses, and what its discriminators are."""
-        return frozenset({"cross_entropy", "target", "discriminator_channels"})
+        of_discriminators = {f"optimizer.discriminator_{name}" for name in ("learning_rate", "betas")}
+        return frozenset({"method.cross_entropy", "method.target", "method.discriminator_channels"} | of_discriminators)
 
     def least_side(self, options: settings.Method) -> int:
         """Return what a discriminator needs."""

@@ -32,8 +32,9 @@ class MaskedConsistency(Method):
 
     def reads(self, options: settings.Method) -> frozenset[str]:
         """Return what the host reads, and what the teacher and the masks are."""
-        hosted = HOSTS[options.host].reads(options) if options.host in HOSTS else {"mix"}
-        return frozenset({"cross_entropy", "host", "teacher", "augmentation", "masks", *(hosted or ())})
+        hosted = HOSTS[options.host].reads(options) if options.host in HOSTS else {"method.mix"}
+        own = {f"method.{name}" for name in ("cross_entropy", "host", "teacher", "augmentation", "masks")}
+        return frozenset(own.union(hosted or ()))
 
     def least_side(self, options: settings.Method) -> int:
         """Return what the host needs."""

@@ -34,7 +34,10 @@ class Method:
         return False
 
     def reads(self, options: settings.Method) -> frozenset[str] | None:
-        """Return the names of those of its settings, or groups of them, that have an effect; None: it does not say."""
+        """Return the keys of the settings, or groups of them, that it alone reads; None: it does not say.
+
+        They begin with `method.` or `optimizer.discriminator_`.
+        """
         return None
 
     def networks(

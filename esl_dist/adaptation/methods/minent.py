@@ -13,7 +13,7 @@ class MinEnt(Method):
 
     def reads(self, options: settings.Method) -> frozenset[str]:
         """Return the weights of its losses."""
-        return frozenset({"cross_entropy", "target"})
+        return frozenset({"method.cross_entropy", "method.target"})
 
     def passes(self, step: Step) -> None:
         """Learn from the source's labels, then from the target's entropy."""

@@ -37,7 +37,7 @@ class SelfTraining(Method):
 
     def reads(self, options: settings.Method) -> frozenset[str]:
         """Return the weights of its losses, and what its teacher and its pictures are."""
-        return frozenset({"cross_entropy", "teacher", "augmentation", "mix"})
+        return frozenset({"method.cross_entropy", "method.teacher", "method.augmentation", "method.mix"})
 
     def needs_one_size(self, options: settings.Method) -> bool:
         """Say whether pictures are mixed."""

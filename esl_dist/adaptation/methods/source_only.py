@@ -9,4 +9,4 @@ class SourceOnly(Method):
 
     def reads(self, options: settings.Method) -> frozenset[str]:
         """Return the weights of the one loss."""
-        return frozenset({"cross_entropy"})
+        return frozenset({"method.cross_entropy"})

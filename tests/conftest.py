@@ -4,6 +4,7 @@ With ESL_TEST_DEVICE=cuda, those of tests/reference compute on the GPU.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,23 @@ def browser() -> Iterator[Any]:
         chromium = started.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_WORDS)
         yield chromium
         chromium.close()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="K/N", help="of the chosen tests every N-th, from the K-th on")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave a part of the tests, after markers and names have chosen among them."""
+    if (part := config.getoption("part")) is None:
+        return
+    numbers = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", part)
+    if numbers is None or int(numbers[1]) > int(numbers[2]):
+        raise pytest.UsageError(f"--part {part}: expected K/N with K from 1 to N")
+    first, every = int(numbers[1]) - 1, int(numbers[2])
+    config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % every != first])
+    items[:] = items[first::every]
 
 
 def pytest_sessionfinish() -> None:

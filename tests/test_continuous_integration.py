@@ -45,6 +45,17 @@ def test_large_grids_and_clusters_are_tested_beside_each_other_and_told_one_afte
     assert "a cluster\nthe cluster is done\n" in done.stdout
 
 
+def test_a_quarter_of_the_large_tests_runs_another_with_each_commit(tmp_path: Path) -> None:
+    command = script(tmp_path, "test-all test-cluster:\n\t@echo $@ $(PART)\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    for second, part in ((1000, "1/4"), (1001, "2/4"), (1003, "4/4")):
+        when = {**os.environ, "GIT_AUTHOR_DATE": f"@{second} +0000", "GIT_COMMITTER_DATE": f"@{second} +0000"}
+        subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=m"], check=True, env=when)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        assert {f"test-all {part}", f"test-cluster {part}"} < set(done.stdout.splitlines())
+
+
 @pytest.mark.parametrize("failing", ["test", "test-all", "test-cluster"])
 def test_it_fails_if_one_fails_and_what_is_beside_it_still_runs(tmp_path: Path, failing: str) -> None:
     done = subprocess.run(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from functools import cache, partial
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -107,11 +108,16 @@ class Setting(NamedTuple):
     default: Any
 
 
+# A start asks for them some hundred times, and Python would make them of their texts each time.
+_types_of = cache(get_type_hints)
+_annotated_types_of = cache(partial(get_type_hints, include_extras=True))
+
+
 def settings_of(schema: Any) -> dict[str, Setting]:
     """Return every setting of a configuration, or of a class of them, by its dotted key, in the order of definition."""
     config = schema() if isinstance(schema, type) else schema
-    owner = type(config)
-    kinds, annotated = get_type_hints(owner), get_type_hints(owner, include_extras=True)
+    owner: Any = type(config)
+    kinds, annotated = _types_of(owner), _annotated_types_of(owner)
     found: dict[str, Setting] = {}
     for name, default in ((item.name, getattr(config, item.name)) for item in fields(config)):
         if is_dataclass(default):
@@ -135,7 +141,8 @@ def fill(config: Any, values: Mapping[Any, Values], origin: str, outer: str = ""
     Raises:
         UserError: an unknown setting, a value of another type, or a single one for a group of settings.
     """
-    kinds = get_type_hints(type(config))
+    owner: Any = type(config)
+    kinds = _types_of(owner)
     for name, value in values.items():
         key = f"{outer}{name}"
         if name not in kinds:

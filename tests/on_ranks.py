@@ -262,10 +262,13 @@ def main() -> None:
     with suppress(ImportError):
         import torchvision  # noqa: F401
 
+    import PIL.Image
+
     import esl_dist.inference.labelling
     import esl_dist.inference.scoring
     import esl_dist.training.loop  # noqa: F401
 
+    PIL.Image.init()
     for module in sys.argv[1:]:
         importlib.import_module(module)
     for line in sys.stdin:

@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -22,6 +23,7 @@ from esl_dist import config as settings
 from esl_dist.config_files import load_config
 from esl_dist.data.layouts import read_layout
 from esl_dist.data.shards import open_shards
+from esl_dist.errors import UserError
 from esl_dist.files import write_json
 from esl_dist.training.contradictions import check_training
 from tests.programs import PROJECT, run
@@ -248,18 +250,13 @@ def test_the_table_lies_in_its_folder_or_where_it_is_asked_for(tmp_path: Path) -
         assert json.loads((tmp_path / folder / "results.json").read_text()) == {"kitti_camvid": {"minent": [0.5]}}
 
 
-def test_a_run_of_another_precision_is_not_gone_on_with(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    forked([], monkeypatch)
-    words = [str(tmp_path / "table"), "--data", str(draw_data(tmp_path / "data")), "--scale", "tiny", "--seeds", "5"]
-    words += ["--tasks", "camvid_dusk", "--methods"]
-    assert program.main([*words, "minent", "--precision", "bf16"]) == 0
-    cell = Cell("camvid_dusk", "minent", 5).file(tmp_path / "table")
-    cell.unlink()
-    assert program.main([*words, "minent"]) == 2
-    assert "minent_seed_5: was trained with precision=bf16, and this table" in capsys.readouterr().err
-    assert not cell.exists()
+def test_a_run_of_another_precision_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = [SimpleNamespace(precision=precision) for precision in ("no", "bf16")]
+    monkeypatch.setattr(cells, "read_record", lambda record: starts)
+    for does_nothing in ("pack", "run"):
+        monkeypatch.setattr(cells, does_nothing, lambda *_: None)
+    with pytest.raises(UserError, match="minent_seed_5: was trained with precision=bf16, and this table is asked for"):
+        cells.make_cell(Cell("camvid_dusk", "minent", 5), place(tmp_path))
 
 
 def test_rare_classes_are_of_as_large_a_share_of_a_label_as_published() -> None:

@@ -77,6 +77,7 @@ def rows_of(stage: Any) -> list[Row]:
     return list(stage.measure(TINY, CPU))
 
 
+@pytest.mark.grid
 def test_each_step_is_timed_and_each_change_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     flags, changed = torch.backends.cudnn, ("cudnn.benchmark", "cudnn not deterministic", "upsampling by F.interpolate")
     monkeypatch.setattr(step, "CANDIDATES", {name: candidates.CANDIDATES[name] for name in changed})

@@ -99,6 +99,7 @@ def test_one_ctrl_c_before_torchrun_is_one_to_its_ranks_and_saves(start: Start, 
     assert (noted.state, noted.exit_code, noted.step, noted.processes) == ("interrupted", EXIT_INTERRUPTED, step, 2)
 
 
+@pytest.mark.grid
 def test_a_second_ctrl_c_before_torchrun_ends_ranks_that_wait_for_their_disk(
     start: Start, town: Path, tmp_path: Path
 ) -> None:

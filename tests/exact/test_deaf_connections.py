@@ -51,6 +51,7 @@ def held(threads: list[int]) -> Iterator[None]:
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64" or os.geteuid() != 0, reason="ptrace, by root, on x86-64")
+@pytest.mark.grid
 def test_a_rank_that_gloo_does_not_wake_names_the_killed_one_before_torchrun_ends_it(
     launch: Launch, town: Path, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(
     assert losses(run) == losses(uninterrupted(last)), "every step is in TensorBoard, once"
 
 
+@pytest.mark.grid
 def test_killed_as_soon_as_a_save_begins_it_ends_with_the_same_bits(
     server: RankServer, town: Path, tmp_path: Path, ranks: int, uninterrupted: Uninterrupted
 ) -> None:

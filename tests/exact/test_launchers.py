@@ -55,6 +55,7 @@ def test_a_rank_that_was_killed_is_named_before_torchrun_ends_the_others(
     assert "does not answer any more: killed, or stopped" in launched.output()
 
 
+@pytest.mark.grid
 def test_ranks_that_torchrun_starts_again_go_on_from_the_last_checkpoint_to_the_same_bits(
     server: RankServer, launch: Launch, town: Path, tmp_path: Path
 ) -> None:
@@ -69,7 +70,7 @@ def test_ranks_that_torchrun_starts_again_go_on_from_the_last_checkpoint_to_the_
     assert_same_bits(everything_learned(run), everything_learned(uninterrupted))
 
 
-@pytest.mark.parametrize("number", grid([signal.SIGTERM, signal.SIGUSR1], stay=[signal.SIGTERM]))
+@pytest.mark.parametrize("number", grid([signal.SIGTERM, signal.SIGUSR1], stay=[]))
 def test_a_signal_to_the_launched_processes_saves_what_was_done(
     launch: Launch, town: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -46,6 +46,7 @@ def start_with_slow_passes(server: RankServer, what: str, seconds: float, town: 
     return start_slowly(server, what, seconds, TRAIN, words)
 
 
+@pytest.mark.grid
 def test_a_rank_that_is_slow_with_its_passes_or_with_reading_them_is_waited_for(
     server: RankServer, other_server: RankServer, large_town: Path, tmp_path: Path
 ) -> None:

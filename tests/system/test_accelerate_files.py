@@ -49,13 +49,13 @@ def trained(*started: "subprocess.Popen[str]") -> str:
 @pytest.mark.parametrize(
     ("file", "variables", "expected"),
     [
-        ("single_process", {}, "1 process on cpu"),
         ("cpu", {}, "1 process on cpu"),
-        ("multi_gpu", ON_CPUS, "2 processes on cpu"),
+        pytest.param("single_process", {}, "1 process on cpu", marks=pytest.mark.grid),
+        pytest.param("multi_gpu", ON_CPUS, "2 processes on cpu", marks=pytest.mark.grid),
         # What it leaves to the launcher is what deepspeed_zero2 does, whose file tests/exact/test_deepspeed.py starts.
         pytest.param(
             *("deepspeed_zero1", {}, "2 processes on cpu"),
-            marks=[needs_deepspeed, pytest.mark.timeout(900), pytest.mark.grid],
+            marks=[needs_deepspeed, pytest.mark.grid],
         ),
     ],
 )
@@ -67,6 +67,7 @@ def test_a_file_starts_its_processes(
     assert (tmp_path / "snapshots/r/weights.safetensors").is_file()
 
 
+@pytest.mark.grid
 def test_two_machines_meet(town: Path, tmp_path: Path) -> None:
     more = ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port()), "--machine_rank"]
     machines = [start("multi_node", town, tmp_path, [*more, rank], ON_CPUS) for rank in ("0", "1")]

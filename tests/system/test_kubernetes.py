@@ -300,6 +300,7 @@ def pods_of_the_job(words: Sequence[str], folder: Path) -> Iterator[list[subproc
             pod.wait()
 
 
+@pytest.mark.grid
 def test_a_stopped_pod_stops_the_other_and_both_go_on_when_they_start_again(town: Path, tmp_path: Path) -> None:
     small = [f"{domain}={{path: {town}/{domain}_train, size: null}}" for domain in ("source", "target")]
     small += ["class_set=null", "network.start=null", "network.auxiliary_head=false", *TINY_TRAINING]

@@ -29,7 +29,10 @@ ACCELERATE = ["accelerate.commands.launch", "--cpu"]
 @pytest.mark.parametrize(
     ("launcher", "expected"),
     [
-        ([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
+        pytest.param(
+            *([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
+            marks=pytest.mark.grid,
+        ),
         ([*TORCHRUN, "2"], "2 processes on cpu, precision no"),
     ],
 )
@@ -42,6 +45,7 @@ def test_as_many_processes_train_as_the_launcher_was_asked_for(
     assert (tmp_path / "snapshots/r/checkpoints/step-00000002").is_dir()
 
 
+@pytest.mark.grid
 def test_torchrun_trains_in_the_precision_of_the_setting(town: Path, tmp_path: Path) -> None:
     done = launch([*TORCHRUN, "2"], town, tmp_path, "precision=bf16")
     assert done.returncode == 0, done.stderr

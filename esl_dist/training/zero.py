@@ -89,7 +89,6 @@ class DividedUpdating:
 
 def _divide(network: nn.Module, optimizer: Optimizer, stage: int) -> _Divided:
     import deepspeed  # it is slow to import, and optional
-    import deepspeed.ops
 
     # On CPU it would compile an operator of its inference, which takes minutes and a compiler. No other is asked for.
     deepspeed.ops.__compatible_ops__ = defaultdict(bool)

@@ -45,7 +45,7 @@ def test_large_grids_and_clusters_are_tested_beside_each_other_and_told_one_afte
     assert "a cluster\nthe cluster is done\n" in done.stdout
 
 
-def test_a_quarter_of_the_large_tests_runs_another_with_each_commit(tmp_path: Path) -> None:
+def test_a_quarter_of_the_large_tests_runs_which_one_by_the_time_of_the_commit(tmp_path: Path) -> None:
     command = script(tmp_path, "test-all test-cluster:\n\t@echo $@ $(PART)\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     subprocess.run([*git, "init", "--quiet"], check=True)

@@ -19,6 +19,7 @@ from esl_dist import config
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.config_files import describe, load_config, read_yaml
 from esl_dist.training.contradictions import check_training
+from esl_dist.training.unread import unread_settings
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -114,6 +115,7 @@ def test_every_recipe_is_a_configuration_that_can_be(recipe: Path) -> None:
     loaded = load_config(config.Train, recipe, given)
     assert loaded.steps <= loaded.optimizer.schedule_steps
     check_training(loaded)
+    assert unread_settings(loaded) == [], "no effect beside the others"
 
 
 DIVIDED = [path for path in RECIPES if path.parent.name.endswith("_8_gpus")]

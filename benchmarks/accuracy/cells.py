@@ -2,7 +2,7 @@
 
 A finished cell is a file that says what it was made with. A start that finds it reads it; one that finds a cell of
 other settings refuses, so that no table mixes two. Precision alone may differ, between seeds: a processor that computes
-no bfloat16 would take five times as long. What is unfinished goes on where it stopped, as the programs do.
+no bfloat16 takes some six times as long with it. What is unfinished goes on where it stopped, as the programs do.
 """
 
 from collections.abc import Sequence

@@ -27,7 +27,7 @@ def unread_settings(config: settings.Train) -> list[str]:
 
 def _unread(config: settings.Train) -> Iterator[str]:
     """Yield the keys of settings, and groups of them, that nothing reads, each with a point behind it."""
-    rare, optimizer = "source.rare_classes", config.optimizer
+    rare = "source.rare_classes"
     for is_read, keys in (
         (config.source.rare_classes.temperature is not None, (rare,)),
         (config.source.crop is not None, (f"{rare}.least_in_crop",)),
@@ -45,7 +45,7 @@ def _unread(config: settings.Train) -> Iterator[str]:
     # A method that does not say what it reads may have optimisers of its own, too.
     if (reads := METHODS[config.method.name].reads(config.method)) is not None:
         yield from _unread_by_method(config.method, reads)
-        yield "optimizer.betas." if optimizer.kind == "sgd" else "optimizer.momentum."
+        yield "optimizer.betas." if config.optimizer.kind == "sgd" else "optimizer.momentum."
 
 
 def _unread_by_method(options: settings.Method, reads: frozenset[str]) -> Iterator[str]:

@@ -1,7 +1,5 @@
 """Settings without an effect are told when a training begins."""
 
-from pathlib import Path
-
 import pytest
 
 from esl_dist import config as settings
@@ -9,9 +7,7 @@ from esl_dist.adaptation.methods import METHODS
 from esl_dist.adaptation.methods.method import Method
 from esl_dist.config_files import load_config
 from esl_dist.training.unread import unread_settings
-from tests.on_ranks import PROJECT
 
-RECIPES = sorted(path for path in (PROJECT / "configs").glob("*/*.yaml") if path.parent.name != "datasets")
 DATA = ("source.path=s", "target.path=t")
 
 
@@ -58,8 +54,3 @@ def test_a_method_that_does_not_say_what_it_reads_may_read_all(monkeypatch: pyte
     monkeypatch.setitem(METHODS, "own", Method())
     words = ["method.name=own", "method.mix=false", "optimizer.discriminator_learning_rate=1", "optimizer.betas=[0,0]"]
     assert unread(*words) == []
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_no_recipe_has_a_setting_that_another_choice_leaves_unread(recipe: Path) -> None:
-    assert unread_settings(load_config(settings.Train, recipe, DATA)) == []

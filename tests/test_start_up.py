@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import cycle, product
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from esl_dist.config import Evaluate, Pictures, PseudoLabel, Shards, Train
 from esl_dist.errors import UserError
 from esl_dist.inference.contradictions import check_evaluation, check_labelling
 from esl_dist.training.contradictions import check_inputs
+from tests.grids import grid
 from tests.on_ranks import PROJECT
 from tests.programs import TINY_TRAINING, environment
 
@@ -66,21 +68,22 @@ def test_the_command_answers_without_what_is_slow_to_import(words: Sequence[str]
     assert "omegaconf" not in modules or words != ("--help",)
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+MISTAKES = {
+    "no_such_setting": ("no_such_setting=1",),
+    "--config is near": ("--confg", "x.yaml"),
+    "missing.yaml": ("--config", "{here}/missing.yaml"),
+    "expected": ("seed=many", "timeout_minutes=long", "processes=all"),
+}
+
+
 @pytest.mark.parametrize(
-    ("mistake", "message"),
-    [
-        (("no_such_setting=1",), "no_such_setting"),
-        (("--confg", "x.yaml"), "--config is near"),
-        (("--config", "{here}/missing.yaml"), "missing.yaml"),
-        (("seed=many", "timeout_minutes=long", "processes=all"), "expected"),
-    ],
+    ("program", "message"), grid(product(PROGRAMS, MISTAKES), stay=list(zip(PROGRAMS, cycle(MISTAKES), strict=False)))
 )
 def test_a_mistake_in_the_configuration_is_told_before_anything_slow_is_imported(
-    program: str, mistake: Sequence[str], message: str, tmp_path: Path
+    program: str, message: str, tmp_path: Path
 ) -> None:
     known = {"launch/demo": ("seed",), "shards/prepare": ("processes",)}.get(program, ("timeout_minutes",))
-    wrong = [word for word in mistake if message != "expected" or word.startswith(known)]
+    wrong = [word for word in MISTAKES[message] if message != "expected" or word.startswith(known)]
     words = [word.format(here=tmp_path) for word in (*GIVEN[program], *wrong)]
     code, said, modules = run(tmp_path, program, *words)
     assert (code, message in said, len(said.splitlines())) == (2, True, 1), said

@@ -14,6 +14,7 @@ from esl_dist.ranks import collectives
 from esl_dist.runs import folder_lock
 from esl_dist.runs.folder_lock import LOCK, lock_folder
 from tests.exact.trainings import TRAIN, newest_step, run_in, start_training, train, training_words
+from tests.grids import grid
 from tests.on_ranks import CHANGED, PROJECT, Job, RankServer
 
 pytestmark = pytest.mark.exact
@@ -37,7 +38,7 @@ def assert_refused(job: Job, folder: Path, ranks: int, setting: str) -> None:
         assert message.endswith(f"choose another {setting}")
 
 
-@pytest.mark.parametrize(("ranks", "then"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("ranks", "then"), grid([(1, 2), (2, 1)], stay=[(2, 1)]))
 def test_a_run_is_trained_by_one_start_at_a_time_and_goes_on_at_once_after_a_kill(
     server: RankServer, other_server: RankServer, town: Path, tmp_path: Path, ranks: int, then: int
 ) -> None:

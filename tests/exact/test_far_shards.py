@@ -18,6 +18,7 @@ from tests.exact.trainings import (
     training_words,
 )
 from tests.far_servers import FarServer, far_server, s3_server
+from tests.grids import grid
 from tests.on_ranks import CHANGED, RankServer
 from tests.programs import small_town, succeed
 
@@ -124,7 +125,7 @@ def test_a_server_that_is_gone_ends_a_training_only_when_something_is_needed_of_
     far.start()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", grid([0, 1], stay=[1]))
 def test_a_shard_that_is_damaged_there_is_named_or_replaced_as_one_here(
     server: RankServer, far: FarServer, tmp_path: Path, workers: int
 ) -> None:

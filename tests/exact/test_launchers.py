@@ -104,7 +104,10 @@ session.Accelerator = told
 """
 
 
-@pytest.mark.parametrize("names", ["RANK=RANK,WORLD_SIZE=WORLD_SIZE", "RANK=PMI_RANK,WORLD_SIZE=PMI_SIZE"])
+AS_KUBEFLOW, AS_MPI = "RANK=RANK,WORLD_SIZE=WORLD_SIZE", "RANK=PMI_RANK,WORLD_SIZE=PMI_SIZE"
+
+
+@pytest.mark.parametrize("names", grid([AS_KUBEFLOW, AS_MPI], stay=[AS_MPI]))
 def test_ranks_without_a_number_on_their_machine_train_to_the_same_bits(
     server: RankServer, town: Path, tmp_path: Path, names: str
 ) -> None:

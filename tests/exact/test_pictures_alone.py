@@ -51,6 +51,7 @@ def test_ranks_and_accumulated_passes_learn_the_same(
     assert_equal_to_rounding(*({name: one[name] for name in learned} for one in (passes, whole)))
 
 
+@pytest.mark.grid
 def test_a_training_that_was_stopped_goes_on_to_the_same_bits(
     server: RankServer, town: Path, tmp_path: Path, on_two_ranks: Path
 ) -> None:

@@ -52,7 +52,7 @@ def test_neither_ranks_nor_restarts_on_others_show(server: RankServer, town: Pat
     assert [name for name in backbone if bool((again[name] == expected[name]).all())] == []
 
 
-@pytest.mark.parametrize("name", grid(sorted(NETWORKS), stay=["test_vit"]))
+@pytest.mark.parametrize("name", grid(sorted(NETWORKS), stay=[]))
 def test_stopped_and_started_again_it_ends_with_the_same_bits(
     server: RankServer, town: Path, tmp_path: Path, name: str
 ) -> None:

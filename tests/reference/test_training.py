@@ -12,11 +12,8 @@ pytestmark = [pytest.mark.reference, needs_reference]
 
 TOLERANCE = 1e-8
 ON_TWO_RANKS, SHORTEST = "train_esl_batch2", "train_minent"
-RUNS_AND_RANKS = [
-    (ON_TWO_RANKS, 2),
-    (SHORTEST, 1),
-    *(pytest.param((name, 1), marks=pytest.mark.grid) for name in RUNS if name != SHORTEST),
-]
+OTHERS = [(ON_TWO_RANKS, 2), *((name, 1) for name in RUNS if name != SHORTEST)]
+RUNS_AND_RANKS = [(SHORTEST, 1), *(pytest.param(one, marks=pytest.mark.grid) for one in OTHERS)]
 
 
 @pytest.fixture(scope="module", params=RUNS_AND_RANKS, ids="{0[0]} on {0[1]}".format)

@@ -78,7 +78,10 @@ def test_two_machines_meet(town: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "more", "message"),
     [
-        ("multi_gpu", ["--main_process_port", "0"], "--multi_gpu was asked for GPUs, and PyTorch sees none"),
+        pytest.param(
+            *("multi_gpu", ["--main_process_port", "0"], "--multi_gpu was asked for GPUs, and PyTorch sees none"),
+            marks=pytest.mark.grid,
+        ),
         ("cpu", ["--zero_stage", "2"], "zero_stage 2 is for DeepSpeed, which was not asked for; add --use_deepspeed"),
         ("single_process", ["--downcast_bf16"], "downcast_bf16 true is not supported; leave it out"),
     ],

@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.grids import grid
+from tests.on_ranks import shared_server
 from tests.programs import PROJECT, TINY_TRAINING, TORCHRUN, environment
 
 
-def launch(launcher: list[str], town: Path, experiments: Path, *more: str) -> subprocess.CompletedProcess[str]:
+def training(town: Path, experiments: Path) -> list[str]:
     words = [*TINY_TRAINING, f"source.path={town}/source_train", f"target.path={town}/target_train"]
-    words += [f"experiments={experiments}", "name=r", "steps=2", *more]
+    return [*words, f"experiments={experiments}", "name=r", "steps=2"]
+
+
+def launch(launcher: list[str], town: Path, experiments: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *launcher, str(PROJECT / "launch/train.py"), *words],
+        [sys.executable, "-m", *launcher, str(PROJECT / "launch/train.py"), *training(town, experiments), *more],
         capture_output=True,
         text=True,
         env=environment(),
@@ -33,7 +38,7 @@ ACCELERATE = ["accelerate.commands.launch", "--cpu"]
             *([*ACCELERATE, "--num-processes", "1", "--mixed_precision", "bf16"], "1 process on cpu, precision bf16"),
             marks=pytest.mark.grid,
         ),
-        ([*TORCHRUN, "2"], "2 processes on cpu, precision no"),
+        pytest.param([*TORCHRUN, "2"], "2 processes on cpu, precision no", marks=pytest.mark.grid),
     ],
 )
 def test_as_many_processes_train_as_the_launcher_was_asked_for(
@@ -65,20 +70,24 @@ def test_a_gpu_trains_in_every_precision(town: Path, tmp_path: Path, precision: 
 
 
 def test_half_precision_without_a_gpu_is_refused(town: Path, tmp_path: Path) -> None:
-    done = launch([*ACCELERATE, "--num_processes", "1", "--mixed_precision", "fp16"], town, tmp_path)
-    assert done.returncode != 0
-    assert "error: precision fp16 needs a GPU; on CPU choose no or bf16, as precision=…" in done.stderr
+    asked = {"ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_CPU": "true"}
+    job = shared_server().start("launch/train.py", training(town, tmp_path), 1, asked)
+    assert job.exit_codes() == [2], job.output()
+    assert "error: precision fp16 needs a GPU; on CPU choose no or bf16, as precision=…" in job.output()
 
 
 def test_a_mistake_on_several_processes_is_told_with_the_rank(town: Path, tmp_path: Path) -> None:
-    done = launch([*TORCHRUN, "3"], town, tmp_path)
+    done = launch([*TORCHRUN, "2"], town, tmp_path, "batch_size=3")
     assert done.returncode != 0
-    assert "batch_size=2 cannot be shared by 3 processes in 1 passes; expected a multiple of 3" in done.stderr
+    assert "batch_size=3 cannot be shared by 2 processes in 1 passes; expected a multiple of 2" in done.stderr
     assert "error (rank 0)" in done.stderr
     assert done.stderr.count("Traceback") == 1, "torchrun's own"
 
 
-@pytest.mark.parametrize("asked", [["--num_processes", "2"], ["--num-processes=2", "--mixed_precision", "bf16"]])
+TWO, TWO_IN_BF16 = ["--num_processes", "2"], ["--num-processes=2", "--mixed_precision", "bf16"]
+
+
+@pytest.mark.parametrize("asked", grid([TWO, TWO_IN_BF16], stay=[TWO_IN_BF16]))
 def test_one_process_in_place_of_several_is_refused_with_the_line_to_type(
     town: Path, tmp_path: Path, asked: list[str]
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.grids import grid
 from tests.programs import TINY_TRAINING, command, environment
 
 SMALL_SHM = "mount -t tmpfs -o size=100k tmpfs /dev/shm || exit 99; ulimit -n 40; "
@@ -50,7 +51,7 @@ def test_every_program_reads_with_a_small_shm_few_files_and_a_long_temporary_fol
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("files", "works"), [(48, True), (28, False)])
+@pytest.mark.parametrize(("files", "works"), grid([(48, True), (28, False)], stay=[(28, False)]))
 def test_several_ranks_train_with_few_open_files_or_say_how_many_they_need(
     town: Path, tmp_path: Path, files: int, works: bool
 ) -> None:

@@ -77,7 +77,7 @@ BACKENDS = (("block", "aot_eager"), ("network", "eager"))
 CASES = [(kind, per_picture, backend, ranks) for kind, backend in BACKENDS for per_picture, ranks in WAYS]
 # On two ranks inductor is held, of the whole network, in tests/exact/test_ways_to_compute.py.
 CASES += [("block", per_picture, "inductor", 1) for per_picture in (False, True)]
-STAY = [("network", True, "eager", 1), ("block", False, "aot_eager", 2)]
+STAY = [("network", True, "eager", 1)]
 
 
 @pytest.mark.parametrize(("kind", "per_picture", "backend", "ranks"), grid(CASES, stay=STAY))

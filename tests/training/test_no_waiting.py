@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from esl_dist.training.setup import Training
 from esl_dist.training.step import add_gradients
 from esl_dist.training.stop_request import StopRequest
 from tests.adaptation.steps import build, domain_batch, micro_batch, normaliser
+from tests.grids import grid
 from tests.training.small_runs import configuration
 from tests.training.waits import Device, NoteWaits
 
@@ -50,9 +52,13 @@ def waits_of_a_step(options: settings.Method, half: bool, pseudo_labels: bool = 
     return device.waits
 
 
-@pytest.mark.parametrize("pseudo_labels", [False, True], ids=["without", "with pseudo-labels"])
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(
+    ("method", "half", "pseudo_labels"),
+    grid(
+        product(sorted(METHODS), [False, True], [False, True]),
+        stay=[("masked_consistency", True, True), *((method, False, True) for method in METHODS)],
+    ),
+)
 def test_a_step_reads_nothing_back_from_the_device(method: str, half: bool, pseudo_labels: bool) -> None:
     assert waits_of_a_step(settings.Method(name=method), half, pseudo_labels) == []
 

@@ -13,8 +13,18 @@ from esl_dist.endings import now
 from esl_dist.errors import UserError
 from esl_dist.report.curves import read_curves, thinned
 from esl_dist.report.rounds import told_of_round
-from esl_dist.report.runs import RunFolder, controls_of, is_plain, open_run, starts_of, told_of_run, unclear_starts
-from esl_dist.report.scores import Row, places_of, read_row, rows_of_run, with_controls
+from esl_dist.report.runs import (
+    RunFolder,
+    controls_of,
+    elsewhere,
+    is_plain,
+    open_run,
+    starts_of,
+    told_of_run,
+    unclear_starts,
+)
+from esl_dist.report.scores import Row, best_validation, places_of, read_row, rows_of_run, with_controls
+from esl_dist.runs.layout import scoring_command
 from esl_dist.runs.run_record import versions
 from esl_dist.urls import is_url, without_secrets
 
@@ -64,37 +74,59 @@ def is_scores(word: str) -> bool:
 
 
 def _rows(config: Report, runs: Sequence[RunFolder]) -> tuple[list[Row], list[str]]:
-    rows: list[Row] = []
     notes: list[str] = []
+    of_runs: list[list[Row]] = []
     for number, run in enumerate(runs):
         own, problems = rows_of_run(run.folder, number)
-        rows += own
+        of_runs.append(own)
         notes += problems
-        if not own:
-            notes.append(
-                f"{run.folder}: no scores; make them with esl-dist evaluate checkpoint={run.folder} data.path=…"
-            )
+    named = _named_rows(config, runs, [row for rows in of_runs for row in rows], notes)
+    for number, run in enumerate(runs):
+        if of_runs[number] or any(row.run == number for row in named):
+            continue
+        of_runs[number], problems = best_validation(run.folder, number)
+        notes += problems
+        if not of_runs[number]:
+            notes.append(f"{run.folder}: no scores; make them with {scoring_command(run.folder)}")
+    return _with_own_titles([row for rows in [*of_runs, named] for row in rows]), notes
+
+
+def _named_rows(config: Report, runs: Sequence[RunFolder], found: Sequence[Row], notes: list[str]) -> list[Row]:
+    """Return the rows of files of scores that the settings name and that are not found already."""
+    known, rows = {Path(row.file).resolve() for row in found}, []
     for file in [*filter(is_scores, config.runs), *config.scores]:
         row = read_row(Path(file))
-        if Path(file).resolve() in {Path(one.file).resolve() for one in rows}:
+        if Path(file).resolve() in known:
             continue
+        known.add(Path(file).resolve())
         experiments = Path(file).resolve().parent.parent
         of = places_of(row.checkpoint, [run.folder for run in runs], experiments) if row.checkpoint else []
         if len(of) > 1:
             notes.append(f"{file}: its {row.checkpoint} is no longer there, and may be that of {len(of)} of the runs")
         rows.append(replace(row, run=of[0] if len(of) == 1 else None))
-    return _with_own_titles(rows), notes
+    return rows
 
 
 def _with_own_titles(rows: Sequence[Row]) -> list[Row]:
-    """Tell rows of one title apart by the folder they lie in."""
-    counts = Counter(row.title for row in rows)
+    """Put before titles that several rows have as much of the end of their folders as tells these rows apart."""
+    alike: dict[str, list[tuple[str, ...]]] = {}
+    for row in rows:
+        alike.setdefault(row.title, []).append(_telling_folders(row))
     return [
-        replace(row, title=f"{Path(row.file).resolve().parent.parent.name}/{row.title}")
-        if counts[row.title] > 1
-        else row
-        for row in rows
+        row if len(alike[row.title]) == 1 else replace(row, title=_own_title(row, alike[row.title])) for row in rows
     ]
+
+
+def _own_title(row: Row, alike: Sequence[tuple[str, ...]]) -> str:
+    own = _telling_folders(row)
+    for number in range(1, len(own) + 1):
+        if len({folders[-number:] for folders in alike}) == len(alike):
+            return "/".join((*own[-number:], row.title))
+    return row.file
+
+
+def _telling_folders(row: Row) -> tuple[str, ...]:
+    return tuple(part for part in Path(row.file).resolve().parent.parts if part not in ("scores", "snapshots"))
 
 
 def _rounds(config: Report, runs: Sequence[RunFolder], notes: list[str]) -> tuple[list[dict[str, Any]], list[ClassSet]]:
@@ -103,6 +135,9 @@ def _rounds(config: Report, runs: Sequence[RunFolder], notes: list[str]) -> tupl
     for place in dict.fromkeys([*config.pseudo_labels, *found]):
         if is_url(place):
             notes.append(f"{without_secrets(place)}: pseudo-labels far away are not looked into; fetch the folder")
+            continue
+        if place not in config.pseudo_labels and not Path(place).exists():
+            notes.append(f"{place}: these pseudo-labels are not there; {elsewhere('pseudo_labels=[…]')}")
             continue
         try:
             told, classes = told_of_round(Path(place))
@@ -119,14 +154,18 @@ def _rounds(config: Report, runs: Sequence[RunFolder], notes: list[str]) -> tupl
 def _say_of_rounds(rounds: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) -> None:
     names = _names(runs)
     for told in rounds:
-        labels = Path(told["folder"]).resolve()
+        labels = Path(told["folder"])
         told["used_by"] = [
-            name
-            for name, run in zip(names, runs, strict=True)
-            if run.config.pseudo_labels is not None
-            and not is_url(run.config.pseudo_labels)
-            and Path(run.config.pseudo_labels).resolve() == labels
+            name for name, run in zip(names, runs, strict=True) if _are_of(labels, run.config.pseudo_labels)
         ]
+
+
+def _are_of(labels: Path, named: str | None) -> bool:
+    """Say whether a folder is that of a run's settings, which may name it from another folder than this one."""
+    if named is None or is_url(named):
+        return False
+    own, parts = labels.resolve(), Path(named).parts
+    return own == Path(named).resolve() or (not Path(named).exists() and own.parts[-len(parts) :] == parts)
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:

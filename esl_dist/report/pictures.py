@@ -22,18 +22,20 @@ from esl_dist.adaptation.entropy import HIGHEST_LEVEL
 from esl_dist.adaptation.pseudo_labels import TRUST, label_and_score
 from esl_dist.config import Evaluate, Pictures, Report
 from esl_dist.data.labels import IGNORE_INDEX, ClassSet, class_names
-from esl_dist.data.loading import Batch, Samples, label_source
-from esl_dist.data.sampling import evenly
+from esl_dist.data.loading import Batch, Samples, batches, label_source, on_device
+from esl_dist.data.sampling import as_they_are, evenly
 from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
-from esl_dist.errors import UserError
+from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.inference.inputs import open_inputs
 from esl_dist.prediction.levels import without_padding
-from esl_dist.prediction.predictions import prediction, read_batches
+from esl_dist.prediction.predictions import prediction
+from esl_dist.prediction.predictions import shown as shown_items
 from esl_dist.prediction.predictor import Predictor
-from esl_dist.report.runs import RunFolder
+from esl_dist.report.runs import RunFolder, elsewhere
 from esl_dist.reporting.pictures import natural_colors
 from esl_dist.reporting.scores import intersection_over_union, mean_iou, pixel_accuracy
+from esl_dist.urls import is_url
 
 LONGEST_SIDE = 640
 """Of a picture on the page, in pixels."""
@@ -76,10 +78,11 @@ def gallery(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
     """
     if not runs or config.pictures == 0:
         return {"pictures": [], "note": "No pictures were asked for." if runs else "A gallery needs a run."}
+    problems: list[str] = []
     try:
-        shown = _opened(config, runs, device)
+        shown = _opened(config, runs, device, problems)
         positions = evenly(len(shown.pictures), config.pictures)
-        pictures = list(_pictures(shown, positions))
+        pictures = list(_pictures(shown, positions, problems))
     except UserError as error:
         return {"pictures": [], "note": f"No pictures can be shown: {error}"}
     trained = shown.predictor.trained
@@ -91,7 +94,7 @@ def gallery(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
         "ramp": np.reshape(entropy_palette(), (-1, 3)).tolist(),
         "of": len(shown.pictures),
         "pictures": pictures,
-        "note": None,
+        "note": f"Not all can be shown: {'; '.join(problems)}" if problems else None,
     }
 
 
@@ -100,12 +103,15 @@ def side_on_page(pictures: int) -> int:
     return round(LONGEST_SIDE * min(1.0, math.sqrt(AT_FULL_SIZE / pictures)))
 
 
-def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device) -> Gallery:
+def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device, problems: list[str]) -> Gallery:
+    """Open what a gallery needs; of pseudo-labels that cannot be read, `problems` says so."""
     run = runs[-1]
     targets = [one.config.target.path for one in reversed(runs) if one.config.target.path]
     if config.target is None and not targets:
         raise UserError("no run names a target; give its shards as target=…")
     path = config.target or targets[0]
+    if config.target is None and not is_url(path) and not Path(path).exists():
+        raise UserError(f"{path}: these shards of the target are not there; {elsewhere('target=…')}")
     asked = Evaluate(checkpoint=str(run.folder), data=Pictures(path=path), workers=0)
     inputs = open_inputs(asked.data, asked, device)
     predictor = inputs.load(run.folder)
@@ -114,33 +120,38 @@ def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
     return Gallery(
         predictor,
         Samples(shards, predictor.size, labels),
-        _pseudo_labels(config, runs, shards, predictor),
+        _pseudo_labels(config, runs, shards, predictor, problems),
         side_on_page(min(config.pictures, len(shards))),
     )
 
 
 def _pseudo_labels(
-    config: Report, runs: Sequence[RunFolder], shards: ShardReader, predictor: Predictor
+    config: Report, runs: Sequence[RunFolder], shards: ShardReader, predictor: Predictor, problems: list[str]
 ) -> Samples | None:
     """Return the newest pseudo-labels of the target; None where there are none of these pictures."""
+    trained = predictor.trained
     own = [run.config.pseudo_labels for run in reversed(runs) if run.config.pseudo_labels is not None]
     for place in [*own, *reversed(config.pseudo_labels)]:
-        if Path(place).is_dir():
+        if not Path(place).is_dir():
+            continue
+        try:
             reader = open_shards(place)
-            if list(reader.keys()) == list(shards.keys()) and reader.index.class_sets.keys() == {
-                predictor.trained.class_set
-            }:
-                source = label_source(reader, predictor.trained.class_set, predictor.trained.classes)
-                return Samples(shards, predictor.size, source)
+            if list(reader.keys()) == list(shards.keys()) and reader.index.class_sets.keys() == {trained.class_set}:
+                return Samples(shards, predictor.size, label_source(reader, trained.class_set, trained.classes))
+        except UserError as error:
+            problems.append(str(error))
     return None
 
 
 @torch.inference_mode()
-def _pictures(shown: Gallery, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
-    workers = Workers(0, 10.0)
-    batches = read_batches(shown.pictures, [[one] for one in positions], workers, shown.predictor.device, "pictures")
-    for batch in batches:
-        yield _picture(shown, batch)
+def _pictures(shown: Gallery, positions: Sequence[int], problems: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield what the page shows of pictures, with a progress bar; of one that is damaged, `problems` says so."""
+    for position in shown_items(positions, len(positions), "pictures"):
+        read = batches(shown.pictures, as_they_are([[position]]), Workers(0, 10.0), False)
+        try:
+            yield _picture(shown, on_device(next(read), shown.predictor.device))
+        except CorruptSampleError as error:
+            problems.append(str(error))
 
 
 def _picture(shown: Gallery, batch: Batch) -> dict[str, Any]:

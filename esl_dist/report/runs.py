@@ -42,6 +42,11 @@ class RunFolder:
         return experiments_of(self.folder) / "logs" / self.folder.resolve().name
 
 
+def elsewhere(setting: str) -> str:
+    """Say what to do where a run's settings name something that is not found from here."""
+    return f"give their place as {setting}, or write the report in the folder where the training was started"
+
+
 def open_run(folder: Path) -> RunFolder:
     """Open a run.
 

@@ -102,14 +102,11 @@ def rows_of_run(run: Path, number: int) -> tuple[list[Row], list[str]]:
         is_its_own = file.is_relative_to(run) and row.checkpoint is None
         if is_its_own or (row.checkpoint is not None and points_to(row.checkpoint, run)):
             rows.append(replace(row, run=number))
-    if not rows:
-        rows, more = _validated(run, number)
-        problems += more
     return rows, problems
 
 
-def _validated(run: Path, number: int) -> tuple[list[Row], list[str]]:
-    """Return the best of a run's validations as a row, where it has no other scores."""
+def best_validation(run: Path, number: int) -> tuple[list[Row], list[str]]:
+    """Return the best of a run's validations as a row, if it has any, and what cannot be read."""
     file = run / VALIDATIONS
     if not file.exists():
         return [], []

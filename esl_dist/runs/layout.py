@@ -1,5 +1,6 @@
 """What lies in the folders of runs, checkpoints and jobs, by name, for those who look there without torch."""
 
+import shlex
 from pathlib import Path
 
 from esl_dist.errors import UserError
@@ -12,6 +13,12 @@ LOCK = ".lock"
 """Where one start at a time is at work."""
 UNFINISHED = ".scratch"
 """In the folder of a pseudo-label job until it is done."""
+
+
+def scoring_command(run: Path) -> str:
+    """Return the command that scores a run, and leaves its scores where a report finds them."""
+    given, output = f"checkpoint={run}", f"output={run / 'scores' / run.name}.json"
+    return f"esl-dist evaluate {shlex.quote(given)} data.path=… {shlex.quote(output)}"
 
 
 def refuse_missing_network(place: Path) -> None:

@@ -17,6 +17,7 @@ from esl_dist.ranks.session import Ranks
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.reporting.progress import losses_line
 from esl_dist.runs.checkpoints import checkpoint_folder, checkpoint_folders
+from esl_dist.runs.layout import scoring_command
 from esl_dist.runs.validations import Figures
 from esl_dist.training.data import TrainingData
 from esl_dist.training.optimisation import schedule_note
@@ -177,7 +178,7 @@ def end(config: settings.Train, data: TrainingData, run: Path, weights: tuple[st
         "checkpoints": f"{run / 'checkpoints'}: {', '.join(folder.name for folder in folders)}",
         "best step": "" if outcome.best is None else _best(run, *outcome.best),
         "curves": f"tensorboard --logdir {shlex.quote(str(logs_of(config, run).parent))}",
-        "to score it": f"esl-dist evaluate {_word('checkpoint', run)} data.path=…",
+        "to score it": scoring_command(run),
         "to label": "" if data.target is None else _labelling(config, run),
     }
     return account(f"{config.name}: finished at step {outcome.step}", facts)

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from esl_dist.data.shards import open_shards
 from esl_dist.errors import UserError
 from esl_dist.programs.report import main
 from esl_dist.report.writing import MARK
+from tests.exact.shards import copied_shards, corrupt
 from tests.report.pages import content_of
 
 
@@ -231,3 +233,80 @@ def test_what_lies_elsewhere_now_is_noted_and_the_rest_is_shown(
     assert "no checkpoint" in content["gallery"]["note"]
     assert content["runs"][1]["problems"]
     assert content["rows"][0]["title"] == "advent"
+
+
+def test_named_scores_stand_for_a_run_and_rows_of_one_title_are_told_apart(
+    settings: Report, tmp_path: Path, experiments: Path
+) -> None:
+    scores = json.loads((experiments / "scores/advent.json").read_text())
+    runs = [tmp_path / "snapshots" / name for name in ("first", "second")]
+    for run in runs:
+        run.mkdir(parents=True)
+        (run / "config.yaml").write_bytes((experiments / "snapshots/advent/config.yaml").read_bytes())
+        (run / "validation.json").write_bytes((experiments / "snapshots/advent/validation.json").read_bytes())
+        (tmp_path / "s" / run.name).mkdir(parents=True)
+        (tmp_path / "s" / run.name / "val.json").write_text(json.dumps({**scores, "checkpoint": str(run)}))
+    settings.runs, settings.pictures = [*map(str, runs)], 0
+    settings.scores = [str(tmp_path / "s/second/val.json"), str(tmp_path / "s/first/val.json")]
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert [(row["title"], row["run"]) for row in content["rows"]] == [("second/val", 1), ("first/val", 0)]
+    assert not any("no scores" in note for note in content["notes"])
+
+
+def test_what_makes_missing_scores_is_told_so_that_the_next_report_finds_them(
+    settings: Report, tmp_path: Path, experiments: Path
+) -> None:
+    run = tmp_path / "snapshots/advent"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_bytes((experiments / "snapshots/advent/config.yaml").read_bytes())
+    settings.runs, settings.pictures = [str(run)], 0
+    main(settings)
+    [words] = [note for note in content_of(Path(settings.output))["notes"] if "no scores" in note]
+    output = Path(words.rpartition("output=")[2])
+    output.parent.mkdir()
+    scores = json.loads((experiments / "scores/advent.json").read_text())
+    output.write_text(json.dumps({**scores, "checkpoint": str(run)}))
+    main(settings)
+    assert [row["title"] for row in content_of(Path(settings.output))["rows"]] == ["advent"]
+
+
+def test_a_damaged_part_of_the_gallery_takes_nothing_else_away(
+    settings: Report, tmp_path: Path, experiments: Path, town: Path
+) -> None:
+    keys = list(open_shards(town / "target_train").keys())
+    broken = copied_shards(town / "target_train", tmp_path / "target")
+    named = corrupt(broken, 0)
+    labels = Path(shutil.copytree(experiments / "labels", tmp_path / "labels"))
+    (labels / "index.json").write_text("{")
+    config = (experiments / "snapshots/advent_esl/config.yaml").read_text()
+    run = Path(shutil.copytree(experiments / "snapshots/advent_esl", tmp_path / "snapshots/advent_esl"))
+    (run / "config.yaml").write_text(config.replace(f"{experiments}/labels", str(labels)))
+    settings.runs, settings.target = [str(run)], str(broken)
+    main(settings)
+    shown = content_of(Path(settings.output))["gallery"]
+    assert [one["key"] for one in shown["pictures"]] == [keys[place] for place in (1, 3, 4)]
+    assert all("pseudo-label" not in one["layers"] for one in shown["pictures"])
+    assert str(labels) in shown["note"]
+    assert named in shown["note"]
+
+
+def test_from_another_folder_what_is_relative_is_asked_for(
+    settings: Report, tmp_path: Path, experiments: Path, town: Path
+) -> None:
+    run = Path(shutil.copytree(experiments / "snapshots/advent_esl", tmp_path / "snapshots/advent_esl"))
+    config = (experiments / "snapshots/advent_esl/config.yaml").read_text()
+    config = config.replace(f"{experiments}/labels", "labels").replace(f"{town}/target_train", "target")
+    (run / "config.yaml").write_text(config)
+    settings.runs = [str(run)]
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert (
+        "target: these shards of the target are not there; give their place as target=…" in content["gallery"]["note"]
+    )
+    assert any(note.startswith("labels: these pseudo-labels are not there") for note in content["notes"])
+    settings.target, settings.pseudo_labels = f"{town}/target_train", [f"{experiments}/labels"]
+    main(settings)
+    content = content_of(Path(settings.output))
+    assert len(content["gallery"]["pictures"]) == 4
+    assert content["rounds"][0]["used_by"] == ["advent_esl"]

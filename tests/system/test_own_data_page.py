@@ -57,7 +57,7 @@ def test_what_the_page_says_leads_from_pictures_to_masks(tmp_path: Path) -> None
     lay_out(tmp_path / "mine", tmp_path / "drawn")
     printed = "".join(follow(PAGE, tmp_path))
     assert "building" in printed
-    scores = json.loads((tmp_path / "scores.json").read_text())
+    scores = json.loads((tmp_path / "experiments/scores/second.json").read_text())
     assert sorted(scores["iou"]) == ["building", "ground", "nature", "things"]
     pictures = {path.stem for path in (tmp_path / "mine/new/images").iterdir()}
     for kind in ("train_ids", "overlay"):
@@ -67,7 +67,7 @@ def test_what_the_page_says_leads_from_pictures_to_masks(tmp_path: Path) -> None
 def test_the_page_has_a_block_for_every_command_of_the_way() -> None:
     blocks = "".join(text for language, text in BLOCK.findall(PAGE) if language == "bash")
     commands = re.findall(r"^ *esl-dist ([\w-]+)", blocks, re.MULTILINE)
-    assert commands == ["pack", "train", "pseudo-label", "train", "evaluate", "predict"]
+    assert commands == ["pack", "train", "pseudo-label", "train", "evaluate", "report", "predict"]
 
 
 def test_the_settings_in_earnest_are_a_configuration_that_can_be(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_training_tells_what_it_does_and_made_and_its_losses_line_by_line(town
     beginning, _, end = done.stdout.partition("r: finished at step 5\n")
     assert "random weights (no network.start)" in beginning
     assert "the learning rate falls by 0 % only, for optimizer.schedule_steps=250000" in beginning
-    assert f"esl-dist evaluate checkpoint={tmp_path}/snapshots/r data.path=…" in end
+    assert f"esl-dist evaluate checkpoint={tmp_path}/snapshots/r data.path=… output={tmp_path}/snapshots/r/" in end
     assert entries[-1].split(", learning rate")[0].split("%), ")[1] in end, "the last losses"
 
 

@@ -156,7 +156,7 @@ def test_the_end_names_what_was_made_how_long_it_took_and_what_comes_next(tmp_pa
         "weights": f"{run}/a.pth, {run}/b.pth",
         "checkpoints": f"{run}/checkpoints: step-00000007",
         "curves": "tensorboard --logdir experiments/logs",
-        "to score it": f"esl-dist evaluate 'checkpoint={run}' data.path=…",
+        "to score it": f"esl-dist evaluate 'checkpoint={run}' data.path=… 'output={run}/scores/r.json'",
         "to label": f"esl-dist pseudo-label 'checkpoint={run}' target.path={tmp_path}/t output=…",
     }
 

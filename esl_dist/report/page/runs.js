@@ -4,7 +4,7 @@ function showRuns(section) {
   const names = DATA.classes.map((one) => one.name).filter((name) => DATA.rows.some((row) => name in row.iou));
   if (DATA.runs.length) section.append(element("h3", {}, "The runs"), runTable());
   if (!DATA.rows.length) {
-    section.append(note("There are no scores: make them with esl-dist evaluate, and write the report again."));
+    section.append(note("There are no scores: make them with esl-dist evaluate checkpoint=RUN data.path=… output=RUN/scores/NAME.json, and write the report again."));
     return;
   }
   section.append(

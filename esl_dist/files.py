@@ -38,7 +38,7 @@ def whole_file(path: Path, by: str = "") -> Iterator[IO[bytes]]:
         OSError: the disk is full or fails; its `filename` says of which file.
     """
     make_folder(path.parent)
-    partial = path.with_name(path.name + by + PARTIAL_SUFFIX)
+    partial = path.with_name(_partial_name(path.name, by))
     try:
         with open_to_write(partial) as file:
             yield file
@@ -50,6 +50,14 @@ def whole_file(path: Path, by: str = "") -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def _partial_name(name: str, by: str) -> str:
+    """Return the name of a file that is not finished; that of one whose name leaves no room is of its digest."""
+    whole = name + by + PARTIAL_SUFFIX
+    if len(os.fsencode(whole)) <= LONGEST_NAME:
+        return whole
+    return hashlib.sha256(os.fsencode(name)).hexdigest() + by + PARTIAL_SUFFIX
 
 
 def open_to_write(path: Path, mode: Literal["wb", "xb", "ab"] = "wb") -> IO[bytes]:

@@ -289,3 +289,11 @@ def test_possible_names_and_keys_are_let_through() -> None:
     refuse_as_name("ä" * 127, "name")
     refuse_as_name("Straße 1", "name")
     refuse_as_key("frankfurt/frankfurt_000000_000294", "key")
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "ü" * 127, "n" * 247])
+def test_a_file_may_have_as_long_a_name_as_there_can_be(tmp_path: Path, name: str) -> None:
+    with whole_file(tmp_path / name) as file:
+        file.write(b"x")
+        assert [one.name.endswith(".partial") for one in tmp_path.iterdir()] == [True]
+    assert [one.name for one in tmp_path.iterdir()] == [name]

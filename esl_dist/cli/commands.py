@@ -97,7 +97,10 @@ COMMANDS = {
         "predict",
         "Predict",
         "Label pictures of one's own by a trained network.",
-        ("predict checkpoint=experiments/snapshots/RUN pictures=FOLDER output=masks",),
+        (
+            "predict checkpoint=experiments/snapshots/RUN pictures=FOLDER output=masks",
+            'predict checkpoint=experiments/snapshots/RUN pictures=film.mp4 output=m "save=[raw_ids,overlay,entropy]"',
+        ),
     ),
     "export": Command(
         "export",

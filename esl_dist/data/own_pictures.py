@@ -22,7 +22,7 @@ from esl_dist.data.source_files import FOLDER, UNREADABLE, first_few, scan
 from esl_dist.data.sources import Reading, read_picture
 from esl_dist.data.split_lists import lines_of_list
 from esl_dist.errors import CorruptSampleError, UserError
-from esl_dist.files import refuse_as_key
+from esl_dist.files import as_given, refuse_as_key
 
 LIST = ".txt"
 """Extension of a list."""
@@ -138,9 +138,9 @@ def find_pictures(place: str, largest_pixels: int) -> PictureFiles:
         beside = f", but {first_few(others)}" if others else ""
         raise UserError(f"pictures={place}: holds no picture{beside}; expected png, jpg or such")
     named = sorted((_name(path), file) for path, file in found)
-    _refuse_collisions(place, named)
     for name, file in named:
-        refuse_as_key(name, f"{file}: the name")
+        refuse_as_key(f"{name}.png", f"{as_given(str(file))}: the name of what is made of it,")
+    _refuse_collisions(place, named)
     return PictureFiles(root, [name for name, _ in named], [file for _, file in named], others, largest_pixels)
 
 

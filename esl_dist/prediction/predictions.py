@@ -29,9 +29,9 @@ def own_part(items: Sequence[Item]) -> Sequence[Item]:
     return items[rank() :: world_size()]
 
 
-def shown(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+def shown(items: Iterable[Item], total: int, title: str, unit: str = "sample") -> Iterator[Item]:
     """Yield this rank's `total` items and tell the other ranks of each; the main rank shows how far it is."""
-    for item in progress(items, total, title) if is_main() else items:
+    for item in progress(items, total, title, unit=unit) if is_main() else items:
         yield item
         note_progress()
 

@@ -10,6 +10,8 @@ from esl_dist.config_values import settings_of
 from esl_dist.early import give_interrupt_back
 from esl_dist.endings import EXIT_CANNOT
 from esl_dist.environment import LOCAL_RANK, MOST_RANKS, first_number
+from esl_dist.errors import UserError
+from esl_dist.files import shortened
 from esl_dist.recipes_by_name import recipe_file
 
 PROGRAMS: dict[str, type[Train | PseudoLabel | Evaluate]] = {
@@ -23,10 +25,15 @@ def words_of_doctor(words: Sequence[str]) -> list[str]:
     """Return the words `[PROGRAM] [--config RECIPE] key=value …` as doctor's own settings.
 
     A key that is none of doctor's is one of the program. What cannot be understood stays, to be refused.
+
+    Raises:
+        UserError: the first word names no program that is looked at.
     """
     own, others, rest, words = settings_of(Doctor), list[str](), list[str](), list(words)
     if words and words[0] in PROGRAMS:
         rest.append(f"program={words.pop(0)}")
+    elif words and "=" not in words[0] and not words[0].startswith("-"):
+        raise UserError(f"doctor: {shortened(words[0])}: expected {', '.join(PROGRAMS)}, the programs that it looks at")
     behind = iter(words)
     for word in behind:
         key, equals, value = word.partition("=")

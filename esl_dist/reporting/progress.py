@@ -95,7 +95,7 @@ def show_entry(bar: "tqdm[int]", entry: Entry, title: str, total: int) -> None:
         _tell(f"{title}: {entry_line(entry, total)}")
     else:
         main = {name.removesuffix("/main"): loss for name, loss in entry.losses.items() if name.endswith("/main")}
-        bar.set_postfix_str(losses_line(main))
+        bar.set_postfix_str(f"{losses_line(main)}, rate {entry.rate:.3g}")
 
 
 def show_line(bar: "tqdm[int] | None", text: str) -> None:

@@ -4,6 +4,7 @@ A tracker may be slow or away, and training neither waits for it nor ends with i
 that fails costs a warning and is left alone from then on. It gets the run's name, settings and scalars.
 """
 
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,9 @@ def _tracker(name: str, run: str, logs: Path) -> "GeneralTracker":
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # for those who ask for one
 
     of_tracker: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-        "aim": ((run, str(logs)), {}),
+        "aim": ((run, str(logs.parent)), {"experiment": PROJECT}),
         "clearml": ((PROJECT,), {"task_name": run}),
+        "comet_ml": ((PROJECT,), {}),
         "dvclive": ((run,), {"dir": str(logs / "dvclive")}),
         "mlflow": ((PROJECT,), {"run_name": run}),
         "swanlab": ((PROJECT,), {"experiment_name": run, "logdir": str(logs / "swanlab")}),
@@ -42,6 +44,12 @@ def _tracker(name: str, run: str, logs: Path) -> "GeneralTracker":
     arguments, options = of_tracker.get(name, ((run,), {}))
     tracker: GeneralTracker = LOGGER_TYPE_TO_CLASS[name](*arguments, **options)
     return tracker
+
+
+def _mlflow_name(tag: str) -> str:
+    """Return a tag as MLflow takes it, which refuses most characters that are no letter, and odd paths."""
+    parts = re.sub(r"[^\w\-./: ]", "_", tag).split("/")
+    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
 
 
 class BackgroundTracker:
@@ -71,7 +79,8 @@ class BackgroundTracker:
             self._begun.set()
             while (given := self._given.get()) is not None:
                 values, step = given
-                tracker.log(values, step=step)
+                name_of = _mlflow_name if self.name == "mlflow" else str
+                tracker.log({name_of(tag): value for tag, value in values.items()}, step=step)
             tracker.finish()
         except (Exception, SystemExit) as error:
             # Whatever it is, it is the tracker's, and no matter of the training.

@@ -221,3 +221,19 @@ def test_what_is_neither_list_nor_picture_is_taken_for_a_video(tmp_path: Path) -
         "c.mp4",
         "d",
     ]
+
+
+def test_a_name_that_is_more_than_one_line_is_told_on_one(tmp_path: Path) -> None:
+    write(tmp_path, "a\nb.png")
+    with pytest.raises(UserError, match="the name of what is made of it") as caught:
+        found(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_made_of_a_picture_needs_a_name_that_fits(tmp_path: Path) -> None:
+    write(tmp_path / "few", f"{'n' * 251}.png")
+    assert found(tmp_path / "few").names == ["n" * 251]
+    (tmp_path / "list.txt").write_text("n" * 252)
+    (tmp_path / ("n" * 252)).write_bytes(encoded(draw(0)[0]))
+    with pytest.raises(UserError, match="it has 256 bytes; expected at most 255"):
+        found(tmp_path / "list.txt")

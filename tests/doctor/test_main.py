@@ -31,7 +31,9 @@ def test_words_of_the_program_are_told_from_those_of_doctor(monkeypatch: pytest.
     assert program.experiments == "x/0"
     assert asked("pseudo-label", "--config=r.yaml") == Doctor("pseudo-label", "r.yaml")
     assert words_of_doctor(["--help"]) == ["--help"]
-    assert words_of_doctor(["trian", "x=1"]) == ["trian", 'settings=["x=1"]']
+    for word in ("trian", "predict"):
+        with pytest.raises(UserError, match=f"doctor: '{word}': expected train, pseudo-label, evaluate, the programs"):
+            words_of_doctor([word, "x=1"])
 
 
 def test_a_mistake_in_the_call_is_refused_and_no_finding(tmp_path: Path) -> None:

@@ -118,4 +118,5 @@ def test_on_a_terminal_a_bar_begins_at_the_step_of_a_continued_run_and_shows_the
     assert "10/10" in errors
     assert "0/10" not in errors.replace("10/10", "")
     assert "source_cross_entropy 1.235" in errors
+    assert f"rate {ENTRY.rate:.3g}" in errors
     assert "samples/s" not in errors

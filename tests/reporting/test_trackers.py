@@ -136,3 +136,19 @@ def test_settings_go_out_by_their_names_and_without_secrets() -> None:
 def test_the_trackers_that_may_be_asked_for_are_those_of_accelerate() -> None:
     assert set(TRACKERS) == {TENSORBOARD, *map(str, tracking.LOGGER_TYPE_TO_CLASS)}
     assert settings.Train().trackers == [TENSORBOARD]
+
+
+def test_mlflow_takes_the_scalars_of_classes_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/store")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    warnings: list[str] = []
+    begun = begin_trackers(["mlflow"], "r", tmp_path / "logs", {"steps": 3})
+    curves = Curves(tmp_path, 0, with_tensorboard=False, others=begun, warn=warnings.append)
+    names = {"sky & clouds": "sky _ clouds", "road//lane/": "road/_/lane/_", "Straße": "Straße", "..": "_"}
+    curves.write({"iou": dict.fromkeys(names, 0.5)}, 1)
+    curves.write({"loss": {"x": 0.5}}, 2)
+    curves.close()
+    assert warnings == []
+    [metrics] = (tmp_path / "store").glob("*/*/metrics")
+    kept = {str(file.relative_to(metrics)) for file in metrics.rglob("*") if file.is_file()}
+    assert kept == {"loss/x", *(f"iou/{name}" for name in names.values())}

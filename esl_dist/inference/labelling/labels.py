@@ -69,7 +69,7 @@ def write_labels(job: LabelJob, rule: Rule) -> Comparison:
     """
     index, compared = job.target.images.index, nothing_compared(job, rule)
     own = own_part(list(zip(index.shards, pieces_by_shard(index), strict=True)))
-    for shard, pieces in shown(own, len(own), "labelling"):
+    for shard, pieces in shown(own, len(own), "labelling", "shard"):
         with closing(_pseudo_labels(job, pieces, rule, compared)) as samples:
             if not is_written(job.unfinished, job.output / shard.name):
                 write_tar(job.unfinished, job.output / shard.name, samples)

@@ -258,8 +258,8 @@ class Loader:
     shuffle_window: Annotated[int, limits(at_least=4, at_most=MOST_STEPS)] = 1024
     """Samples among which the order is random; a quarter of it is read in sequence from the shards."""
     skip_corrupt: ShareBelowOne = 0.0
-    """Largest share of a domain's samples, in one epoch, that may be corrupt, or lost with their shard, and are
-    replaced by the sample after them; 0: the first one ends the training."""
+    """Largest share of a domain's samples, in one epoch or, with rare classes, ever, that may be corrupt, or lost with
+    their shard, and are replaced by the sample after them; 0: the first one ends the training."""
 
 
 @dataclass

@@ -31,6 +31,9 @@ ENTROPIES = "entropies"
 TRUSTED = "teacher/trusted"
 """Curve of the share of the target's pixels of which the teacher is trusted."""
 
+LEAST_COUNT = 1e-100
+"""Of a bin of faded histograms; less is none."""
+
 LAST_ENTROPY_LEVEL = 1023
 """Level of entropy 1; level l stands for l / 1023. Medians of a network that learns need no finer ones."""
 
@@ -65,6 +68,8 @@ class Entropies(nn.Module):
     def add(self, counts: Tensor, memory: float) -> None:
         """Let the counts so far fade to `memory` of themselves, and add a step's, int64, summed over ranks."""
         self.histograms.mul_(memory).add_(counts)
+        # The least numbers there are fade no further: of bins that all came down to one, the median would be wrong.
+        F.threshold(self.histograms, LEAST_COUNT, 0.0, inplace=True)
 
 
 def build_teaching(segmentation: SegmentationNetwork, classes: int, options: settings.Teacher) -> dict[str, nn.Module]:
@@ -101,7 +106,8 @@ def trusted_labels(step: Step) -> Trusted:
         trusted = levels <= limits(entropies.histograms, teacher.entropy_floor)[labels]
         step.count(ENTROPIES, counted(labels, levels, seen, len(entropies.histograms)))
     step.show_share(TRUSTED, (trusted & seen).sum(), trusted.numel())
-    return offline_first(Trusted(labels, weights(trusted, seen, by_pixel).to(predicted.dtype)), samples["labels"])
+    by_teacher = Trusted(labels, weights(trusted, seen, by_pixel).to(predicted.dtype))
+    return offline_first(by_teacher, samples["labels"], seen)
 
 
 def confident(predicted: Tensor, labels: Tensor, confidence: float) -> Tensor:
@@ -190,12 +196,12 @@ def _inside(first: Tensor, last: Tensor, count: int, bounds: tuple[float, float]
     return (places >= bounds[0]) & (places < bounds[1])
 
 
-def offline_first(trusted: Trusted, labels: Tensor | None) -> Trusted:
-    """Put pseudo-labels, where there are any, in the place of the teacher's, with a weight of 1."""
+def offline_first(trusted: Trusted, labels: Tensor | None, seen: Tensor) -> Trusted:
+    """Put pseudo-labels, where there are any for `seen` pixels, in the place of the teacher's, with a weight of 1."""
     if labels is None:
         return trusted
     labels = labels_at(labels, trusted.labels.shape[1:])
-    given = labels != IGNORE_INDEX
+    given = (labels != IGNORE_INDEX) & seen
     return Trusted(
         torch.where(given, labels.to(trusted.labels.dtype), trusted.labels),
         torch.where(given, 1.0, trusted.weights),

@@ -66,7 +66,7 @@ class HostBatch(_OnHost):
         positions: int64 (batch,), the samples' positions in their shards.
         own_sizes: int64 (batch, 2), width and height of each picture as packed.
         label_sizes: int64 (batch, 2), width and height of each label without its padding; None without labels.
-        replaced: bool (batch,), whether the sample stands for a corrupt one.
+        replaced: int64 (batch,), the position, plus 1, of the corrupt sample that the sample stands for; 0: of none.
         windows: float64 (batch, 4), left, top, right and bottom of what is seen, before it is mirrored, as shares of
             the whole picture; beyond 1 where it was padded.
         mirrored: bool (batch,), whether the mirror image is seen.
@@ -214,7 +214,7 @@ class Samples:
         for number in range(len(self)):
             try:
                 sample = self._whole(wanted._replace(position=(wanted.position + number) % len(self)))
-                return {**sample, "replaced": torch.tensor(number > 0)}
+                return {**sample, "replaced": torch.tensor(wanted.position + 1 if number else 0)}
             except CorruptSampleError as error:
                 if not self.replace_corrupt:
                     raise

@@ -24,6 +24,11 @@ TORCHVISION_CLASSIFIER = "fc.weight"
 TORCHVISION_STD = (0.229, 0.224, 0.225)
 """By which torchvision's networks expect red, green and blue to be divided."""
 TURNED = "torchvision's first convolution was turned to the published input (BGR, grey levels)"
+TAKEN_AS_IT_IS = (
+    "its first convolution is taken to read the published input (BGR, grey levels); if it reads torchvision's, the "
+    f"file needs its last layer, {TORCHVISION_CLASSIFIER}, by which it would be known"
+)
+"""Of a file that holds a backbone alone, under the names that torchvision and the published programs share."""
 
 
 def initialise(network: SegmentationNetwork) -> None:
@@ -88,6 +93,8 @@ def load_weights(
     if is_published:
         weights, dropped = published_names(weights)
         converted = TURNED if TORCHVISION_CLASSIFIER in weights else ""
+        if FIRST_CONVOLUTION in weights and not dropped and not any(map(_is_of_last_layer, weights)):
+            converted = TAKEN_AS_IT_IS
     else:
         weights = _unwrapped(weights)
         if any(name.startswith(DeepLab.heads) for name in weights):
@@ -133,6 +140,10 @@ def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     published = {name: name if prefix is None else name.removeprefix(f"{prefix}.") for name in weights}
     dropped = [name for name in weights if prefix is not None and published[name].startswith(DeepLab.heads)]
     return _for_published_input({published[name]: weights[name] for name in weights if name not in dropped}), dropped
+
+
+def _is_of_last_layer(name: str) -> bool:
+    return name == TORCHVISION_CLASSIFIER or name.startswith(DeepLab.heads)
 
 
 def _unwrapped(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

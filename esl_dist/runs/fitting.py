@@ -120,6 +120,8 @@ def refuse_other_training(training: Content, optimizers: Mapping[str, Optimizer]
     if (counts := training.get("corrupt_samples")) is not None and counts.mapping():
         for key in COUNTS:
             counts.at(key).whole_numbers(2)
+        if (drawn := counts.get("drawn")) is not None:
+            drawn.whole_numbers(len(drawn.entries()))
     if (journal := training.get("journal")) is not None:
         losses = journal.at("losses").items()
         for _, loss in losses:

@@ -120,17 +120,21 @@ def local_valid_pixels(batches: Sequence[MicroBatch]) -> Tensor:
 
 
 def local_replaced(batches: Sequence[MicroBatch], batch_size: int) -> Tensor:
-    """Mark this rank's samples that stand for corrupt ones, by place in the global batch: int64 (2, batch_size)."""
+    """Return `HostBatch.replaced` of this rank's samples, by place in the global batch: int64 (2, batch_size)."""
     marks = torch.zeros(2, batch_size, dtype=torch.int64)
     for one in batches:
         for domain, samples in enumerate((one.source, one.target)):
             if samples is not None:
-                marks[domain, list(one.places)] = samples["replaced"].to(torch.int64)
+                marks[domain, list(one.places)] = samples["replaced"]
     return marks
 
 
 class CorruptSamples:
-    """Counts the corrupt samples of each domain and epoch, over all ranks, and holds them to their largest share."""
+    """Counts the corrupt samples of each domain and epoch, over all ranks, and holds them to their largest share.
+
+    An order by rare classes has no epochs, and draws a sample again and again: of the source it is then the samples
+    that count, each once.
+    """
 
     def __init__(self, data: TrainingData, batch_size: int, largest_share: float, before: dict[str, list[int]]) -> None:
         """Go on with the counts of `before` (`state`), or begin where it is empty."""
@@ -139,6 +143,8 @@ class CorruptSamples:
         self._epochs, self._in_epoch, self._totals = (
             before.get(key, [0, 0]) for key in ("epochs", "in_epoch", "totals")
         )
+        self._has_epochs = [data.rare_classes is None, True]
+        self._drawn = set(before.get("drawn", []))
 
     def add(self, step: int, replaced: Tensor) -> None:
         """Count the samples that were replaced in a step, counted from 0: `local_replaced`, summed over ranks.
@@ -147,21 +153,27 @@ class CorruptSamples:
             UserError: more than the largest share of a domain's samples are corrupt.
         """
         for domain, place in replaced.nonzero().tolist():
-            epoch = (step * self._batch_size + place) // self._sizes[domain]
-            if epoch != self._epochs[domain]:
-                self._epochs[domain], self._in_epoch[domain] = epoch, 0
-            self._in_epoch[domain] += 1
             self._totals[domain] += 1
-            if self._in_epoch[domain] / self._sizes[domain] > self._largest_share:
+            if self._has_epochs[domain]:
+                epoch = (step * self._batch_size + place) // self._sizes[domain]
+                if epoch != self._epochs[domain]:
+                    self._epochs[domain], self._in_epoch[domain] = epoch, 0
+                self._in_epoch[domain] += 1
+                count, where = self._in_epoch[domain], f"epoch {epoch}: "
+            else:
+                self._drawn.add(int(replaced[domain, place]) - 1)
+                count, where = len(self._drawn), ""
+            if count / self._sizes[domain] > self._largest_share:
                 raise UserError(
-                    f"epoch {epoch}: {self._in_epoch[domain]} of {self._sizes[domain]} {DOMAINS[domain]} samples "
-                    f"are corrupt, more than loader.skip_corrupt={self._largest_share:g} allows; the warnings above "
-                    "name them: pack the data set again"
+                    f"{where}{count} of {self._sizes[domain]} {DOMAINS[domain]} samples are corrupt, more than "
+                    f"loader.skip_corrupt={self._largest_share:g} allows; the warnings above name them: pack the data "
+                    "set again"
                 )
 
     def state(self) -> dict[str, list[int]]:
         """Return the counts, to go on with."""
-        return {"epochs": list(self._epochs), "in_epoch": list(self._in_epoch), "totals": list(self._totals)}
+        counts = {"epochs": list(self._epochs), "in_epoch": list(self._in_epoch), "totals": list(self._totals)}
+        return counts | ({"drawn": sorted(self._drawn)} if self._drawn else {})
 
     def totals(self) -> dict[str, int]:
         """Return how many samples were replaced so far, by domain, where there were any."""

@@ -75,13 +75,18 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     """Open the shards that a method reads.
 
     Raises:
-        UserError: shards that are missing or damaged, more than may be, or that do not fit each other, or a source
-            without a labelled pixel.
+        UserError: shards that are missing or damaged, more than may be, or that do not fit each other, or a source of a
+            single class or without a labelled pixel.
     """
     largest_share = config.loader.skip_corrupt
     cache = cache_of(config.cache.folder, config.cache.gigabytes, config.timeout_minutes, note_progress)
     source = _open_shards(config.source.path, largest_share, cache)
     class_set, classes = choose_classes(source, config.class_set)
+    if len(classes) == 1:
+        raise UserError(
+            f"{source.folder}: class set {class_set} has a single class, which leaves nothing to tell apart; add one "
+            "for the rest to the description, pack again, or choose another by class_set=…"
+        )
     fingerprints = {"source": source.fingerprint()}
     size, replaces = as_size(config.source.size), largest_share > 0
     _refuse_mixed_sizes(source, config.source, "source")
@@ -133,6 +138,8 @@ def _open_rare_classes(source: Samples, options: settings.RareClasses, cache: Ca
     assert source.labels is not None
     counts = label_pixels(source.images, cache, source.replace_corrupt)
     pixels = pixels_of_classes(counts, source.labels.classes)
+    # None is drawn for what it cannot show.
+    pixels[[position for shard in broken_shards(source.images) for position in shard.lost]] = 0
     if pixels.max() <= options.least_pixels:
         raise UserError(
             f"{source.images.folder}: no picture has more than source.rare_classes.least_pixels={options.least_pixels} "
@@ -148,7 +155,7 @@ def _open_shards(folder: str, largest_share: float, cache: Cache) -> ShardReader
     shards = open_shards(folder, whole=False, cache=cache)
     broken = list(broken_shards(shards))
     require_same_on_ranks(str([shard.damage for shard in broken]), f"broken shards in {folder}")
-    lost = sum(shard.lost for shard in broken)
+    lost = sum(len(shard.lost) for shard in broken)
     # Not lost > share × number, a product that rounds: 0.29 × 100 is less than 29.
     if lost / len(shards) > largest_share:
         raise UserError(

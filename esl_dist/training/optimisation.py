@@ -116,6 +116,10 @@ class Updating:
         for optimizer in self._optimizers.values():
             scaler.unscale_(optimizer)
             infinite += scaler._found_inf_per_device(optimizer).values()
+        # A teacher has no gradients: that it overflowed shows in its statistics alone.
+        statistics = running_statistics(self._networks)
+        if statistics:
+            infinite[0] += torch.stack([~one.isfinite().all() for one in statistics]).any()
         # The one time in a step that the host waits for a GPU: whether there is an update is for it to know.
         finite = not bool(torch.stack(infinite).any())
         if not finite and scaler.get_scale() < 1:

@@ -22,11 +22,12 @@ from esl_dist.adaptation.losses import LEAST_PROBABILITY
 from esl_dist.adaptation.passes import SEGMENTATION, Networks
 from esl_dist.adaptation.pseudo_labels import TRUST, kept_pixels, label_and_score, thresholds
 from esl_dist.adaptation.teacher import TEACHER
+from esl_dist.config import Domain
 from esl_dist.data.cache import cache_of
 from esl_dist.data.images import as_size
 from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Batch, Samples, label_source
-from esl_dist.data.shards import open_shards
+from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.models.segmentation import SegmentationNetwork, in_evaluation
 from esl_dist.prediction.background import in_background, on_host
@@ -63,6 +64,8 @@ def open_validation(config: settings.Train, data: TrainingData) -> Samples | Non
     require_same_on_ranks(shards.fingerprint(), "validation shards")
     domain = domain_of(data.fingerprints, data.data_sets(), shards)
     size = as_size(config.validation.size or seen_sizes(config, data.fingerprints)[domain])
+    if size is None:
+        _tell_other_size(shards, data, domain)
     is_labelled = bool(shards.index.class_sets)
     if not is_labelled:
         print_on_main(
@@ -71,6 +74,19 @@ def open_validation(config: settings.Train, data: TrainingData) -> Samples | Non
             "is the best: checkpoints.keep_every=… keeps those to choose from"
         )
     return Samples(shards, size, label_source(shards, data.class_set, data.classes) if is_labelled else None)
+
+
+def _tell_other_size(shards: ShardReader, data: TrainingData, domain: Domain) -> None:
+    """Say so where pictures as they are packed have another size than the training's as they are packed."""
+    packed = data.packed_sizes()
+    own, trained_at = shards.index.image_size, packed.get(domain if domain in data.fingerprints else "source")
+    if own != trained_at:
+        seen = "several sizes" if own is None else f"size {list(own)}"
+        trained = "several" if trained_at is None else list(trained_at)
+        print_on_main(
+            f"note: validation.path={shards.folder}: {seen}, as packed, trained at {trained}; give validation.size=… "
+            "to see them at another"
+        )
 
 
 @dataclass(frozen=True)
@@ -112,7 +128,9 @@ def validation_of(samples: Samples, networks: Networks, known: Provenance, worke
     teacher = dict(networks.items()).get(TEACHER)
     if not isinstance(teacher, SegmentationNetwork):
         return Validation(samples, student, None, workers)
-    return Validation(samples, student, replace(student, trained=replace(trained, network=teacher)), workers)
+    # Of the source, whose pictures it never labels, a teacher has no statistics.
+    by_teacher = replace(student, trained=replace(trained, network=teacher), domain="target")
+    return Validation(samples, student, by_teacher, workers)
 
 
 @dataclass(frozen=True)

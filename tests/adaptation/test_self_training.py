@@ -100,7 +100,7 @@ def trusted(step: Step, teacher: Seen) -> tuple[np.ndarray, np.ndarray]:
 
 def offline(step: Step, labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     own = step.samples("target")["labels"]
-    given = np.zeros(labels.shape, bool) if own is None else own.numpy() != 255
+    given = np.zeros(labels.shape, bool) if own is None else (own.numpy() != 255) & within_margins()
     return np.where(given, 0 if own is None else own.numpy(), labels), np.where(given, 1.0, weights)
 
 

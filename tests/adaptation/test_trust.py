@@ -109,6 +109,19 @@ def test_counts_fade_from_step_to_step() -> None:
     assert torch.equal(limits(faded.histograms, 0.0), limits(whole.histograms, 0.0)), "a median bears a scale"
 
 
+def test_a_class_that_is_predicted_no_more_keeps_its_median_until_it_has_none() -> None:
+    counts = torch.zeros(1, 1024, dtype=torch.int64)
+    counts[0, 100], counts[0, 900:] = 900_000, 1000
+    entropies, none = Entropies(1), torch.zeros_like(counts)
+    entropies.add(counts, 0.9)
+    found = set()
+    for _ in range(8000):
+        entropies.add(none, 0.9)
+        found.add(int(limits(entropies.histograms, 0.01)))
+    assert found == {100, 10}
+    assert int(entropies.histograms.count_nonzero()) == 0
+
+
 def test_a_median_weighs_recent_steps_more() -> None:
     entropies = Entropies(1)
     for level in (900, 900, 900, 100):
@@ -164,14 +177,16 @@ def test_padding_is_outside_the_picture_without_margins_too() -> None:
     assert int(seen.sum()) == 50
 
 
-def test_offline_labels_take_the_place_of_the_teachers_with_a_weight_of_one() -> None:
+def test_offline_labels_take_the_place_of_the_teachers_with_a_weight_of_one_where_they_are_seen() -> None:
     random = np.random.RandomState(0)
     labels, offline = random.randint(0, CLASSES, SHAPE), random.choice([0, 3, 255], SHAPE).astype(np.uint8)
     own = Trusted(torch.from_numpy(labels), torch.full(SHAPE, 0.25))
-    found = offline_first(own, torch.from_numpy(offline))
-    np.testing.assert_array_equal(found.labels, np.where(offline == 255, labels, offline))
-    np.testing.assert_array_equal(found.weights, np.where(offline == 255, 0.25, 1.0))
-    assert offline_first(own, None) is own
+    seen = random.rand(*SHAPE) < 0.8
+    found = offline_first(own, torch.from_numpy(offline), torch.from_numpy(seen))
+    given = (offline != 255) & seen
+    np.testing.assert_array_equal(found.labels, np.where(given, offline, labels))
+    np.testing.assert_array_equal(found.weights, np.where(given, 1.0, 0.25))
+    assert offline_first(own, None, torch.from_numpy(seen)) is own
 
 
 def test_labels_of_another_size_are_the_nearest() -> None:

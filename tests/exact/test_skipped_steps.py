@@ -117,7 +117,7 @@ ANEW = "start a run of another name with a lower optimizer.learning_rate"
     ("what", "scale", "advice"),
     [
         ("statistics", 0, ANEW),
-        ("statistics", 1024, f"go on with mixed precision bf16, or {ANEW}"),
+        ("losses", 1024, f"go on with mixed precision bf16, or {ANEW}"),
         ("losses", 0, ANEW),
     ],
 )

@@ -126,6 +126,17 @@ def test_torchvisions_weights_fill_all_but_the_heads(architecture: str) -> None:
     assert all(torch.equal(state[name], weights[name]) for name in filled)
 
 
+def test_of_a_backbone_that_does_not_say_what_it_reads_it_is_told_how_it_is_taken() -> None:
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    bare = {name: tensor for name, tensor in weights.items() if not name.startswith("fc.")}
+    loaded = DeepLab("resnet18", 5, auxiliary_head=True, per_domain=False)
+    assert "needs its last layer, fc.weight" in load_weights(loaded, bare, "bare").converted
+    assert torch.equal(loaded.conv1.weight, bare["conv1.weight"])
+    start = {f"Scale.{name}": tensor for name, tensor in {**bare, "layer5.weight": torch.zeros(1)}.items()}
+    assert load_weights(loaded, start, "the published start").converted == ""
+    assert load_weights(loaded, loaded.state_dict(), "its own").converted == ""
+
+
 @pytest.mark.parametrize("weights", [{"a.b": torch.zeros(1)}, {"encoder": torch.zeros(1)}, {}])
 def test_a_file_without_a_fitting_name_is_refused(weights: dict[str, Tensor]) -> None:
     with pytest.raises(UserError, match=r"some\.pth: none of its"):

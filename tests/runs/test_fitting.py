@@ -234,6 +234,7 @@ ADAM_STATE = ("optimizers", "discriminators", "state", 0)
         (changed("precision", to="fp64"), "precision: expected one of no, tf32, bf16, fp16, got 'fp64'"),
         (changed("corrupt_samples", "totals", to=[1]), "corrupt_samples.totals: expected a list of 2 whole numbers"),
         (changed("corrupt_samples", "epochs", to=[-1, 0]), r"corrupt_samples\.epochs\[0\]: expected a whole number"),
+        (changed("corrupt_samples", "drawn", to=[3, -1]), r"corrupt_samples\.drawn\[1\]: expected a whole number"),
         (changed("journal", "losses", to=3), "journal.losses: expected a mapping"),
         (changed("journal", "losses", "source", to=float("inf")), "journal.losses.source: expected a finite number"),
         (changed("journal", "updates", to=0), "journal.updates: expected a whole number from 1"),

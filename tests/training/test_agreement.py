@@ -26,7 +26,7 @@ def samples(valid_pixels: int, replaced: bool) -> Batch:
         positions=torch.arange(2),
         own_sizes=torch.ones(2, 2),
         label_sizes=None,
-        replaced=torch.tensor([False, replaced]),
+        replaced=torch.tensor([0, int(replaced)]),
         windows=torch.tensor([[0.0, 0.0, 1.0, 1.0]] * 2, dtype=torch.float64),
         mirrored=torch.zeros(2, dtype=torch.bool),
     )

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.data import loading
+from esl_dist.data.class_counts import count_ids
 from esl_dist.data.labels import SemanticClass
 from esl_dist.data.loading import HostBatch, on_device
+from esl_dist.data.rare_classes import RareClassSampling
 from esl_dist.data.shards import open_shards
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.training import data as training_data
@@ -42,11 +44,14 @@ def write_pseudo_labels(folder: Path, **changes: Any) -> None:
     write_shards(folder / "pseudo_labels", labels, IN_A_SHARD, **changes)
 
 
+def sized(folder: Path) -> dict[str, Any]:
+    return {"path": str(folder), "size": [16, 12]}
+
+
 def opened(folder: Path, skip_corrupt: float) -> TrainingData:
-    size = [16, 12]
     config = configuration(
-        source={"path": str(folder / "source"), "size": size},
-        target={"path": str(folder / "target"), "size": size},
+        source=sized(folder / "source"),
+        target=sized(folder / "target"),
         pseudo_labels=str(folder / "pseudo_labels"),
         loader={"skip_corrupt": skip_corrupt},
     )
@@ -128,8 +133,48 @@ def test_exactly_the_largest_share_of_an_epoch_may_be_corrupt(folder: Path) -> N
         CorruptSamples(data, 100, 0.29, {}).add(0, marks)
 
 
+RARE = RareClassSampling(np.array([1.0]), (np.array([7]),))
+
+
+def test_where_rare_classes_are_drawn_a_corrupt_sample_counts_once_however_often_it_is_drawn(folder: Path) -> None:
+    data = replace(opened(folder, 0), source=range(100), rare_classes=RARE)
+    marks = torch.zeros(2, 10, dtype=torch.int64)
+    marks[0], state = 7 + 1, dict[str, list[int]]()
+    for step in range(5):
+        counts = CorruptSamples(data, 10, 0.02, state)
+        counts.add(step, marks)
+        state = counts.state()
+    assert state["drawn"] == [7]
+    assert counts.totals() == {"source": 50}
+    marks[0, :2] = torch.tensor([9, 10])
+    with pytest.raises(UserError, match=r"^3 of 100 source samples are corrupt"):
+        CorruptSamples(data, 10, 0.02, state).add(5, marks)
+
+
+def test_what_is_lost_with_a_shard_is_drawn_for_no_class(folder: Path) -> None:
+    pixels = {key: count_ids(draw(seed)[1]) for seed, (key, _) in enumerate(drawn_samples(SAMPLES))}
+    write_shards(folder / "source", drawn_samples(SAMPLES), IN_A_SHARD, label_pixels=pixels)
+    (folder / "source/shard-000002.tar").unlink()
+    options = configuration(
+        source={**sized(folder / "source"), "rare_classes": {"temperature": 1.0, "least_pixels": 1}},
+        target=sized(folder / "target"),
+        loader={"skip_corrupt": 0.5},
+    )
+    rare = open_training_data(options, METHODS["minent"]).rare_classes
+    assert rare is not None
+    drawn = {int(position) for shown in rare.positions for position in shown}
+    assert drawn == set(range(SAMPLES)) - {4, 5}
+
+
+def test_a_source_of_a_single_class_is_refused(folder: Path) -> None:
+    single = (SemanticClass("moon", (1, 2, 3), (0,)),)
+    write_shards(folder / "source", drawn_samples(SAMPLES), IN_A_SHARD, class_sets={"village3": single})
+    with pytest.raises(UserError, match="source: class set village3 has a single class, which leaves nothing to tell"):
+        opened(folder, 0)
+
+
 def test_a_source_without_a_labelled_pixel_is_refused(folder: Path) -> None:
-    foreign = (SemanticClass("moon", (1, 2, 3), (1000,)),)
+    foreign = (SemanticClass("moon", (1, 2, 3), (1000,)), SemanticClass("sun", (1, 2, 4), (1001,)))
     write_shards(folder / "source", drawn_samples(SAMPLES), IN_A_SHARD, class_sets={"village3": foreign})
     with pytest.raises(UserError) as error:
         opened(folder, 0)

@@ -165,6 +165,23 @@ def test_one_infinite_gradient_makes_every_optimiser_skip_and_lowers_the_scale(b
     assert all(not torch.equal(parameter, before[name]) for name, parameter in parameters.items())
 
 
+def test_an_overflow_that_only_running_statistics_show_is_one_too() -> None:
+    """A teacher has no gradients."""
+    built, scaler = networks(), GradScaler("cpu", init_scale=8.0)
+    built["teacher"] = networks()["segmentation"]
+    statistics, weight = built["teacher"].bn1.running_mean, built["segmentation"].conv1.weight
+    before, weight_before = statistics.clone(), weight.detach().clone()
+    updating = plain(built, scaler=scaler)
+    updating.begin_step()
+    statistics[0] = float("inf")
+    for parameter in (weight, built["discriminators"]["main"][0].weight):
+        add(updating, parameter, 1.0)
+    assert not updating.update("a step")
+    assert scaler.get_scale() == 4.0
+    assert torch.equal(statistics, before)
+    assert torch.equal(weight, weight_before)
+
+
 def test_the_scale_is_taken_out_of_the_gradients_and_their_norms() -> None:
     unscaled, scaled = networks("minent"), networks("minent")
     for built, scaler in ((unscaled, None), (scaled, GradScaler("cpu", init_scale=1024.0))):

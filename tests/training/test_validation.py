@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,28 @@ def test_pictures_are_seen_as_training_and_evaluation_see_them_unless_a_size_is_
         assert samples.labels is not None
         sizes.append(samples.size)
     assert sizes == [(40, 36), (16, 12), (24, 20)]
+
+
+def test_where_pictures_are_packed_at_another_size_than_the_trainings_it_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, width, height in (("source", 16, 12), ("target", 16, 12), ("val", 32, 24)):
+        sizes = {"image_size": (width, height), "label_size": (width, height)}
+        write_shards(tmp_path / name, drawn_samples(2, width, height), **sizes)
+    for size, told in ((None, True), ([40, 36], False)):
+        target = {"path": str(tmp_path / "target"), "size": size}
+        opened(tmp_path, target=target, validate_every=2, validation={"path": str(tmp_path / "val")})
+        note = f"note: validation.path={tmp_path}/val: size [32, 24], as packed, trained at [16, 12]"
+        assert (note in capsys.readouterr().out) == told
+
+
+def test_a_teacher_is_asked_with_the_statistics_that_it_has() -> None:
+    built = networks(**{TEACHER: tiny_network(2)})
+    source = SimpleNamespace(index=SimpleNamespace(dataset="s"), fingerprint=lambda: "1")
+    known = replace(KNOWN, precision="no", per_domain=True, shards={"source": "1", "target": "2"})
+    validation = validation_of(SimpleNamespace(images=source, size=None), built, known, Workers(0, 1))
+    assert validation.teacher is not None
+    assert (validation.student.statistics, validation.teacher.statistics) == ("source", "target")
 
 
 def test_without_shards_of_its_own_a_validation_takes_the_target_without_its_labels(tmp_path: Path) -> None:

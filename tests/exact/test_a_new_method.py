@@ -89,7 +89,7 @@ CUTS = {
 """Starts of a run, one after the other: until which step, on how many ranks, with how many reading processes."""
 
 
-@pytest.mark.parametrize("cuts", grid(sorted(CUTS), stay=["two, one, four, then one"]))
+@pytest.mark.parametrize("cuts", grid(sorted(CUTS), stay=[]))
 def test_neither_ranks_nor_restarts_on_other_ranks_nor_workers_show_in_it(
     server: RankServer, town: Path, tmp_path: Path, cuts: str
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.exact.trainings import IN_FLOAT64
+from tests.grids import grid
 from tests.programs import PROJECT, TINY_TRAINING, run, small_town, succeed
 
 
@@ -35,7 +36,7 @@ def content_of(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("score", ["entropy", "confidence"])
+@pytest.mark.parametrize("score", grid(["entropy", "confidence"], stay=["confidence"]))
 def test_pseudo_labels_have_the_same_bits_on_one_and_on_two_processes(
     town: Path, trained: Path, tmp_path: Path, score: str
 ) -> None:

@@ -31,8 +31,8 @@ SHOWN_CHARACTERS = 100
 def whole_file(path: Path, by: str = "") -> Iterator[IO[bytes]]:
     """Open a binary file that appears under `path` only when the block ends without an exception.
 
-    The bytes go to `path` + `by` + ".partial" first; they are fsynced before the rename, the folder after it. `by` is
-    for files that several processes may write at once: a text of this one's own.
+    The bytes go to a file beside it first, whose name ends in `by` + ".partial"; they are fsynced before the rename,
+    the folder after it. `by` is for files that several processes may write at once: a text of this one's own.
 
     Raises:
         OSError: the disk is full or fails; its `filename` says of which file.

@@ -32,7 +32,7 @@ TRUSTED = "teacher/trusted"
 """Curve of the share of the target's pixels of which the teacher is trusted."""
 
 LEAST_COUNT = 1e-100
-"""Of a bin of faded histograms; less is none."""
+"""Of a class in faded histograms; less is none."""
 
 LAST_ENTROPY_LEVEL = 1023
 """Level of entropy 1; level l stands for l / 1023. Medians of a network that learns need no finer ones."""
@@ -69,7 +69,7 @@ class Entropies(nn.Module):
         """Let the counts so far fade to `memory` of themselves, and add a step's, int64, summed over ranks."""
         self.histograms.mul_(memory).add_(counts)
         # The least numbers there are fade no further: of bins that all came down to one, the median would be wrong.
-        F.threshold(self.histograms, LEAST_COUNT, 0.0, inplace=True)
+        self.histograms.mul_(self.histograms.sum(1, keepdim=True) > LEAST_COUNT)
 
 
 def build_teaching(segmentation: SegmentationNetwork, classes: int, options: settings.Teacher) -> dict[str, nn.Module]:

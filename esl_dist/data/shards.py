@@ -9,7 +9,6 @@ Nothing read here is unpickled or executed; no name or key may lead out of its f
 import errno
 import hashlib
 import io
-import itertools
 import json
 import os
 import tarfile
@@ -255,32 +254,30 @@ def _opened_reader(folder: str | Path, cache: Cache | None) -> ShardReader:
 class BrokenShard(NamedTuple):
     """A shard that is missing or has another size than its index says.
 
-    `damage` says what was found where, and which samples it costs; `lost` are the positions of those that lie, wholly
-    or in part, in what is missing.
+    `damage` says what was found where, and which samples it costs; `lost`, how many lie, wholly or in part, in what is
+    missing.
     """
 
     damage: str
-    lost: list[int]
+    lost: int
 
 
 def broken_shards(reader: ShardReader) -> Iterator[BrokenShard]:
     """Yield the shards that are not there with their size, in the order of the index; far away, of first and last."""
     shards = reader.index.shards
-    before = itertools.accumulate((len(shard.samples) for shard in shards), initial=0)
-    numbered = list(zip(before, shards, strict=False))
-    for first, shard in numbered if reader.far is None else (*numbered[:1], *numbered[1:][-1:]):
+    for shard in shards if reader.far is None else (*shards[:1], *shards[1:][-1:]):
         size = _size(reader, shard)
         if size == shard.size:
             continue
         lost = [
-            position
-            for position, sample in enumerate(shard.samples, first)
+            sample.key
+            for sample in shard.samples
             if size is None or any(offset + count > size for offset, count, _ in sample.members.values())
         ]
         found = "is missing" if size is None else f"has {size} bytes"
-        named = f", {reader.key(lost[0])!r} first" if lost else ""
+        first = f", {lost[0]!r} first" if lost else ""
         damage = f"{reader.place(shard)}: {found}, the index says {shard.size}; "
-        yield BrokenShard(f"{damage}{len(lost)} of its {len(shard.samples)} samples are lost{named}", lost)
+        yield BrokenShard(f"{damage}{len(lost)} of its {len(shard.samples)} samples are lost{first}", len(lost))
 
 
 def _size(reader: ShardReader, shard: ShardEntry) -> int | None:

@@ -108,19 +108,16 @@ def _named_rows(config: Report, runs: Sequence[RunFolder], found: Sequence[Row],
 
 
 def _with_own_titles(rows: Sequence[Row]) -> list[Row]:
-    """Put before titles that several rows have as much of the end of their folders as tells these rows apart."""
-    alike: dict[str, list[tuple[str, ...]]] = {}
-    for row in rows:
-        alike.setdefault(row.title, []).append(_telling_folders(row))
-    return [
-        row if len(alike[row.title]) == 1 else replace(row, title=_own_title(row, alike[row.title])) for row in rows
-    ]
+    """Put before titles that several rows have as much of the end of their folders as tells each from the others."""
+    return [replace(row, title=_own_title(row, [one for one in rows if one.title == row.title])) for row in rows]
 
 
-def _own_title(row: Row, alike: Sequence[tuple[str, ...]]) -> str:
-    own = _telling_folders(row)
+def _own_title(row: Row, alike: Sequence[Row]) -> str:
+    if len(alike) == 1:
+        return row.title
+    own, *others = (_telling_folders(one) for one in (row, *(one for one in alike if one is not row)))
     for number in range(1, len(own) + 1):
-        if len({folders[-number:] for folders in alike}) == len(alike):
+        if all(other[-number:] != own[-number:] for other in others):
             return "/".join((*own[-number:], row.title))
     return row.file
 
@@ -137,7 +134,8 @@ def _rounds(config: Report, runs: Sequence[RunFolder], notes: list[str]) -> tupl
             notes.append(f"{without_secrets(place)}: pseudo-labels far away are not looked into; fetch the folder")
             continue
         if place not in config.pseudo_labels and not Path(place).exists():
-            notes.append(f"{place}: these pseudo-labels are not there; {elsewhere('pseudo_labels=[…]')}")
+            if not any(_ends_in(one, place) for one in config.pseudo_labels):
+                notes.append(f"{place}: these pseudo-labels are not there; {elsewhere('pseudo_labels=[…]')}")
             continue
         try:
             told, classes = told_of_round(Path(place))
@@ -152,20 +150,28 @@ def _rounds(config: Report, runs: Sequence[RunFolder], notes: list[str]) -> tupl
 
 
 def _say_of_rounds(rounds: Sequence[dict[str, Any]], runs: Sequence[RunFolder]) -> None:
-    names = _names(runs)
+    names, folders = _names(runs), [told["folder"] for told in rounds]
     for told in rounds:
-        labels = Path(told["folder"])
         told["used_by"] = [
-            name for name, run in zip(names, runs, strict=True) if _are_of(labels, run.config.pseudo_labels)
+            name
+            for name, run in zip(names, runs, strict=True)
+            if told["folder"] in _folders_of(run.config.pseudo_labels, folders)
         ]
 
 
-def _are_of(labels: Path, named: str | None) -> bool:
-    """Say whether a folder is that of a run's settings, which may name it from another folder than this one."""
+def _folders_of(named: str | None, folders: Sequence[str]) -> list[str]:
+    """Return which folder a run's settings name, perhaps from another folder than this one; none if several may be."""
     if named is None or is_url(named):
-        return False
-    own, parts = labels.resolve(), Path(named).parts
-    return own == Path(named).resolve() or (not Path(named).exists() and own.parts[-len(parts) :] == parts)
+        return []
+    if here := [one for one in folders if Path(one).resolve() == Path(named).resolve()]:
+        return here
+    there = [one for one in folders if not Path(named).exists() and _ends_in(one, named)]
+    return there if len(there) == 1 else []
+
+
+def _ends_in(folder: str, named: str) -> bool:
+    parts = Path(named).parts
+    return Path(folder).resolve().parts[-len(parts) :] == parts
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:

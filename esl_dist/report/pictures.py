@@ -30,10 +30,10 @@ from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.inference.inputs import open_inputs
 from esl_dist.prediction.levels import without_padding
 from esl_dist.prediction.predictions import prediction
-from esl_dist.prediction.predictions import shown as shown_items
 from esl_dist.prediction.predictor import Predictor
 from esl_dist.report.runs import RunFolder, elsewhere
 from esl_dist.reporting.pictures import natural_colors
+from esl_dist.reporting.progress import progress
 from esl_dist.reporting.scores import intersection_over_union, mean_iou, pixel_accuracy
 from esl_dist.urls import is_url
 
@@ -57,12 +57,14 @@ class Gallery:
         pictures: the target, with its labels or without.
         pseudo_labels: those of the target; None: there are none.
         side: of the longest side on the page.
+        problems: what of all this cannot be read, as it is found.
     """
 
     predictor: Predictor
     pictures: Samples
     pseudo_labels: Samples | None
     side: int
+    problems: list[str]
 
     @property
     def classes(self) -> ClassSet:
@@ -78,11 +80,10 @@ def gallery(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
     """
     if not runs or config.pictures == 0:
         return {"pictures": [], "note": "No pictures were asked for." if runs else "A gallery needs a run."}
-    problems: list[str] = []
     try:
-        shown = _opened(config, runs, device, problems)
+        shown = _opened(config, runs, device)
         positions = evenly(len(shown.pictures), config.pictures)
-        pictures = list(_pictures(shown, positions, problems))
+        pictures = list(_pictures(shown, positions))
     except UserError as error:
         return {"pictures": [], "note": f"No pictures can be shown: {error}"}
     trained = shown.predictor.trained
@@ -94,7 +95,7 @@ def gallery(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
         "ramp": np.reshape(entropy_palette(), (-1, 3)).tolist(),
         "of": len(shown.pictures),
         "pictures": pictures,
-        "note": f"Not all can be shown: {'; '.join(problems)}" if problems else None,
+        "note": f"Not all can be shown: {'; '.join(shown.problems)}" if shown.problems else None,
     }
 
 
@@ -103,8 +104,7 @@ def side_on_page(pictures: int) -> int:
     return round(LONGEST_SIDE * min(1.0, math.sqrt(AT_FULL_SIZE / pictures)))
 
 
-def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device, problems: list[str]) -> Gallery:
-    """Open what a gallery needs; of pseudo-labels that cannot be read, `problems` says so."""
+def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device) -> Gallery:
     run = runs[-1]
     targets = [one.config.target.path for one in reversed(runs) if one.config.target.path]
     if config.target is None and not targets:
@@ -117,19 +117,16 @@ def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device, pro
     predictor = inputs.load(run.folder)
     trained, shards = predictor.trained, inputs.shards
     labels = label_source(shards, trained.class_set, trained.classes) if shards.index.class_sets else None
-    return Gallery(
-        predictor,
-        Samples(shards, predictor.size, labels),
-        _pseudo_labels(config, runs, shards, predictor, problems),
-        side_on_page(min(config.pictures, len(shards))),
-    )
+    pseudo_labels, problems = _pseudo_labels(config, runs, shards, predictor)
+    side = side_on_page(min(config.pictures, len(shards)))
+    return Gallery(predictor, Samples(shards, predictor.size, labels), pseudo_labels, side, problems)
 
 
 def _pseudo_labels(
-    config: Report, runs: Sequence[RunFolder], shards: ShardReader, predictor: Predictor, problems: list[str]
-) -> Samples | None:
-    """Return the newest pseudo-labels of the target; None where there are none of these pictures."""
-    trained = predictor.trained
+    config: Report, runs: Sequence[RunFolder], shards: ShardReader, predictor: Predictor
+) -> tuple[Samples | None, list[str]]:
+    """Return the newest pseudo-labels of the target, None where there are none of these pictures, and problems."""
+    trained, problems = predictor.trained, list[str]()
     own = [run.config.pseudo_labels for run in reversed(runs) if run.config.pseudo_labels is not None]
     for place in [*own, *reversed(config.pseudo_labels)]:
         if not Path(place).is_dir():
@@ -137,21 +134,24 @@ def _pseudo_labels(
         try:
             reader = open_shards(place)
             if list(reader.keys()) == list(shards.keys()) and reader.index.class_sets.keys() == {trained.class_set}:
-                return Samples(shards, predictor.size, label_source(reader, trained.class_set, trained.classes))
+                source = label_source(reader, trained.class_set, trained.classes)
+                return Samples(shards, predictor.size, source), problems
         except UserError as error:
             problems.append(str(error))
-    return None
+    return None, problems
 
 
 @torch.inference_mode()
-def _pictures(shown: Gallery, positions: Sequence[int], problems: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield what the page shows of pictures, with a progress bar; of one that is damaged, `problems` says so."""
-    for position in shown_items(positions, len(positions), "pictures"):
+def _pictures(shown: Gallery, positions: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Yield what the page shows of pictures, with a progress bar; one that is damaged is left out."""
+    for position in progress(positions, len(positions), "pictures"):
         read = batches(shown.pictures, as_they_are([[position]]), Workers(0, 10.0), False)
         try:
-            yield _picture(shown, on_device(next(read), shown.predictor.device))
+            batch = on_device(next(read), shown.predictor.device)
         except CorruptSampleError as error:
-            problems.append(str(error))
+            shown.problems.append(str(error))
+            continue
+        yield _picture(shown, batch)
 
 
 def _picture(shown: Gallery, batch: Batch) -> dict[str, Any]:
@@ -181,8 +181,8 @@ def _picture(shown: Gallery, batch: Batch) -> dict[str, Any]:
             "entropy": entropy_url(entropy, size),
         },
     }
-    if shown.pseudo_labels is not None:
-        kept = _without_frame(shown.pseudo_labels.label(position), (width, height), frame)
+    if (whole := _pseudo_label(shown, position)) is not None:
+        kept = _without_frame(whole, (width, height), frame)
         told["kept"] = float((kept != IGNORE_INDEX).mean())
         told["layers"]["pseudo-label"] = labels_url(kept, shown.classes, size)
     if batch["labels"] is not None:
@@ -191,6 +191,14 @@ def _picture(shown: Gallery, batch: Batch) -> dict[str, Any]:
         told["labelled"] = _present(truth, shown.classes)
         told["layers"]["ground truth"] = labels_url(truth, shown.classes, size)
     return told
+
+
+def _pseudo_label(shown: Gallery, position: int) -> Labels | None:
+    try:
+        return None if shown.pseudo_labels is None else shown.pseudo_labels.label(position)
+    except CorruptSampleError as error:
+        shown.problems.append(str(error))
+        return None
 
 
 def _miou(confusion: NDArray[np.int64]) -> float | None:

@@ -4,6 +4,7 @@ A tracker may be slow or away, and training neither waits for it nor ends with i
 that fails costs a warning and is left alone from then on. It gets the run's name, settings and scalars.
 """
 
+import itertools
 import re
 import threading
 import time
@@ -46,10 +47,19 @@ def _tracker(name: str, run: str, logs: Path) -> "GeneralTracker":
     return tracker
 
 
-def _mlflow_name(tag: str) -> str:
-    """Return a tag as MLflow takes it, which refuses most characters that are no letter, and odd paths."""
-    parts = re.sub(r"[^\w\-./: ]", "_", tag).split("/")
-    return "/".join("_" if part in ("", ".", "..") else part for part in parts)
+def _mlflow_name(tag: str, names: dict[str, str]) -> str:
+    """Return a tag as MLflow takes it, which refuses most characters that are no letter, and odd paths.
+
+    Args:
+        tag: the tag.
+        names: of the tags so far, by tag; a name that is taken gets a number behind it.
+    """
+    if tag not in names:
+        parts = re.sub(r"[^\w\-./: ]", "_", tag).split("/")
+        plain = "/".join("_" if part in ("", ".", "..") else part for part in parts)
+        numbered = (f"{plain} {number}" if number > 1 else plain for number in itertools.count(1))
+        names[tag] = next(name for name in numbered if name not in names.values())
+    return names[tag]
 
 
 class BackgroundTracker:
@@ -73,14 +83,16 @@ class BackgroundTracker:
         self._thread.start()
 
     def _run(self, tracker: "GeneralTracker", settings: dict[str, Any]) -> None:
+        names: dict[str, str] = {}
         try:
             tracker.start()
             tracker.store_init_configuration(settings)
             self._begun.set()
             while (given := self._given.get()) is not None:
                 values, step = given
-                name_of = _mlflow_name if self.name == "mlflow" else str
-                tracker.log({name_of(tag): value for tag, value in values.items()}, step=step)
+                if self.name == "mlflow":
+                    values = {_mlflow_name(tag, names): value for tag, value in values.items()}
+                tracker.log(values, step=step)
             tracker.finish()
         except (Exception, SystemExit) as error:
             # Whatever it is, it is the tracker's, and no matter of the training.

@@ -17,7 +17,7 @@ UNFINISHED = ".scratch"
 
 def scoring_command(run: Path) -> str:
     """Return the command that scores a run, and leaves its scores where a report finds them."""
-    given, output = f"checkpoint={run}", f"output={run / 'scores' / run.name}.json"
+    given, output = f"checkpoint={run}", f"output={run / 'scores' / run.resolve().name}.json"
     return f"esl-dist evaluate {shlex.quote(given)} data.path=… {shlex.quote(output)}"
 
 

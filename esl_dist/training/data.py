@@ -138,8 +138,6 @@ def _open_rare_classes(source: Samples, options: settings.RareClasses, cache: Ca
     assert source.labels is not None
     counts = label_pixels(source.images, cache, source.replace_corrupt)
     pixels = pixels_of_classes(counts, source.labels.classes)
-    # None is drawn for what it cannot show.
-    pixels[[position for shard in broken_shards(source.images) for position in shard.lost]] = 0
     if pixels.max() <= options.least_pixels:
         raise UserError(
             f"{source.images.folder}: no picture has more than source.rare_classes.least_pixels={options.least_pixels} "
@@ -155,7 +153,7 @@ def _open_shards(folder: str, largest_share: float, cache: Cache) -> ShardReader
     shards = open_shards(folder, whole=False, cache=cache)
     broken = list(broken_shards(shards))
     require_same_on_ranks(str([shard.damage for shard in broken]), f"broken shards in {folder}")
-    lost = sum(len(shard.lost) for shard in broken)
+    lost = sum(shard.lost for shard in broken)
     # Not lost > share × number, a product that rounds: 0.29 × 100 is less than 29.
     if lost / len(shards) > largest_share:
         raise UserError(

@@ -1,5 +1,6 @@
 """How losses become gradients, and gradients new weights: on all networks that are trained, or on none."""
 
+import math
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ def schedule_note(options: settings.Optimizer, steps: int) -> str:
 class Updating:
     """How the losses of a step become new weights: plain optimisers, each rank holding all of their states.
 
-    With a loss scaler, gradients that are not finite make every optimiser skip, on every rank (their sum is not finite
-    anywhere), and the scale is lowered. The overflow has spoiled the batch-norm statistics by then: they go back.
+    With a loss scaler, gradients or running statistics that are not finite make every optimiser skip, on every rank
+    (the sums of ranks are not finite anywhere), and the scale is lowered. The batch-norm statistics go back.
     """
 
     def __init__(self, networks: nn.Module, optimizers: dict[str, Optimizer], scaler: GradScaler | None) -> None:
@@ -95,7 +96,7 @@ class Updating:
             Whether the networks were updated.
 
         Raises:
-            UserError: on every rank, if gradients are no finite numbers, and no lower loss scale can help.
+            UserError: on every rank, if gradients or running statistics are no finite numbers, and no lower scale can help.
             ValueError: ranks did not make the same passes.
         """
         self._gradients.finish_sums()
@@ -117,15 +118,15 @@ class Updating:
             scaler.unscale_(optimizer)
             infinite += scaler._found_inf_per_device(optimizer).values()
         # A teacher has no gradients: that it overflowed shows in its statistics alone.
-        statistics = running_statistics(self._networks)
-        if statistics:
-            infinite[0] += torch.stack([~one.isfinite().all() for one in statistics]).any()
+        if statistics := [one for one in running_statistics(self._networks) if one.is_floating_point()]:
+            infinite[0] += ~torch.stack(torch._foreach_norm(statistics, math.inf)).isfinite().all()
         # The one time in a step that the host waits for a GPU: whether there is an update is for it to know.
         finite = not bool(torch.stack(infinite).any())
         if not finite and scaler.get_scale() < 1:
             raise UserError(
-                f"{place}: gradients are no finite numbers, even at a loss scale of {scaler.get_scale():g}; go on with "
-                "mixed precision bf16 or none, or start a run of another name with a lower optimizer.learning_rate"
+                f"{place}: gradients or batch-norm statistics are no finite numbers, even at a loss scale of "
+                f"{scaler.get_scale():g}; go on with mixed precision bf16 or none, or start a run of another name with "
+                "a lower optimizer.learning_rate"
             )
         scaler.update()
         return finite

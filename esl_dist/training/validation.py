@@ -81,11 +81,11 @@ def _tell_other_size(shards: ShardReader, data: TrainingData, domain: Domain) ->
     packed = data.packed_sizes()
     own, trained_at = shards.index.image_size, packed.get(domain if domain in data.fingerprints else "source")
     if own != trained_at:
-        seen = "several sizes" if own is None else f"size {list(own)}"
-        trained = "several" if trained_at is None else list(trained_at)
+        packed_at, trained = ("several sizes" if one is None else f"{one[0]}×{one[1]}" for one in (own, trained_at))
+        size = "" if trained_at is None else f"; validation.size=[{trained_at[0]},{trained_at[1]}] shows them so"
         print_on_main(
-            f"note: validation.path={shards.folder}: {seen}, as packed, trained at {trained}; give validation.size=… "
-            "to see them at another"
+            f"note: validation.path={shards.folder}: pictures are seen as packed, at {packed_at}, those of the "
+            f"training at {trained}{size}"
         )
 
 

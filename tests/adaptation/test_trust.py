@@ -111,14 +111,15 @@ def test_counts_fade_from_step_to_step() -> None:
 
 def test_a_class_that_is_predicted_no_more_keeps_its_median_until_it_has_none() -> None:
     counts = torch.zeros(1, 1024, dtype=torch.int64)
-    counts[0, 100], counts[0, 900:] = 900_000, 1000
+    counts[0, :600], counts[0, 1000] = 1, 500
     entropies, none = Entropies(1), torch.zeros_like(counts)
     entropies.add(counts, 0.9)
     found = set()
     for _ in range(8000):
         entropies.add(none, 0.9)
         found.add(int(limits(entropies.histograms, 0.01)))
-    assert found == {100, 10}
+    # Of two that are all but equal, rounding may choose the other.
+    assert found in ({549, 10}, {550, 10}, {549, 550, 10})
     assert int(entropies.histograms.count_nonzero()) == 0
 
 

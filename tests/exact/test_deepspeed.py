@@ -174,7 +174,7 @@ def test_a_run_with_deepspeed_goes_on_without_it_on_one_process(
     assert_equal_to_rounding(everything_learned(run), everything_learned(plain))
 
 
-@pytest.mark.parametrize("stage", grid([1, 2], stay=[]))
+@pytest.mark.parametrize("stage", grid([1, 2], stay=[2]))
 def test_a_run_without_deepspeed_goes_on_with_it(
     server: RankServer, town: Path, tmp_path: Path, plain: Path, stage: int
 ) -> None:

@@ -68,7 +68,7 @@ def step_of_the_stop(job: Job, run: Path) -> int:
     ("number", "to"),
     grid(
         product([signal.SIGTERM, signal.SIGUSR1], [(1, 0), (2, 0), (2, 1)]),
-        stay=[(signal.SIGUSR1, (2, 1))],
+        stay=[(signal.SIGTERM, (2, 1))],
     ),
 )
 def test_a_signal_to_one_rank_saves_and_stops_all_after_the_same_step(

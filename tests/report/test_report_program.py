@@ -254,6 +254,20 @@ def test_named_scores_stand_for_a_run_and_rows_of_one_title_are_told_apart(
     assert not any("no scores" in note for note in content["notes"])
 
 
+def test_each_row_has_as_much_of_its_path_as_tells_it_from_the_others(
+    settings: Report, tmp_path: Path, experiments: Path
+) -> None:
+    places = ["a/val.json", "a/scores/val.json", "b/val.json", "c/b/val.json", "d/b/other.json"]
+    for place in places:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_bytes((experiments / "scores/advent.json").read_bytes())
+    settings.runs, settings.pictures = [str(tmp_path / place) for place in places], 0
+    main(settings)
+    titles = [row["title"] for row in content_of(Path(settings.output))["rows"]]
+    named = f"{tmp_path.name}/b/val"
+    assert titles == [str(tmp_path / "a/val.json"), str(tmp_path / "a/scores/val.json"), named, "c/b/val", "other"]
+
+
 def test_what_makes_missing_scores_is_told_so_that_the_next_report_finds_them(
     settings: Report, tmp_path: Path, experiments: Path
 ) -> None:
@@ -290,6 +304,13 @@ def test_a_damaged_part_of_the_gallery_takes_nothing_else_away(
     assert str(labels) in shown["note"]
     assert named in shown["note"]
 
+    shutil.copy(experiments / "labels/index.json", labels)
+    named = corrupt(labels, 1, "label.png")
+    main(settings)
+    shown = content_of(Path(settings.output))["gallery"]
+    assert ["pseudo-label" in one["layers"] for one in shown["pictures"]] == [False, True, True]
+    assert named in shown["note"]
+
 
 def test_from_another_folder_what_is_relative_is_asked_for(
     settings: Report, tmp_path: Path, experiments: Path, town: Path
@@ -310,3 +331,8 @@ def test_from_another_folder_what_is_relative_is_asked_for(
     content = content_of(Path(settings.output))
     assert len(content["gallery"]["pictures"]) == 4
     assert content["rounds"][0]["used_by"] == ["advent_esl"]
+    assert not any(note.startswith("labels: ") for note in content["notes"])
+    other = shutil.copytree(experiments / "labels", tmp_path / "other/labels")
+    settings.pseudo_labels += [str(other)]
+    main(settings)
+    assert [one["used_by"] for one in content_of(Path(settings.output))["rounds"]] == [[], []], "either may be meant"

@@ -144,7 +144,13 @@ def test_mlflow_takes_the_scalars_of_classes_of_any_name(tmp_path: Path, monkeyp
     warnings: list[str] = []
     begun = begin_trackers(["mlflow"], "r", tmp_path / "logs", {"steps": 3})
     curves = Curves(tmp_path, 0, with_tensorboard=False, others=begun, warn=warnings.append)
-    names = {"sky & clouds": "sky _ clouds", "road//lane/": "road/_/lane/_", "Straße": "Straße", "..": "_"}
+    names = {
+        "sky & clouds": "sky _ clouds",
+        "sky + clouds": "sky _ clouds 2",
+        "road//lane/": "road/_/lane/_",
+        "Straße": "Straße",
+        "..": "_",
+    }
     curves.write({"iou": dict.fromkeys(names, 0.5)}, 1)
     curves.write({"loss": {"x": 0.5}}, 2)
     curves.close()

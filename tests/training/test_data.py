@@ -13,7 +13,6 @@ from torch import Tensor
 
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.data import loading
-from esl_dist.data.class_counts import count_ids
 from esl_dist.data.labels import SemanticClass
 from esl_dist.data.loading import HostBatch, on_device
 from esl_dist.data.rare_classes import RareClassSampling
@@ -149,21 +148,6 @@ def test_where_rare_classes_are_drawn_a_corrupt_sample_counts_once_however_often
     marks[0, :2] = torch.tensor([9, 10])
     with pytest.raises(UserError, match=r"^3 of 100 source samples are corrupt"):
         CorruptSamples(data, 10, 0.02, state).add(5, marks)
-
-
-def test_what_is_lost_with_a_shard_is_drawn_for_no_class(folder: Path) -> None:
-    pixels = {key: count_ids(draw(seed)[1]) for seed, (key, _) in enumerate(drawn_samples(SAMPLES))}
-    write_shards(folder / "source", drawn_samples(SAMPLES), IN_A_SHARD, label_pixels=pixels)
-    (folder / "source/shard-000002.tar").unlink()
-    options = configuration(
-        source={**sized(folder / "source"), "rare_classes": {"temperature": 1.0, "least_pixels": 1}},
-        target=sized(folder / "target"),
-        loader={"skip_corrupt": 0.5},
-    )
-    rare = open_training_data(options, METHODS["minent"]).rare_classes
-    assert rare is not None
-    drawn = {int(position) for shown in rare.positions for position in shown}
-    assert drawn == set(range(SAMPLES)) - {4, 5}
 
 
 def test_a_source_of_a_single_class_is_refused(folder: Path) -> None:

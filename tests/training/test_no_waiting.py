@@ -56,7 +56,7 @@ def waits_of_a_step(options: settings.Method, half: bool, pseudo_labels: bool = 
     ("method", "half", "pseudo_labels"),
     grid(
         product(sorted(METHODS), [False, True], [False, True]),
-        stay=[("masked_consistency", True, True), *((method, False, True) for method in METHODS)],
+        stay=[(method, number % 2 == 0, number % 4 < 2) for number, method in enumerate(sorted(METHODS))],
     ),
 )
 def test_a_step_reads_nothing_back_from_the_device(method: str, half: bool, pseudo_labels: bool) -> None:

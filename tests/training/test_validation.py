@@ -167,7 +167,7 @@ def test_where_pictures_are_packed_at_another_size_than_the_trainings_it_is_said
     for size, told in ((None, True), ([40, 36], False)):
         target = {"path": str(tmp_path / "target"), "size": size}
         opened(tmp_path, target=target, validate_every=2, validation={"path": str(tmp_path / "val")})
-        note = f"note: validation.path={tmp_path}/val: size [32, 24], as packed, trained at [16, 12]"
+        note = "pictures are seen as packed, at 32×24, those of the training at 16×12; validation.size=[16,12] shows"
         assert (note in capsys.readouterr().out) == told
 
 

@@ -96,7 +96,7 @@ class Updating:
             Whether the networks were updated.
 
         Raises:
-            UserError: on every rank, if gradients or running statistics are no finite numbers, and no lower scale can help.
+            UserError: on every rank, if gradients or running statistics are not finite, and no lower scale can help.
             ValueError: ranks did not make the same passes.
         """
         self._gradients.finish_sums()

@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SEED ?= 0
-# With worksteal, a process that is done takes tests from the end of the other's list; most files stay together.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
+# With worksteal, a process that is done takes tests from the end of another's list; most files stay together. Three, for
+# two cores: some tests wait for what takes no processor, such as a rank that is lost.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
 INSTALLED := $(VENV)/.installed
 
 # Debian keeps what `python3 -m venv` needs in a package of its own.
@@ -24,12 +25,12 @@ test: $(INSTALLED)
 	$(PYTEST) -m "not grid and not cluster and not browser"
 	$(MAKE) check
 
-# The large grids, which `make test` leaves out; with PART=2/8, an eighth of them.
+# The large grids, which `make test` leaves out; with PART=2/16, a sixteenth of them.
 test-all: $(INSTALLED)
 	$(PYTEST) -m grid $(PART:%=--part %)
 
 # What needs root and Debian: a SLURM of two nodes, hosts in network namespaces, a root to install in, shells. One at a time;
-# with PART=2/8, an eighth of them.
+# with PART=2/16, a sixteenth of them.
 test-cluster: $(INSTALLED)
 	@dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1 || { echo "installing $(CLUSTER_PACKAGES)" && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); }
@@ -55,13 +56,14 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Python compiles a module when it is first imported; to compile all of them, most never used, takes pip over a minute.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(GET_VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing the dependencies into $(VENV) (several GB with PyTorch; once)"
-	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -e '.[test]'
+	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on --no-compile -e '.[test]'
 	@touch $@
 
 clean:

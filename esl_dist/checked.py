@@ -181,12 +181,12 @@ def _is_plain(value: Any) -> bool:
 
 
 def read_content(file: Path, remedy: str) -> Content:
-    """Read a JSON file; what does not fit in it is refused with `remedy`.
+    """Read a JSON file; what is damaged or does not fit in it is refused with `remedy`.
 
     Raises:
         UserError: as `files.read_json`.
     """
-    return Content(read_json(file), file, remedy)
+    return Content(read_json(file, remedy), file, remedy)
 
 
 Reader = Callable[[Content], Any]

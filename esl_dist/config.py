@@ -27,6 +27,7 @@ from esl_dist.config_groups import (
     Source,
     Teacher,
     TrainingShards,
+    Validation,
 )
 from esl_dist.config_types import (
     A_YEAR,
@@ -126,10 +127,7 @@ class Train:
     """Steps to train; at most optimizer.schedule_steps."""
     log_every: Steps = 20
     """Steps between two entries of the curves and, where standard error is no terminal, two lines."""
-    validation: Shards = field(default_factory=lambda: Shards(path=""))
-    """The pictures of validations, with labels for mIoU or without any; no path: the target itself, without labels;
-    size null: target.size, or source.size for pictures of the source or without a target; where that is null, too, as
-    they are packed."""
+    validation: Validation = field(default_factory=Validation)
     validate_every: StepsOrNone = 0
     """Steps between two validations; the last step is validated, too; 0: none. The best step's checkpoint stays."""
     pictures_every: StepsOrNone = 1000

@@ -44,6 +44,17 @@ class Shards:
 
 
 @dataclass
+class Validation(Shards):
+    """The pictures of validations while training, with labels for mIoU or without any."""
+
+    path: ShardFolder = ""
+    """Folder or URL of their shards; empty: the target itself, without labels."""
+    size: Size | None = None
+    """Width and height in pixels at which they are seen; null: target.size, or source.size for pictures of the source
+    or without a target; where that is null, too, as they are packed."""
+
+
+@dataclass
 class TrainingShards(Shards):
     """One packed data set split and what of its pictures a network sees in training.
 

@@ -247,8 +247,10 @@ DEEPEST_JSON = 100
 """Levels of lists and mappings inside each other; no file of this project has a tenth of them."""
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "make it again") -> Any:
     """Read a JSON file strictly: UTF-8, finite numbers, no key twice, no text that is no Unicode.
+
+    What is no such JSON is refused with `remedy`.
 
     Raises:
         UserError: the file is missing, is not JSON, or cannot be read.
@@ -261,7 +263,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); it may be damaged: make it again") from error
+        raise UserError(f"{path}: cannot be read as JSON ({error}); it may be damaged: {remedy}") from error
 
 
 def parsed_json(text: str) -> Any:

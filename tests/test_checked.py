@@ -172,3 +172,9 @@ def test_a_file_of_another_format_or_version_is_refused() -> None:
         version_of("begin anew", format="shards", format_version=4)
     with pytest.raises(UserError, match=r"^f\.json: expected the format 'shards'; make it again$"):
         version_of("begin anew", format="runs")
+
+
+def test_what_to_do_about_damaged_json_is_for_its_reader_to_say(tmp_path: Path) -> None:
+    (tmp_path / "counts.json").write_text("{")
+    with pytest.raises(UserError, match=r"it may be damaged: delete it to have them counted again$"):
+        read_content(tmp_path / "counts.json", "delete it to have them counted again")

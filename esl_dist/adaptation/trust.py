@@ -34,6 +34,9 @@ TRUSTED = "teacher/trusted"
 LEAST_COUNT = 1e-100
 """Of a class in faded histograms; less is none."""
 
+NO_MARGINS = (0.0, 0.0, 0.0, 0.0)
+"""Within them lies all of a picture; what of a part lies beyond it does not."""
+
 LAST_ENTROPY_LEVEL = 1023
 """Level of entropy 1; level l stands for l / 1023. Medians of a network that learns need no finer ones."""
 
@@ -94,7 +97,7 @@ def trusted_labels(step: Step) -> Trusted:
     samples, teacher = step.samples("target"), step.options.teacher
     predicted = taught(step)
     labels = highest_class(predicted)
-    seen = within_margins(samples, teacher.margins)
+    pictured, seen = (within_margins(samples, margins) for margins in (NO_MARGINS, teacher.margins))
     if teacher.trust == "share":
         by_pixel = False
         trusted = confident(predicted, labels, teacher.confidence)
@@ -106,7 +109,7 @@ def trusted_labels(step: Step) -> Trusted:
         trusted = levels <= limits(entropies.histograms, teacher.entropy_floor)[labels]
         step.count(ENTROPIES, counted(labels, levels, seen, len(entropies.histograms)))
     step.show_share(TRUSTED, (trusted & seen).sum(), trusted.numel())
-    by_teacher = Trusted(labels, weights(trusted, seen, by_pixel).to(predicted.dtype))
+    by_teacher = Trusted(labels, weights(trusted & pictured, seen, by_pixel).to(predicted.dtype))
     return offline_first(by_teacher, samples["labels"], seen)
 
 
@@ -160,13 +163,12 @@ def weights(trusted: Tensor, seen: Tensor, by_pixel: bool) -> Tensor:
 
     Args:
         trusted: bool (batch, height, width).
-        seen: bool, likewise: the others are not trusted, whatever is predicted there.
+        seen: bool, likewise.
         by_pixel: whether a trusted pixel weighs 1 and another 0; else each weighs the share of its picture's pixels
-            that are trusted.
+            that are trusted, whether they are seen or not, as published.
     """
-    trusted = trusted & seen
     if by_pixel:
-        return trusted
+        return trusted & seen
     shares = trusted.sum((1, 2)) / math.prod(trusted.shape[1:])
     return seen * shares[:, None, None]
 

@@ -10,8 +10,10 @@ import torch
 from esl_dist import config as settings
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.adaptation.optimisers import scheduled_rate
+from esl_dist.data.images import Size
 from esl_dist.data.labels import class_names
 from esl_dist.data.loading import Samples
+from esl_dist.data.views import scaled
 from esl_dist.ranks.collectives import world_size
 from esl_dist.ranks.session import Ranks
 from esl_dist.reporting.accounts import account, duration
@@ -87,21 +89,29 @@ def _in_short(config: settings.Train, data: TrainingData, ranks: Ranks) -> str:
 
 def _domain(options: settings.TrainingShards, samples: Samples) -> str:
     index = samples.images.index
-    width, height = samples.size or index.image_size or (0, 0)
-    size = f"{width}×{height}{'' if samples.size else ' as packed'}{_seen(options)}"
+    read = samples.size or index.image_size
+    width, height = read or (0, 0)
+    size = f"{width}×{height}{'' if samples.size else ' as packed'}{_seen(options, read)}"
     return f"{options.path}: {index.dataset} {index.split}, {_counted(len(samples), 'sample')} at {size}"
 
 
-def _seen(options: settings.TrainingShards) -> str:
-    """Say what of the pictures is seen, where that is not all as it is."""
+def _seen(options: settings.TrainingShards, read: Size | None) -> str:
+    """Say what is seen of pictures of the size `read`, where that is not all as it is; None: of several sizes."""
     least, greatest = options.scale
     scale = f"{least:g}" if least == greatest else f"{least:g} to {greatest:g}"
     parts = [
         f" × {scale}" if options.scale != [1.0, 1.0] else "",
         "" if options.crop is None else f", parts of {options.crop[0]}×{options.crop[1]}",
+        ", which no picture fills: what lies beyond is black" if _is_never_full(options, read) else "",
         ", mirrored at random" if options.mirror else "",
     ]
     return "".join(parts)
+
+
+def _is_never_full(options: settings.TrainingShards, read: Size | None) -> bool:
+    if options.crop is None or read is None:
+        return False
+    return any(part > side for part, side in zip(options.crop, scaled(read, options.scale[1]), strict=True))
 
 
 def _rare_classes(options: settings.RareClasses, data: TrainingData) -> str:
@@ -127,11 +137,19 @@ def _batch(config: settings.Train, data: TrainingData) -> str:
 
 def _network(config: settings.Train, first_step: int) -> str:
     network = config.network
-    start = "random weights (no network.start)" if network.start is None else f"weights of {network.start}"
-    if first_step:
-        start = f"weights of the checkpoint of step {first_step}"
+    start = f"weights of the checkpoint of step {first_step}" if first_step else _start(network)
     head = "" if network.auxiliary_head else "no "
     return f"{network.architecture}, {head}auxiliary head, {network.batch_norm} batch norm; {start}"
+
+
+def _start(network: settings.Network) -> str:
+    if network.pretrained:
+        return f"timm's pretrained weights of {network.architecture}"
+    if network.start is None:
+        return "random weights (no network.start)"
+    return f"weights of {network.start}" + (
+        "" if network.start_without is None else f", but its {network.start_without}"
+    )
 
 
 def _validations(config: settings.Train) -> str:

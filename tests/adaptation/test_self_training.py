@@ -13,6 +13,7 @@ from esl_dist import config as settings
 from esl_dist.adaptation.augmentation import augmented
 from esl_dist.adaptation.methods import METHODS
 from esl_dist.adaptation.passes import Normaliser, Step
+from esl_dist.adaptation.trust import trusted_labels
 from esl_dist.data.loading import Batch
 from tests.adaptation import formulas
 from tests.adaptation.steps import CLASSES, IMAGES, SIZE, domain_batch, make_step, micro_batch
@@ -90,11 +91,11 @@ def trusted(step: Step, teacher: Seen) -> tuple[np.ndarray, np.ndarray]:
             values = np.repeat(np.arange(1024), counts.astype(int))
             limit.append(max(values[len(values) // 2], int(1023 * rule.entropy_floor)))
         trusts = levels <= np.array(limit)[labels]
-    trusts &= inside
-    weights = trusts.astype(float)
+    # Margins count in a share, and weigh nothing.
+    weights = trusts * inside.astype(float)
     if rule.trust == "share" or rule.entropy_as == "weight":
         weights = trusts.mean((1, 2), keepdims=True) * inside
-    assert 0.02 < trusts.mean() < 0.6
+    assert 0.02 < (trusts & inside).mean() < trusts.mean() < 0.6
     return labels, weights
 
 
@@ -217,6 +218,20 @@ def test_the_teacher_gets_no_gradient_and_counts_what_it_predicts_within_the_mar
         if inside[y, x]:
             expected[labels[b, y, x], levels[b, y, x]] += 1
     np.testing.assert_array_equal(step.counts["entropies"], expected)
+
+
+@pytest.mark.parametrize(
+    "trust", [{"trust": "share"}, {"trust": "entropy", "entropy_as": "weight"}], ids=["share", "entropy"]
+)
+def test_what_of_a_part_lies_beyond_its_picture_counts_in_no_share(trust: dict[str, Any]) -> None:
+    method = options("self_training", entropy_floor=1.0, **trust)
+    # All that lies in the picture, margins too, is trusted: the left half of the part.
+    method.teacher.confidence = 0.0
+    target = domain_batch(2, False)
+    target["windows"] = torch.tensor([[0.0, 0.0, 2.0, 1.0]] * IMAGES, dtype=torch.float64)
+    found = trusted_labels(make_step("self_training", target, method)).weights.numpy()
+    assert set(np.unique(found[..., SIZE[1] // 2 :])) == {0.0}
+    assert set(np.unique(found)) == {0.0, 0.5}
 
 
 def test_counts_of_a_step_judge_the_next_one() -> None:

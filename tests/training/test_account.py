@@ -69,6 +69,32 @@ def test_the_beginning_says_where_the_weights_come_from(tmp_path: Path) -> None:
     assert facts(beginning(config, data, RANKS, RUN, 7))["network"].endswith("weights of the checkpoint of step 7")
 
 
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        (
+            {"architecture": "timm/mobilenetv2_100", "pretrained": True},
+            "timm's pretrained weights of timm/mobilenetv2_100",
+        ),
+        ({"start": "w.pth", "start_without": "heads"}, "weights of w.pth, but its heads"),
+    ],
+)
+def test_the_beginning_says_which_weights_are_pretrained_and_which_are_left_out(
+    tmp_path: Path, network: dict[str, Any], told: str
+) -> None:
+    config, data = training(tmp_path, network={**network, "auxiliary_head": False})
+    assert facts(beginning(config, data, RANKS, RUN, 0))["network"].endswith(f"; {told}")
+
+
+@pytest.mark.parametrize(("crop", "fills"), [([20, 12], True), ([24, 18], True), ([25, 12], False), ([16, 19], False)])
+def test_the_beginning_tells_of_parts_that_no_picture_fills(tmp_path: Path, crop: list[int], fills: bool) -> None:
+    source = {"path": str(tmp_path / "s"), "crop": crop, "scale": [0.5, 1.5]}
+    config, data = training(tmp_path, source=source)
+    told = facts(beginning(config, data, RANKS, RUN, 0))["source"]
+    assert f"parts of {crop[0]}×{crop[1]}" in told
+    assert told.endswith(", which no picture fills: what lies beyond is black") == (not fills)
+
+
 def test_the_beginning_of_source_only_training_has_no_target(tmp_path: Path) -> None:
     config, data = training(tmp_path, method={"name": "source_only"}, accumulate=2)
     told = facts(beginning(config, data, RANKS, RUN, 0))

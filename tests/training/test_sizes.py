@@ -60,7 +60,7 @@ def test_pictures_too_small_for_a_discriminator_are_refused_by_setting(shards: P
 def test_masked_consistency_needs_pictures_as_large_as_its_host_does(shards: Path, host: str) -> None:
     method = {"name": "masked_consistency", "host": host, "masks": {"block": 4}}
     if host == "advent":
-        with pytest.raises(UserError, match="needs pictures of at least 32×32 pixels"):
+        with pytest.raises(UserError, match=r"method\.host=advent needs pictures of at least 32×32 pixels"):
             checked(shards, [24, 24], [24, 24], "masked_consistency", method=method)
     else:
         checked(shards, [24, 24], [24, 24], "masked_consistency", method=method)

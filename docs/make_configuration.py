@@ -73,6 +73,7 @@ which go before the file. `--help` prints the settings of a program.
   machine is looked at when it is used.
 - A text is taken as it is written: a run named 0001 or `no` has that name. It is at most 4095 bytes without control
   characters and, but for `target.path`, not empty.
+- Of a setting that stands twice among the words, the last counts, so that a script's words can be changed behind them.
 - `key=` with nothing behind it makes a setting null that may be null, and undoes a `target.path` of the file. Others
   need a value.
 - A file is a regular one (each process reads it, and a pipe can be read once) in UTF-8, without keys that stand twice

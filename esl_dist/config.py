@@ -132,7 +132,7 @@ class Train:
     """Steps between two validations; the last step is validated, too; 0: none. The best step's checkpoint stays."""
     pictures_every: StepsOrNone = 1000
     """Steps between two sets of pictures in TensorBoard, a row a sample: image, labels, prediction, entropy and
-    pseudo-label; 0: none."""
+    pseudo-label; the last step has one, too; 0: none."""
     pictures_of: ShownSamples = 3
     """Samples of each domain, and of labelled validations, in these pictures: always the same ones, evenly over the
     shards."""

@@ -192,7 +192,8 @@ class Method:
     """The adaptation method and the weights of its losses."""
 
     name: str = "advent"
-    """A name in the table of `esl_dist.adaptation.catalogue`."""
+    """`advent`, `minent`, `source_only`, `self_training` or `masked_consistency`: what `esl_dist.adaptation.catalogue`
+    lists."""
     discriminator_channels: Annotated[int, limits(at_least=1, at_most=1024)] = 64
     """Channels of a discriminator's first layer (published: 64)."""
     cross_entropy: LevelWeights = field(default_factory=lambda: LevelWeights(main=1.0, auxiliary=0.1))

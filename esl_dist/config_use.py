@@ -223,11 +223,10 @@ class Report:
 class Doctor:
     """esl-dist doctor: say what this machine has, and whether a recipe can run on it."""
 
-    program: Annotated[str, one_of("train", "pseudo-label", "evaluate")] = "train"
-    """The program whose settings are looked at."""
+    program: Annotated[str, one_of("train", "pseudo-label", "evaluate")] | None = None
+    """The program whose settings are looked at; null: train, or the machine alone where nothing is given."""
     recipe: LocalPath | None = None
-    """YAML file with its settings, or a recipe's name; null: none, and without `settings` the machine alone is looked
-    at."""
+    """YAML file with its settings, or a recipe's name; null: none."""
     settings: list[str] = field(default_factory=list)
     """Its settings that go before those of the recipe, each as key=value."""
     processes: Annotated[int, limits(at_least=1, at_most=2**20)] | None = None

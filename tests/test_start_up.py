@@ -122,7 +122,12 @@ CONTRADICTIONS = [
         {},
         "output: cannot write into /proc/o",
     ),
-    ("launch/train", ("pseudo_labels={here}/gone",), {}, "gone: no such folder of shards"),
+    (
+        "launch/train",
+        ("pseudo_labels={here}/gone",),
+        {},
+        "gone: no such folder of shards; make it with esl-dist pseudo",
+    ),
     (
         "launch/train",
         ("experiments={here}", "network.start={here}/gone"),
@@ -139,6 +144,13 @@ CONTRADICTIONS = [
     ("launch/train", ("precision=bf16",), {"ACCELERATE_MIXED_PRECISION": "fp16"}, "contradicts the launcher"),
     ("launch/evaluate", ("mode=ensemble",), {}, "mode=ensemble needs its networks"),
     ("launch/evaluate", ("checkpoint={here}/gone",), {}, "gone: no checkpoint"),
+    ("launch/evaluate", ("as_packed=true", "data.size=[8,8]"), {}, "as_packed=true contradicts data.size=[8, 8]"),
+    (
+        "launch/pseudo_label",
+        ("as_packed=true", "target.size=[8,8]"),
+        {},
+        "as_packed=true contradicts target.size=[8, 8]",
+    ),
     ("launch/evaluate", ("checkpoint={here}/empty",), {}, "empty: no checkpoint; expected a run folder"),
     ("launch/evaluate", ("checkpoint={here}/empty", "mode=best"), {}, "empty: no run; expected a folder with config"),
     ("launch/evaluate", ("classes_from={here}/gone.yaml",), {}, "gone.yaml: no such configuration file"),

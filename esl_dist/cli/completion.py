@@ -23,6 +23,7 @@ OPTIONS = CONFIG, HELP = "--config", "--help"
 
 NAMED: dict[str, Callable[[], Iterable[str]]] = {
     CONFIG: recipes,
+    "recipe": recipes,
     "dataset": descriptions,
     "classes_from": descriptions,
     "method.name": lambda: METHODS,

@@ -8,6 +8,7 @@ from esl_dist.called import COMMAND
 from esl_dist.cli.commands import Command
 from esl_dist.command_line import described
 from esl_dist.config_files import describe, meaning_of_group
+from esl_dist.files import shortened
 
 WIDTHS = (80, 140)
 """Least and most columns that a line may have; where there is no terminal, it has the 100 in between."""
@@ -26,7 +27,9 @@ def help_of(name: str, command: Command, words: Sequence[str] = ()) -> str:
         "--help WORD": "the whole text of the settings whose names have WORD in them",
         "key=value": "settings, which go before those of the file",
     }
+    unknown = [f"no setting has {' or '.join(map(shortened, words))} in its name; all settings:"] if words else []
     parts = [
+        *unknown,
         f"usage: {COMMAND} {name} [--help [WORD]] [--config FILE] [key=value ...]",
         command.summary,
         "\n".join(["examples:", *(f"  {COMMAND} {example}" for example in command.examples)]),

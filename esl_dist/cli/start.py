@@ -1,6 +1,7 @@
 """From the words of `esl-dist` to the program that they ask for; click reads the first, the program the others."""
 
 import difflib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from esl_dist.cli.commands import COMMANDS
 from esl_dist.early import COMPLETION_VARIABLE
 
 SHELLS = ("bash", "zsh", "fish")
+CONFIG = "--config"
 HELP = frozenset({"-h", "--help"})
 
 
@@ -125,11 +127,26 @@ def _asked(words: Sequence[str]) -> tuple[type, Callable[[Any], int | None], lis
 
 
 def _with_list(words: Sequence[str], setting: str | None) -> list[str]:
-    """Put the words without `=` that begin a command line into the setting that is their list."""
-    count = next((place for place, word in enumerate(words) if "=" in word or word.startswith("-")), len(words))
-    if setting is None or count == 0:
+    """Put the words without `=` into the setting that is their list, where a command has one.
+
+    Raises:
+        UserError: the setting is given, too.
+    """
+    if setting is None:
         return list(words)
-    return [f"{setting}={json.dumps(words[:count], ensure_ascii=False)}", *words[count:]]
+    listed, others, behind = list[str](), list[str](), iter(words)
+    for word in behind:
+        if word == CONFIG:
+            others += [word, *itertools.islice(behind, 1)]
+        else:
+            (others if "=" in word or word.startswith("-") else listed).append(word)
+    if not listed:
+        return others
+    if any(word.startswith(f"{setting}=") for word in others):
+        from esl_dist.errors import UserError
+
+        raise UserError(f"command line: {setting} are given as words and as {setting}=…; choose one way")
+    return [f"{setting}={json.dumps(listed, ensure_ascii=False)}", *others]
 
 
 def _problem(error: click.UsageError, words: Sequence[str]) -> str:

@@ -184,8 +184,12 @@ def write_index(folder: Path, index: ShardIndex) -> None:
     write_json(folder / INDEX_NAME, content, indent=None)
 
 
-def refuse_missing_shards(place: str | Path) -> None:
+def refuse_missing_shards(place: str | Path, maker: str = "esl-dist pack") -> None:
     """Make sure that there is a folder of shards with an index, whatever that says; far away, nobody looks yet.
+
+    Args:
+        place: the folder, or a URL.
+        maker: the command that makes what is missing.
 
     Raises:
         UserError: there is none.
@@ -193,13 +197,13 @@ def refuse_missing_shards(place: str | Path) -> None:
     if is_url(str(place)):
         return
     if not (folder := Path(place)).is_dir():
-        raise UserError(f"{folder}: no such folder of shards; make it with esl-dist pack")
-    _refuse_missing_index(folder)
+        raise UserError(f"{folder}: no such folder of shards; make it with {maker}")
+    _refuse_missing_index(folder, maker)
 
 
-def _refuse_missing_index(folder: Path) -> None:
+def _refuse_missing_index(folder: Path, maker: str = "esl-dist pack") -> None:
     if not (folder / INDEX_NAME).is_file():
-        raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with esl-dist pack")
+        raise UserError(f"{folder}: no {INDEX_NAME}, so no complete folder of shards; make it with {maker}")
 
 
 def read_index(folder: Path) -> ShardIndex:

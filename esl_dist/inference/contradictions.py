@@ -1,6 +1,6 @@
 """Settings of programs that use trained networks, and what they may not be: known before torch is imported."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +75,7 @@ def checks_of_evaluation(config: Evaluate) -> list[Check]:
     ]
     return [
         *(partial(_refuse, message, contradicts) for message, contradicts in contradictions.items()),
+        partial(_refuse_two_sizes, config.as_packed, "data.size", config.data.size),
         partial(refuse_among_inputs, "output", config.output, inputs),
         partial(refuse_among_inputs, "predictions", config.predictions, inputs),
         partial(refuse_replacing, "output", config.output, holds_scores, "holds no scores"),
@@ -112,9 +113,10 @@ def check_labelling(config: PseudoLabel) -> None:
 
 
 def checks_of_labelling(config: PseudoLabel) -> list[Check]:
-    """Return what each refuse, with a UserError, one place for pseudo-labels that cannot be."""
+    """Return what each refuse, with a UserError, one contradiction, or one place for pseudo-labels that cannot be."""
     inputs = [("target.path", config.target.path), ("checkpoint", config.checkpoint)]
     return [
+        partial(_refuse_two_sizes, config.as_packed, "target.size", config.target.size),
         partial(refuse_among_inputs, "output", config.output, [*inputs, ("classes_from", config.classes_from)]),
         partial(_refuse_around_target, config),
         partial(refuse_other_use, "output", Path(config.output)),
@@ -133,6 +135,11 @@ def checks_of_labelled(config: PseudoLabel) -> list[Check]:
 def _refuse(message: str, contradicts: bool) -> None:
     if contradicts:
         raise UserError(message)
+
+
+def _refuse_two_sizes(as_packed: bool, key: str, size: Sequence[int] | None) -> None:
+    if as_packed and size is not None:
+        raise UserError(f"as_packed=true contradicts {key}={list(size)}; leave out one of the two")
 
 
 def _refuse_around_target(config: PseudoLabel) -> None:
@@ -155,6 +162,11 @@ def check_predicting(config: Predict) -> None:
     output, pictures = Path(config.output).resolve(), Path(config.pictures).resolve()
     if config.overlap != Predict.overlap and config.window is None:
         raise UserError(f"overlap={config.overlap:g} is for window=[width,height]; give both or none")
+    _refuse_two_sizes(config.as_packed, "size", config.size)
+    if config.keep_aspect_ratio and config.as_packed:
+        raise UserError(
+            "as_packed=true changes no picture's size, so keep_aspect_ratio=true has no part in it; leave it out"
+        )
     inputs = [
         ("pictures", searched(config.pictures)),
         ("checkpoint", config.checkpoint),

@@ -83,8 +83,6 @@ class Conditions:
         domain = cast(Domain, asked.domain or self.own_domain(trained))
         if asked.domain is not None:
             refuse_missing_statistics(trained, asked.domain)
-        if asked.as_packed and self.size is not None:
-            raise UserError(f"as_packed=true contradicts the size {self.size}; leave out one of the two")
         size = None if asked.as_packed else as_size(self.size) or self.usual_size(trained, domain)
         precision = asked.precision or trained.precision or "no"
         if (problem := missing(precision, self.device)) is not None:

@@ -87,10 +87,12 @@ def refuse_other_demo(folder: Path, asked: dict[str, Any]) -> None:
     """Note what the demo in `folder` is made of.
 
     Raises:
-        UserError: it was begun with something else.
+        UserError: it was begun with something else, or it is not the demo's.
     """
     note = folder / "demo.json"
     if not note.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder}: holds what is not of this demo; choose a folder of its own")
         write_json(note, asked)
     else:
         before = read_content(note, f"delete {folder} and start again").mapping()

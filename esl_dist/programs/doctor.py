@@ -27,7 +27,7 @@ def words_of_doctor(words: Sequence[str]) -> list[str]:
     A key that is none of doctor's is one of the program. What cannot be understood stays, to be refused.
 
     Raises:
-        UserError: the first word names no program that is looked at.
+        UserError: the first word names no program that is looked at, or there are two recipes.
     """
     own, others, rest, words = settings_of(Doctor), list[str](), list[str](), list(words)
     if words and words[0] in PROGRAMS:
@@ -44,6 +44,8 @@ def words_of_doctor(words: Sequence[str]) -> list[str]:
             others.append(word.replace("${", r"\${"))
         else:
             rest.append(word)
+    if (given := sum(word.startswith("recipe=") for word in rest)) > 1:
+        raise UserError(f"doctor: a recipe is given {given} times (--config or recipe=); expected one")
     return [*rest, f"settings={json.dumps(others, ensure_ascii=False)}"] if others else rest
 
 
@@ -67,7 +69,7 @@ def _asked(config: Doctor) -> Train | PseudoLabel | Evaluate | None:
     Raises:
         UserError: they cannot be read.
     """
-    if config.recipe is None and not config.settings:
+    if config.recipe is None and not config.settings and config.program is None and config.processes is None:
         return None
     recipe = None if config.recipe is None else recipe_file(config.recipe)
-    return load_config(PROGRAMS[config.program], recipe, config.settings)
+    return load_config(PROGRAMS[config.program or "train"], recipe, config.settings)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from esl_dist.config import Report
+from esl_dist.data.shard_index import read_index, refuse_missing_shards
 from esl_dist.early import give_interrupt_back
 from esl_dist.environment import is_alone
 from esl_dist.errors import UserError
@@ -11,6 +12,7 @@ from esl_dist.inference.output_places import refuse_replacing
 from esl_dist.report.writing import is_report, write_page
 from esl_dist.reporting.accounts import account
 from esl_dist.runs.layout import refuse_missing_run
+from esl_dist.urls import is_url
 
 
 def main(config: Report) -> None:
@@ -51,8 +53,26 @@ def check_report(config: Report) -> None:
         # A file is one of scores.
         if not Path(one).is_file():
             refuse_missing_run(Path(one))
+    _refuse_what_is_named_and_not_there(config)
     output = Path(config.output)
     if output.is_dir():
         raise UserError(f"output={output}: a folder; expected the name of an HTML file")
     refuse_replacing("output", output, is_report, "is no report")
     refuse_unwritable("output", config.output, output.absolute().parent)
+
+
+def _refuse_what_is_named_and_not_there(config: Report) -> None:
+    for file in config.scores:
+        if not Path(file).is_file():
+            raise UserError(f"scores: {file}: no such file; expected one that esl-dist evaluate has written")
+    for folder in config.pseudo_labels:
+        if not Path(folder).is_dir():
+            raise UserError(
+                f"pseudo_labels: {folder}: no such folder; expected one that esl-dist pseudo-label has written"
+            )
+    if config.target is not None and not is_url(config.target):
+        refuse_missing_shards(config.target)
+        read_index(Path(config.target))
+    repeated = [one for one in config.runs if config.runs.count(one) > 1]
+    if repeated:
+        raise UserError(f"runs: {repeated[0]} is named twice; take one out")

@@ -91,12 +91,17 @@ def gallery(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
         "run": trained.name,
         "step": trained.step,
         "target": str(shown.pictures.images.folder),
+        "pseudo_labels": _folder_of_labels(shown.pseudo_labels),
         "classes": class_names(shown.classes),
         "ramp": np.reshape(entropy_palette(), (-1, 3)).tolist(),
         "of": len(shown.pictures),
         "pictures": pictures,
         "note": f"Not all can be shown: {'; '.join(shown.problems)}" if shown.problems else None,
     }
+
+
+def _folder_of_labels(samples: Samples | None) -> str | None:
+    return None if samples is None or samples.labels is None else str(samples.labels.shards.folder)
 
 
 def side_on_page(pictures: int) -> int:

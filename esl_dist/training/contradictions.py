@@ -212,9 +212,11 @@ def check_inputs(config: settings.Train) -> None:
         return
     refuse_missing_trackers(config.trackers)
     target = config.target.path if needs_target(config) else None
-    for place in (config.source.path, target, config.pseudo_labels, config.validation.path or None):
+    for place in (config.source.path, target, config.validation.path or None):
         if place is not None:
             refuse_missing_shards(place)
+    if config.pseudo_labels is not None:
+        refuse_missing_shards(config.pseudo_labels, "esl-dist pseudo-label")
     # A run that goes on reads them no more; one without a name may be any of those that are there.
     run = "*" if config.name is None else escape(config.name)
     if any(Path(config.experiments).glob(f"snapshots/{run}/checkpoints")):

@@ -1,6 +1,6 @@
 """What a training reads: the samples of both domains, and from them this rank's part of every step."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import count, repeat
@@ -103,6 +103,7 @@ def open_training_data(config: settings.Train, method: Method) -> TrainingData:
     if config.pseudo_labels is not None:
         pseudo = _open_shards(config.pseudo_labels, largest_share, cache)
         fingerprints["pseudo_labels"] = pseudo.fingerprint()
+        _refuse_source_as_pseudo_labels(config, fingerprints)
         labels = label_source(pseudo, class_set, classes)
         _refuse_other_frame(target, pseudo, size)
         _warn_of_other_pictures(target, pseudo)
@@ -183,10 +184,23 @@ def _refuse_unlabelled(source: Samples, class_set: str) -> None:
     )
 
 
+def _refuse_source_as_pseudo_labels(config: settings.Train, fingerprints: Mapping[str, str]) -> None:
+    if fingerprints["pseudo_labels"] == fingerprints["source"] != fingerprints["target"]:
+        raise UserError(
+            f"pseudo_labels={config.pseudo_labels}: these are the source's shards, whose labels are not the target's; "
+            "give the folder that esl-dist pseudo-label has written"
+        )
+
+
 def _warn_of_other_pictures(target: ShardReader, pseudo: ShardReader) -> None:
-    """Tell of pseudo-labels that were made of other shards whose keys are the same: perhaps of other pictures."""
+    """Tell of labels that may be of other pictures: made of other shards with the same keys, or not by a network."""
     made_for = pseudo.index.made_with.get("target")
-    if made_for not in (None, target.fingerprint()):
+    if made_for is None:
+        warn(
+            f"{pseudo.folder}: no pseudo-labels of esl-dist pseudo-label; its labels are learned as those of the "
+            "target's pictures with the same names"
+        )
+    elif made_for != target.fingerprint():
         warn(
             f"{pseudo.folder}: its labels were made for other shards than {target.folder}; make sure that the "
             "pictures are the same, packed anew, or label these"

@@ -144,7 +144,7 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
                 _refuse_not_finite({f"the loss {name}": mean for name, mean in means.items()}, done, training)
             if log_now:
                 log.write(done, means, rates, corrupt.totals(), training.updating.norms())
-            if config.pictures_every and done % config.pictures_every == 0:
+            if config.pictures_every and (is_last or done % config.pictures_every == 0):
                 log.draw(done, drawing.rows())
             saver.raise_failure()
             if save_now:

@@ -136,6 +136,7 @@ def complete(command: str, *words: str) -> list[str]:
         ("doctor", ["evaluate", "train"], []),
         ("doctor", ["pseudo-label", "score", "=", "conf"], ["confidence"]),
         ("doctor", ["train", "recip"], ["recipe="]),
+        ("doctor", ["recipe=demo/self"], ["recipe=demo/self_training"]),
         ("train", ["evalu"], []),
     ],
 )

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import pytest
 
 from esl_dist import called, command_line, config
+from esl_dist.adaptation.catalogue import METHODS
 from esl_dist.cli import start
 from esl_dist.cli.commands import COMMANDS
 from esl_dist.cli.help import help_of
@@ -21,6 +22,7 @@ from esl_dist.config_files import describe, load_config
 from esl_dist.config_values import settings_of
 from esl_dist.early import STATE_FILE
 from esl_dist.endings import read_state
+from esl_dist.errors import UserError
 from esl_dist.runs.run_record import RUN_RECORD, read_record
 from tests.cli.commands import COMMAND, environment, esl_dist
 from tests.on_ranks import PROJECT, shared_server
@@ -90,6 +92,17 @@ def test_the_whole_text_of_a_setting_is_asked_for_by_its_name(tmp_path: Path) ->
     [told] = [one for one in describe(config.Train) if one[0] == "loader.workers"]
     done = esl_dist("train", "--help", "loader.workers", folder=tmp_path)
     assert done.stdout == f"  loader.workers ({told[1]}; {told[2]})\n      {told[3]}\n"
+
+
+def test_a_name_that_no_setting_has_is_told_above_all_settings() -> None:
+    told = help_of("predict", COMMANDS["predict"], ["nosuch"])
+    assert told.startswith("no setting has 'nosuch' in its name; all settings:\n\nusage: esl-dist predict ")
+    assert help_of("predict", COMMANDS["predict"]).startswith("usage: ")
+
+
+def test_the_text_on_methods_names_each() -> None:
+    [told] = [one for one in describe(config.Train) if one[0] == "method.name"]
+    assert {name for name in METHODS if f"`{name}`" in told[3]} == set(METHODS)
 
 
 @pytest.mark.parametrize(
@@ -169,11 +182,14 @@ def test_a_program_has_one_name_as_a_command_and_as_a_script(name: str, monkeypa
 
 
 def test_words_that_are_no_settings_are_the_list_of_a_command_that_takes_one() -> None:
-    words = ["a b", "c", "output=r.html", "d"]
+    words = ["a b", "output=r.html", "c", "--config", "f", "--help", "d"]
     assert start._with_list(words, None) == words
     first, *others = start._with_list(words, "runs")
-    assert (json.loads(first.removeprefix("runs=")), others) == (["a b", "c"], ["output=r.html", "d"])
+    assert json.loads(first.removeprefix("runs=")) == ["a b", "c", "d"]
+    assert others == ["output=r.html", "--config", "f", "--help"]
     assert start._with_list(["output=r.html"], "runs") == ["output=r.html"]
+    with pytest.raises(UserError, match="runs are given as words and as runs=…; choose one way"):
+        start._with_list(["a", "runs=[b]"], "runs")
 
 
 def test_recipes_are_listed(tmp_path: Path) -> None:

@@ -43,6 +43,18 @@ def test_a_mistake_in_the_call_is_refused_and_no_finding(tmp_path: Path) -> None
         main(asked("--config", str(tmp_path / "none.yaml")))
 
 
+def test_a_program_or_a_number_of_processes_needs_the_settings_that_are_to_run() -> None:
+    for words, missing in ((["evaluate"], "data.path"), (["processes=3"], "source.path"), (["train"], "source.path")):
+        with pytest.raises(UserError, match=rf"no value for {missing}"):
+            main(asked(*words))
+
+
+def test_two_recipes_are_refused() -> None:
+    for words in (["--config", "demo/advent", "--config=demo/minent"], ["recipe=demo/advent", "--config", "a.yaml"]):
+        with pytest.raises(UserError, match=r"doctor: a recipe is given 2 times \(--config or recipe=\); expected one"):
+            words_of_doctor(words)
+
+
 def test_the_machine_alone_can_be_asked_about(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(asked()) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -69,8 +69,6 @@ def test_what_is_asked_for_goes_first_and_what_differs_is_said(trained: TrainedN
         "r: precision no, trained in bf16",
     ]
     assert told(trained, shards, None, as_packed=True) == ["r: size as packed, trained at 40×36"]
-    with pytest.raises(UserError, match=r"as_packed=true contradicts the size \[64, 48\]"):
-        predictor_for(trained, shards, [64, 48], asked(as_packed=True))
 
 
 def test_pictures_that_are_packed_at_another_size_than_those_of_the_training_are_told_of(

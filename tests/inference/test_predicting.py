@@ -283,6 +283,8 @@ def test_what_is_passed_over_is_one_line(folder: Path, tmp_path: Path, capsys: p
     ("changes", "message"),
     [
         ({"overlap": 0.5}, r"overlap=0\.5 is for window=\[width,height\]"),
+        ({"as_packed": True, "size": [64, 32]}, r"as_packed=true contradicts size=\[64, 32\]; leave out one"),
+        ({"as_packed": True, "keep_aspect_ratio": True}, "as_packed=true .* keep_aspect_ratio=true has no part in it"),
         ({"output": "{here}/p/out"}, "output=.*/p/out lies in pictures=.*/p, which is read"),
         ({"pictures": "{here}/o/overlay"}, "output=.*/o holds pictures=.*/o/overlay; choose a folder of its own"),
         ({"pictures": "{here}/o/*.png"}, r"output=.*/o holds pictures=.*/o/\*\.png; choose a folder of its own"),
@@ -292,7 +294,7 @@ def test_what_is_passed_over_is_one_line(folder: Path, tmp_path: Path, capsys: p
         ({"checkpoint": "{here}/gone"}, "gone: no checkpoint"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, str], message: str) -> None:
+def test_settings_that_cannot_be_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     for name in ("p/a.png", "r", "other/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()

@@ -133,6 +133,7 @@ def test_pictures_are_those_of_the_target_beside_its_pseudo_labels_and_ground_tr
     content: Any, experiments: Path, town: Path
 ) -> None:
     pictures = content["gallery"]["pictures"]
+    assert content["gallery"]["pseudo_labels"] == f"{experiments}/labels"
     target, labels = open_shards(town / "target_train"), open_shards(experiments / "labels")
     keys = list(target.keys())
     assert [one["key"] for one in pictures] == [keys[place] for place in (0, 1, 3, 4)], "4 of 6, evenly"
@@ -203,8 +204,9 @@ def test_only_a_report_is_replaced(settings: Report) -> None:
     [
         ({"runs": []}, "nothing to report: name runs"),
         ({"runs": ["nowhere"]}, "nowhere: no run"),
-        ({"scores": ["nowhere.json"]}, r"nowhere\.json: no such file"),
-        ({"pseudo_labels": ["nowhere"]}, "nowhere"),
+        ({"scores": ["nowhere.json"]}, r"scores: nowhere\.json: no such file"),
+        ({"pseudo_labels": ["nowhere"]}, "pseudo_labels: nowhere: no such folder; .* esl-dist pseudo-label"),
+        ({"target": "nowhere"}, "nowhere: no such folder of shards"),
         ({"output": "/"}, "output=/: a folder"),
     ],
 )
@@ -212,6 +214,12 @@ def test_what_cannot_be_reported_is_refused(settings: Report, changes: dict[str,
     with pytest.raises(UserError, match=message):
         main(Report(**{**vars(settings), **changes}))
     assert not Path(settings.output).exists()
+
+
+def test_a_run_that_is_named_twice_is_refused(settings: Report) -> None:
+    settings.runs = [settings.runs[0], settings.runs[0]]
+    with pytest.raises(UserError, match=r"^runs: .* is named twice; take one out$"):
+        main(settings)
 
 
 def test_what_lies_elsewhere_now_is_noted_and_the_rest_is_shown(

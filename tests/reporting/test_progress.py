@@ -77,6 +77,11 @@ def test_a_quick_loop_leaves_two_lines(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.count("\n") == 2
 
 
+def test_fewer_items_than_were_expected_are_not_told_as_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress(iter("abc"), 5, "counting", "frame")) == ["a", "b", "c"]
+    assert capsys.readouterr().err.splitlines()[-1].startswith("counting: 3/5 frames (60 %), took ")
+
+
 def test_a_loop_that_is_left_does_not_call_itself_done(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in progress(range(3), 3, "reading"):
         break

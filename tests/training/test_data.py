@@ -40,7 +40,8 @@ def folder(tmp_path: Path) -> Path:
 
 def write_pseudo_labels(folder: Path, **changes: Any) -> None:
     labels = [(key, {"label.png": encoded(draw(0)[1] % 3)}) for key, _ in drawn_samples(SAMPLES)]
-    write_shards(folder / "pseudo_labels", labels, IN_A_SHARD, **changes)
+    made_with = {"target": open_shards(folder / "target").fingerprint()}
+    write_shards(folder / "pseudo_labels", labels, IN_A_SHARD, **{"made_with": made_with, **changes})
 
 
 def sized(folder: Path) -> dict[str, Any]:
@@ -95,11 +96,28 @@ def test_pseudo_labels_of_as_many_classes_of_other_names_are_refused(folder: Pat
     )
 
 
+def test_the_sources_own_shards_are_no_pseudo_labels(folder: Path) -> None:
+    first, *others = drawn_samples(SAMPLES)
+    write_shards(folder / "target", [(first[0], others[0][1]), *others], IN_A_SHARD)
+    config = configuration(
+        source=sized(folder / "source"), target=sized(folder / "target"), pseudo_labels=str(folder / "source")
+    )
+    with pytest.raises(UserError, match=r"^pseudo_labels=.*: these are the source's shards, whose labels are not the"):
+        open_training_data(config, METHODS["minent"])
+
+
+def test_labels_that_no_network_has_made_are_told_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pseudo_labels(folder, made_with={})
+    opened(folder, 0)
+    assert capsys.readouterr().err == (
+        f"warning: {folder / 'pseudo_labels'}: no pseudo-labels of esl-dist pseudo-label; its labels are learned as "
+        "those of the target's pictures with the same names\n"
+    )
+
+
 def test_pseudo_labels_of_other_pictures_with_the_same_keys_are_warned_of(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made_for = open_shards(folder / "target").fingerprint()
-    write_pseudo_labels(folder, made_with={"target": made_for})
     opened(folder, 0)
     assert capsys.readouterr().err == ""
     first, *others = drawn_samples(SAMPLES)

@@ -162,7 +162,7 @@ def _print_plan(trained: TrainedNetwork, domain: Domain, config: Export) -> None
     facts = {
         "network": f"{trained.name}{step}, {trained.architecture}",
         "classes": f"{trained.class_set}, {len(trained.classes)} classes",
-        "statistics": f"of the {domain}" if trained.keeps == "per_domain" else "of both domains together",
+        "statistics": "of both domains together" if trained.keeps == "shared" else f"of the {domain}",
         "output": config.output,
     }
     print_on_main(account("exporting", facts))

@@ -9,8 +9,9 @@ function seriesColor(number) {
   return `var(--c${number % 7})`;
 }
 
+// Seven colours times seven shapes: the eighth series has the first's colour, and another shape.
 function shape(number, x = 0, y = 0) {
-  return drawing("path", { d: SHAPES[number % SHAPES.length], transform: `translate(${x},${y})`, fill: seriesColor(number) });
+  return drawing("path", { d: SHAPES[(number + Math.floor(number / 7)) % 7], transform: `translate(${x},${y})`, fill: seriesColor(number) });
 }
 
 function legend(names) {
@@ -101,9 +102,9 @@ function ticks(least, most) {
   if (least === most) return [least];
   const rough = (most - least) / 5, size = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((factor) => factor * size).find((one) => one >= rough);
-  const found = [];
-  for (let value = Math.ceil(least / step) * step; value <= most + step * 1e-9; value += step) found.push(value);
-  return found;
+  // By number: added up, a step may be lost beside a large value.
+  const first = Math.ceil(least / step), count = Math.min(Math.floor((most + step * 1e-9) / step - first) + 1, 12);
+  return Array.from({ length: Math.max(count, 0) }, (_, number) => (first + number) * step);
 }
 
 function short(value, digits = 3) {

@@ -16,7 +16,7 @@ function showGallery(section) {
   if (shown.note) section.append(note(shown.note));
   if (!shown.pictures.length) return;
   section.append(element("p", {}, `${shown.pictures.length} of ${whole(shown.of)} pictures, evenly chosen, as ${shown.run}` +
-    `${shown.step ? ` (step ${whole(shown.step)})` : ""} predicts them. Tap one to enlarge it.`), galleryLegend(shown));
+    `${shown.step ? ` (step ${whole(shown.step)})` : ""} predicts them. ${shown.pseudo_labels ? `The pseudo-labels are those in ${shown.pseudo_labels}. ` : ""}Tap one to enlarge it.`), galleryLegend(shown));
   const list = element("ul", { class: "pictures" }), count = element("p", { class: "quiet", "aria-live": "polite" });
   const known = Object.entries(ORDERS).filter(([, [, , key]]) => !key || shown.pictures.some((one) => one[key] !== null));
   const [sortChoice, sorting] = chooser("Sort by", known.map(([key, [title]]) => [key, title]), update);

@@ -242,6 +242,32 @@ def keys_shown(page: Any) -> list[str]:
     return [one.get_attribute("data-key") for one in page.locator("#gallery li[data-key]").all()]
 
 
+def test_an_axis_ends_however_near_each_other_its_ends_are(opened: Any) -> None:
+    page = opened()
+    for least, most in ((1, 1 + 2**-52), (1e5, 1e5 + 1.5e-11), (0, 1), (-3e-7, 2.5), (2, 2)):
+        found = page.evaluate(f"ticks({least!r}, {most!r})")
+        assert len(found) <= 12
+        assert all(least - 1e-9 <= one <= most + 1e-9 for one in found)
+
+
+def test_series_beyond_the_seventh_have_marks_of_their_own(opened: Any) -> None:
+    mark = "const one = shape(number); return one.getAttribute('d') + one.getAttribute('fill')"
+    marks = opened().evaluate(f"Array.from({{ length: 49 }}, (_, number) => {{ {mark} }})")
+    assert len(set(marks)) == 49
+
+
+def test_the_best_row_is_that_among_rows_of_the_same_pictures(opened: Any) -> None:
+    page = opened()
+    elsewhere = "{ ...DATA.rows[0], title: 'elsewhere', fingerprint: 'other', miou: 0.001, control: null }"
+    shown = page.evaluate(
+        f"DATA.rows.push({elsewhere}); [...scoreTable([]).querySelectorAll('td[data-miou]')].map((one) => one.className)"
+    )
+    rows = page.evaluate("DATA.rows.map((row) => [row.fingerprint, row.miou])")
+    most = {place: max(miou for other, miou in rows if other == place) for place, _ in rows}
+    assert shown == ["best" if miou == most[place] else "" for place, miou in rows]
+    assert shown[-1] == "best"
+
+
 def test_pictures_are_sorted_and_filtered(opened: Any, file: Path) -> None:
     page, told = opened(), content_of(file)["gallery"]
     pictures = told["pictures"]

@@ -9,7 +9,7 @@ function showRuns(section) {
   }
   section.append(
     element("h3", {}, "Scores"),
-    element("p", { class: "quiet" }, "IoU in percent. Bold: the best row of a class. ▲ and ▼: a row's best and worst class. " +
+    element("p", { class: "quiet" }, "IoU in percent. Bold: the best row of a class, of those on the same pictures. ▲ and ▼: a row's best and worst class. " +
       "Δ: mIoU less that of the row it is held against."),
     scoreTable(names),
     element("h3", {}, "IoU of each class"),
@@ -46,8 +46,8 @@ function textCell(words) {
 }
 
 function scoreTable(names) {
-  const best = names.map((name) => Math.max(...DATA.rows.map((row) => row.iou[name] ?? -1)));
-  const bestMean = Math.max(...DATA.rows.map((row) => row.miou ?? -1));
+  const isBest = (row, value) => value(row) != null &&
+    DATA.rows.every((one) => one.fingerprint !== row.fingerprint || !(value(one) > value(row)));
   const means = [...new Set(DATA.rows.flatMap((row) => Object.keys(row.miou_over)))].filter((count) => Number(count) < names.length)
     .sort((one, other) => other - one);
   const rows = DATA.rows.map((row) => {
@@ -56,13 +56,13 @@ function scoreTable(names) {
     const gain = control === null ? null : difference(row.miou, control.miou);
     const delta = control === null ? "–" : element("span", { class: direction(gain), title: `against ${control.title}` },
       signed(gain) + (row.unlike.length ? " †" : ""));
-    const cells = names.map((name, place) => {
+    const cells = names.map((name) => {
       const value = row.iou[name] ?? null;
       const mark = value === null || own.length < 2 ? "" : value === Math.max(...own) ? "▲ " : value === Math.min(...own) ? "▼ " : "";
-      return element("td", { class: value !== null && value === best[place] ? "best" : null }, `${mark}${percent(value)}`);
+      return element("td", { class: isBest(row, (one) => one.iou[name]) ? "best" : null }, `${mark}${percent(value)}`);
     });
     const fewer = means.map((count) => percent(row.miou_over[count]));
-    return [row.title, element("td", { class: row.miou === bestMean ? "best" : null, "data-miou": row.title }, percent(row.miou)),
+    return [row.title, element("td", { class: isBest(row, (one) => one.miou) ? "best" : null, "data-miou": row.title }, percent(row.miou)),
       delta, ...fewer, percent(row.accuracy), ...cells];
   });
   const data = `On ${[...new Set(DATA.rows.map((row) => row.data || "data that the file does not name"))].join("; ")}.`;

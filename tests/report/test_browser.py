@@ -259,9 +259,8 @@ def test_series_beyond_the_seventh_have_marks_of_their_own(opened: Any) -> None:
 def test_the_best_row_is_that_among_rows_of_the_same_pictures(opened: Any) -> None:
     page = opened()
     elsewhere = "{ ...DATA.rows[0], title: 'elsewhere', fingerprint: 'other', miou: 0.001, control: null }"
-    shown = page.evaluate(
-        f"DATA.rows.push({elsewhere}); [...scoreTable([]).querySelectorAll('td[data-miou]')].map((one) => one.className)"
-    )
+    cells = "[...scoreTable([]).querySelectorAll('td[data-miou]')]"
+    shown = page.evaluate(f"DATA.rows.push({elsewhere}); {cells}.map((one) => one.className)")
     rows = page.evaluate("DATA.rows.map((row) => [row.fingerprint, row.miou])")
     most = {place: max(miou for other, miou in rows if other == place) for place, _ in rows}
     assert shown == ["best" if miou == most[place] else "" for place, miou in rows]

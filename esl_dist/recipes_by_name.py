@@ -7,6 +7,7 @@ In a checkout `esl_dist/recipes` is a link to `configs/`; in an installed packag
 
 import difflib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from esl_dist.files import as_given
 RECIPES = Path(__file__).with_name("recipes")
 DESCRIPTIONS = "datasets"
 """The folder of those that are no recipe of a training, but the description of a data set."""
+LIKE_A_NAME = re.compile(r"[\w/-]{1,100}")
+"""What may have been meant as a name, and not as a file's."""
 
 
 def recipes() -> dict[str, Path]:
@@ -34,7 +37,7 @@ def recipe_file(given: str) -> Path:
     """Return the file that is meant by `--config`: one of that path, or else the recipe of that name.
 
     Raises:
-        UserError: there is neither, and a recipe has a name that is near; that there is no file, who reads it says.
+        UserError: there is neither, and it looks like a name; that there is no such file, who reads it says.
     """
     return _found(given, recipes(), "recipe")
 
@@ -62,6 +65,10 @@ def _found(given: str, known: dict[str, Path], kind: str) -> Path:
         if given != name and own_rank() == 0:
             print(f"note: {given}: no such file; the {kind} {name} of this package is taken", file=sys.stderr)
         return known[name]
-    if not os.path.lexists(given) and (near := difflib.get_close_matches(name, known, 1)):
-        raise UserError(f"{as_given(given)}: no such configuration file; the nearest {kind} is {near[0]}")
+    if not os.path.lexists(given):
+        if near := difflib.get_close_matches(name, known, 1):
+            raise UserError(f"{as_given(given)}: no such configuration file; the nearest {kind} is {near[0]}")
+        if LIKE_A_NAME.fullmatch(given):
+            all_of_them = "esl-dist recipes lists them" if kind == "recipe" else f"they are {', '.join(known)}"
+            raise UserError(f"{given}: neither a file nor a {kind} of this package; {all_of_them}")
     return Path(given)

@@ -80,3 +80,14 @@ def test_a_mistyped_name_gets_the_near_one() -> None:
 @pytest.mark.parametrize("given", ["missing.yaml", "a\0b", "a" * 5000, "", "/dev/null"])
 def test_what_is_near_to_nothing_is_left_to_who_reads_the_file(given: str) -> None:
     assert recipe_file(given) == Path(given)
+
+
+def test_what_is_neither_a_file_nor_a_name_is_refused_with_what_there_is() -> None:
+    with pytest.raises(
+        UserError, match=r"^zzz: neither a file nor a recipe of this package; esl-dist recipes lists them$"
+    ):
+        recipe_file("zzz")
+    with pytest.raises(
+        UserError, match=r"^zzz: neither a file nor a data set of this package; they are camvid, cityscapes, "
+    ):
+        description_file("zzz")

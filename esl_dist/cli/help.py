@@ -53,6 +53,7 @@ def _groups(schema: type) -> list[str]:
 def _line(key: str, default: str, text: str) -> str:
     # As YAML has them, so that they can be typed.
     value = {"required": "…", "True": "true", "False": "false"}.get(default, default)
+    value = value.replace("'", "").replace(", ", ",") if value.startswith("[") else value
     setting = f"  {key}={value} ".ljust(SETTING_COLUMNS)
     return f"{setting} {_shortened(text, len(setting) + 1)}"
 

@@ -206,4 +206,7 @@ def check_export(config: Export) -> None:
 
 def _refuse_missing_classes(place: str | None) -> None:
     if place is not None and not is_url(place) and not Path(place).is_dir():
-        read_class_sets(place)
+        try:
+            read_class_sets(place)
+        except UserError as error:
+            raise UserError(f"classes_from: {error}") from error

@@ -51,6 +51,8 @@ def check_report(config: Report) -> None:
         raise UserError("nothing to report: name runs, as in: esl-dist report experiments/snapshots/advent")
     for one in config.runs:
         # A file is one of scores.
+        if Path(one).suffix == ".json" and not Path(one).exists():
+            raise UserError(f"runs: {one}: no such file; expected run folders, or files of scores")
         if not Path(one).is_file():
             refuse_missing_run(Path(one))
     _refuse_what_is_named_and_not_there(config)

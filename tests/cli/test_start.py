@@ -86,6 +86,7 @@ def test_help_is_by_group(tmp_path: Path) -> None:
     ]
     assert "\ntarget: The unlabelled domain" in text
     assert "  compile=false " in text, "as it can be typed"
+    assert "  source.scale=[1.0,1.0] " in text
 
 
 def test_the_whole_text_of_a_setting_is_asked_for_by_its_name(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pseudo-labels are made as the network was trained, from runs and files, and each class is accounted for."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,15 @@ def made_by_an_older_version(folder: Path) -> None:
     for key in ("domain", "precision", "device"):
         del index["made_with"][key]
     write_json(folder / INDEX_NAME, index, indent=None)
+
+
+def test_shards_that_are_no_pseudo_labels_are_not_taken_for_older_ones(
+    run: Path, label: Label, tmp_path: Path, town: Path
+) -> None:
+    save_run(run, 3)
+    shutil.copytree(town / "target_val", tmp_path / "labels")
+    with pytest.raises(UserError, match="labels: holds shards that are no pseudo-labels; choose another output or del"):
+        label(run)
 
 
 def test_pseudo_labels_of_an_older_version_are_those_of_the_target_in_float32(

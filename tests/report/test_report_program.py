@@ -204,6 +204,7 @@ def test_only_a_report_is_replaced(settings: Report) -> None:
     [
         ({"runs": []}, "nothing to report: name runs"),
         ({"runs": ["nowhere"]}, "nowhere: no run"),
+        ({"runs": ["nowhere.json"]}, r"^runs: nowhere\.json: no such file; expected run folders, or files of scores"),
         ({"scores": ["nowhere.json"]}, r"scores: nowhere\.json: no such file"),
         ({"pseudo_labels": ["nowhere"]}, "pseudo_labels: nowhere: no such folder; .* esl-dist pseudo-label"),
         ({"target": "nowhere"}, "nowhere: no such folder of shards"),

@@ -115,6 +115,8 @@ def refuse_other_labels(job: LabelJob) -> None:
         UserError: they were made otherwise.
     """
     before, remedy = read_index(job.output).made_with, "choose another output or delete it"
+    if "target" not in before:
+        raise UserError(f"{job.output}: holds shards that are no pseudo-labels; {remedy}")
     require_same(before, job.made_with, f"{job.output}: holds pseudo-labels made with another", remedy)
 
 

@@ -18,6 +18,7 @@ from esl_dist.files import as_given
 RECIPES = Path(__file__).with_name("recipes")
 DESCRIPTIONS = "datasets"
 """The folder of those that are no recipe of a training, but the description of a data set."""
+
 LIKE_A_NAME = re.compile(r"[\w/-]{1,100}")
 """What may have been meant as a name, and not as a file's."""
 

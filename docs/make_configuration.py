@@ -72,10 +72,10 @@ which go before the file. `--help` prints the settings of a program.
   YAML, 1:30 is 90) is refused. The bounds are far beyond what published trainings use; whether a value fits the
   machine is looked at when it is used.
 - A text is taken as it is written: a run named 0001 or `no` has that name. It is at most 4095 bytes without control
-  characters and, but for `target.path`, not empty.
+  characters and, but for `target.path` and `validation.path`, not empty.
 - Of a setting that stands twice among the words, the last counts, so that a script's words can be changed behind them.
-- `key=` with nothing behind it makes a setting null that may be null, and undoes a `target.path` of the file. Others
-  need a value.
+- `key=` with nothing behind it makes a setting null that may be null, and undoes a `target.path` or
+  `validation.path` of the file. Others need a value.
 - A file is a regular one (each process reads it, and a pipe can be read once) in UTF-8, without keys that stand twice
   and without YAML tags. `&name` and `*name` work.
 - `${other.setting}` and `${oc.env:VARIABLE}` stand for another setting and a variable of the environment. What they

@@ -32,10 +32,13 @@ def script(folder: Path, makefile: str) -> list[str]:
 
 def test_large_grids_and_clusters_are_tested_beside_each_other_and_told_one_after_the_other(tmp_path: Path) -> None:
     # Whoever opens one end of a FIFO waits for the other: both run at once, or neither ends.
-    os.mkfifo(tmp_path / "meeting")
+    for name in ("meeting", "earlier"):
+        os.mkfifo(tmp_path / name)
     command = script(
         tmp_path,
         "test:\n\t@echo all that is small\n"
+        "docs:\n\t@: > earlier\n"
+        "test-browser:\n\t@: < earlier\n"
         "test-all:\n\t@echo a grid; : > meeting; echo the grid is done\n"
         "test-cluster:\n\t@echo a cluster; : < meeting; echo the cluster is done\n",
     )

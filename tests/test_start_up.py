@@ -153,7 +153,7 @@ CONTRADICTIONS = [
     ),
     ("launch/evaluate", ("checkpoint={here}/empty",), {}, "empty: no checkpoint; expected a run folder"),
     ("launch/evaluate", ("checkpoint={here}/empty", "mode=best"), {}, "empty: no run; expected a folder with config"),
-    ("launch/evaluate", ("classes_from={here}/gone.yaml",), {}, "classes_from: "),
+    ("launch/evaluate", ("classes_from={here}/gone.yaml",), {}, "gone.yaml: no such configuration file"),
     ("launch/evaluate", ("statistics_from={here}/gone",), {}, "gone: no such folder of shards"),
     ("launch/evaluate", ("output={here}/index.json",), {}, "index.json"),
     ("launch/pseudo_label", ("output={here}",), {}, "is target.path="),

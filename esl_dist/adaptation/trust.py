@@ -97,7 +97,7 @@ def trusted_labels(step: Step) -> Trusted:
     samples, teacher = step.samples("target"), step.options.teacher
     predicted = taught(step)
     labels = highest_class(predicted)
-    pictured, seen = (within_margins(samples, margins) for margins in (NO_MARGINS, teacher.margins))
+    seen = within_margins(samples, teacher.margins)
     if teacher.trust == "share":
         by_pixel = False
         trusted = confident(predicted, labels, teacher.confidence)
@@ -108,8 +108,10 @@ def trusted_labels(step: Step) -> Trusted:
         # By the steps before this one: what it counts itself is summed over the ranks meanwhile, and nobody waits.
         trusted = levels <= limits(entropies.histograms, teacher.entropy_floor)[labels]
         step.count(ENTROPIES, counted(labels, levels, seen, len(entropies.histograms)))
-    step.show_share(TRUSTED, (trusted & seen).sum(), trusted.numel())
-    by_teacher = Trusted(labels, weights(trusted & pictured, seen, by_pixel).to(predicted.dtype))
+    # As published, margins count in a picture's share.
+    trusted = trusted & (seen if by_pixel else within_margins(samples, NO_MARGINS))
+    step.show_share(TRUSTED, trusted.sum(), trusted.numel())
+    by_teacher = Trusted(labels, weights(trusted, seen, by_pixel).to(predicted.dtype))
     return offline_first(by_teacher, samples["labels"], seen)
 
 
@@ -165,7 +167,7 @@ def weights(trusted: Tensor, seen: Tensor, by_pixel: bool) -> Tensor:
         trusted: bool (batch, height, width).
         seen: bool, likewise.
         by_pixel: whether a trusted pixel weighs 1 and another 0; else each weighs the share of its picture's pixels
-            that are trusted, whether they are seen or not, as published.
+            that are trusted, seen or not.
     """
     if by_pixel:
         return trusted & seen

@@ -121,7 +121,8 @@ def _asked(words: Sequence[str]) -> tuple[type, Callable[[Any], int | None], lis
     if not HELP.isdisjoint(asked.words):
         from esl_dist.cli.help import help_of
 
-        print(help_of(asked.command, command, [word for word in asked.words if word not in HELP]))
+        place = next(place for place, word in enumerate(asked.words) if word in HELP)
+        print(help_of(asked.command, command, [word for word in asked.words[place + 1 :][:1] if word[0] != "-"]))
         return None
     return command.settings(), command.main(), _with_list(command.read(asked.words), command.listed)
 
@@ -138,8 +139,11 @@ def _with_list(words: Sequence[str], setting: str | None) -> list[str]:
     for word in behind:
         if word == CONFIG:
             others += [word, *itertools.islice(behind, 1)]
+        elif word.startswith("-") and word not in HELP:
+            # An option, or one that there is not: what is behind may be its value.
+            others += [word, *behind]
         else:
-            (others if "=" in word or word.startswith("-") else listed).append(word)
+            (others if "=" in word or word in HELP else listed).append(word)
     if not listed:
         return others
     if any(word.startswith(f"{setting}=") for word in others):

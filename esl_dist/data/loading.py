@@ -200,6 +200,11 @@ class Samples:
         """Return the number of samples."""
         return len(self.images)
 
+    @property
+    def size_as_read(self) -> Size | None:
+        """Width and height of all pictures before a part of them is taken; None: they differ."""
+        return self.size or self.images.index.image_size
+
     def __getitem__(self, position: int) -> dict[str, Tensor]:
         """Return the sample at `position` as it is; see `read`."""
         return self.read(Wanted(position))

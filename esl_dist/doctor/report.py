@@ -29,7 +29,7 @@ def print_findings(config: Doctor, asked: Program | None, out: TextIO) -> list[F
     if asked is not None:
         of_program = findings_of_program(asked, config.processes)
         recipe = "" if config.recipe is None else f" with {config.recipe}"
-        print(table(f"{config.program or 'train'}{recipe}", of_program, is_colored), file=out)
+        print(table(f"{config.program}{recipe}", of_program, is_colored), file=out)
         found += of_program
     print(verdict(found), file=out, flush=True)
     return found

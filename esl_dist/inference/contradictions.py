@@ -209,4 +209,4 @@ def _refuse_missing_classes(place: str | None) -> None:
         try:
             read_class_sets(place)
         except UserError as error:
-            raise UserError(f"classes_from: {error}") from error
+            raise UserError(f"classes_from: {error}; a folder of labelled shards is taken, too") from error

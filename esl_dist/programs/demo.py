@@ -19,7 +19,7 @@ from esl_dist.checked import read_content
 from esl_dist.config import Demo
 from esl_dist.early import STATE_FILE, give_interrupt_back
 from esl_dist.errors import UserError
-from esl_dist.files import write_json
+from esl_dist.files import PARTIAL_SUFFIX, write_json
 from esl_dist.made_with import require_same
 from esl_dist.recipes_by_name import recipe_folder
 
@@ -91,12 +91,17 @@ def refuse_other_demo(folder: Path, asked: dict[str, Any]) -> None:
     """
     note = folder / "demo.json"
     if not note.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if any(not _is_left_over(file.name) for file in folder.glob("*")):
             raise UserError(f"{folder}: holds what is not of this demo; choose a folder of its own")
         write_json(note, asked)
     else:
         before = read_content(note, f"delete {folder} and start again").mapping()
         require_same(before, asked, f"{folder}: this demo was begun with another", "delete it first")
+
+
+def _is_left_over(name: str) -> bool:
+    """Say whether a file is hidden, or of a start that was killed before there was a note."""
+    return name.startswith(".") or name.endswith(PARTIAL_SUFFIX)
 
 
 def run_demo(folder: Path, recipes: Path, seed: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def words_of_doctor(words: Sequence[str]) -> list[str]:
     A key that is none of doctor's is one of the program. What cannot be understood stays, to be refused.
 
     Raises:
-        UserError: the first word names no program that is looked at, or there are two recipes.
+        UserError: the first word names no program that is looked at, or there are two files.
     """
     own, others, rest, words = settings_of(Doctor), list[str](), list[str](), list(words)
     if words and words[0] in PROGRAMS:
@@ -44,14 +44,15 @@ def words_of_doctor(words: Sequence[str]) -> list[str]:
             others.append(word.replace("${", r"\${"))
         else:
             rest.append(word)
-    if (given := sum(word.startswith("recipe=") for word in rest)) > 1:
-        raise UserError(f"doctor: a recipe is given {given} times (--config or recipe=); expected one")
+    if (given := sum(word.partition("=")[0] == "--config" for word in words)) > 1:
+        raise UserError(f"command line: --config is given {given} times; expected one file")
     return [*rest, f"settings={json.dumps(others, ensure_ascii=False)}"] if others else rest
 
 
 def main(config: Doctor) -> int:
     """Print what is found; returns the exit code."""
     asked = _asked(config)
+    config.program = config.program or "train"
     # Not before: torch takes seconds, and what is wrong with the words is known without it.
     from esl_dist.doctor.findings import problems_of
     from esl_dist.doctor.report import print_findings

@@ -1,5 +1,6 @@
 """Write runs, their scores and pseudo-labels as one page."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from esl_dist.config import Report
@@ -55,6 +56,7 @@ def check_report(config: Report) -> None:
             raise UserError(f"runs: {one}: no such file; expected run folders, or files of scores")
         if not Path(one).is_file():
             refuse_missing_run(Path(one))
+    _refuse_repeated(config.runs)
     _refuse_what_is_named_and_not_there(config)
     output = Path(config.output)
     if output.is_dir():
@@ -72,9 +74,16 @@ def _refuse_what_is_named_and_not_there(config: Report) -> None:
             raise UserError(
                 f"pseudo_labels: {folder}: no such folder; expected one that esl-dist pseudo-label has written"
             )
-    if config.target is not None and not is_url(config.target):
-        refuse_missing_shards(config.target)
-        read_index(Path(config.target))
-    repeated = [one for one in config.runs if config.runs.count(one) > 1]
-    if repeated:
-        raise UserError(f"runs: {repeated[0]} is named twice; take one out")
+    if config.target is not None and config.runs and config.pictures and not is_url(config.target):
+        try:
+            refuse_missing_shards(config.target)
+            read_index(Path(config.target))
+        except UserError as error:
+            raise UserError(f"target: {error}") from error
+
+
+def _refuse_repeated(runs: Sequence[str]) -> None:
+    places = [Path(one).resolve() for one in runs]
+    for place, one in zip(places, runs, strict=True):
+        if places.count(place) > 1:
+            raise UserError(f"runs: {one} is named twice; take one out")

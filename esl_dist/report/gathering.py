@@ -23,7 +23,7 @@ from esl_dist.report.runs import (
     told_of_run,
     unclear_starts,
 )
-from esl_dist.report.scores import Row, best_validation, places_of, read_row, rows_of_run, with_controls
+from esl_dist.report.scores import Row, best_validation, pictures_of, places_of, read_row, rows_of_run, with_controls
 from esl_dist.runs.layout import scoring_command
 from esl_dist.runs.run_record import versions
 from esl_dist.urls import is_url, without_secrets
@@ -62,7 +62,7 @@ def gathered(config: Report, runs: Sequence[RunFolder]) -> dict[str, Any]:
         "classes": _classes(class_sets, rows),
         "runs": _runs(runs, controls, rounds),
         # JavaScript puts keys that look like whole numbers before all others.
-        "rows": [{**asdict(row), "names": list(row.iou)} for row in rows],
+        "rows": [{**asdict(row), "names": list(row.iou), "pictures": ": ".join(pictures_of(row))} for row in rows],
         "curves": _curves(runs, notes),
         "rounds": rounds,
     }

@@ -182,7 +182,7 @@ def with_controls(rows: Iterable[Row], controls: dict[int, int], adapted: Collec
         of_control = [
             place
             for place, other in enumerate(rows)
-            if row.run in controls and other.run == controls[row.run] and _pictures(other) == _pictures(row)
+            if row.run in controls and other.run == controls[row.run] and pictures_of(other) == pictures_of(row)
         ]
         if not of_control:
             found.append(row)
@@ -194,7 +194,7 @@ def with_controls(rows: Iterable[Row], controls: dict[int, int], adapted: Collec
     return found
 
 
-def _pictures(row: Row) -> tuple[str, str]:
+def pictures_of(row: Row) -> tuple[str, str]:
     """Return what tells the scored pictures from others; of files that do not say it, the name."""
     if row.fingerprint is not None:
         return "fingerprint", row.fingerprint

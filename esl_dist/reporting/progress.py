@@ -29,9 +29,8 @@ def progress(items: Iterable[Item], total: int, title: str, unit: str = "sample"
     began = told = time.monotonic()
     # What takes long or hangs has a name from its beginning.
     _tell(f"{title}: {_share(0, total, unit)}")
-    given = 0
-    for done, item in enumerate(items):
-        given = done + 1
+    done = 0
+    for item in items:
         now = time.monotonic()
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
@@ -39,7 +38,8 @@ def progress(items: Iterable[Item], total: int, title: str, unit: str = "sample"
             left = f", {duration((total - done) / speed)} left" if done else ""
             _tell(f"{title}: {_share(done, total, unit)}, {speed:.3g} {unit}s/s{left}")
         yield item
-    _tell(f"{title}: {_share(given, total, unit)}, took {duration(time.monotonic() - began)}")
+        done += 1
+    _tell(f"{title}: {_share(done, total, unit)}, took {duration(time.monotonic() - began)}")
 
 
 def _share(done: int, total: int, unit: str) -> str:

@@ -89,7 +89,7 @@ def _in_short(config: settings.Train, data: TrainingData, ranks: Ranks) -> str:
 
 def _domain(options: settings.TrainingShards, samples: Samples) -> str:
     index = samples.images.index
-    read = samples.size or index.image_size
+    read = samples.size_as_read
     width, height = read or (0, 0)
     size = f"{width}×{height}{'' if samples.size else ' as packed'}{_seen(options, read)}"
     return f"{options.path}: {index.dataset} {index.split}, {_counted(len(samples), 'sample')} at {size}"
@@ -102,16 +102,21 @@ def _seen(options: settings.TrainingShards, read: Size | None) -> str:
     parts = [
         f" × {scale}" if options.scale != [1.0, 1.0] else "",
         "" if options.crop is None else f", parts of {options.crop[0]}×{options.crop[1]}",
-        ", which no picture fills: what lies beyond is black" if _is_never_full(options, read) else "",
+        _beyond(options, read),
         ", mirrored at random" if options.mirror else "",
     ]
     return "".join(parts)
 
 
-def _is_never_full(options: settings.TrainingShards, read: Size | None) -> bool:
+def _beyond(options: settings.TrainingShards, read: Size | None) -> str:
     if options.crop is None or read is None:
-        return False
-    return any(part > side for part, side in zip(options.crop, scaled(read, options.scale[1]), strict=True))
+        return ""
+    width, height = options.crop
+    most_width, most_height = scaled(read, options.scale[1])
+    if width <= most_width and height <= most_height:
+        return ""
+    exchanged = " (are width and height exchanged?)" if height <= most_width and width <= most_height else ""
+    return f", which no picture fills{exchanged}: what lies beyond is black"
 
 
 def _rare_classes(options: settings.RareClasses, data: TrainingData) -> str:
@@ -148,7 +153,7 @@ def _start(network: settings.Network) -> str:
     if network.start is None:
         return "random weights (no network.start)"
     return f"weights of {network.start}" + (
-        "" if network.start_without is None else f", but its {network.start_without}"
+        "" if network.start_without is None else f" without its {network.start_without}"
     )
 
 

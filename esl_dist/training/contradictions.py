@@ -81,6 +81,24 @@ def _refuse_sizes_that_differ(config: settings.Train) -> None:
             )
 
 
+def _refuse_parts_with_sides_exchanged(config: settings.Train) -> None:
+    # A part that lies beyond smaller pictures on purpose does not fit them on its side either.
+    for domain, shards in (("source", config.source), ("target", config.target)):
+        if shards.size is None or shards.crop is None:
+            continue
+        largest = [round(shards.scale[1] * side) for side in shards.size]
+        if not _fits(shards.crop, largest) and _fits(shards.crop[::-1], largest):
+            (width, height), (full_width, full_height) = shards.crop, shards.size
+            raise UserError(
+                f"{domain}.crop=[{width},{height}] does not fit into pictures of {domain}.size="
+                f"[{full_width},{full_height}], and [{height},{width}] does; both are width, then height"
+            )
+
+
+def _fits(part: Sequence[int], picture: Sequence[int]) -> bool:
+    return all(one <= other for one, other in zip(part, picture, strict=True))
+
+
 def _refuse_shares_of_no_parts(config: settings.Train) -> None:
     if config.source.largest_class_share < 1 and config.source.crop is None:
         raise UserError(
@@ -161,6 +179,7 @@ CHECKS: tuple[Callable[[settings.Train], None], ...] = (
     _refuse_warm_up_without_steps,
     _refuse_missing_target,
     _refuse_sizes_that_differ,
+    _refuse_parts_with_sides_exchanged,
     _refuse_shares_of_no_parts,
     _refuse_unreachable_pixels,
     _refuse_statistics_of_no_passes,

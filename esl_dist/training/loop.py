@@ -144,13 +144,14 @@ def _loop(training: Training, request: StopRequest, record: RunRecord) -> Outcom
                 _refuse_not_finite({f"the loss {name}": mean for name, mean in means.items()}, done, training)
             if log_now:
                 log.write(done, means, rates, corrupt.totals(), training.updating.norms())
-            if config.pictures_every and (is_last or done % config.pictures_every == 0):
-                log.draw(done, drawing.rows())
             saver.raise_failure()
             if save_now:
                 _save(training, done, saver, _counts_kept(corrupt, log), validator.best_step)
             elif step == training.first_step:
                 saver.copy(_checkpoint(training, done, training.updating.states()))
+            # Behind the checkpoint: a failure here costs no step.
+            if config.pictures_every and (is_last or done % config.pictures_every == 0):
+                log.draw(done, drawing.rows())
             if validate_now:
                 # Whatever becomes of the validation, the step is on the disk if it was to be.
                 saver.finish()

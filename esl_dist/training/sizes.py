@@ -3,7 +3,7 @@
 Both are bounds from below. What they let through may still not fit, and ends with the message for too little memory.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +78,6 @@ def refuse_untaken_sizes(
     Raises:
         UserError: as `refuse_impossible_sizes`.
     """
-    _refuse_parts_with_sides_exchanged(config, data)
     pictures = list(_pictures(data))
     together = config.batch_size // config.accumulate
     for one in pictures:
@@ -106,7 +105,7 @@ def refuse_impossible_validation(options: settings.Network, classes: ClassSet, v
     Raises:
         UserError: naming their shards, and the setting.
     """
-    if validation is None or (size := _size_as_read(validation)) is None:
+    if validation is None or (size := validation.size_as_read) is None:
         return
     with torch.device("meta"):
         network = build_network(options, classes).eval()
@@ -116,26 +115,6 @@ def refuse_impossible_validation(options: settings.Network, classes: ClassSet, v
 def _named(method: settings.Method) -> str:
     hosted = f" with method.host={method.host}" if method.name == "masked_consistency" else ""
     return f"method.name={method.name}{hosted}"
-
-
-def _refuse_parts_with_sides_exchanged(config: settings.Train, data: TrainingData) -> None:
-    # A part that lies beyond smaller pictures on purpose does not fit them on its side either.
-    for domain, shards, samples in (("source", config.source, data.source), ("target", config.target, data.target)):
-        read = None if samples is None else _size_as_read(samples)
-        if samples is None or shards.crop is None or read is None:
-            continue
-        largest = scaled(read, shards.scale[1])
-        if not _fits(shards.crop, largest) and _fits(shards.crop[::-1], largest):
-            (width, height), (full_width, full_height) = shards.crop, read
-            pictures = f"{domain}.size=" if samples.size is not None else f"{samples.images.folder}, "
-            raise UserError(
-                f"{domain}.crop=[{width},{height}] does not fit into pictures of {pictures}"
-                f"[{full_width},{full_height}], and [{height},{width}] does; both are width, then height"
-            )
-
-
-def _fits(part: Sequence[int], picture: Sequence[int]) -> bool:
-    return all(one <= other for one, other in zip(part, picture, strict=True))
 
 
 def _refuse_blocks_as_large_as_pictures(block: int, target: Pictures) -> None:
@@ -154,14 +133,10 @@ def _pictures(data: TrainingData) -> Iterator[Pictures]:
         if views.crop is not None:
             key = f"{domain}.crop"
             yield Pictures(f"{key}={list(views.crop)}", key, views.crop, views.crop)
-        elif (as_read := _size_as_read(samples)) is not None:
+        elif (as_read := samples.size_as_read) is not None:
             size = scaled(as_read, views.scale[0])
             name = f"{key}={list(as_read)}" if samples.size is not None else f"{samples.images.folder}"
             yield Pictures(name, key, size, size if views.give_sizes else _label_size(samples) or size)
-
-
-def _size_as_read(samples: Samples) -> Size | None:
-    return samples.size or samples.images.index.image_size
 
 
 def _label_size(samples: Samples) -> Size | None:

@@ -101,6 +101,20 @@ def test_a_name_that_no_setting_has_is_told_above_all_settings() -> None:
     assert help_of("predict", COMMANDS["predict"]).startswith("usage: ")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--config", "demo/advent", "--help"],
+        ["train", "--help", "--config", "demo/advent"],
+        ["report", "experiments/snapshots/advent", "-h"],
+        ["doctor", "train", "--help"],
+    ],
+)
+def test_other_words_beside_help_are_no_names_of_settings(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert start._asked(words) is None
+    assert capsys.readouterr().out.startswith(f"usage: esl-dist {words[0]} ")
+
+
 def test_the_text_on_methods_names_each() -> None:
     [told] = [one for one in describe(config.Train) if one[0] == "method.name"]
     assert {name for name in METHODS if f"`{name}`" in told[3]} == set(METHODS)
@@ -189,6 +203,7 @@ def test_words_that_are_no_settings_are_the_list_of_a_command_that_takes_one() -
     assert json.loads(first.removeprefix("runs=")) == ["a b", "c", "d"]
     assert others == ["output=r.html", "--config", "f", "--help"]
     assert start._with_list(["output=r.html"], "runs") == ["output=r.html"]
+    assert start._with_list(["a", "--output", "r.html"], "runs") == ['runs=["a"]', "--output", "r.html"]
     with pytest.raises(UserError, match="runs are given as words and as runs=…; choose one way"):
         start._with_list(["a", "runs=[b]"], "runs")
 

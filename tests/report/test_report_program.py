@@ -207,7 +207,7 @@ def test_only_a_report_is_replaced(settings: Report) -> None:
         ({"runs": ["nowhere.json"]}, r"^runs: nowhere\.json: no such file; expected run folders, or files of scores"),
         ({"scores": ["nowhere.json"]}, r"scores: nowhere\.json: no such file"),
         ({"pseudo_labels": ["nowhere"]}, "pseudo_labels: nowhere: no such folder; .* esl-dist pseudo-label"),
-        ({"target": "nowhere"}, "nowhere: no such folder of shards"),
+        ({"target": "nowhere"}, "^target: nowhere: no such folder of shards"),
         ({"output": "/"}, "output=/: a folder"),
     ],
 )
@@ -218,7 +218,7 @@ def test_what_cannot_be_reported_is_refused(settings: Report, changes: dict[str,
 
 
 def test_a_run_that_is_named_twice_is_refused(settings: Report) -> None:
-    settings.runs = [settings.runs[0], settings.runs[0]]
+    settings.runs = [settings.runs[0], f"{settings.runs[0]}/"]
     with pytest.raises(UserError, match=r"^runs: .* is named twice; take one out$"):
         main(settings)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from esl_dist.errors import UserError
+from esl_dist.programs.demo import refuse_other_demo
 from tests.grids import grid
 from tests.programs import PROJECT, run
 from tests.report.pages import content_of
@@ -115,15 +117,13 @@ def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tm
 
 
 def test_a_folder_with_other_files_is_not_taken_for_a_demo_s(tmp_path: Path) -> None:
-    program = tmp_path / "small_demo.py"
-    program.write_text(SMALL_DEMO)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/holiday.jpg").touch()
-    recipes = small_recipes(tmp_path / "recipes")
-    done = run(str(program), "forked", f"output={tmp_path}/mine", f"recipes={recipes}", folder=tmp_path)
-    assert done.returncode == 2
-    assert f"{tmp_path}/mine: holds what is not of this demo; choose a folder of its own" in done.stderr
-    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["holiday.jpg"]
+    for name in (".DS_Store", "demo.json.partial"):
+        (tmp_path / name).touch()
+    refuse_other_demo(tmp_path, {"seed": 0})
+    (tmp_path / "demo.json").rename(tmp_path / "holiday.json")
+    with pytest.raises(UserError, match="holds what is not of this demo; choose a folder of its own"):
+        refuse_other_demo(tmp_path, {"seed": 0})
+    assert not (tmp_path / "demo.json").exists()
 
 
 def test_a_demo_of_another_seed_or_other_recipes_is_not_passed_off_as_this_one(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ function textCell(words) {
 
 function scoreTable(names) {
   const isBest = (row, value) => value(row) != null &&
-    DATA.rows.every((one) => one.fingerprint !== row.fingerprint || !(value(one) > value(row)));
+    DATA.rows.every((one) => one.pictures !== row.pictures || !(value(one) > value(row)));
   const means = [...new Set(DATA.rows.flatMap((row) => Object.keys(row.miou_over)))].filter((count) => Number(count) < names.length)
     .sort((one, other) => other - one);
   const rows = DATA.rows.map((row) => {

@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SEED ?= 0
-# With worksteal, a process that is done takes tests from the end of another's list; most files stay together. Three, for
-# two cores: some tests wait for what takes no processor, such as a rank that is lost.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 3 --dist worksteal
+# With worksteal, a process that is done takes tests from the end of the other's list; most files stay together.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist worksteal
 INSTALLED := $(VENV)/.installed
+# Tests start hundreds of processes: modules are compiled once, also where an image asks for no files of that.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Debian keeps what `python3 -m venv` needs in a package of its own.
 GET_VENV := { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing python3-venv" && \
@@ -56,14 +57,13 @@ check: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-# Python compiles a module when it is first imported; to compile all of them, most never used, takes pip over a minute.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || $(GET_VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@echo "installing the dependencies into $(VENV) (several GB with PyTorch; once)"
-	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on --no-compile -e '.[test]'
+	$(RUN) -m pip install --disable-pip-version-check --quiet --progress-bar on -e '.[test]'
 	@touch $@
 
 clean:

@@ -35,7 +35,7 @@ HEAVY = {
     "launch/evaluate": ("torch", "checkpoint={here}", "data.path={here}"),
     "launch/pseudo_label": ("torch", "checkpoint={here}", "target.path={here}", "output={here}-output"),
     "launch/predict": ("torch", "checkpoint={here}", "pictures={here}", "output={here}-output"),
-    "launch/demo": ("torch", "output={here}", f"recipes={PROJECT}/configs/demo"),
+    "launch/demo": ("torch", "output={here}-output", f"recipes={PROJECT}/configs/demo"),
     "shards/prepare": ("cv2", "dataset=d.yaml", "split=s", "output={here}-output"),
 }
 COMMAND = {"esl_dist/__main__": ("torch", "train", "source.path={here}", "target.path={here}")}

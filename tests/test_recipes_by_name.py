@@ -1,5 +1,7 @@
 """Recipes and descriptions are found by name from any folder; a file of the user's goes before."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -66,28 +68,22 @@ def test_a_folder_of_recipes_is_found_and_the_users_goes_before(tmp_path: Path) 
     assert recipe_folder("configs/demo") == Path("configs/demo")
 
 
-def test_a_mistyped_name_gets_the_near_one() -> None:
-    with pytest.raises(
-        UserError, match=r"^gta5_cityscape/advent: no such .*; the nearest recipe is gta5_cityscapes/adv"
-    ):
-        recipe_file("gta5_cityscape/advent")
-    with pytest.raises(
-        UserError, match=r"^configs/datasets/cityscape\.yaml: no such .*; the nearest data set is cityscapes$"
-    ):
-        description_file("configs/datasets/cityscape.yaml")
+@pytest.mark.parametrize(
+    ("found", "given", "told"),
+    [
+        (recipe_file, "gta5_cityscape/advent", "no such .*; the nearest recipe is gta5_cityscapes/adv"),
+        (description_file, "configs/datasets/cityscape.yaml", "no such .*; the nearest data set is cityscapes$"),
+        (recipe_file, "zzz", "neither a file nor a recipe of this package; esl-dist recipes lists them$"),
+        (description_file, "zzz", "neither a file nor a data set of this package; they are camvid, cityscapes, "),
+    ],
+)
+def test_a_name_that_there_is_not_gets_the_near_one_or_what_there_is(
+    found: Callable[[str], Path], given: str, told: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(given)}: {told}"):
+        found(given)
 
 
 @pytest.mark.parametrize("given", ["missing.yaml", "a\0b", "a" * 5000, "", "/dev/null"])
 def test_what_is_near_to_nothing_is_left_to_who_reads_the_file(given: str) -> None:
     assert recipe_file(given) == Path(given)
-
-
-def test_what_is_neither_a_file_nor_a_name_is_refused_with_what_there_is() -> None:
-    with pytest.raises(
-        UserError, match=r"^zzz: neither a file nor a recipe of this package; esl-dist recipes lists them$"
-    ):
-        recipe_file("zzz")
-    with pytest.raises(
-        UserError, match=r"^zzz: neither a file nor a data set of this package; they are camvid, cityscapes, "
-    ):
-        description_file("zzz")

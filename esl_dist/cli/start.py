@@ -122,7 +122,9 @@ def _asked(words: Sequence[str]) -> tuple[type, Callable[[Any], int | None], lis
         from esl_dist.cli.help import help_of
 
         place = next(place for place, word in enumerate(asked.words) if word in HELP)
-        print(help_of(asked.command, command, [word for word in asked.words[place + 1 :][:1] if word[0] != "-"]))
+        print(
+            help_of(asked.command, command, [word for word in asked.words[place + 1 :][:1] if not word.startswith("-")])
+        )
         return None
     return command.settings(), command.main(), _with_list(command.read(asked.words), command.listed)
 

@@ -115,6 +115,12 @@ def test_other_words_beside_help_are_no_names_of_settings(words: list[str], caps
     assert capsys.readouterr().out.startswith(f"usage: esl-dist {words[0]} ")
 
 
+def test_an_empty_word_behind_help_is_in_every_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert start._asked(["predict", "--help", ""]) is None
+    told = capsys.readouterr().out
+    assert all(f"  {key} (" in told for key, *_ in describe(config.Predict))
+
+
 def test_the_text_on_methods_names_each() -> None:
     [told] = [one for one in describe(config.Train) if one[0] == "method.name"]
     assert {name for name in METHODS if f"`{name}`" in told[3]} == set(METHODS)

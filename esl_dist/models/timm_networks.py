@@ -40,6 +40,8 @@ OUTPUT_STRIDE = 16
 NO_COLOR = (0.0, 0.0, 0.0)
 EMBEDDINGS = ("pos_embed", "cls_token", "reg_token", "mask_token", "dist_token")
 """Parameters of more than one dimension that are no weights; timm's lists lack some."""
+PLACES_MOVED = "aug_active"
+"""Of timm's rotary embeddings: whether their places are moved and stretched by chance in training."""
 SHARES_DROPPED = ("p", "drop_prob", "prob")
 """What timm and torch call the share that is dropped."""
 USES_BATCH = (EvoNorm2dB0, EvoNorm2dB1, EvoNorm2dB2)
@@ -304,6 +306,8 @@ def _tried(name: str, **options: Any) -> list[tuple[int, int]]:
 
 def _switch_off_chance(backbone: nn.Module, architecture: str) -> None:
     for module in backbone.modules():
+        if hasattr(module, PLACES_MOVED):
+            setattr(module, PLACES_MOVED, False)
         if "drop" in type(module).__name__.lower() and not isinstance(module, nn.Identity):
             found = [share for share in SHARES_DROPPED if hasattr(module, share)]
             if not found:

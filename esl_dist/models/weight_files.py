@@ -1,6 +1,6 @@
 """Files of weights, .safetensors and .pth: read without executing anything, checked, written whole or not at all.
 
-Whatever a file holds, what comes out of `read_weights` are finite numbers that a network can compute with: tensors that
+Whatever a file holds, a network is filled with finite numbers that it can compute with (`refuse_tensors`): tensors that
 are no numbers, or none of a network's, would give predictions that look like any other.
 """
 
@@ -31,6 +31,8 @@ LONGEST_HEADER = 100_000_000
 
 COUNTER = "num_batches_tracked"
 VARIANCES = ("running_var", "source_var")
+NAMES_OF_WEIGHTS = ("weight", "bias", "running_mean", COUNTER, *VARIANCES)
+"""Last parts of names that are those of a network's numbers, whosever it is."""
 DESCRIPTION = "esl_dist"
 """Key of the only entry of a safetensors header's metadata: several would be written in an order of chance."""
 
@@ -55,7 +57,8 @@ def read_weights(path: Path) -> WeightsFile:
 
     Raises:
         UserError: the file is missing, damaged, holds more than tensors, or tensors that no network has
-            (`refuse_tensors`).
+            (`refuse_tensors`; indices and single numbers under other names than weights are let through, for other
+            programs keep such beside them).
     """
     try:
         file = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
@@ -73,8 +76,18 @@ def read_weights(path: Path) -> WeightsFile:
         raise UserError(
             f"{path}: refused: it is damaged or holds more than tensors ({type(error).__name__})"
         ) from error
-    refuse_tensors(file.tensors, str(path))
+    refuse_tensors({name: one for name, one in file.tensors.items() if not _is_beside_weights(name, one)}, str(path))
     return file
+
+
+def _is_beside_weights(name: str, tensor: Tensor) -> bool:
+    """Say whether a tensor may be what other programs keep beside weights: indices, flags, a single number.
+
+    Where a network has a place for it, `weights.load_weights` refuses it.
+    """
+    if name.rpartition(".")[2] in NAMES_OF_WEIGHTS or problem_of_storage(tensor) is not None:
+        return False
+    return tensor.ndim == 0 or not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -10,6 +10,7 @@ from esl_dist.errors import UserError
 from esl_dist.models.deeplab import ARCHITECTURES, Classifier, DeepLab
 from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.models.timm_weights import timm_names
+from esl_dist.models.weight_files import refuse_tensors
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
@@ -86,7 +87,8 @@ def load_weights(
         without_heads: whether the classifiers stay as they are, whatever the state dict holds.
 
     Raises:
-        UserError: a tensor of another shape (such as another number of classes), or no tensor that fits by name.
+        UserError: a tensor of another shape (such as another number of classes) or that no network can compute with
+            (`weight_files.refuse_tensors`), or no tensor that fits by name.
     """
     own = network.state_dict()
     is_published = isinstance(network, DeepLab)
@@ -120,6 +122,7 @@ def load_weights(
             raise UserError(
                 f"{origin}: {name} has shape {list(tensor.shape)}, the network's {list(own[name].shape)}; {remedy}"
             )
+    refuse_tensors(fitting, origin)
     network.load_state_dict(fitting, strict=False)
     return LoadReport(
         missing=sorted(own.keys() - fitting.keys()),

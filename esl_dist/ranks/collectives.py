@@ -6,6 +6,9 @@ kernels nor depends on what batch norm and gradients send meanwhile.
 
 import hashlib
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,12 +26,36 @@ LONGEST_TEXT = 200
 HOST, GRADIENTS = "host", "gradients"
 """Groups of all ranks beside the default one: collectives of one group do not wait for those of another."""
 
+BEAT_SECONDS = 1.0
+MOST_BEATS = 3600
+"""In which such a thing as a compilation counts as progress; after that, other ranks wait for it as for a hung one."""
+
 _GROUPS: dict[str, dist.ProcessGroup] = {}
 
 
 def note_progress() -> None:
     """Tell the other ranks, which may be waiting, that this one gets on."""
     PROGRESS.worked()
+
+
+@contextmanager
+def noting_progress() -> Iterator[None]:
+    """Let the other ranks know, beat by beat, that this one gets on with what says nothing of itself."""
+    done = threading.Event()
+
+    def note() -> None:
+        for _ in range(MOST_BEATS):
+            if done.wait(BEAT_SECONDS):
+                return
+            note_progress()
+
+    thread = threading.Thread(target=note, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def note_place(place: str) -> None:

@@ -6,10 +6,8 @@ rounding. Hooks of gradients run when a compiled backward pass is over, so their
 import takes longer than a short training, so nothing here happens unless it is asked for.
 """
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,11 +16,7 @@ from torch import Tensor, nn
 
 from esl_dist.adaptation.passes import SEGMENTATION
 from esl_dist.errors import UserError
-from esl_dist.ranks.collectives import note_progress, print_on_main
-
-BEAT_SECONDS = 1.0
-MOST_BEATS = 3600
-"""In which the compilation of one graph counts as progress; after that, other ranks wait for it as for a hung one."""
+from esl_dist.ranks.collectives import noting_progress, print_on_main
 
 BACKEND = "inductor"
 """Of torch's, the one that writes kernels."""
@@ -68,27 +62,7 @@ def _plus_one(values: Tensor) -> Tensor:
 
 def _told(compiler: Compiler, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Compiled:
     began = time.monotonic()
-    with _noting_progress():
+    with noting_progress():
         compiled = compiler(graph, inputs)
     print_on_main(f"compiled {SEGMENTATION}: {len(graph.graph.nodes)} operations, {time.monotonic() - began:.0f} s")
     return compiled
-
-
-@contextmanager
-def _noting_progress() -> Iterator[None]:
-    """Let the other ranks know, beat by beat, that this one gets on."""
-    done = threading.Event()
-
-    def note() -> None:
-        for _ in range(MOST_BEATS):
-            if done.wait(BEAT_SECONDS):
-                return
-            note_progress()
-
-    thread = threading.Thread(target=note, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -23,7 +23,14 @@ from esl_dist.models.memory_format import on_device
 from esl_dist.models.segmentation import SegmentationNetwork, checkpoint_blocks
 from esl_dist.models.weight_files import digest_of_weights
 from esl_dist.models.weights import LoadReport, initialise, load_weights
-from esl_dist.ranks.collectives import is_main, print_on_main, require_same_on_ranks, sum_over_ranks, wait_for_all
+from esl_dist.ranks.collectives import (
+    is_main,
+    noting_progress,
+    print_on_main,
+    require_same_on_ranks,
+    sum_over_ranks,
+    wait_for_all,
+)
 from esl_dist.ranks.session import Ranks
 from esl_dist.runs.checkpoints import (
     Checkpoint,
@@ -260,7 +267,9 @@ def _start_from_hub(network: SegmentationNetwork) -> None:
 
     assert isinstance(network, TimmNetwork)
     # One process of a machine fetches them, with one progress bar; the others find them in the hub's cache.
-    weights = None if first_number(LOCAL_RANK, 0, MOST_RANKS) else pretrained_weights(network)
+    is_first = not first_number(LOCAL_RANK, 0, MOST_RANKS)
+    with noting_progress():
+        weights = pretrained_weights(network) if is_first else None
     wait_for_all()
     origin = f"pretrained {network.architecture}"
     _tell(load_weights(network, pretrained_weights(network) if weights is None else weights, origin), origin)

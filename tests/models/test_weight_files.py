@@ -188,6 +188,21 @@ def test_a_tensor_that_no_network_can_compute_with_is_named(
     assert [str(one.message) for one in recwarn] == [], "one message, no warnings of torch's"
 
 
+@pytest.mark.parametrize("kept", [torch.arange(4), torch.tensor(2.5), torch.tensor(1), torch.ones(2, dtype=torch.bool)])
+def test_indices_and_single_numbers_beside_weights_are_told_and_only_in_a_place_of_the_network_refused(
+    kept: Tensor, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "weights.pth", {**network(1).state_dict(), "blocks.attn.relative_position_index": kept})
+    loaded = network(2)
+    report = load_weights(loaded, read_weights(path).tensors, str(path))
+    assert same(loaded.state_dict(), network(1).state_dict())
+    assert report.left_over == ["blocks.attn.relative_position_index"]
+    loaded.register_buffer("index", torch.zeros_like(kept))
+    path = write(tmp_path / "placed.pth", {**network(1).state_dict(), "index": kept})
+    with pytest.raises(UserError, match=r"placed\.pth: tensor 'index' .*; no network can be filled with it"):
+        load_weights(loaded, read_weights(path).tensors, str(path))
+
+
 @given(place=st.integers(0, 53), value=st.sampled_from([float("nan"), float("inf"), -float("inf")]))
 @hypothesis_settings(deadline=None, max_examples=30, derandomize=True)
 def test_a_single_number_that_is_not_finite_is_found_wherever_it_is(place: int, value: float) -> None:

@@ -12,6 +12,7 @@ from esl_dist.errors import UserError
 from esl_dist.models.batch_norm import DomainBatchNorm2d, finish_pass, set_domain
 from esl_dist.models.deeplab import DeepLab, ResidualBlock
 from esl_dist.models.weights import initialise
+from esl_dist.ranks import collectives
 from esl_dist.ranks.collectives import rank
 from esl_dist.ranks.heartbeat import PROGRESS
 from esl_dist.training import compilation
@@ -111,7 +112,7 @@ def test_other_ranks_see_that_a_rank_which_compiles_gets_on(
         assert PROGRESS.work > before
         return graph
 
-    monkeypatch.setattr(compilation, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(collectives, "BEAT_SECONDS", 0.01)
     graph = torch.fx.symbolic_trace(nn.ReLU())
     assert compilation._told(compiled_once_seen, graph, []) is graph
     assert capsys.readouterr().out.startswith("compiled segmentation: 3 operations, ")

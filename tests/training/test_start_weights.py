@@ -1,5 +1,6 @@
 """A training starts from a network of the same classes, or from all but the classifiers of another one."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from esl_dist.data.labels import ClassSet, SemanticClass
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.weight_files import write_weights
+from esl_dist.ranks import collectives
+from esl_dist.ranks.heartbeat import PROGRESS
 from esl_dist.runs.trained import Provenance, description_of
 from esl_dist.training.contradictions import check_training
 from esl_dist.training.setup import build_state
@@ -121,6 +124,22 @@ def test_one_process_of_a_machine_fetches_weights_from_the_hub_and_the_others_fi
     options = {"architecture": "timm/test_resnet", "pretrained": True}
     build_state(configuration(seed=0, network=options), METHODS["source_only"], class_set(), CPU, with_start=True)
     assert done == order
+
+
+def test_other_ranks_see_that_a_rank_which_fetches_weights_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    hubs = timm.create_model("test_resnet").state_dict()
+
+    def fetched_slowly(*_: Any, **__: Any) -> dict[str, Tensor]:
+        deadline, before = time.monotonic() + 60, PROGRESS.work
+        while PROGRESS.work == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert PROGRESS.work > before
+        return dict(hubs)
+
+    monkeypatch.setattr(collectives, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fetched_slowly)
+    options = {"architecture": "timm/test_resnet", "pretrained": True}
+    build_state(configuration(seed=0, network=options), METHODS["source_only"], class_set(), CPU, with_start=True)
 
 
 def test_what_a_file_has_not_is_told_by_the_parts_of_a_backbone(

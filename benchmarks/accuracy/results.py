@@ -5,6 +5,7 @@ for the same cells, the seeds, IoU by class, settings and commit. Spread is the 
 what a row has over AdvEnt + ESL is taken seed by seed, from the same first stage.
 """
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -49,10 +50,12 @@ def write_results(found: Found, scale: Scale, output: Path) -> None:
         }
         for task, by_method in found.items()
     }
-    write_json(output / "results.json", scores)
+    # Two starts may share a folder, each with a task of its own.
+    by = f".{os.getpid()}"
+    write_json(output / "results.json", scores, by=by)
     # Each cell has its own precision.
     shared = {key: value for key, value in asdict(scale).items() if key != PRECISION}
-    write_json(output / "details.json", {"scale": shared, "tasks": details})
+    write_json(output / "details.json", {"scale": shared, "tasks": details}, by=by)
 
 
 def table(found: Found) -> str:

@@ -45,13 +45,15 @@ def main(words: Sequence[str] | None = None) -> int:
     weights = None if options.scale == "tiny" else options.weights
     place = Place(options.folder, options.data, weights, scale)
     output = options.output or place.folder
+    # Of the reported seeds all that are finished are written, whichever are asked for; others are a table of their own.
+    seeds = SEEDS if set(options.seeds) <= set(SEEDS) else options.seeds
     cells = [Cell(task, method, seed) for seed in options.seeds for task in options.tasks for method in options.methods]
     try:
         missing = [cell for cell in cells if read_cell(cell, place) is None]
         require_one_precision(missing, place)
         for cell in _told(missing, len(cells)):
             make_cell(cell, place)
-            write_results(finished(place, options.seeds), scale, output)
+            write_results(finished(place, seeds), scale, output)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -62,7 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
-    found = finished(place, options.seeds)
+    found = finished(place, seeds)
     write_results(found, scale, output)
     print(table(found))
     print(f"\nmIoU in percent; {output}/results.json and details.json hold more")

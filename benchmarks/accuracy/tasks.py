@@ -76,7 +76,7 @@ class Task:
             target's height, and a part of the target's width is cut from them at random; None: it is the same.
         rare_pixels: more pixels than this show a class in a source label, more than that in a part of it, at the `cpu`
             scale. Published: 3,000 of GTA5's 1914×1052, and 1,500 once those are 1280×720; here as large a share of
-            a label, to 3 %. Where pictures are not cut, the second has no effect.
+            a label, to 3 %, but for CamVid's second, which has no effect, since its pictures are not cut.
     """
 
     title: str

@@ -217,6 +217,18 @@ def test_seeds_are_finished_for_all_tasks_before_the_next_begins(
     assert made == [("camvid_dusk", 3), ("kitti_camvid", 3), ("camvid_dusk", 4), ("kitti_camvid", 4)]
 
 
+@pytest.mark.parametrize(("asked", "written"), [(["1"], [0.0, 0.1, 0.2]), (["7"], [0.7]), (["7", "1"], [0.1, 0.7])])
+def test_a_reported_seed_that_is_made_again_takes_no_other_out_of_the_results(
+    tmp_path: Path, asked: list[str], written: list[float]
+) -> None:
+    for seed in (0, 1, 2, 7):
+        cell = Cell("kitti_camvid", "minent", seed)
+        write_json(cell.file(tmp_path), entries(cell, seed / 10))
+    words = [str(tmp_path), "--scale", "tiny", "--methods", "minent", "--tasks", "kitti_camvid", "--seeds", *asked]
+    assert program.main(words) == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == {"kitti_camvid": {"minent": written}}
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [

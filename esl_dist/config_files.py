@@ -26,6 +26,7 @@ from esl_dist.config_values import (
     EXPECTED_REFERENCE,
     FAR,
     FOLDER,
+    LOCAL,
     Setting,
     described_bounds,
     fill,
@@ -226,4 +227,12 @@ def _read_override(word: str, schema: type) -> dict[str, Values]:
     # For YAML a comment begins there.
     has_hash = "#" in text and text[0] not in "'\"[{"
     is_allowed_nothing = text == "" and setting is not None and setting.default == ""
-    return _nested(key, text if (is_text and has_hash) or is_allowed_nothing else values_of(text, place))
+    if (is_text and has_hash) or is_allowed_nothing:
+        return _nested(key, text)
+    try:
+        return _nested(key, values_of(text, place))
+    except UserError:
+        # Patterns begin with what means something else to YAML: `*.jpg`, `[ab]/*.png`.
+        if is_text and setting is not None and {LOCAL, FAR} & set(setting.bounds) and text[0] not in "'\"":
+            return _nested(key, text)
+        raise

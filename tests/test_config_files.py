@@ -210,6 +210,17 @@ def test_a_hash_begins_no_comment_in_a_word(text: str) -> None:
     assert load_config(Train, None, [*TRAIN, f"class_set={text}"]).class_set == text
 
 
+@pytest.mark.parametrize("text", ["*.jpg", "[ab].png", "[0-9]*.png", "{a}.png", "!a", "@a", "%a"])
+def test_a_place_that_is_no_yaml_is_taken_as_written(text: str) -> None:
+    assert load_config(Train, None, [*TRAIN, f"source.path={text}"]).source.path == text
+
+
+@pytest.mark.parametrize("word", ["source.path='a", 'name="a', "steps=*a", "source.size=[a"])
+def test_a_quote_that_is_not_closed_and_what_has_to_be_no_text_are_refused(word: str) -> None:
+    with pytest.raises(UserError, match=r"^command line: .* cannot be read as YAML"):
+        load_config(Train, None, [*TRAIN, word])
+
+
 def test_a_name_in_a_file_is_taken_as_written_too(tmp_path: Path) -> None:
     config = load_config(Train, written(tmp_path, "name: 0001\nclass_set: no\nsource: {path: 1e3}\n"))
     assert (config.name, config.class_set, config.source.path) == ("0001", "no", "1e3")

@@ -55,7 +55,7 @@ class OwnPictures(Protocol):
         """Return a picture's pixels, BGR (height, width, 3).
 
         Raises:
-            CorruptSampleError: its bytes are no picture that is clear; the message names it.
+            CorruptSampleError: it is no picture that is clear, or it alone cannot be read; the message names it.
             UserError: its bytes cannot be had, which may be so of others.
         """
 
@@ -79,10 +79,12 @@ class PictureFiles:
         """Return a picture's pixels, BGR (height, width, 3), turned as its EXIF tag asks."""
         file = self.files[position]
         try:
-            if not file.is_file():
+            if not file.is_file() and file.parent.is_dir():
                 # A pipe, say, would be waited for.
-                raise UserError(f"{file}: no such file; {REMEDY}")
+                raise CorruptSampleError(f"{file}: no such file")
             return read_picture(file.read_bytes(), Reading(None, None, "apply", self.largest_pixels)).pixels
+        except PermissionError as error:
+            raise CorruptSampleError(f"{file}: cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise CorruptSampleError(f"{file}: {error}") from error
         except OSError as error:
@@ -204,7 +206,7 @@ def _apart(files: Iterable[Named]) -> tuple[list[Named], list[str]]:
 
 def _listed(file: Path) -> list[Named]:
     """Read a list; a file outside the list's folder goes by its own name."""
-    found = []
+    found, folder = [], os.path.abspath(file.parent)
     try:
         lines = lines_of_list(file)
     except (ValueError, OSError) as error:
@@ -215,7 +217,7 @@ def _listed(file: Path) -> list[Named]:
         picture = file.parent / line
         if not picture.is_file():
             raise UserError(f"{file}: line {number}: {picture}: no such file; correct the list or take the line out")
-        inner = os.path.normpath(line)
-        is_outside = inner.startswith(os.pardir) or os.path.isabs(inner)
+        inner = os.path.relpath(os.path.join(folder, line), folder)
+        is_outside = inner.split(os.sep)[0] == os.pardir
         found.append((picture.name if is_outside else inner, picture))
     return found

@@ -1,6 +1,6 @@
 """Whether pseudo-labels or scores can be made: settings, shards, networks, and room for what is written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +17,11 @@ from esl_dist.errors import UserError
 from esl_dist.files import refuse_unwritable
 from esl_dist.inference.contradictions import checks_of_labelled, checks_of_scored, networks_of
 from esl_dist.inference.evaluation import refuse_unlabelled
-from esl_dist.inference.inputs import Inputs, open_inputs
+from esl_dist.inference.inputs import Inputs, open_inputs, with_common_size
 from esl_dist.inference.labelling.job import label_job, refuse_other_labels
 from esl_dist.inference.labelling.pieces import LabelJob, room_of_pieces
+from esl_dist.inference.scoring import labels_for, refuse_statistics, refuse_unlike
+from esl_dist.prediction.predictor import Predictor
 
 THE_REST = Finding("note", "the rest", "networks and room on the disk: not looked at before that is mended")
 
@@ -92,12 +94,29 @@ def findings_of_evaluation(config: Evaluate, plan: Plan, is_sound: bool) -> list
     if config.mode == "best" and config.wait_minutes:
         return [*found, Finding("note", "network", "waited for: not looked at")]
     places = [str(config.checkpoint)] if config.mode == "best" else networks_of(config)
-    return [*found, *(looked_at("network", partial(_loaded, inputs, place)) for place in places)]
+    ensemble = list[Predictor]()
+    found += [looked_at("network", partial(_loaded, inputs, place, ensemble)) for place in places]
+    if problems_of(found):
+        return found
+    fits = partial(_refuse_unfit, config, inputs, with_common_size(ensemble))
+    return [*found, *refused("fit", [fits], "networks and pictures fit each other")]
 
 
-def _loaded(inputs: Inputs, place: str) -> str:
-    trained = inputs.load(place).trained
+def _loaded(inputs: Inputs, place: str, ensemble: list[Predictor]) -> str:
+    """Load a network, and add it to the ensemble."""
+    ensemble.append(inputs.load(place))
+    trained = ensemble[-1].trained
     return f"{place}: {trained.architecture}, {trained.class_set}"
+
+
+def _refuse_unfit(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor]) -> None:
+    """Refuse what an evaluation refuses of networks beside their labels, each other, and statistics."""
+    refuse_unlike(ensemble)
+    labels_for(ensemble[0].trained, inputs.shards)
+    if config.statistics_from is not None:
+        statistics = open_shards(config.statistics_from, cache=inputs.cache)
+        for one in ensemble:
+            refuse_statistics(one, statistics)
 
 
 def _places(config: Evaluate) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
 from esl_dist.files import write_json
-from esl_dist.inference.inputs import Inputs, open_inputs, print_plan, with_common_size
+from esl_dist.inference.inputs import Inputs, note_on_raw_ids, open_inputs, print_plan, with_common_size
 from esl_dist.inference.output_places import is_writable
 from esl_dist.inference.prediction_files import PredictionFiles, values_of
 from esl_dist.inference.scoring import Scoring, score_networks, write_score_curves
@@ -56,16 +56,20 @@ def _prepared(config: Evaluate, inputs: Inputs, ensemble: Sequence[Predictor], s
     """Print what is about to be scored, and open what it takes."""
     first, shards, form = ensemble[0].trained, inputs.shards, config.prediction_format
     statistics = files = None
+    named, note = inputs.named_classes(first), ""
     plan = {"predictions": f"{config.predictions}, {form}" if config.predictions else "", "scores": scores or ""}
     if config.statistics_from is not None:
         plan["statistics"], statistics = config.statistics_from, open_shards(config.statistics_from, cache=inputs.cache)
         require_same_on_ranks(statistics.fingerprint(), "statistics_from")
     if config.predictions is not None:
-        values = values_of(inputs.named_classes(first) or first.classes, form)
+        values = values_of(named or first.classes, form)
+        note = note_on_raw_ids(first) if form == "raw_ids" and named is None else ""
         files = PredictionFiles(Path(config.predictions), shards, form, values)
     workers = Workers(config.workers, config.timeout_minutes, progress=note_progress)
     scoring = Scoring(shards, statistics, files, Path(config.experiments), workers)
     print_plan(f"{'scoring' if scoring.is_labelled else 'predicting'} ({config.mode})", shards, ensemble, plan)
+    if note:
+        print_on_main(note)
     return scoring
 
 

@@ -180,6 +180,17 @@ def named_network(
     return trained, named or trained.classes
 
 
+def note_on_raw_ids(trained: TrainedNetwork) -> str:
+    """Say whose raw ids a network's own classes have where its target's data set is another; "": nothing to tell."""
+    source, target = (trained.data_sets.get(domain) for domain in ("source", "target"))
+    if source is None or target in (None, source):
+        return ""
+    return (
+        f"note: {trained.name}: raw ids are those of {source}, its source; if {target}, its target, has the same "
+        f"classes, classes_from={target} gives {target}'s"
+    )
+
+
 def refuse_missing_statistics(trained: TrainedNetwork, domain: str) -> None:
     """Make sure that a network has batch-norm statistics of the domain whose are asked for.
 

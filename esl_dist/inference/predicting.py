@@ -28,7 +28,7 @@ from esl_dist.data.workers import Fields, Sample, Workers, read_ahead
 from esl_dist.early import line_end
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.files import whole_file
-from esl_dist.inference.inputs import differences_of_sight, facts_of_networks, open_conditions
+from esl_dist.inference.inputs import differences_of_sight, facts_of_networks, note_on_raw_ids, open_conditions
 from esl_dist.inference.prediction_files import SCORES, Encode, Predicted, encoder_of
 from esl_dist.inference.prediction_records import made_with, open_output
 from esl_dist.prediction.background import in_background, on_host
@@ -162,6 +162,8 @@ def _print_plan(config: Predict, job: PredictionJob) -> None:
     print_on_main(account("predicting", facts))
     for line in differences_of_sight(job.predictor, None):
         print_on_main(f"note: {line}")
+    if "raw_ids" in config.save and config.classes_from is None and (note := note_on_raw_ids(job.predictor.trained)):
+        print_on_main(note)
     if job.predictor.size is None and not config.as_packed:
         print_on_main(
             f"note: {job.predictor.trained.name}: at which size its training saw pictures is not known, or not one; "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from esl_dist.data.images import decode_image
 from esl_dist.data.labels import class_names
-from esl_dist.data.loading import Samples, label_source, refuse_mixed_sizes
+from esl_dist.data.loading import LabelSource, Samples, label_source, refuse_mixed_sizes
 from esl_dist.data.shards import ShardReader
 from esl_dist.data.workers import Workers
 from esl_dist.errors import UserError
@@ -24,6 +24,7 @@ from esl_dist.prediction.predictor import Predictor, autocast
 from esl_dist.ranks.collectives import sum_over_ranks, warn
 from esl_dist.reporting.scores import scores_of
 from esl_dist.reporting.tensorboard import LAST_SCORE, SCORES, open_writer, write_pictures, write_scalars
+from esl_dist.runs.trained import TrainedNetwork
 
 SHOWN_PREDICTIONS = 8
 """How many of the coloured predictions TensorBoard gets."""
@@ -65,20 +66,13 @@ def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str,
     Raises:
         UserError: networks of different classes or at different sizes, or shards that do not fit them.
     """
-    shards, first, labels = scoring.shards, ensemble[0], None
+    shards, first = scoring.shards, ensemble[0]
     names = class_names(first.trained.classes)
-    for other in ensemble:
-        pair = f"{other.trained.name} and {first.trained.name}"
-        if class_names(other.trained.classes) != names:
-            raise UserError(f"{pair} have different classes; an ensemble needs the same")
-        if other.size != first.size:
-            raise UserError(
-                f"{pair} were trained at different sizes; an ensemble sees pictures at one: give it as "
-                "data.size=[width,height], or as_packed=true for that of the shards"
-            )
-    if scoring.is_labelled:
-        labels = label_source(shards, first.trained.class_set, first.trained.classes)
+    refuse_unlike(ensemble)
+    labels = labels_for(first.trained, shards)
     if scoring.statistics is not None:
+        for one in ensemble:
+            refuse_statistics(one, scoring.statistics)
         ensemble = [_with_statistics_of(one, scoring.statistics, scoring.workers) for one in ensemble]
     predicted = predictions(ensemble, Samples(shards, first.size, labels), scoring.workers)
     confusion = torch.zeros(len(names), len(names), dtype=torch.int64)
@@ -88,6 +82,55 @@ def score_networks(ensemble: Sequence[Predictor], scoring: Scoring) -> dict[str,
     # With this sum each rank also says that its predictions are written.
     total = sum_over_ranks(confusion).numpy()
     return {**scores_of(total, names), "confusion": total.tolist()}
+
+
+def refuse_unlike(ensemble: Sequence[Predictor]) -> None:
+    """Make sure that networks can be scored as one.
+
+    Raises:
+        UserError: they have different classes, or see pictures at different sizes.
+    """
+    first = ensemble[0]
+    for other in ensemble:
+        pair = f"{other.trained.name} and {first.trained.name}"
+        if class_names(other.trained.classes) != class_names(first.trained.classes):
+            raise UserError(f"{pair} have different classes; an ensemble needs the same")
+        if other.size != first.size:
+            raise UserError(
+                f"{pair} were trained at different sizes; an ensemble sees pictures at one: give it as "
+                "data.size=[width,height], or as_packed=true for that of the shards"
+            )
+
+
+def labels_for(trained: TrainedNetwork, shards: ShardReader) -> LabelSource | None:
+    """Return the labels of shards as a network's classes; None: they have none.
+
+    Raises:
+        UserError: labels of other classes.
+    """
+    return label_source(shards, trained.class_set, trained.classes) if shards.index.class_sets else None
+
+
+def refuse_statistics(predictor: Predictor, shards: ShardReader) -> None:
+    """Make sure that a network's batch-norm statistics can be estimated on shards.
+
+    Raises:
+        UserError: it has none, or does not take these pictures.
+    """
+    network, batch_size = predictor.trained.network, min(predictor.trained.batch_size, len(shards))
+    if not any(True for _ in batch_norms(network)):
+        raise UserError(
+            f"statistics_from={shards.folder} is impossible: {predictor.trained.name}, a "
+            f"{predictor.trained.architecture}, has no batch norm; leave it out"
+        )
+    refuse_mixed_sizes(shards, predictor.size, "data.size")
+    if (size := predictor.size or shards.index.image_size) is not None:
+        # As the estimate has it.
+        network.train()
+        try:
+            network.refuse_size(size, batch_size, "statistics_from", "data.size=[width,height]")
+        finally:
+            network.eval()
 
 
 def _scored(predicted: Callable[[], Prediction], files: PredictionFiles | None) -> Tensor:
@@ -107,18 +150,10 @@ def _with_statistics_of(predictor: Predictor, shards: ShardReader, workers: Work
     there is no other batch.
     """
     network, batch_size, count = predictor.trained.network, predictor.trained.batch_size, len(shards)
-    if not any(True for _ in batch_norms(network)):
-        raise UserError(
-            f"statistics_from={shards.folder} is impossible: {predictor.trained.name}, a "
-            f"{predictor.trained.architecture}, has no batch norm; leave it out"
-        )
-    refuse_mixed_sizes(shards, predictor.size, "data.size")
     starts = range(0, max(count - batch_size + 1, 1), batch_size)
     own = own_part([list(range(start, min(start + batch_size, count))) for start in starts])
     estimate_anew(network)
     network.train()
-    if (size := predictor.size or shards.index.image_size) is not None:
-        network.refuse_size(size, min(batch_size, count), "statistics_from", "data.size=[width,height]")
     for batch in read_batches(Samples(shards, predictor.size), own, workers, predictor.device, "statistics"):
         with autocast(predictor.precision, predictor.device):
             network(batch["images"])

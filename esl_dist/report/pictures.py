@@ -121,8 +121,13 @@ def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
     inputs = open_inputs(asked.data, asked, device)
     predictor = inputs.load(run.folder)
     trained, shards = predictor.trained, inputs.shards
-    labels = label_source(shards, trained.class_set, trained.classes) if shards.index.class_sets else None
     pseudo_labels, problems = _pseudo_labels(config, runs, shards, predictor)
+    labels = None
+    if shards.index.class_sets:
+        try:
+            labels = label_source(shards, trained.class_set, trained.classes)
+        except UserError as error:
+            problems.append(f"ground truth: {error}")
     side = side_on_page(min(config.pictures, len(shards)))
     return Gallery(predictor, Samples(shards, predictor.size, labels), pseudo_labels, side, problems)
 

@@ -16,7 +16,11 @@ TARGET_STATISTICS = "target_statistics"
 """In the name of files of scores with statistics of the target, where an older one does not say it inside."""
 CHOSEN = "best step, chosen on these pictures"
 """In the title of scores that are better than those of pictures that had no say in the step."""
-UNLIKE = ("batch-norm statistics of another domain", "only one is the best step, chosen on these pictures")
+UNLIKE = (
+    "batch-norm statistics of another domain",
+    "only one is the best step, chosen on these pictures",
+    "another number of steps",
+)
 """What else than the method may make a difference; in the order of `_differences`."""
 
 
@@ -30,6 +34,7 @@ class Row:
         miou, miou_over, iou, accuracy: as `reporting.scores.scores_of` makes them.
         confusion: pixels by label and prediction; None where the file does not say.
         checkpoint: the network that was scored, as the file says it; None where it does not.
+        is_ensemble: whether several were, as one.
         step: steps that it was trained; None where it is not known.
         data: data set and split; None where the file does not say.
         fingerprint: that of the pictures; None where the file does not say.
@@ -48,6 +53,7 @@ class Row:
     accuracy: float | None
     confusion: list[list[int]] | None = None
     checkpoint: str | None = None
+    is_ensemble: bool = False
     step: int | None = None
     data: str | None = None
     fingerprint: str | None = None
@@ -99,7 +105,7 @@ def rows_of_run(run: Path, number: int) -> tuple[list[Row], list[str]]:
         except UserError as error:
             problems.append(str(error))
             continue
-        is_its_own = file.is_relative_to(run) and row.checkpoint is None
+        is_its_own = file.is_relative_to(run) and row.checkpoint is None and not row.is_ensemble
         if is_its_own or (row.checkpoint is not None and points_to(row.checkpoint, run)):
             rows.append(replace(row, run=number))
     return rows, problems
@@ -150,6 +156,7 @@ def _row(title: str, content: Content, whole: Content) -> Row:
         confusion=scores.get("confusion"),
         step=scores.get("step") if isinstance(scores.get("step"), int) else None,
         checkpoint=_text_or_none(whole.value.get("checkpoint")),
+        is_ensemble="checkpoints" in whole.value,
         data=_text_or_none(said.get(name)),
         fingerprint=_text_or_none(said.get(fingerprint)),
         anew=said["statistics_from"] is not None if "statistics_from" in said else None,
@@ -166,7 +173,7 @@ def _shares(scores: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_controls(rows: Iterable[Row], controls: dict[int, int], adapted: Collection[int]) -> list[Row]:
-    """Return rows with their controls: of the control's rows the one scored likest.
+    """Return rows with their controls: of the control's rows the one scored likest, of several the last step's.
 
     A network that saw the target has statistics of it; one that did not has them where they were estimated anew, and
     is held against the former so, for else the statistics alone would look like a gain of the method.
@@ -187,7 +194,7 @@ def with_controls(rows: Iterable[Row], controls: dict[int, int], adapted: Collec
         if not of_control:
             found.append(row)
             continue
-        likest = min(of_control, key=lambda place: _differences(row, rows[place], adapted))
+        likest = min(of_control, key=lambda at: (*_differences(row, rows[at], adapted), -(rows[at].step or 0)))
         differences = _differences(row, rows[likest], adapted)
         unlike = [words for words, differs in zip(UNLIKE, differences, strict=False) if differs]
         found.append(replace(row, control=likest, unlike=unlike))
@@ -201,7 +208,10 @@ def pictures_of(row: Row) -> tuple[str, str]:
     return ("data", row.data) if row.data is not None else ("file", Path(row.file).stem)
 
 
-def _differences(row: Row, other: Row, adapted: Collection[int]) -> tuple[bool, bool, bool]:
+def _differences(row: Row, other: Row, adapted: Collection[int]) -> tuple[bool, bool, bool, bool]:
     """Say in what two rows of the same pictures differ, the worst first."""
     of_target = [one.run in adapted or bool(one.anew) or TARGET_STATISTICS in one.title for one in (row, other)]
-    return of_target[0] != of_target[1], row.is_chosen != other.is_chosen, row.anew != other.anew
+    is_other_step = None not in (row.step, other.step) and row.step != other.step
+    # Of several steps the best may be any.
+    is_longer = is_other_step and not (row.is_chosen or other.is_chosen)
+    return of_target[0] != of_target[1], row.is_chosen != other.is_chosen, is_longer, row.anew != other.anew

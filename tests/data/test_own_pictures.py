@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +73,13 @@ def test_a_folder_whose_name_looks_like_a_pattern_is_a_folder(tmp_path: Path) ->
 def test_a_list_gives_its_pictures_relative_to_its_folder(tmp_path: Path) -> None:
     write(tmp_path, "lists/a/1.png", "lists/2.jpg", "elsewhere/3.png", "lists/raw.data")
     (tmp_path / "lists/raw.data").write_bytes(encoded(draw(9)[0]))
-    lines = ["# chosen", "a/1.png", "", f"{tmp_path}/elsewhere/3.png", "./2.jpg\r", "raw.data"]
+    write(tmp_path, "lists/b/1.png", "lists/..c/1.png")
+    outside, inside = f"{tmp_path}/elsewhere/3.png", f"{tmp_path}/lists/b/1.png"
+    lines = ["# chosen", "a/1.png", "", outside, inside, "..c/1.png", "./2.jpg\r", "raw.data"]
     (tmp_path / "lists/mine.txt").write_text("\n".join(lines))
     pictures = found(tmp_path / "lists/mine.txt")
-    assert pictures.names == ["2", "3", "a/1", "raw.data"]
-    np.testing.assert_array_equal(pictures.pixels(3), draw(9)[0][:, :, ::-1])
+    assert pictures.names == ["..c/1", "2", "3", "a/1", "b/1", "raw.data"]
+    np.testing.assert_array_equal(pictures.pixels(5), draw(9)[0][:, :, ::-1])
 
 
 def test_a_missing_picture_of_a_list_is_named_with_its_line(tmp_path: Path) -> None:
@@ -207,12 +211,36 @@ def test_a_broken_picture_is_one_message_with_its_file(tmp_path: Path, kind: str
         find_pictures(str(tmp_path), 1000).pixels(0)
 
 
-def test_a_picture_that_is_gone_is_one_message_too(tmp_path: Path) -> None:
-    write(tmp_path, "a.png")
+def test_a_picture_that_alone_cannot_be_read_is_one_message_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, "a.png", "folder/c.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone")
     pictures = found(tmp_path)
-    with pytest.raises(UserError, match=r"/b\.png: no such file"):
+    with pytest.raises(CorruptSampleError, match=r"/b\.png: no such file"):
         pictures.pixels(1)
+    # Of root's no permission would do.
+    monkeypatch.setattr(Path, "read_bytes", raising(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(CorruptSampleError, match=r"/a\.png: cannot be read \(Permission denied\)"):
+        pictures.pixels(0)
+
+
+def test_pictures_whose_folder_or_disk_is_gone_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a.png", "folder/b.png")
+    pictures = found(tmp_path)
+    shutil.rmtree(tmp_path / "folder")
+    with pytest.raises(UserError, match=r"/folder/b\.png: cannot be read \(No such file"):
+        pictures.pixels(1)
+    monkeypatch.setattr(Path, "read_bytes", raising(OSError(errno.EIO, "Input/output error")))
+    with pytest.raises(UserError, match=r"/a\.png: cannot be read \(Input/output error\)"):
+        pictures.pixels(0)
+
+
+def raising(error: Exception) -> Callable[[Path], bytes]:
+    def read(file: Path) -> bytes:
+        raise error
+
+    return read
 
 
 def test_what_is_neither_list_nor_picture_is_taken_for_a_video(tmp_path: Path) -> None:

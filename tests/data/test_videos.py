@@ -65,6 +65,12 @@ def test_only_frames_that_can_be_decoded_are_counted(film: Path, tmp_path: Path)
         Video(cut, FRAMES).pixels(FRAMES - 1)
 
 
+def test_a_film_may_be_named_by_the_time_of_day(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "2024-01-01T10:00:00.avi").write_bytes(film.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert frames_said(Path("2024-01-01T10:00:00.avi")) == FRAMES
+
+
 def test_what_is_no_video_is_one_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "film.mp4").write_bytes(b"text")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_WARNING)

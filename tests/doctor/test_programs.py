@@ -294,6 +294,14 @@ def test_an_evaluation_is_held_to_its_networks_and_labels(shards: Path) -> None:
     words = [one.words for one in problems_of(findings_of_program(ensemble, None))]
     assert [text.split(":")[0] for text in words] == ["gone", "lost"]
     write_shards(shards / "plain", drawn_samples(2), class_sets={})
+    write_shards(shards / "other", drawn_samples(2), class_sets={"other": class_set()}, **SIZE)
+    assert "no class set 'village3'" in problems(evaluation(data={"path": str(shards / "other")}))["fit"]
+    save_run(shards / "seas", 1, configuration(), OTHER_CLASSES)
+    pair = [str(shards / "run"), str(shards / "seas")]
+    unlike = evaluation(checkpoint=None, mode="ensemble", checkpoints=pair)
+    assert "different classes; an ensemble needs the same" in problems(unlike)["fit"]
+    mixed = write_shards(shards / "mixed", [*drawn_samples(1), *drawn_samples(2, 30, 20)[1:]], class_sets={})
+    assert "its pictures have different sizes" in problems(evaluation(statistics_from=str(mixed.folder)))["fit"]
     assert "have no labels" in problems(evaluation(data={"path": str(shards / "plain")}))["data"]
     (shards / "file").touch()
     told = problems(evaluation(predictions=str(shards / "file" / "p"), mode="ensemble"))

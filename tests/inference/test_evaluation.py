@@ -1,6 +1,7 @@
 """An evaluation takes over what its run says, checks first what it may write, and writes before it tells."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from esl_dist.inference.evaluation import evaluate
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.resizing import upsample
 from esl_dist.models.weight_files import write_weights
-from esl_dist.runs.checkpoints import RUN_CONFIG, checkpoint_folder
+from esl_dist.runs.checkpoints import RUN_CONFIG, checkpoint_folder, load_checkpoint, save_checkpoint
 from esl_dist.runs.trained import load_trained
 from tests.builders import class_set, draw, drawn_shards, input_of, write_shards
-from tests.training.small_runs import configuration, reseal, save_run, save_state, tiny_network
+from tests.training.small_runs import KEEP_ALL, configuration, reseal, save_run, save_state, tiny_network
 
 CPU = torch.device("cpu")
 TINY = {"architecture": "tiny"}
@@ -212,12 +213,14 @@ def test_pictures_without_labels_are_predicted_at_their_own_sizes(
 
 
 def test_raw_ids_are_those_of_the_shards_or_of_the_place_that_is_named(
-    run: Path, tmp_path: Path, data: ShardReader, score: Score
+    run: Path, tmp_path: Path, data: ShardReader, score: Score, capsys: pytest.CaptureFixture[str]
 ) -> None:
     road, house, sky = class_set()
     config = configuration()
     own = tuple(SemanticClass(one.name, one.color, (100 + number,)) for number, one in enumerate(class_set()))
     save_run(run, 3, config, own)
+    known = replace(load_checkpoint(checkpoint_folder(run, 3)), step=4, data_sets={"source": "a", "target": "b"})
+    save_checkpoint(run, known, KEEP_ALL)
     named = write_shards(
         tmp_path / "named",
         [("a", {"image.png": b"x", "label.png": b"x"})],
@@ -238,9 +241,12 @@ def test_raw_ids_are_those_of_the_shards_or_of_the_place_that_is_named(
     assert len(np.unique(train_ids)) > 1
     np.testing.assert_array_equal(written(data, "raw_ids"), np.array([7, 11, 23])[train_ids])
     train_ids = written(pictures, "train_ids", output=None)
+    assert "raw ids" not in capsys.readouterr().out
     np.testing.assert_array_equal(written(pictures, "raw_ids", output=None), 100 + train_ids)
+    assert "note: r: raw ids are those of a, its source; if b, its target, has the same" in capsys.readouterr().out
     from_named = {"output": None, "classes_from": str(named.folder)}
     np.testing.assert_array_equal(written(pictures, "raw_ids", **from_named), 1000 + train_ids.astype(int))
+    assert "raw ids" not in capsys.readouterr().out
     other = write_shards(tmp_path / "other", [("a", {"label.png": b"x"})], class_sets={"village3": (house, road, sky)})
     with pytest.raises(UserError, match=r"classes_from=.*: has no class set 'village3' of the network's classes road,"):
         written(pictures, "raw_ids", output=None, classes_from=str(other.folder))

@@ -13,7 +13,7 @@ from esl_dist.config import Evaluate, Network, PseudoLabel
 from esl_dist.config_files import from_dictionary
 from esl_dist.data.shards import ShardReader
 from esl_dist.errors import UserError
-from esl_dist.inference.inputs import Inputs, asked_precision, differences, with_common_size
+from esl_dist.inference.inputs import Inputs, asked_precision, differences, note_on_raw_ids, with_common_size
 from esl_dist.prediction.predictor import Predictor, autocast, domain_of
 from esl_dist.runs.checkpoints import build_network
 from esl_dist.runs.trained import TrainedNetwork
@@ -233,3 +233,21 @@ def test_a_network_of_which_nothing_is_known_sees_pictures_at_the_size_of_the_ot
     assert with_common_size([unknown, unknown]) == [unknown, unknown]
     other = replace(known, size=(8, 6))
     assert with_common_size([known, unknown, other]) == [known, unknown, other]
+
+
+@pytest.mark.parametrize(
+    ("data_sets", "is_told"),
+    [
+        ({"source": "game", "target": "city"}, True),
+        ({"source": "city", "target": "city"}, False),
+        ({"source": "game"}, False),
+        ({}, False),
+    ],
+)
+def test_raw_ids_of_another_data_set_than_the_targets_are_told(data_sets: dict[str, str], is_told: bool) -> None:
+    trained = replace(trained_network(tiny_network(0)), data_sets=data_sets, name="r")
+    told = (
+        "note: r: raw ids are those of game, its source; if city, its target, has the same classes, "
+        "classes_from=city gives city's"
+    )
+    assert note_on_raw_ids(trained) == (told if is_told else "")

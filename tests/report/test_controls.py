@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from esl_dist.report.runs import RunFolder, controls_of, is_plain, starts_of, unclear_starts
-from esl_dist.report.scores import Row, points_to, read_row, with_controls
+from esl_dist.report.scores import Row, points_to, read_row, rows_of_run, with_controls
 from tests.training.small_runs import configuration
 
 
@@ -153,3 +153,20 @@ def test_a_last_step_is_held_against_a_last_step_and_a_chosen_one_against_a_chos
     assert [(one.control, one.unlike) for one in held[2:]] == [(1, []), (0, [])]
     [_, alone] = with_controls([best, own[0]], {1: 0}, set())
     assert (alone.control, alone.unlike) == (0, ["only one is the best step, chosen on these pictures"])
+
+
+def test_of_a_controls_steps_the_rows_own_is_taken_or_else_the_last_and_that_is_said() -> None:
+    steps = [row(f"step_{step}", 0, data="toytown", step=step) for step in (20, 60, 40)]
+    for step, control, unlike in ((40, 2, []), (60, 1, []), (50, 1, ["another number of steps"])):
+        held = with_controls([*steps, row("advent_esl", 1, data="toytown", step=step)], {1: 0}, set())[-1]
+        assert (held.control, held.unlike) == (control, unlike)
+
+
+def test_scores_of_an_ensemble_are_no_runs_wherever_they_lie(tmp_path: Path) -> None:
+    own = tmp_path / "snapshots/advent"
+    (own / "scores").mkdir(parents=True)
+    score_file(own / "scores/own.json", None, checkpoint=str(own))
+    score_file(own / "scores/both.json", None, checkpoints=[str(own), "other"], weights=[1.0, 1.0])
+    score_file(own / "scores/unsaid.json", None)
+    rows, problems = rows_of_run(own, 0)
+    assert ([one.title for one in rows], problems) == (["own", "unsaid"], [])

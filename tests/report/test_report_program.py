@@ -321,6 +321,22 @@ def test_a_damaged_part_of_the_gallery_takes_nothing_else_away(
     assert named in shown["note"]
 
 
+def test_labels_of_other_classes_take_the_ground_truth_alone_from_the_gallery(
+    settings: Report, tmp_path: Path, experiments: Path, town: Path
+) -> None:
+    other = copied_shards(town / "target_train", tmp_path / "target")
+    index = json.loads((other / "index.json").read_text())
+    [name] = index["class_sets"]
+    index["class_sets"] = {"other": index["class_sets"][name]}
+    (other / "index.json").write_text(json.dumps(index))
+    settings.runs, settings.target = [str(experiments / "snapshots/advent_esl")], str(other)
+    main(settings)
+    shown = content_of(Path(settings.output))["gallery"]
+    assert len(shown["pictures"]) == 4
+    assert {tuple(one["layers"]) for one in shown["pictures"]} == {("image", "prediction", "entropy", "pseudo-label")}
+    assert f"ground truth: {other}: no class set {name!r}" in shown["note"]
+
+
 def test_from_another_folder_what_is_relative_is_asked_for(
     settings: Report, tmp_path: Path, experiments: Path, town: Path
 ) -> None:

@@ -27,7 +27,7 @@ from esl_dist.inference.exporting.formats import (
     followed,
     in_silence,
 )
-from esl_dist.inference.inputs import named_network, refuse_missing_statistics
+from esl_dist.inference.inputs import named_network, note_on_raw_ids, refuse_missing_statistics
 from esl_dist.ranks.collectives import print_on_main
 from esl_dist.reporting.accounts import account, duration
 from esl_dist.runs.trained import TrainedNetwork
@@ -166,6 +166,8 @@ def _print_plan(trained: TrainedNetwork, domain: Domain, config: Export) -> None
         "output": config.output,
     }
     print_on_main(account("exporting", facts))
+    if config.classes_from is None and (note := note_on_raw_ids(trained)):
+        print_on_main(note)
     trained_at = trained.seen_at(domain)
     if config.size is not None and trained_at not in (None, as_size(config.size)):
         print_on_main(f"note: {trained.name}: size {config.size}, trained at {list(trained_at)}")

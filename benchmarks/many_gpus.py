@@ -42,8 +42,8 @@ SIZE = (144, 72)
 """Width and height of pictures: the demo's are 192×96, which would take almost twice as long."""
 
 ONE_PICTURE = ("batch_size=1", "steps=2800", "optimizer.schedule_steps=2800", "optimizer.learning_rate=0.0075")
-"""The demo's recipe for one picture a step, as published trainings have: as many pictures as in its 700 steps of four,
-and a quarter of its rate, 0.03."""
+"""The demo's recipe for one picture a step, as published trainings have: as many pictures as in 700 steps of four, and
+a quarter of its rate, 0.03."""
 
 GPUS = 8
 

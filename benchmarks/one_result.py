@@ -48,7 +48,7 @@ SEEDS, SCORE_SEEDS, PAIRED_SEEDS = (0, 1, 2), range(7), range(5)
 """Of weights, of scores on one rank, and of scores that are compared with one rank's."""
 
 SCORE_STEPS = 200
-"""The demo's recipe has 700; the rate falls to 0 over as many."""
+"""Half of the demo's; the rate falls to 0 over as many."""
 
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
 """Of the demo."""

@@ -47,8 +47,12 @@ KEEP_ALL = f"checkpoints.keep_newest={2 * EARLY[-1]}"
 SEEDS, SCORE_SEEDS, PAIRED_SEEDS = (0, 1, 2), range(7), range(5)
 """Of weights, of scores on one rank, and of scores that are compared with one rank's."""
 
+WEIGHTS_SCHEDULE = "optimizer.schedule_steps=700"
+"""Over which the rate falls where weights are compared."""
+
 SCORE_STEPS = 200
-"""Half of the demo's; the rate falls to 0 over as many."""
+SCORE_SCHEDULE = f"optimizer.schedule_steps={SCORE_STEPS}"
+"""Where scores are: to the end of the training."""
 
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
 """Of the demo."""
@@ -146,9 +150,9 @@ def print_weights(folder: Path, shards: Path) -> None:
     for other, double in ((TWO, False), (OFF, False), (TWO, True)):
         pairs = [[Training(started, seed, double) for started in (ONE, other)] for seed in SEEDS]
         for one in chain(*pairs):
-            one.train(folder, shards, EARLY[-1], "checkpoints.every=1", KEEP_ALL)
+            one.train(folder, shards, EARLY[-1], WEIGHTS_SCHEDULE, "checkpoints.every=1", KEEP_ALL)
             if not double:
-                one.train(folder, shards, LATE[-1], f"checkpoints.every={LATE[0]}", KEEP_ALL)
+                one.train(folder, shards, LATE[-1], WEIGHTS_SCHEDULE, f"checkpoints.every={LATE[0]}", KEEP_ALL)
         for step in EARLY if double else (*EARLY, *LATE):
             apart = [compare(*(load_checkpoint(one.checkpoint(folder, step)) for one in pair)) for pair in pairs]
             largest, *others = zip(*apart, strict=True)
@@ -247,7 +251,7 @@ def print_scores(folder: Path, shards: Path) -> None:
 
 def trained(folder: Path, shards: Path, training: Training) -> Path:
     """Train for the scores, if that is not done; returns the last checkpoint."""
-    training.train(folder, shards, SCORE_STEPS, f"optimizer.schedule_steps={SCORE_STEPS}")
+    training.train(folder, shards, SCORE_STEPS, SCORE_SCHEDULE)
     return training.checkpoint(folder, SCORE_STEPS)
 
 

@@ -5,6 +5,7 @@ resolves references (`${…}`). A message blames the file or the word that gave 
 """
 
 import ast
+import glob
 import inspect
 import itertools
 import os
@@ -229,10 +230,9 @@ def _read_override(word: str, schema: type) -> dict[str, Values]:
     is_allowed_nothing = text == "" and setting is not None and setting.default == ""
     if (is_text and has_hash) or is_allowed_nothing:
         return _nested(key, text)
-    try:
-        return _nested(key, values_of(text, place))
-    except UserError:
-        # Patterns begin with what means something else to YAML: `*.jpg`, `[ab]/*.png`.
-        if is_text and setting is not None and {LOCAL, FAR} & set(setting.bounds) and text[0] not in "'\"":
-            return _nested(key, text)
-        raise
+    # Patterns may begin with what means something else to YAML: `*.jpg`, `[ab].png`.
+    bounds = () if setting is None else setting.bounds
+    is_read = is_text and (LOCAL in bounds or FAR in bounds) and FOLDER not in bounds
+    if is_read and glob.has_magic(text) and text[0] not in "'\"":
+        return _nested(key, text)
+    return _nested(key, values_of(text, place))

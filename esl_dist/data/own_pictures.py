@@ -79,16 +79,24 @@ class PictureFiles:
         """Return a picture's pixels, BGR (height, width, 3), turned as its EXIF tag asks."""
         file = self.files[position]
         try:
-            if not file.is_file() and file.parent.is_dir():
+            if not file.is_file() and _holds_files(file.parent):
                 # A pipe, say, would be waited for.
                 raise CorruptSampleError(f"{file}: no such file")
             return read_picture(file.read_bytes(), Reading(None, None, "apply", self.largest_pixels)).pixels
-        except PermissionError as error:
-            raise CorruptSampleError(f"{file}: cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise CorruptSampleError(f"{file}: {error}") from error
         except OSError as error:
+            if isinstance(error, PermissionError) and _holds_files(file.parent):
+                raise CorruptSampleError(f"{file}: cannot be read ({error.strerror})") from error
             raise UserError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from error
+
+
+def _holds_files(folder: Path) -> bool:
+    """Say whether a folder can be listed and is not empty, as that of a disk which is gone."""
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
 
 
 def is_video(place: str) -> bool:

@@ -4,7 +4,6 @@ What a container says of its number of frames may be wrong, and to go to a frame
 frames are counted by decoding them, and those between two that are wanted are decoded, too.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -74,7 +73,7 @@ def opened(path: Path) -> cv2.VideoCapture:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     # Its reader of files alone: others take a path for a camera, or for a pattern of names. And it would take what
     # stands before a colon for a protocol.
-    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
     if not capture.isOpened():
         raise UserError(
             f"{path}: neither a picture by its name nor a video that OpenCV can read; expected mp4, avi or such, or "

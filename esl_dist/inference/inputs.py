@@ -186,8 +186,8 @@ def note_on_raw_ids(trained: TrainedNetwork) -> str:
     if source is None or target in (None, source):
         return ""
     return (
-        f"note: {trained.name}: raw ids are those of {source}, its source; if {target}, its target, has the same "
-        f"classes, classes_from={target} gives {target}'s"
+        f"note: {trained.name}: raw ids are those of {source}, its source; for those of {target}, its target, give its "
+        "description, or labelled shards of it, as classes_from=…"
     )
 
 

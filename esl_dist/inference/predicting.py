@@ -2,8 +2,8 @@
 
 The ranks share the pictures that are still to do; each is predicted alone, on one of them, so that neither their number
 nor a stop shows in a file. A file is whole or absent, and what is there is not made again: a job that was killed goes
-on with the rest. What is no clear picture is told of and left out, and the job ends as a user's mistake when all others
-are done.
+on with the rest. What cannot be read, or is no clear picture, is told of and left out, and the job ends as a user's
+mistake when all others are done.
 """
 
 import sys
@@ -50,7 +50,7 @@ from esl_dist.runs.folder_lock import lock_folder
 from esl_dist.stop_signals import keep_end
 
 PROBLEM = "problem"
-"""Field of a sample that is no clear picture: what is wrong with it, as bytes."""
+"""Field of a picture that is left out: what is wrong with it, as bytes."""
 
 ToDo = Mapping[int, Sequence[str]]
 """Position of a picture → the kinds of files that are still to be made of it."""
@@ -192,7 +192,7 @@ def write_predictions(job: PredictionJob, todo: ToDo, workers: Workers) -> list[
     """Predict this rank's part of the pictures, and write their files; returns when every rank has written its own.
 
     Returns:
-        the pictures that some rank has left out, with a warning, because they are no clear pictures.
+        the pictures that some rank has left out, with a warning: they alone cannot be read, or are not clear.
 
     Raises:
         UserError: a picture cannot be read at all or is too small for the network, or its scores are not finite.
@@ -209,7 +209,7 @@ def write_predictions(job: PredictionJob, todo: ToDo, workers: Workers) -> list[
 def _writing(job: PredictionJob, todo: ToDo, workers: Workers, left_out: Tensor) -> Generator[Callable[[], None]]:
     """Yield, for each picture, a function that writes its files; the network's part is done, or queued on a GPU.
 
-    Those that are no clear pictures are told of, and counted in `left_out`.
+    Those that cannot be read, or are not clear, are told of and counted in `left_out`.
     """
     own, device = own_part(sorted(todo)), job.predictor.device
 

@@ -76,15 +76,12 @@ def read_weights(path: Path) -> WeightsFile:
         raise UserError(
             f"{path}: refused: it is damaged or holds more than tensors ({type(error).__name__})"
         ) from error
-    refuse_tensors({name: one for name, one in file.tensors.items() if not _is_beside_weights(name, one)}, str(path))
+    refuse_tensors({name: one for name, one in file.tensors.items() if not is_beside_weights(name, one)}, str(path))
     return file
 
 
-def _is_beside_weights(name: str, tensor: Tensor) -> bool:
-    """Say whether a tensor may be what other programs keep beside weights: indices, flags, a single number.
-
-    Where a network has a place for it, `weights.load_weights` refuses it.
-    """
+def is_beside_weights(name: str, tensor: Tensor) -> bool:
+    """Say whether a tensor may be what other programs keep beside weights: indices, flags, a single number."""
     if name.rpartition(".")[2] in NAMES_OF_WEIGHTS or problem_of_storage(tensor) is not None:
         return False
     return tensor.ndim == 0 or not (tensor.is_floating_point() or tensor.is_complex())
@@ -146,17 +143,22 @@ def _is_state_dict(content: Any) -> bool:
     )
 
 
-def refuse_tensors(state: Mapping[str, Tensor], origin: str) -> None:
+def refuse_tensors(state: Mapping[str, Tensor], origin: str, own: Mapping[str, Tensor] | None = None) -> None:
     """Make sure that a network can compute with all tensors of a state dict.
+
+    Args:
+        state: names → tensors.
+        origin: begins each message.
+        own: the tensors of the network, where it is known: what is a whole or a single number there may be one here.
 
     Raises:
         UserError: a tensor without numbers of its own (empty, meta, several places that share one number), of no plain
             layout or type (sparse, quantised, complex, integer, of 8 bits), a single number, or numbers that are not
-            finite in float32, or a variance below 0; a batch norm's counter alone is a whole number, of at least 0.
-            The message starts with `origin` and names the tensor.
+            finite in float32, or a variance below 0; a batch norm's counter alone is a whole number, of at least 0. The
+            message names the tensor.
     """
     for name, tensor in state.items():
-        if (problem := _problem(name, tensor)) is not None:
+        if (problem := _problem(name, tensor, (own or {}).get(name))) is not None:
             raise UserError(f"{origin}: tensor {shortened(name)} {problem}; no network can be filled with it")
 
 
@@ -182,7 +184,7 @@ def _overlaps(tensor: Tensor) -> bool:
     return False
 
 
-def _problem(name: str, tensor: Tensor) -> str | None:
+def _problem(name: str, tensor: Tensor, own: Tensor | None) -> str | None:
     if (problem := problem_of_storage(tensor)) is not None:
         return problem
     kind = str(tensor.dtype).removeprefix("torch.")
@@ -190,9 +192,11 @@ def _problem(name: str, tensor: Tensor) -> str | None:
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool or tensor.numel() != 1:
             return f"of type {kind} and shape {list(tensor.shape)} is not one whole number"
         return "is below 0" if bool((tensor < 0).any()) else None
+    if own is not None and own.dtype == tensor.dtype not in FLOATS:
+        return None
     if tensor.dtype not in FLOATS:
         return f"is of type {kind}, not one of {', '.join(map(str, FLOATS)).replace('torch.', '')}"
-    if tensor.ndim == 0 or tensor.numel() == 0:
+    if tensor.numel() == 0 or (tensor.ndim == 0 and (own is None or own.ndim > 0)):
         return f"has shape {list(tensor.shape)}, so it is no weight"
     # In the type of networks: a larger number of 64 bits is infinite there.
     values = tensor.float()

@@ -10,7 +10,7 @@ from esl_dist.errors import UserError
 from esl_dist.models.deeplab import ARCHITECTURES, Classifier, DeepLab
 from esl_dist.models.segmentation import SegmentationNetwork
 from esl_dist.models.timm_weights import timm_names
-from esl_dist.models.weight_files import refuse_tensors
+from esl_dist.models.weight_files import is_beside_weights, refuse_tensors
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
@@ -92,6 +92,7 @@ def load_weights(
     """
     own = network.state_dict()
     is_published = isinstance(network, DeepLab)
+    beside = [name for name, tensor in weights.items() if is_published and is_beside_weights(name, tensor)]
     if is_published:
         weights, dropped = published_names(weights)
         converted = TURNED if TORCHVISION_CLASSIFIER in weights else ""
@@ -122,11 +123,11 @@ def load_weights(
             raise UserError(
                 f"{origin}: {name} has shape {list(tensor.shape)}, the network's {list(own[name].shape)}; {remedy}"
             )
-    refuse_tensors(fitting, origin)
+    refuse_tensors(fitting, origin, own)
     network.load_state_dict(fitting, strict=False)
     return LoadReport(
         missing=sorted(own.keys() - fitting.keys()),
-        left_over=sorted([*dropped, *(weights.keys() - fitting.keys() - set(left_out))]),
+        left_over=sorted([*beside, *dropped, *(weights.keys() - fitting.keys() - set(left_out))]),
         left_out=sorted(left_out),
         converted=converted,
     )
@@ -136,9 +137,9 @@ def published_names(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], l
     """Return a state dict under the published names, and the names that were dropped from it.
 
     A leading part that all names share goes, and after one of `PLAIN_PREFIXES` the next. If it is none of them, it is
-    that of the ImageNet start, whose classifier (`layer5`) is for other classes.
+    that of the ImageNet start, whose classifier (`layer5`) is for other classes. What is no weight is left out.
     """
-    weights = _unwrapped(weights)
+    weights = _unwrapped({name: one for name, one in weights.items() if not is_beside_weights(name, one)})
     prefix = _shared_prefix(weights)
     published = {name: name if prefix is None else name.removeprefix(f"{prefix}.") for name in weights}
     dropped = [name for name in weights if prefix is not None and published[name].startswith(DeepLab.heads)]

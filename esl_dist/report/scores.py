@@ -19,7 +19,7 @@ CHOSEN = "best step, chosen on these pictures"
 UNLIKE = (
     "batch-norm statistics of another domain",
     "only one is the best step, chosen on these pictures",
-    "another number of steps",
+    "scored at another step",
 )
 """What else than the method may make a difference; in the order of `_differences`."""
 
@@ -211,7 +211,7 @@ def pictures_of(row: Row) -> tuple[str, str]:
 def _differences(row: Row, other: Row, adapted: Collection[int]) -> tuple[bool, bool, bool, bool]:
     """Say in what two rows of the same pictures differ, the worst first."""
     of_target = [one.run in adapted or bool(one.anew) or TARGET_STATISTICS in one.title for one in (row, other)]
-    is_other_step = None not in (row.step, other.step) and row.step != other.step
     # Of several steps the best may be any.
-    is_longer = is_other_step and not (row.is_chosen or other.is_chosen)
-    return of_target[0] != of_target[1], row.is_chosen != other.is_chosen, is_longer, row.anew != other.anew
+    is_any = None in (row.step, other.step) or row.is_chosen or other.is_chosen
+    is_other_step = not is_any and row.step != other.step
+    return of_target[0] != of_target[1], row.is_chosen != other.is_chosen, is_other_step, row.anew != other.anew

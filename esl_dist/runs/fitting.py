@@ -70,7 +70,7 @@ def refuse_other_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor],
             raise UserError(f"{file}: it {what} {len(names)} tensors, such as {shown}; {REMEDY}")
     for name, tensor in state.items():
         _refuse_other_form(Content(state, file, REMEDY).inner(name, tensor), own[name])
-    refuse_tensors(state, str(file))
+    refuse_tensors(state, str(file), own)
 
 
 def _refuse_other_form(content: Content, own: Tensor) -> None:

@@ -268,11 +268,14 @@ def _start_from_hub(network: SegmentationNetwork) -> None:
     assert isinstance(network, TimmNetwork)
     # One process of a machine fetches them, with one progress bar; the others find them in the hub's cache.
     is_first = not first_number(LOCAL_RANK, 0, MOST_RANKS)
+    origin, weights = f"pretrained {network.architecture}", None
     with noting_progress():
-        weights = pretrained_weights(network) if is_first else None
+        if is_first:
+            weights = pretrained_weights(network)
     wait_for_all()
-    origin = f"pretrained {network.architecture}"
-    _tell(load_weights(network, pretrained_weights(network) if weights is None else weights, origin), origin)
+    with noting_progress():
+        weights = pretrained_weights(network) if weights is None else weights
+    _tell(load_weights(network, weights, origin), origin)
 
 
 def _tell(report: LoadReport, start: str) -> None:

@@ -65,10 +65,16 @@ def test_only_frames_that_can_be_decoded_are_counted(film: Path, tmp_path: Path)
         Video(cut, FRAMES).pixels(FRAMES - 1)
 
 
-def test_a_film_may_be_named_by_the_time_of_day(film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_film_may_be_named_by_the_time_of_day_and_lie_beside_a_linked_folder(
+    film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "2024-01-01T10:00:00.avi").write_bytes(film.read_bytes())
     monkeypatch.chdir(tmp_path)
     assert frames_said(Path("2024-01-01T10:00:00.avi")) == FRAMES
+    (tmp_path / "elsewhere/films").mkdir(parents=True)
+    (tmp_path / "elsewhere/film.avi").write_bytes(film.read_bytes())
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere/films")
+    assert frames_said(Path("link/../film.avi")) == FRAMES, "beside the folder that is linked to"
 
 
 def test_what_is_no_video_is_one_message(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -243,7 +243,7 @@ def test_raw_ids_are_those_of_the_shards_or_of_the_place_that_is_named(
     train_ids = written(pictures, "train_ids", output=None)
     assert "raw ids" not in capsys.readouterr().out
     np.testing.assert_array_equal(written(pictures, "raw_ids", output=None), 100 + train_ids)
-    assert "note: r: raw ids are those of a, its source; if b, its target, has the same" in capsys.readouterr().out
+    assert "note: r: raw ids are those of a, its source; for those of b, its target, give" in capsys.readouterr().out
     from_named = {"output": None, "classes_from": str(named.folder)}
     np.testing.assert_array_equal(written(pictures, "raw_ids", **from_named), 1000 + train_ids.astype(int))
     assert "raw ids" not in capsys.readouterr().out

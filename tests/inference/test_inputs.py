@@ -247,7 +247,7 @@ def test_a_network_of_which_nothing_is_known_sees_pictures_at_the_size_of_the_ot
 def test_raw_ids_of_another_data_set_than_the_targets_are_told(data_sets: dict[str, str], is_told: bool) -> None:
     trained = replace(trained_network(tiny_network(0)), data_sets=data_sets, name="r")
     told = (
-        "note: r: raw ids are those of game, its source; if city, its target, has the same classes, "
-        "classes_from=city gives city's"
+        "note: r: raw ids are those of game, its source; for those of city, its target, give its description, or "
+        "labelled shards of it, as classes_from=…"
     )
     assert note_on_raw_ids(trained) == (told if is_told else "")

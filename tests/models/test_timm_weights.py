@@ -1,6 +1,7 @@
 """Weights come to a backbone of timm by name: from its hub, original files, torchvision, other runs."""
 
 from functools import reduce
+from pathlib import Path
 
 import pytest
 import timm
@@ -12,7 +13,9 @@ from esl_dist.errors import UserError
 from esl_dist.models.deeplab import DeepLab
 from esl_dist.models.timm_networks import pretrained_weights
 from esl_dist.models.timm_weights import mobilenet_v2_places
+from esl_dist.models.weight_files import read_weights, write_weights
 from esl_dist.models.weights import load_weights
+from esl_dist.runs.fitting import refuse_other_tensors
 from tests.models.timm_backbones import CLASSES, FOUNDATION, network_of, pictures
 
 
@@ -150,3 +153,17 @@ def test_all_but_the_heads_come_from_a_network_of_other_classes(name: str) -> No
     for key, tensor in network.state_dict().items():
         is_head = key.startswith(network.heads)
         assert torch.equal(tensor, fresh.state_dict()[key] if is_head else start[key]), key
+
+
+def test_a_backbone_with_single_and_whole_numbers_of_its_own_takes_them_back(tmp_path: Path) -> None:
+    """As timm's NFNets (a gain a block) and EfficientFormers (indices of a table) have."""
+    network = network_of("test_resnet")
+    network.backbone.gain = nn.Parameter(torch.tensor(1.0))
+    network.backbone.register_buffer("index", torch.zeros(4, dtype=torch.int64))
+    kept = {"backbone.gain": torch.tensor(0.75), "backbone.index": torch.arange(4)}
+    write_weights(tmp_path / "w.pth", {**network.state_dict(), **kept})
+    report = load_weights(network, read_weights(tmp_path / "w.pth").tensors, "a file")
+    assert (report.missing, report.left_over) == ([], [])
+    state = network.state_dict()
+    assert all(torch.equal(state[name], one) for name, one in kept.items())
+    refuse_other_tensors(state, state, tmp_path / "w.pth")

@@ -17,7 +17,7 @@ from torch import Tensor
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
 from esl_dist.models.weight_files import digest_of_weights, read_weights, refuse_tensors, write_weights
-from esl_dist.models.weights import load_weights
+from esl_dist.models.weights import describe_weights, load_weights
 from tests.training.small_runs import tiny_network
 
 
@@ -189,18 +189,23 @@ def test_a_tensor_that_no_network_can_compute_with_is_named(
 
 
 @pytest.mark.parametrize("kept", [torch.arange(4), torch.tensor(2.5), torch.tensor(1), torch.ones(2, dtype=torch.bool)])
-def test_indices_and_single_numbers_beside_weights_are_told_and_only_in_a_place_of_the_network_refused(
-    kept: Tensor, tmp_path: Path
-) -> None:
-    path = write(tmp_path / "weights.pth", {**network(1).state_dict(), "blocks.attn.relative_position_index": kept})
+def test_indices_and_single_numbers_beside_weights_find_no_place_and_are_told(kept: Tensor, tmp_path: Path) -> None:
+    saved = network(1).state_dict()
+    state = {f"module.{name}": one for name, one in saved.items()}
+    path = write(tmp_path / "weights.pth", {**state, "attn.index": kept, "step": kept})
     loaded = network(2)
     report = load_weights(loaded, read_weights(path).tensors, str(path))
-    assert same(loaded.state_dict(), network(1).state_dict())
-    assert report.left_over == ["blocks.attn.relative_position_index"]
-    loaded.register_buffer("index", torch.zeros_like(kept))
-    path = write(tmp_path / "placed.pth", {**network(1).state_dict(), "index": kept})
-    with pytest.raises(UserError, match=r"placed\.pth: tensor 'index' .*; no network can be filled with it"):
-        load_weights(loaded, read_weights(path).tensors, str(path))
+    assert same(loaded.state_dict(), saved)
+    assert report.left_over == ["attn.index", "step"]
+    assert describe_weights(read_weights(path).tensors, str(path)) == ("tiny", 4, True)
+
+
+def test_whole_and_single_numbers_are_taken_where_the_network_has_such() -> None:
+    state = {"index": torch.arange(4), "gain": torch.tensor(2.0)}
+    refuse_tensors(state, "file", {"index": torch.zeros(4, dtype=torch.int64), "gain": torch.tensor(1.0)})
+    for name, own in (("index", torch.zeros(4)), ("gain", torch.zeros(1))):
+        with pytest.raises(UserError, match=rf"file: tensor '{name}' .*; no network can be filled with it"):
+            refuse_tensors(state, "file", {**state, name: own})
 
 
 @given(place=st.integers(0, 53), value=st.sampled_from([float("nan"), float("inf"), -float("inf")]))

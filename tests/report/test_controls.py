@@ -157,7 +157,7 @@ def test_a_last_step_is_held_against_a_last_step_and_a_chosen_one_against_a_chos
 
 def test_of_a_controls_steps_the_rows_own_is_taken_or_else_the_last_and_that_is_said() -> None:
     steps = [row(f"step_{step}", 0, data="toytown", step=step) for step in (20, 60, 40)]
-    for step, control, unlike in ((40, 2, []), (60, 1, []), (50, 1, ["another number of steps"])):
+    for step, control, unlike in ((40, 2, []), (60, 1, []), (50, 1, ["scored at another step"])):
         held = with_controls([*steps, row("advent_esl", 1, data="toytown", step=step)], {1: 0}, set())[-1]
         assert (held.control, held.unlike) == (control, unlike)
 

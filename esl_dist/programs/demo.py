@@ -9,9 +9,12 @@ stopped; a finished one only prints its table.
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from esl_dist.called import COMMAND, PACKAGE
@@ -207,10 +210,32 @@ def run_step(command: str, *words: str) -> None:
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     # The state file is for how the demonstration gets on, not its parts.
     environment = {name: value for name, value in os.environ.items() if name != STATE_FILE} | {"PYTHONPATH": path}
-    called = [sys.executable, "-P", "-m", PACKAGE, command, *words]
-    done = subprocess.run(called, env=environment, check=False)
-    if done.returncode:
-        raise UserError(f"{COMMAND} {command} ended with exit code {done.returncode}; its message is above")
+    code = run_to_its_end([sys.executable, "-P", "-m", PACKAGE, command, *words], environment)
+    if code:
+        raise UserError(f"{COMMAND} {command} ended with exit code {code}; its message is above")
+
+
+def run_to_its_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a program and return its exit code; a stop stops it first, and it comes to its own end: a training saves."""
+    process, stops = subprocess.Popen(words, env=environment), list[int]()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # Not waited for here, where it is waited for already.
+        stops.append(number)
+        process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        # A terminal gives it to both.
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stops:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return code
 
 
 def read_demo_summary(file: Path) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """The demo as a whole, with few scenes and steps: the summary that is promised, and a second run that does nothing."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ from tests.programs import PROJECT, run
 from tests.report.pages import content_of
 
 SMALL_DEMO = """
-import os, subprocess, sys, traceback
+import os, sys, traceback
 from esl_dist.command_line import run_program
 from esl_dist.__main__ import main
 from esl_dist.config import Demo
@@ -25,11 +29,11 @@ plain = toytown.write_toytown
 toytown.write_toytown = lambda root, **options: plain(root, **{**options, "width": 64, "height": 32})
 demo.SCENES.update(source_train=4, target_train=4, target_val=2)
 
-def fork(words, check, env):
+def fork(words, env):
     sys.stdout.flush()
     process = os.fork()
     if process > 0:
-        return subprocess.CompletedProcess(words, os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
     code = 1
     try:
         os.environ.clear()
@@ -49,7 +53,7 @@ def fork(words, check, env):
 # Packing processes import this file again.
 if __name__ == "__main__":
     if sys.argv.pop(1) == "forked":
-        demo.subprocess = type("Forking", (), {"run": staticmethod(fork)})
+        demo.run_to_its_end = fork
     run_program(Demo, demo.main)
 """
 
@@ -160,3 +164,36 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         "nowhere/source_only.yaml: no such recipe; expected source_only, advent, advent_esl, self_training there"
         in done.stderr
     )
+
+
+PROGRAM = """
+import pathlib, signal, sys, time
+def save(number, frame):
+    pathlib.Path("saved").write_text(signal.Signals(number).name)
+    sys.exit(3)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, save)
+print("begun", flush=True)
+time.sleep(60)
+"""
+STARTER = "import os, sys; from esl_dist.programs.demo import run_to_its_end; run_to_its_end(sys.argv[1:], os.environ)"
+
+
+@pytest.mark.parametrize(("number", "is_for_both"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_program_of_a_stopped_demo_comes_to_its_own_end_first(
+    tmp_path: Path, number: signal.Signals, is_for_both: bool
+) -> None:
+    words = [sys.executable, "-c", STARTER, sys.executable, "-c", PROGRAM]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as demo:
+        assert demo.stdout is not None
+        assert demo.stdout.readline() == b"begun\n"
+        (os.killpg if is_for_both else os.kill)(demo.pid, number)
+        try:
+            demo.communicate(timeout=60)
+        finally:
+            demo.kill()
+    assert demo.returncode == -number
+    assert (tmp_path / "saved").read_text() == number.name

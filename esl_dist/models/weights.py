@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from esl_dist.errors import UserError
 from esl_dist.models.deeplab import ARCHITECTURES, Classifier, DeepLab
 from esl_dist.models.segmentation import SegmentationNetwork
+from esl_dist.models.sound_tensors import is_beside_weights, refuse_tensors
 from esl_dist.models.timm_weights import timm_names
-from esl_dist.models.weight_files import is_beside_weights, refuse_tensors
 
 CLASSIFIER_STD = 0.01
 """Standard deviation of a classifier's random weights, as published."""
@@ -88,7 +88,7 @@ def load_weights(
 
     Raises:
         UserError: a tensor of another shape (such as another number of classes) or that no network can compute with
-            (`weight_files.refuse_tensors`), or no tensor that fits by name.
+            (`sound_tensors.refuse_tensors`), or no tensor that fits by name.
     """
     own = network.state_dict()
     is_published = isinstance(network, DeepLab)

@@ -16,7 +16,7 @@ from esl_dist.adaptation.optimisers import SGD, Adam, AdamW
 from esl_dist.checked import Content, OtherVersionError, one_of
 from esl_dist.config import PRECISIONS
 from esl_dist.errors import UserError
-from esl_dist.models.weight_files import FLOATS, problem_of_storage, refuse_tensors
+from esl_dist.models.sound_tensors import FLOATS, problem_of_storage, refuse_tensors
 
 REMEDY = "choose another checkpoint"
 NOT_NEGATIVE = ("exp_avg_sq", "step")
@@ -62,7 +62,7 @@ def refuse_other_tensors(state: Mapping[str, Tensor], own: Mapping[str, Tensor],
 
     Raises:
         UserError: names, shapes or types are not those of the network, or it cannot compute with the numbers
-            (`weight_files.refuse_tensors`).
+            (`sound_tensors.refuse_tensors`).
     """
     for names, what in ((own.keys() - state.keys(), "lacks"), (state.keys() - own.keys(), "has no place for")):
         if names:

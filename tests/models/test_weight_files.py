@@ -16,7 +16,8 @@ from torch import Tensor
 
 from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX
-from esl_dist.models.weight_files import digest_of_weights, read_weights, refuse_tensors, write_weights
+from esl_dist.models.sound_tensors import refuse_tensors
+from esl_dist.models.weight_files import digest_of_weights, read_weights, write_weights
 from esl_dist.models.weights import describe_weights, load_weights
 from tests.training.small_runs import tiny_network
 

@@ -118,7 +118,7 @@ COMMANDS = {
     "demo": Command(
         "demo",
         "Demo",
-        "The whole loop on drawn pictures, from drawing to one table, in ten to twenty minutes of two cores.",
+        "The whole loop on drawn pictures, from drawing to one table, in some ten minutes of two cores.",
         ("demo", "demo seed=1 output=experiments/second"),
     ),
     "doctor": Command(

@@ -111,7 +111,9 @@ def _require_known(kind: str, name: str, known: Iterable[str]) -> None:
 
 
 def _points(x: ArrayLike, y: ArrayLike, z: ArrayLike) -> Points:
-    return np.stack(np.broadcast_arrays(x, y, z), axis=1)
+    points = np.empty((max(map(np.size, (x, y, z))), 3))
+    points[:, 0], points[:, 1], points[:, 2] = x, y, z
+    return points
 
 
 def _upright(x: float, z: float, outline: Points) -> Points:

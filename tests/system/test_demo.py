@@ -101,7 +101,7 @@ def test_the_demo_leaves_the_promised_summary_and_a_second_run_only_prints_it(tm
     for name, (start, method) in LONG.items():
         config = yaml.safe_load((tmp_path / f"demo/snapshots/{name}/config.yaml").read_text())
         assert config["network"]["start"] == f"{tmp_path}/demo/snapshots/{start}"
-        assert (config["steps"], config["optimizer"]["schedule_steps"]) == (2, 300)
+        assert (config["steps"], config["optimizer"]["schedule_steps"]) == (2, 240)
         assert config["method"]["name"] == method
         assert (config["pseudo_labels"] is not None) == (name == "advent_esl")
 

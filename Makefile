@@ -26,12 +26,12 @@ test: $(INSTALLED)
 	$(PYTEST) -m "not grid and not cluster and not browser"
 	$(MAKE) check
 
-# The large grids, which `make test` leaves out; with PART=2/16, a sixteenth of them.
+# The large grids, which `make test` leaves out; with PART=2/32, a thirty-second of them.
 test-all: $(INSTALLED)
 	$(PYTEST) -m grid $(PART:%=--part %)
 
 # What needs root and Debian: a SLURM of two nodes, hosts in network namespaces, a root to install in, shells. One at a time;
-# with PART=2/16, a sixteenth of them.
+# with PART=2/32, a thirty-second of them.
 test-cluster: $(INSTALLED)
 	@dpkg -s $(CLUSTER_PACKAGES) >/dev/null 2>&1 || { echo "installing $(CLUSTER_PACKAGES)" && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); }

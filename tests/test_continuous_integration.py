@@ -48,11 +48,11 @@ def test_large_grids_and_clusters_are_tested_beside_each_other_and_told_one_afte
     assert "a cluster\nthe cluster is done\n" in done.stdout
 
 
-def test_a_sixteenth_of_the_large_tests_runs_which_one_by_the_time_of_the_commit(tmp_path: Path) -> None:
+def test_a_thirty_second_of_the_large_tests_runs_which_one_by_the_time_of_the_commit(tmp_path: Path) -> None:
     command = script(tmp_path, "test-all test-cluster:\n\t@echo $@ $(PART)\n")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e"]
     subprocess.run([*git, "init", "--quiet"], check=True)
-    for second, part in ((1600, "1/16"), (1601, "2/16"), (1615, "16/16")):
+    for second, part in ((1600, "1/32"), (1601, "2/32"), (1631, "32/32")):
         when = {**os.environ, "GIT_AUTHOR_DATE": f"@{second} +0000", "GIT_COMMITTER_DATE": f"@{second} +0000"}
         subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=m"], check=True, env=when)
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)

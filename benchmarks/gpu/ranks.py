@@ -109,7 +109,8 @@ class Training:
     def _run(self, program: list[str], ranks: int, name: str, steps: int) -> Ended:
         words = ["--config", str(PROJECT / "configs/demo/advent.yaml"), f"name={name}", f"experiments={self.folder}"]
         words += [f"source.path={self.town}/source_train", f"target.path={self.town}/target_train", f"steps={steps}"]
-        words += ["pictures_every=0", "checkpoints.every=100000", "precision=no", "timeout_minutes=1"]
+        words += [f"optimizer.schedule_steps={ENDLESS}", "pictures_every=0", "checkpoints.every=100000"]
+        words += ["precision=no", "timeout_minutes=1"]
         output = self.folder / f"{name}.txt"
         with socket.socket() as one:
             one.bind(("127.0.0.1", 0))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from esl_dist.data.toytown import write_toytown
+from esl_dist.stop_signals import run_to_its_end
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -18,20 +19,15 @@ NETWORK = "10.213.7"
 def run(program: str, words: Sequence[str], ranks: int = 1) -> None:
     """Run a program of the project on so many ranks; what it prints goes to standard error.
 
-    At Ctrl-C, which the terminal gives to both, the program first comes to its own end: a training saves.
+    What stops the benchmark stops the program first (`run_to_its_end`).
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    process = subprocess.Popen([sys.executable, *launcher, str(PROJECT / program), *words], stdout=sys.stderr)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        raise
-    if code:
-        raise subprocess.CalledProcessError(code, process.args)
+    command = [sys.executable, *launcher, str(PROJECT / program), *words]
+    if code := run_to_its_end(command, stdout=sys.stderr):
+        raise subprocess.CalledProcessError(code, command)
 
 
 def packed_toytown(folder: Path, size: tuple[int, int], counts: Mapping[str, int], processes: int = 1) -> Path:

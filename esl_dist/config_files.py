@@ -224,15 +224,17 @@ def _read_override(word: str, schema: type) -> dict[str, Values]:
     if any("\ud800" <= character <= "\udfff" for character in word):
         raise UserError(f"{place} is not UTF-8; expected text, so rename what it names")
     setting = settings_of(schema).get(key)
-    is_text = setting is not None and type_name(setting.kind).startswith("str")
+    is_literal = setting is not None and _is_literal(text, setting)
+    return _nested(key, text if is_literal else values_of(text, place))
+
+
+def _is_literal(text: str, setting: Setting) -> bool:
+    """Say whether a word's text is meant as it is, though YAML would read something else."""
+    if text == "":
+        return bool(setting.default == "")
+    if not type_name(setting.kind).startswith("str") or text[0] in "'\"":
+        return False
+    # Of what is read patterns may begin so: `*.jpg`, `[ab].png`.
+    is_read = (LOCAL in setting.bounds or FAR in setting.bounds) and FOLDER not in setting.bounds
     # For YAML a comment begins there.
-    has_hash = "#" in text and text[0] not in "'\"[{"
-    is_allowed_nothing = text == "" and setting is not None and setting.default == ""
-    if (is_text and has_hash) or is_allowed_nothing:
-        return _nested(key, text)
-    # Patterns may begin with what means something else to YAML: `*.jpg`, `[ab].png`.
-    bounds = () if setting is None else setting.bounds
-    is_read = is_text and (LOCAL in bounds or FAR in bounds) and FOLDER not in bounds
-    if is_read and glob.has_magic(text) and text[0] not in "'\"":
-        return _nested(key, text)
-    return _nested(key, values_of(text, place))
+    return (is_read and glob.has_magic(text)) or ("#" in text and text[0] not in "[{")

@@ -4,17 +4,19 @@ A training takes them as a request (`training.stop_request`); all else ends at o
 But where a file is named for it (`endings`), this is said there first, by a thread, for the main thread may be in a
 collective. And a signal that comes when the result is written, while ranks part and Python shuts down, would turn a
 finished program into a failed one, which a cluster starts again; or a mistake into a death by signal, where a launcher
-ends the other ranks after the first.
+ends the other ranks after the first. A program that starts another one is stopped when that one has come to its end.
 """
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import IO, NoReturn
 
 from esl_dist.endings import EXIT_LOST_RANK, EXIT_STOPPED, NOTE_SECONDS, PROGRAM, Ending, note_end_soon
 from esl_dist.environment import started_by_torchrun
@@ -70,6 +72,37 @@ def finish_writing() -> None:
     for thread in threading.enumerate():
         if not thread.daemon and thread not in (threading.main_thread(), threading.current_thread()):
             thread.join(max(deadline - time.monotonic(), 0))
+
+
+def run_to_its_end(
+    words: Sequence[str], environment: Mapping[str, str] | None = None, stdout: IO[str] | None = None
+) -> int:
+    """Run a program and return its exit code; a stop of this one stops it first, and it ends itself: a training saves.
+
+    Args:
+        words: its command line.
+        environment: its variables; None: those of this process.
+        stdout: where it prints; None: where this process does.
+    """
+    process, stops = subprocess.Popen(words, env=environment, stdout=stdout), list[int]()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        # Not waited for here, where it is waited for already.
+        stops.append(number)
+        process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        # A terminal gives it to both.
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if stops:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return code
 
 
 def note_stop_signals() -> None:

@@ -1,5 +1,6 @@
 """A program that a signal ends notes it first, whatever it is at; processes that it forks have signals of their own."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -112,3 +113,38 @@ def test_what_is_no_process_of_a_program_is_not_ended_at_once(monkeypatch: pytes
     with pytest.raises(SystemExit) as end:
         leave(2)
     assert end.value.code == 2
+
+
+SAVES_WHEN_STOPPED = """
+import pathlib, signal, sys, time
+def save(number, frame):
+    # Longer than Python itself would wait for a program at Ctrl-C before it kills it.
+    time.sleep(1)
+    pathlib.Path("saved").write_text(signal.Signals(number).name)
+    sys.exit(3)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, save)
+print("begun", flush=True)
+time.sleep(60)
+"""
+STARTER = "import os, sys; from esl_dist.stop_signals import run_to_its_end; run_to_its_end(sys.argv[1:], os.environ)"
+
+
+@pytest.mark.parametrize(("number", "is_for_both"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_program_that_another_one_started_comes_to_its_own_end_first(
+    tmp_path: Path, number: signal.Signals, is_for_both: bool
+) -> None:
+    words = [sys.executable, "-c", STARTER, sys.executable, "-c", SAVES_WHEN_STOPPED]
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == b"begun\n"
+        (os.killpg if is_for_both else os.kill)(starter.pid, number)
+        try:
+            starter.communicate(timeout=60)
+        finally:
+            starter.kill()
+    assert starter.returncode == -number
+    assert (tmp_path / "saved").read_text() == number.name

@@ -92,12 +92,13 @@ def load_weights(
     """
     own = network.state_dict()
     is_published = isinstance(network, DeepLab)
-    beside = [name for name, tensor in weights.items() if is_published and is_beside_weights(name, tensor)]
     if is_published:
+        beside = [name for name, tensor in weights.items() if is_beside_weights(name, tensor)]
         weights, dropped = published_names(weights)
         converted = TURNED if TORCHVISION_CLASSIFIER in weights else ""
         if FIRST_CONVOLUTION in weights and not dropped and not any(map(_is_of_last_layer, weights)):
             converted = TAKEN_AS_IT_IS
+        dropped += beside
     else:
         weights = _unwrapped(weights)
         if any(name.startswith(DeepLab.heads) for name in weights):
@@ -127,7 +128,7 @@ def load_weights(
     network.load_state_dict(fitting, strict=False)
     return LoadReport(
         missing=sorted(own.keys() - fitting.keys()),
-        left_over=sorted([*beside, *dropped, *(weights.keys() - fitting.keys() - set(left_out))]),
+        left_over=sorted([*dropped, *(weights.keys() - fitting.keys() - set(left_out))]),
         left_out=sorted(left_out),
         converted=converted,
     )

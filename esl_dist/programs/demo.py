@@ -9,12 +9,8 @@ stopped; a finished one only prints its table.
 
 import os
 import shlex
-import signal
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from esl_dist.called import COMMAND, PACKAGE
@@ -25,6 +21,7 @@ from esl_dist.errors import UserError
 from esl_dist.files import PARTIAL_SUFFIX, write_json
 from esl_dist.made_with import require_same
 from esl_dist.recipes_by_name import recipe_folder
+from esl_dist.stop_signals import run_to_its_end
 
 SCENES = {"source_train": 400, "target_train": 400, "target_val": 100}
 RECIPES = ("source_only", "advent", "advent_esl", "self_training")
@@ -213,29 +210,6 @@ def run_step(command: str, *words: str) -> None:
     code = run_to_its_end([sys.executable, "-P", "-m", PACKAGE, command, *words], environment)
     if code:
         raise UserError(f"{COMMAND} {command} ended with exit code {code}; its message is above")
-
-
-def run_to_its_end(words: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run a program and return its exit code; a stop stops it first, and it comes to its own end: a training saves."""
-    process, stops = subprocess.Popen(words, env=environment), list[int]()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        # Not waited for here, where it is waited for already.
-        stops.append(number)
-        process.send_signal(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        # A terminal gives it to both.
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if stops:
-        os.kill(os.getpid(), signal.SIGTERM)
-    return code
 
 
 def read_demo_summary(file: Path) -> dict[str, Any]:

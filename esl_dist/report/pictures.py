@@ -28,6 +28,7 @@ from esl_dist.data.shards import ShardReader, open_shards
 from esl_dist.data.workers import Workers
 from esl_dist.errors import CorruptSampleError, UserError
 from esl_dist.inference.inputs import open_inputs
+from esl_dist.inference.scoring import labels_for
 from esl_dist.prediction.levels import without_padding
 from esl_dist.prediction.predictions import prediction
 from esl_dist.prediction.predictor import Predictor
@@ -123,11 +124,10 @@ def _opened(config: Report, runs: Sequence[RunFolder], device: torch.device) -> 
     trained, shards = predictor.trained, inputs.shards
     pseudo_labels, problems = _pseudo_labels(config, runs, shards, predictor)
     labels = None
-    if shards.index.class_sets:
-        try:
-            labels = label_source(shards, trained.class_set, trained.classes)
-        except UserError as error:
-            problems.append(f"ground truth: {error}")
+    try:
+        labels = labels_for(trained, shards)
+    except UserError as error:
+        problems.append(f"ground truth: {error}")
     side = side_on_page(min(config.pictures, len(shards)))
     return Gallery(predictor, Samples(shards, predictor.size, labels), pseudo_labels, side, problems)
 

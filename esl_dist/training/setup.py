@@ -267,11 +267,9 @@ def _start_from_hub(network: SegmentationNetwork) -> None:
 
     assert isinstance(network, TimmNetwork)
     # One process of a machine fetches them, with one progress bar; the others find them in the hub's cache.
-    is_first = not first_number(LOCAL_RANK, 0, MOST_RANKS)
-    origin, weights = f"pretrained {network.architecture}", None
+    is_first, origin = not first_number(LOCAL_RANK, 0, MOST_RANKS), f"pretrained {network.architecture}"
     with noting_progress():
-        if is_first:
-            weights = pretrained_weights(network)
+        weights = pretrained_weights(network) if is_first else None
     wait_for_all()
     with noting_progress():
         weights = pretrained_weights(network) if weights is None else weights

@@ -20,6 +20,7 @@ from benchmarks.accuracy.cells import Cell, Place
 from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.tasks import SCALES, TASKS
 from esl_dist import config as settings
+from esl_dist import stop_signals
 from esl_dist.config_files import load_config
 from esl_dist.data.layouts import read_layout
 from esl_dist.data.shards import open_shards
@@ -285,8 +286,6 @@ def test_at_an_interrupt_a_program_comes_to_its_own_end_first(monkeypatch: pytes
     waits: list[str] = []
 
     class Interrupted:
-        args = ()
-
         def wait(self) -> int:
             waits.append("wait")
             if len(waits) == 1:
@@ -296,7 +295,7 @@ def test_at_an_interrupt_a_program_comes_to_its_own_end_first(monkeypatch: pytes
         def kill(self) -> None:
             waits.append("kill")
 
-    monkeypatch.setattr(programs.subprocess, "Popen", lambda words, stdout: Interrupted())
+    monkeypatch.setattr(stop_signals.subprocess, "Popen", lambda words, **_: Interrupted())
     with pytest.raises(KeyboardInterrupt):
         programs.run("launch/train.py", [])
     assert waits == ["wait", "wait"]

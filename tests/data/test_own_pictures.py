@@ -213,7 +213,7 @@ def test_a_broken_picture_is_one_message_with_its_file(tmp_path: Path, kind: str
 def test_a_picture_that_alone_cannot_be_read_is_one_message_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, "a.png", "folder/c.png")
+    write(tmp_path, "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone")
     pictures = found(tmp_path)
     with pytest.raises(CorruptSampleError, match=r"/b\.png: no such file"):

@@ -1,11 +1,7 @@
 """The demo as a whole, with few scenes and steps: the summary that is promised, and a second run that does nothing."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -164,36 +160,3 @@ def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
         "nowhere/source_only.yaml: no such recipe; expected source_only, advent, advent_esl, self_training there"
         in done.stderr
     )
-
-
-PROGRAM = """
-import pathlib, signal, sys, time
-def save(number, frame):
-    pathlib.Path("saved").write_text(signal.Signals(number).name)
-    sys.exit(3)
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, save)
-print("begun", flush=True)
-time.sleep(60)
-"""
-STARTER = "import os, sys; from esl_dist.programs.demo import run_to_its_end; run_to_its_end(sys.argv[1:], os.environ)"
-
-
-@pytest.mark.parametrize(("number", "is_for_both"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_program_of_a_stopped_demo_comes_to_its_own_end_first(
-    tmp_path: Path, number: signal.Signals, is_for_both: bool
-) -> None:
-    words = [sys.executable, "-c", STARTER, sys.executable, "-c", PROGRAM]
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    with subprocess.Popen(
-        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as demo:
-        assert demo.stdout is not None
-        assert demo.stdout.readline() == b"begun\n"
-        (os.killpg if is_for_both else os.kill)(demo.pid, number)
-        try:
-            demo.communicate(timeout=60)
-        finally:
-            demo.kill()
-    assert demo.returncode == -number
-    assert (tmp_path / "saved").read_text() == number.name
